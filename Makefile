@@ -1,0 +1,48 @@
+# Each target does all its set-up itself: a .venv in this folder, filled from requirements/cpu.txt.
+# PYTHON= chooses the interpreter (3.11 or newer), PYTEST= adds arguments to pytest.
+
+PYTHON ?= python3
+PYTEST ?=
+BIN := .venv/bin
+CODE := data_pipeline megatron_omr rl launch requirements benchmarks tests setup.py
+SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
+
+.PHONY: help setup demo test lint format bench lock clean
+
+help:
+	@echo "make demo     the whole recipe on this machine, to a report in runs/demo"
+	@echo "make test     all tests"
+	@echo "make lint     what CI checks: ruff, types, spelling, shell scripts"
+	@echo "make format   let ruff rewrite what lint would refuse"
+	@echo "make bench    compare speed with transformers, tar and memcpy"
+	@echo "make setup    only fill .venv"
+	@echo "make lock     resolve requirements/cpu.txt anew from setup.py"
+
+setup:
+	@$(PYTHON) requirements/bootstrap.py
+
+demo: setup
+	$(BIN)/omr demo
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: setup
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/basedpyright --level error
+	$(BIN)/codespell
+	$(if $(SHELL_SCRIPTS),$(BIN)/shellcheck $(SHELL_SCRIPTS))
+
+format: setup
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+lock:
+	@$(PYTHON) requirements/bootstrap.py --lock
+
+clean:
+	rm -rf .venv build ./*.egg-info .ruff_cache .pytest_cache

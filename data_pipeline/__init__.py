@@ -1,0 +1,1 @@
+"""Samples, shards, answer checking, packing and loading. Imports nothing else of this project."""

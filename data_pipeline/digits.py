@@ -1,0 +1,239 @@
+"""The demo's corpus: arithmetic over real handwriting, the 1,797 scanned digits that scikit-learn ships.
+
+Scans are split once, by class, before anything is composed: no question of one split shows a scan of another.
+Sample `i` depends on (split, seed, i) alone, so a longer corpus begins with the shorter one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+TEST_FRACTION, VALIDATION_FRACTION = 0.15, 0.08
+SPLIT_SEED = 1_797
+
+GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1))
+"""Rows and columns of cells; cells that no digit takes stay empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Puzzle:
+    """A composed sample before it is drawn."""
+
+    kind: str
+    grid: tuple[int, int]  # rows, columns
+    cells: tuple[int, ...]  # where the digits lie, in reading order
+    scans: tuple[int, ...]  # rows of load_digits
+    digits: tuple[int, ...]
+    question: str
+    reasoning: str
+    answer: str
+
+    @property
+    def target(self) -> str:
+        return f"<think>{self.reasoning}</think><answer>{self.answer}</answer>"
+
+
+def digit_samples(
+    split: Split,
+    count: int,
+    seed: int,
+    *,
+    cell: int = 56,
+    kinds: Sequence[str] = (),
+    num_digits: tuple[int, int] = (2, 4),
+) -> Iterator[Sample]:
+    """Yield `count` questions about images of handwritten digits, kinds in turn.
+
+    Args:
+        cell: side of a digit in pixels; a multiple of 28, so that nothing resizes the image later.
+        kinds: kinds of questions, names from QUESTIONS; empty takes them all.
+        num_digits: fewest and most digits in an image, between 1 and 4.
+    """
+    if cell < 28 or cell % 28:
+        raise ValueError(f"cell={cell} must be a positive multiple of 28, e.g. 56")
+    for puzzle, number in zip(_puzzles(split, seed, kinds, num_digits), range(count), strict=False):
+        question = Message(role="user", content=f"{IMAGE_MARK}{puzzle.question}")
+        yield Sample(
+            id=f"digits/{split}/{seed}/{number:06d}",
+            source="digits",
+            messages=(
+                Message(role="system", content=SYSTEM_PROMPT),
+                question,
+                Message(role="assistant", content=puzzle.target),
+            ),
+            images=(_draw(puzzle, cell),),
+            answer=puzzle.answer,
+            metadata={
+                "kind": puzzle.kind,
+                "split": split,
+                "digits": " ".join(map(str, puzzle.digits)),
+                "scans": " ".join(map(str, puzzle.scans)),
+                "layout": f"{puzzle.grid[0]}x{puzzle.grid[1]}",
+            },
+        )
+
+
+def digit_texts(count: int = 2_000, seed: int = 0, *, kinds: Sequence[str] = ()) -> Iterator[str]:
+    """Texts that cover the corpus' vocabulary, for training a tokenizer."""
+    yield SYSTEM_PROMPT
+    for puzzle, _ in zip(_puzzles("train", seed, kinds, (2, 4)), range(count), strict=False):
+        yield from (puzzle.question, puzzle.target)
+
+
+def scan_splits() -> dict[Split, np.ndarray]:
+    """Rows of load_digits in each split: disjoint, complete, every digit in the same proportion."""
+    return dict(zip(SPLITS, _split_rows(), strict=True))
+
+
+# --- questions: digits in reading order -> (question, reasoning behind the reading, answer)
+
+
+def _sum(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
+    question = _choose(rng, "What is the sum of the digits?", "Add up all the digits.")
+    return question, f"{'+'.join(map(str, digits))}={sum(digits)}", sum(digits)
+
+
+def _difference(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
+    high, low = max(digits), min(digits)
+    question = _choose(
+        rng,
+        "What is the largest digit minus the smallest?",
+        "By how much does the largest digit exceed the smallest?",
+    )
+    return question, f"{high}-{low}={high - low}", high - low
+
+
+def _largest(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
+    question = _choose(rng, "What is the largest digit?", "Which digit is the greatest?")
+    return question, f"largest {max(digits)}", max(digits)
+
+
+def _smallest(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
+    question = _choose(rng, "What is the smallest digit?", "Which digit is the least?")
+    return question, f"smallest {min(digits)}", min(digits)
+
+
+def _count(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
+    bound = int(rng.integers(2, 8))
+    tests: dict[str, Callable[[int], bool]] = {
+        "even": lambda d: d % 2 == 0,
+        "odd": lambda d: d % 2 == 1,
+        f"greater than {bound}": lambda d: d > bound,
+        f"less than {bound}": lambda d: d < bound,
+        f"equal to {digits[0]}": lambda d: d == digits[0],
+    }
+    name = _choose(rng, *tests)
+    hits = [d for d in digits if tests[name](d)]
+    listed = " ".join(map(str, hits)) or "none"
+    return f"How many of the digits are {name}?", f"{name}: {listed}. count {len(hits)}", len(hits)
+
+
+def _position(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
+    name, digit = (("first", digits[0]), ("last", digits[-1]))[int(rng.integers(2))]
+    return f"Which digit comes {name} in reading order?", f"{name} {digit}", digit
+
+
+QUESTIONS: dict[str, Callable[[np.random.Generator, Sequence[int]], tuple[str, str, int]]] = {
+    "sum": _sum,
+    "difference": _difference,
+    "largest": _largest,
+    "smallest": _smallest,
+    "count": _count,
+    "position": _position,
+}
+
+
+# --- composing and drawing
+
+
+def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[int, int]) -> Iterator[Puzzle]:
+    """Endless puzzles of one split."""
+    names = tuple(kinds) or tuple(QUESTIONS)
+    if split not in SPLITS or not set(names) <= set(QUESTIONS):
+        raise ValueError(
+            f"split={split!r} must be one of {SPLITS} and kinds={names} among {tuple(QUESTIONS)}"
+        )
+    if not 1 <= num_digits[0] <= num_digits[1] <= 4:
+        raise ValueError(
+            f"num_digits={num_digits} must be two numbers between 1 and 4, the smaller one first"
+        )
+    pool, labels = scan_splits()[split], _digits_dataset()[1]
+    number = 0
+    while True:
+        rng = np.random.default_rng((SPLITS.index(split), seed, number))
+        size = int(rng.integers(num_digits[0], num_digits[1] + 1))
+        fitting = [g for g in GRIDS if g[0] * g[1] >= size]
+        grid = fitting[int(rng.integers(len(fitting)))]
+        cells = tuple(sorted(rng.choice(grid[0] * grid[1], size, replace=False).tolist()))
+        scans = tuple(rng.choice(pool, size, replace=False).tolist())
+        digits = tuple(int(labels[scan]) for scan in scans)
+        kind = names[number % len(names)]
+        question, reasoning, answer = QUESTIONS[kind](rng, digits)
+        yield Puzzle(
+            kind=kind,
+            grid=grid,
+            cells=cells,
+            scans=scans,
+            digits=digits,
+            question=question,
+            reasoning=f"{' '.join(map(str, digits))}. {reasoning}",
+            answer=str(answer),
+        )
+        number += 1
+
+
+def _draw(puzzle: Puzzle, cell: int) -> bytes:
+    """The puzzle as a PNG of rows*cell by columns*cell pixels."""
+    rows, columns = puzzle.grid
+    canvas = np.zeros((rows * cell, columns * cell), np.uint8)
+    for place, scan in zip(puzzle.cells, puzzle.scans, strict=True):
+        top, left = place // columns * cell, place % columns * cell
+        canvas[top : top + cell, left : left + cell] = _enlarge(scan, cell)
+    file = io.BytesIO()
+    Image.fromarray(canvas).save(file, "PNG")
+    return file.getvalue()
+
+
+@cache
+def _enlarge(scan: int, cell: int) -> np.ndarray:
+    ink = _digits_dataset()[0][scan] * (255 / 16)  # scans hold 0..16
+    return np.asarray(Image.fromarray(ink.astype(np.uint8)).resize((cell, cell), Image.Resampling.BICUBIC))
+
+
+@cache
+def _digits_dataset() -> tuple[np.ndarray, np.ndarray]:
+    """Scans [1797, 8, 8] in 0..16 and their labels [1797]."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images, data.target
+
+
+@cache
+def _split_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels = _digits_dataset()[1]
+    rng = np.random.default_rng(SPLIT_SEED)
+    parts: tuple[list, list, list] = ([], [], [])
+    for digit in range(10):
+        rows = rng.permutation(np.flatnonzero(labels == digit))
+        test = round(len(rows) * TEST_FRACTION)
+        validation = test + round(len(rows) * VALIDATION_FRACTION)
+        for part, chosen in zip(parts, (rows[validation:], rows[test:validation], rows[:test]), strict=True):
+            part.append(chosen)
+    train, valid, held_out = (np.sort(np.concatenate(part)) for part in parts)
+    return train, valid, held_out
+
+
+def _choose(rng: np.random.Generator, *options: str) -> str:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,111 @@
+"""The one packer: examples end to end in micro-batches, and the balance of work over ranks (pure).
+
+Bins are filled first-fit by decreasing length, which wastes little. They are then put in the order of their earliest
+examples, and examples keep their order within a bin, so the result depends on the input alone.
+Legend: T packed tokens, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from data_pipeline.types import Example, PackedBatch
+
+
+def pack(
+    examples: Sequence[Example], *, pack_length: int, multiple: int = 1, pad_token_id: int
+) -> list[PackedBatch]:
+    """Pack every example, whole, into as few batches of at most `pack_length` tokens as first-fit finds.
+
+    Raises:
+        ValueError: an example, padded to `multiple`, is longer than `pack_length`.
+    """
+    sizes = [padded_length(len(example), multiple) for example in examples]
+    for example, size in zip(examples, sizes, strict=True):
+        if size > pack_length:
+            raise ValueError(
+                f"{example.id!r} has {size} tokens, more than pack_length={pack_length}; drop it or raise that"
+            )
+    bins = first_fit(sizes, pack_length)
+    return [
+        merge([examples[i] for i in chosen], multiple=multiple, pad_token_id=pad_token_id) for chosen in bins
+    ]
+
+
+def merge(examples: Sequence[Example], *, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+    """Put examples end to end in the given order, each padded at its end to a multiple of `multiple` tokens.
+
+    Pads stand outside the loss; their positions go on from the last real one.
+    """
+    padded = [_pad(example, multiple, pad_token_id) for example in examples]
+    lengths = [len(example) for example in padded]
+    return PackedBatch(
+        ids=tuple(example.id for example in padded),
+        input_ids=torch.cat([e.input_ids for e in padded]),
+        labels=torch.cat([_next(e.input_ids) for e in padded]),
+        loss_mask=torch.cat([_next(e.loss_mask) for e in padded]),
+        position_ids=torch.cat([e.position_ids for e in padded], dim=1),
+        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        pixel_values=torch.cat([e.pixel_values for e in padded]),
+        image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
+    )
+
+
+def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `sizes` in bins of at most `capacity`, longest first; each bin and the list of bins in input order."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        fitting = next((b for b, free in enumerate(room) if free >= sizes[i]), None)
+        if fitting is None:
+            fitting = len(bins)
+            bins.append([])
+            room.append(capacity)
+        bins[fitting].append(i)
+        room[fitting] -= sizes[i]
+    return sorted(sorted(chosen) for chosen in bins)
+
+
+def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Spread items over ranks, dearest first to the rank with the least cost, then with the fewest items.
+
+    Returns:
+        The indices of each rank's items, in input order. Every rank that calls this gets the same assignment.
+    """
+    assigned: list[list[int]] = [[] for _ in range(num_ranks)]
+    load = [0.0] * num_ranks
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        rank = min(range(num_ranks), key=lambda r: (load[r], len(assigned[r])))
+        assigned[rank].append(i)
+        load[rank] += costs[i]
+    return [sorted(items) for items in assigned]
+
+
+def padded_length(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _pad(example: Example, multiple: int, pad_token_id: int) -> Example:
+    count = padded_length(len(example), multiple) - len(example)
+    if count == 0:
+        return example
+    first = int(example.position_ids.max()) + 1
+    return Example(
+        id=example.id,
+        input_ids=torch.cat([example.input_ids, torch.full((count,), pad_token_id)]),
+        loss_mask=torch.cat([example.loss_mask, torch.zeros(count)]),
+        position_ids=torch.cat(
+            [example.position_ids, torch.arange(first, first + count).expand(3, count)], dim=1
+        ),
+        pixel_values=example.pixel_values,
+        image_grid_thw=example.image_grid_thw,
+    )
+
+
+def _next(values: Tensor) -> Tensor:
+    """Each position gets its successor's value; the last predicts nothing and gets 0."""
+    return torch.cat([values[1:], values.new_zeros(1)])

@@ -1,0 +1,105 @@
+"""What flows through the data pipeline: Sample (a record) -> Example (tokenised) -> PackedBatch (tensors).
+
+Legend of shape suffixes: T packed tokens, S sequences, P vision patches, I images, D patch features.
+A sample of two images and the text "7+5" becomes one Example; a PackedBatch holds S such examples
+end to end, and attention never crosses `cu_seqlens`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGE_MARK = "<image>"
+"""Stands in a message's text where an image goes; the n-th mark is the sample's n-th image."""
+
+SYSTEM_PROMPT = (
+    "You are a helpful assistant. When the user asks a question, your response must include two parts: "
+    "first, the reasoning process enclosed in <think>...</think> tags, then the final answer enclosed in "
+    "<answer>...</answer> tags.Please provide a clear, concise response within <answer> </answer> tags that "
+    "directly addresses the question."
+)
+"""The recipe's system prompt, byte for byte (no space after `tags.`): SFT, RL and evaluation share it."""
+
+
+class BadSample(ValueError):
+    """A sample, not the code, is at fault. Loading skips it and counts `reason`; any other error is a bug."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason  # unreadable | image | text | too_long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    role: str  # system | user | assistant
+    content: str  # plain text with IMAGE_MARK where an image goes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One record of a corpus. `messages` end with the assistant's turn when there is one to learn from."""
+
+    id: str  # unique and stable: "digits/train/00012"
+    source: str  # the corpus: "digits"
+    messages: tuple[Message, ...]
+    images: tuple[bytes, ...] = ()  # encoded files (PNG, JPEG, ...), untouched
+    answer: str = ""  # the reference answer, as the answer checker takes it
+    metadata: dict[str, str | int | float] = field(default_factory=dict)  # kind, lineage
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRef:
+    """Where a sample lies, so that images travel by reference. `offset` is its first tar header in the shard."""
+
+    id: str
+    shard: str  # file name relative to the folder that holds the index
+    offset: int  # bytes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """A tokenised sample. `loss_mask[t]` is 1 where *token t itself* is to be learned (not shifted)."""
+
+    id: str
+    input_ids: Tensor  # [T] int64, image pads expanded to one per merged patch group
+    loss_mask: Tensor  # [T] float32
+    position_ids: Tensor  # [3, T] int64, M-RoPE (time, height, width)
+    pixel_values: Tensor  # [P, D] float32, D = channels * temporal_patch * patch * patch
+    image_grid_thw: Tensor  # [I, 3] int64, in patches
+
+    def __len__(self) -> int:
+        return self.input_ids.numel()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedBatch:
+    """Examples end to end: one micro-batch. Everything per token is *shifted*: position t predicts labels[t].
+
+    The last position of each sequence predicts nothing: its label is 0 and its loss_mask 0.
+    """
+
+    ids: tuple[str, ...]  # S sample ids
+    input_ids: Tensor  # [T] int64
+    labels: Tensor  # [T] int64, the next token of the same sequence
+    loss_mask: Tensor  # [T] float32, 1 where labels[t] is to be learned
+    position_ids: Tensor  # [3, T] int64
+    cu_seqlens: Tensor  # [S + 1] int32, 0 = first
+    pixel_values: Tensor  # [P, D] float32 (P = 0 for text only)
+    image_grid_thw: Tensor  # [I, 3] int64
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.numel()
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: str) -> PackedBatch:
+        """The same batch with its tensors on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in moved.items()})

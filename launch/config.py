@@ -1,0 +1,40 @@
+"""Configs of the demo and its data (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsConfig:
+    """Questions about images of real handwritten digits; scans are split before any image is composed."""
+
+    out: str
+    """Folder that gets train/, validation/ and test/, each with index.json and .tar shards."""
+    train: int = 16_384
+    """Training samples."""
+    validation: int = 256
+    """Validation samples."""
+    test: int = 512
+    """Test samples, held out."""
+    seed: int = 42
+    """Seeds layouts and questions; which scans a split holds never changes."""
+
+    def __post_init__(self) -> None:
+        for name, count in self.counts.items():
+            if count < 1:
+                raise ValueError(f"{name}={count} must be at least 1")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples by split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole recipe at the size of a laptop: data, SFT, RL, evaluation before and after, report."""
+
+    out: str = "runs/demo"
+    """Folder of everything the demo makes; the same folder resumes."""
+    seed: int = 42

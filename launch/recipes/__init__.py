@@ -1,0 +1,1 @@
+"""Named configurations: plain functions that return frozen dataclasses."""

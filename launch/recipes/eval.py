@@ -1,0 +1,43 @@
+"""Evaluation recipes. `omr eval NAME` starts from what the function NAME returns, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from launch.recipes import rl
+from rl.config import EvalConfig, SamplingConfig
+
+
+def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -> EvalConfig:
+    """The demo's held-out questions, greedy; the policy after RL unless `model` names another."""
+    trained = rl.demo(root, seed=seed)
+    return EvalConfig(
+        model=model or f"{trained.run}/hf",
+        prompts=f"{root}/data/test",
+        out=f"{root}/eval",
+        seed=seed,
+        engine=trained.engine,
+        sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=trained.sampling.max_tokens),
+        reward=trained.reward,
+        image=trained.image,
+    )
+
+
+def qwen2_5_vl_7b_greedy() -> EvalConfig:
+    """The published protocol: one greedy answer of at most 49,152 tokens to each question."""
+    trained = rl.qwen2_5_vl_7b_gspo()
+    return EvalConfig(
+        model=f"{trained.run}/hf",
+        prompts="data/held_out",
+        out=f"{trained.run}/eval",
+        engine=replace(trained.engine, max_model_len=4_096 + 49_152),
+        sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=49_152),
+        image=trained.image,
+    )
+
+
+EVAL_RECIPES: dict[str, Callable[..., EvalConfig]] = {
+    "demo": demo,
+    "qwen2_5_vl_7b_greedy": qwen2_5_vl_7b_greedy,
+}

@@ -1,0 +1,191 @@
+"""Megatron's parameters as a stream of Hugging Face tensors: to save, to push to engines, to compare.
+
+One exporter for all three. Parameters are gathered over tensor parallelism on the stage that holds them and
+broadcast over the pipeline, several at a time: collectives cost per call, not only per byte.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from megatron_omr import cpu
+from megatron_omr.config import ModelConfig
+from megatron_omr.convert.mapping import Rule, local_parameters, partition_dim, rules, stored_name
+from megatron_omr.convert.ops import uncut
+from megatron_omr.parallel import Ranks
+
+_BUCKET_BYTES = 64 * 2**20  # of one rank's parameters, gathered in one call
+_COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What a rank has of one parameter; equal on all tensor-parallel ranks of a stage."""
+
+    stage: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    dim: int | None  # cut over tensor parallelism
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@torch.no_grad()
+def export_weights(chunks: list[nn.Module], model: ModelConfig, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the Hugging Face checkpoint, complete, on every rank, always in the same order.
+
+    Collective over the model-parallel group: all its ranks must run the iterator to its end. Tensors are on
+    `cpu.device()` in the parameters' dtype and may share storage: consume or copy them before the next one.
+
+    Raises:
+        ValueError: no stage holds some parameter (the same on all ranks).
+    """
+    local = local_parameters(chunks)
+    parts = _collect_parts(local, ranks)
+    table = rules(model)
+    missing = [rule.megatron for rule in table if rule.megatron not in parts]
+    if missing:
+        raise ValueError(
+            f"no pipeline stage holds {missing[:5]}; the chunks are not those of this model config"
+        )
+    for bucket in _buckets(table, parts):
+        yield from _export_bucket(bucket, local, parts, ranks)
+
+
+def _collect_parts(local: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, _Part]:
+    """All stages' parameters; of tied copies the first stage's counts."""
+    own = {
+        name: _Part(stage=ranks.pp_rank, shape=tuple(p.shape), dtype=p.dtype, dim=partition_dim(p))
+        for name, p in local.items()
+    }
+    stages: list[dict[str, _Part]] = [own] * ranks.pp_size
+    if ranks.pp_size > 1:
+        dist.all_gather_object(stages, own, group=ranks.pp_group())
+    return {name: part for stage in reversed(stages) for name, part in stage.items()}
+
+
+def _buckets(table: list[Rule], parts: dict[str, _Part]) -> Iterator[list[Rule]]:
+    """Neighbours of the same stage and dtype, up to `_BUCKET_BYTES`."""
+    bucket: list[Rule] = []
+    size = 0
+    for rule in table:
+        part = parts[rule.megatron]
+        last = parts[bucket[-1].megatron] if bucket else part
+        if (part.stage, part.dtype) != (last.stage, last.dtype) or size + part.num_bytes > _BUCKET_BYTES:
+            if bucket:
+                yield bucket
+            bucket, size = [], 0
+        bucket.append(rule)
+        size += part.num_bytes
+    yield bucket
+
+
+def _export_bucket(
+    bucket: list[Rule], local: dict[str, nn.Parameter], parts: dict[str, _Part], ranks: Ranks
+) -> Iterator[tuple[str, Tensor]]:
+    first = parts[bucket[0].megatron]
+    sizes = [torch.Size(parts[rule.megatron].shape).numel() for rule in bucket]
+    shards = torch.empty(ranks.tp_size, sum(sizes), dtype=first.dtype, device=cpu.device())
+    if first.stage == ranks.pp_rank:
+        own = torch.cat([local[rule.megatron].detach().flatten() for rule in bucket])
+        if ranks.tp_size > 1:
+            dist.all_gather(list(shards.unbind(0)), own, group=ranks.tp_group())
+        else:
+            shards = own[None]
+    if ranks.pp_size > 1:
+        source = dist.get_global_rank(ranks.pp_group(), first.stage)
+        dist.broadcast(shards, src=source, group=ranks.pp_group())
+    for rule, columns in zip(bucket, shards.split(sizes, dim=1), strict=True):
+        part = parts[rule.megatron]
+        pieces = uncut([c.view(part.shape) for c in columns], part.dim, rule.op.num_pieces)
+        yield from zip(rule.hf, rule.op.to_hf(pieces), strict=True)
+
+
+def save_hf(
+    chunks: list[nn.Module],
+    model: ModelConfig,
+    ranks: Ranks,
+    out: str | Path,
+    *,
+    template: str | Path,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
+
+    Weights are cast to the dtype that the config of `template` names; config, tokenizer, processor, generation
+    config and chat template are copied from there. `out` appears complete or not at all and replaces an older
+    one.
+    """
+    out, template = Path(out), Path(template)
+    weights = export_weights(chunks, model, ranks)
+    if ranks.rank == 0:
+        partial = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        dtype = _config_dtype(template)
+        _write_shards(
+            ((stored_name(name), t.to("cpu", dtype)) for name, t in weights), partial, max_shard_bytes
+        )
+        copy_template(template, partial)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    else:
+        for _ in weights:
+            pass
+    dist.barrier()
+
+
+def copy_template(template: str | Path, out: Path) -> None:
+    """Copy all of a Hugging Face folder but its weights: config, tokenizer, processor, chat template."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in Path(template).iterdir():
+        if file.is_file() and file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, out / file.name)
+
+
+def _config_dtype(template: Path) -> torch.dtype:
+    config = json.loads((template / "config.json").read_text())
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 5, 4
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"{template}/config.json: dtype={name!r} must be one of {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def _write_shards(weights: Iterator[tuple[str, Tensor]], folder: Path, max_bytes: int) -> None:
+    """model.safetensors, or numbered files with an index when there is more than `max_bytes`."""
+    files: list[dict[str, int]] = []  # of each file, tensor -> bytes
+    pending: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        save_file(pending, folder / f"{len(files)}.part", metadata={"format": "pt"})
+        files.append({name: t.nbytes for name, t in pending.items()})
+        pending.clear()
+
+    for name, tensor in weights:
+        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > max_bytes:
+            flush()
+        pending[name] = tensor.clone(memory_format=torch.contiguous_format)
+    flush()
+    if len(files) == 1:
+        (folder / "0.part").rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for i, sizes in enumerate(files):
+        name = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        (folder / f"{i}.part").rename(folder / name)
+        weight_map |= dict.fromkeys(sizes, name)
+    total = sum(size for sizes in files for size in sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

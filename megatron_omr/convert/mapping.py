@@ -1,0 +1,148 @@
+"""The one table of names: Megatron parameter <-> Hugging Face tensors, for the Qwen2.5-VL family.
+
+`{}` in a pattern is the layer. Names are those of plain-torch layers; Transformer Engine fuses norms into the
+linear that follows, `canonical_name` undoes that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from megatron_omr.config import ModelConfig
+from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Same
+from megatron_omr.model.spec import FUSED_NORM_KEYS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One Megatron parameter and the Hugging Face tensors it is made of."""
+
+    megatron: str
+    hf: tuple[str, ...]
+    op: Op
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    """All parameters of `model`, layers spelled out, in the order in which they are exported."""
+    table = [
+        *_fill(_VISION, 1, _vision_ops(model)),
+        *_fill(_VISION_LAYER, model.vision.depth, _vision_ops(model)),
+        *_fill(_MERGER, 1, _vision_ops(model)),
+        *_fill(_EMBEDDING, 1, _language_ops(model)),
+        *_fill(_LANGUAGE_LAYER, model.num_layers, _language_ops(model)),
+        *_fill(_HEAD, 1, _language_ops(model)),
+    ]
+    return [r for r in table if not (model.tie_word_embeddings and r.megatron == OUTPUT_LAYER)]
+
+
+EMBEDDING = "language_model.embedding.word_embeddings.weight"
+OUTPUT_LAYER = "language_model.output_layer.weight"
+
+_VISION = {"vision_model.patch_embed.weight": ("patch", "model.visual.patch_embed.proj.weight")}
+
+_VISION_LAYER = {
+    f"vision_model.decoder.layers.{{}}.{megatron}": (op, *(f"model.visual.blocks.{{}}.{name}" for name in hf))
+    for megatron, (op, *hf) in {
+        "input_layernorm.weight": ("same", "norm1.weight"),
+        "self_attention.linear_qkv.weight": ("qkv", "attn.qkv.weight"),
+        "self_attention.linear_qkv.bias": ("qkv", "attn.qkv.bias"),
+        "self_attention.linear_proj.weight": ("same", "attn.proj.weight"),
+        "self_attention.linear_proj.bias": ("same", "attn.proj.bias"),
+        "pre_mlp_layernorm.weight": ("same", "norm2.weight"),
+        "mlp.linear_fc1.weight": ("gated", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        "mlp.linear_fc1.bias": ("gated", "mlp.gate_proj.bias", "mlp.up_proj.bias"),
+        "mlp.linear_fc2.weight": ("same", "mlp.down_proj.weight"),
+        "mlp.linear_fc2.bias": ("same", "mlp.down_proj.bias"),
+    }.items()
+}
+
+_MERGER = {
+    "vision_model.decoder.final_layernorm.weight": ("same", "model.visual.merger.ln_q.weight"),
+    "vision_model.projection.encoder.linear_fc1.weight": ("same", "model.visual.merger.mlp.0.weight"),
+    "vision_model.projection.encoder.linear_fc1.bias": ("same", "model.visual.merger.mlp.0.bias"),
+    "vision_model.projection.encoder.linear_fc2.weight": ("same", "model.visual.merger.mlp.2.weight"),
+    "vision_model.projection.encoder.linear_fc2.bias": ("same", "model.visual.merger.mlp.2.bias"),
+}
+
+_EMBEDDING = {EMBEDDING: ("same", "model.language_model.embed_tokens.weight")}
+
+_LANGUAGE_LAYER = {
+    f"language_model.decoder.layers.{{}}.{megatron}": (
+        op,
+        *(f"model.language_model.layers.{{}}.{name}" for name in hf),
+    )
+    for megatron, (op, *hf) in {
+        "input_layernorm.weight": ("same", "input_layernorm.weight"),
+        "self_attention.linear_qkv.weight": ("qkv", *(f"self_attn.{x}_proj.weight" for x in "qkv")),
+        "self_attention.linear_qkv.bias": ("qkv", *(f"self_attn.{x}_proj.bias" for x in "qkv")),
+        "self_attention.linear_proj.weight": ("same", "self_attn.o_proj.weight"),
+        "pre_mlp_layernorm.weight": ("same", "post_attention_layernorm.weight"),
+        "mlp.linear_fc1.weight": ("gated", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        "mlp.linear_fc2.weight": ("same", "mlp.down_proj.weight"),
+    }.items()
+}
+
+_HEAD = {
+    "language_model.decoder.final_layernorm.weight": ("same", "model.language_model.norm.weight"),
+    OUTPUT_LAYER: ("same", "lm_head.weight"),
+}
+
+
+def _language_ops(model: ModelConfig) -> dict[str, Op]:
+    qkv = InterleaveQKV(
+        num_groups=model.num_kv_heads,
+        heads_per_group=model.num_heads // model.num_kv_heads,
+        head_dim=model.head_dim,
+    )
+    return {"same": Same(), "gated": Same(num_pieces=2), "qkv": qkv}
+
+
+def _vision_ops(model: ModelConfig) -> dict[str, Op]:
+    vision = model.vision
+    qkv = InterleaveQKV(
+        num_groups=vision.num_heads, head_dim=vision.hidden_size // vision.num_heads, stacked=True
+    )
+    kernel = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    return {"same": Same(), "gated": Same(num_pieces=2), "qkv": qkv, "patch": FlattenPatch(kernel=kernel)}
+
+
+def _fill(table: dict[str, tuple[str, ...]], num_layers: int, ops: dict[str, Op]) -> list[Rule]:
+    return [
+        Rule(megatron=megatron.format(layer), hf=tuple(name.format(layer) for name in hf), op=ops[op])
+        for layer in range(num_layers)
+        for megatron, (op, *hf) in table.items()
+    ]
+
+
+def stored_name(name: str) -> str:
+    """The name that Qwen's published files, and those that transformers saves, use for the same tensor."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def local_parameters(chunks: list[nn.Module]) -> dict[str, nn.Parameter]:
+    """This rank's parameters by canonical name: global layer numbers, norms not fused."""
+    named = {}
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            named[canonical_name(name, chunk)] = parameter
+    return named
+
+
+def canonical_name(name: str, chunk: nn.Module) -> str:
+    match = re.fullmatch(r"(.*\.layers\.)(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    prefix, index, rest = match.groups()
+    number = chunk.get_submodule(f"{prefix}{index}").layer_number - 1
+    for separate, fused in FUSED_NORM_KEYS.items():
+        rest = rest.replace(fused, separate)
+    return f"{prefix}{number}.{rest}"
+
+
+def partition_dim(parameter: nn.Parameter) -> int | None:
+    """The dimension cut over tensor parallelism, None where every rank holds the whole."""
+    marked = "tensor_model_parallel" in parameter.__dict__ and parameter.tensor_model_parallel
+    return parameter.partition_dim if marked else None

@@ -1,0 +1,91 @@
+"""How tensors change shape between Hugging Face and Megatron: pairs of functions, each other's inverse.
+
+A Megatron tensor is one or more *pieces*, stacked along dimension 0 and cut over tensor parallelism piece by
+piece: `fc1` holds a gate and an up projection, and every rank gets its part of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Op(Protocol):
+    """`to_megatron` and `to_hf` are inverse to each other, bit by bit. They also run on meta tensors."""
+
+    num_pieces: int
+
+    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Whole Hugging Face tensors -> whole pieces."""
+        ...
+
+    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Same:
+    """The tensors are the pieces: one, or gate and up."""
+
+    num_pieces: int = 1
+
+    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
+        return tensors
+
+    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
+        return pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterleaveQKV:
+    """Rows of q, k, v <-> rows by query group: [the group's q heads | its k head | its v head].
+
+    `stacked`: Hugging Face keeps one tensor [q; k; v] instead of three (the vision tower does).
+    """
+
+    num_groups: int
+    head_dim: int
+    heads_per_group: int = 1
+    stacked: bool = False
+    num_pieces: int = 1
+
+    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
+        q, k, v = tensors[0].chunk(3) if self.stacked else tensors
+        by_group = [t.unflatten(0, (self.num_groups, -1)) for t in (q, k, v)]
+        return [torch.cat(by_group, dim=1).flatten(0, 1)]
+
+    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
+        sizes = [self.heads_per_group * self.head_dim, self.head_dim, self.head_dim]
+        by_group = pieces[0].unflatten(0, (self.num_groups, sum(sizes))).split(sizes, dim=1)
+        qkv = [t.flatten(0, 1) for t in by_group]
+        return [torch.cat(qkv)] if self.stacked else qkv
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlattenPatch:
+    """A convolution that sees each patch once <-> a linear layer on the flattened patch."""
+
+    kernel: tuple[int, ...]  # channels, frames, rows, columns
+    num_pieces: int = 1
+
+    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[0].flatten(1)]
+
+    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
+        return [pieces[0].unflatten(1, self.kernel)]
+
+
+def cut(pieces: list[Tensor], dim: int | None, rank: int, size: int) -> Tensor:
+    """The part of tensor-parallel rank `rank` of `size`; `dim` None means every rank holds all."""
+    parts = pieces if dim is None else [p.chunk(size, dim)[rank] for p in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def uncut(shards: list[Tensor], dim: int | None, num_pieces: int) -> list[Tensor]:
+    """Whole pieces from all ranks' parts in order (any one part when `dim` is None)."""
+    if dim is None:
+        return list(shards[0].chunk(num_pieces))
+    by_rank = [shard.chunk(num_pieces) for shard in shards]
+    return [torch.cat([parts[i] for parts in by_rank], dim) for i in range(num_pieces)]

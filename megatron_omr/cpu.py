@@ -1,0 +1,206 @@
+"""Lets Megatron-Core run without CUDA, over gloo. Where CUDA is, nothing is changed.
+
+The package's `__init__` sees to it that `prepared` wraps the import of megatron.core in every process. The
+rule kept: a replaced callable is one that can only *raise* on a machine without CUDA, so nothing that worked
+before behaves otherwise. Nothing else in the project asks which hardware this is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from megatron_omr.adam import GroupStepAdam
+
+_CPU = torch.device("cpu")
+_prepared = False
+
+
+def device() -> str:
+    """Where parameters and batches live: "cuda" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name() -> str:
+    """What the device calls itself, e.g. "NVIDIA H200"; "cpu" where there is no GPU."""
+    return torch.cuda.get_device_name() if device() == "cuda" else "cpu"
+
+
+def distributed_backend() -> str:
+    return "nccl" if device() == "cuda" else "gloo"
+
+
+def transformer_overrides() -> dict[str, Any]:
+    """Fields of TransformerConfig that this hardware forces; empty where CUDA is."""
+    if device() == "cuda":
+        return {}
+    return dict(
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        cross_entropy_loss_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        batch_p2p_comm=False,
+        # freeing a sent tensor is safe behind an NCCL stream; gloo may still be reading it
+        deallocate_pipeline_outputs=False,
+    )
+
+
+def install() -> None:
+    """Make sure that Megatron-Core can run here; nothing where CUDA is.
+
+    Raises:
+        RuntimeError: megatron.core was imported before this package, too early to prepare for it.
+    """
+
+    if device() == "cpu" and not _prepared:
+        raise RuntimeError("megatron.core was imported before megatron_omr; import megatron_omr first")
+
+
+def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    """The loader's `exec_module` of megatron.core, with this machine prepared around it."""
+
+    def run(module: ModuleType) -> None:
+        global _prepared
+        if device() == "cuda":
+            return exec_module(module)
+        _replace_torch_cuda()
+        _silence_warnings()
+        with _compiling_off():
+            exec_module(module)
+        _patch_rng()
+        _patch_optimizer()
+        _patch_checkpoint_queue()
+        _prepared = True
+
+    return run
+
+
+def _replace_torch_cuda() -> None:
+    """ "cuda" means the CPU: current device, synchronisation, transfers, literal devices, generator."""
+    torch.cuda.current_device = lambda: _CPU
+    torch.cuda.synchronize = lambda device=None: None
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    for name in ("zeros", "ones", "empty", "tensor", "full", "arange", "empty_like", "zeros_like"):
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)
+    # one function object per name: dynamo refuses the same object under two
+    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda state, device="cuda": torch.set_rng_state(state)
+    torch.cuda.random.get_rng_state = lambda device="cuda": torch.get_rng_state()
+    torch.cuda.random.set_rng_state = lambda state, device="cuda": torch.set_rng_state(state)
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = _CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return factory(*args, **kwargs)
+
+    return create
+
+
+def _silence_warnings() -> None:
+    """Megatron's warnings here are all about CUDA, Transformer Engine and apex; every rank would repeat them."""
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+@contextlib.contextmanager
+def _compiling_off() -> Iterator[None]:
+    """No torch.compile while Megatron-Core decorates functions with it at import, and none of its own after."""
+    compile_ = torch.compile
+    torch.compile = lambda model=None, **kwargs: model if model is not None else (lambda fn: fn)
+    try:
+        yield
+        import megatron.core.jit
+
+        megatron.core.jit.disable_jit_fuser()
+    finally:
+        torch.compile = compile_
+
+
+def _patch_rng() -> None:
+    import megatron.core.tensor_parallel.random as random
+
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+    class CpuRngStatesTracker(random.CudaRNGStatesTracker):
+        """Forks the CPU generator; the original warns when that generator moves, which here it must."""
+
+        @contextlib.contextmanager
+        def fork(self, name: str = random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
+            if name not in self.states_:
+                raise KeyError(f"no RNG state {name!r}; have {sorted(self.states_)}")
+            outer = torch.get_rng_state(), self._current_state_name
+            torch.set_rng_state(self.states_[name])
+            self._current_state_name = name
+            try:
+                yield
+            finally:
+                self.states_[name] = torch.get_rng_state()
+                torch.set_rng_state(outer[0])
+                self._current_state_name = outer[1]
+
+    random.CudaRNGStatesTracker = CpuRngStatesTracker
+
+
+def _patch_optimizer() -> None:
+    """Our Adam in FusedAdam's place, and CUDA's type names where the optimizer compares type names."""
+    import megatron.core.optimizer as package
+    from megatron.core.optimizer import distrib_optimizer, optimizer
+
+    package.Adam = distrib_optimizer.Adam = GroupStepAdam
+    package.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+    for cls in (distrib_optimizer.DistributedOptimizer, optimizer.Float16OptimizerWithFloat16Params):
+        cls.__init__ = _with_cuda_type_names(cls.__init__)
+    optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_type_names(optimizer.clip_grad_by_total_norm_fp32)
+
+
+def _with_cuda_type_names(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """While `fn` runs, Tensor.type() says "torch.cuda.FloatTensor" for a CPU tensor."""
+    original = torch.Tensor.type
+
+    def cuda_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = original(self, *args, **kwargs)
+        return out.replace("torch.", "torch.cuda.", 1) if isinstance(out, str) else out
+
+    @functools.wraps(fn)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        torch.Tensor.type = cuda_type
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            torch.Tensor.type = original
+
+    return run
+
+
+def _patch_checkpoint_queue() -> None:
+    """Checkpoint writers report through a manager process: fork it, spawning costs 10 s of imports each time."""
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as writers
+
+    def get_queue(*_: Any) -> Any:
+        if writers._results_queue is None:
+            writers._results_queue = writers.mp.get_context("fork").Manager().Queue()
+        return writers._results_queue
+
+    # Megatron-Core 0.19 renamed the function
+    name = (
+        "get_write_results_queue"
+        if hasattr(writers, "get_write_results_queue")
+        else "_get_write_results_queue"
+    )
+    setattr(writers, name, get_queue)

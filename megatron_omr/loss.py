@@ -1,0 +1,108 @@
+"""From logits to per-token logprobs: reduced over tensor parallelism, gathered over context parallelism.
+
+Legend: T packed tokens, t this context-parallel rank's, v this tensor-parallel rank's part of the vocabulary.
+Losses are plain functions of `logprobs_T` and need no process group: every context-parallel rank computes the
+same loss, and its backward pass keeps the gradient of its own tokens only. Summing gradients over ranks is
+then right as it is, but a *count* must be reported by one context-parallel rank only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipeline.types import PackedBatch
+from megatron_omr.losses import LossOutput, sft_loss
+from megatron_omr.parallel import Ranks, zigzag_order
+
+__all__ = ["LossOutput", "sft_loss", "token_logprobs"]
+
+
+def token_logprobs(
+    logits: Tensor, batch: PackedBatch, ranks: Ranks, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """log p(labels[t]) of softmax(logits / temperature), and the entropy of that distribution.
+
+    Args:
+        logits: [t, 1, v], as the model's last stage gives them; not changed.
+
+    Returns:
+        logprobs_T and entropy_T, [T] float32 in the batch's order. The entropy bears no gradient, and is zero
+        unless `with_entropy`. Where a sequence ends the label is 0 and means nothing: mask it.
+    """
+    order = zigzag_order(batch.cu_seqlens, ranks.cp_size)
+    labels = batch.labels[order[ranks.cp_rank]]
+    logprobs, entropy = _VocabParallelLogprobs.apply(
+        logits.squeeze(1), labels, temperature, with_entropy, ranks.tp_group() if ranks.tp_size > 1 else None
+    )
+    if ranks.cp_size == 1:
+        return logprobs, entropy
+    return _GatherZigzag.apply(logprobs, order, ranks), _GatherZigzag.apply(entropy, order, ranks)
+
+
+class _VocabParallelLogprobs(torch.autograd.Function):
+    """Log-softmax over a vocabulary split between ranks; keeps the probabilities for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,  # [t, v]
+        labels: Tensor,  # [t]
+        temperature: float,
+        with_entropy: bool,
+        group: dist.ProcessGroup | None,  # None: the vocabulary is whole
+    ) -> tuple[Tensor, Tensor]:
+        shifted = logits.float() / temperature
+        peak = _reduce(shifted.amax(dim=-1), dist.ReduceOp.MAX, group)
+        shifted -= peak[:, None]
+        first = 0 if group is None else dist.get_rank(group) * logits.size(-1)
+        local = labels - first
+        elsewhere = (local < 0) | (local >= logits.size(-1))
+        local = local.masked_fill(elsewhere, 0)
+        picked = shifted.gather(1, local[:, None]).squeeze(1).masked_fill(elsewhere, 0.0)
+        probs = shifted.exp()
+        sums = [picked, probs.sum(dim=-1)]
+        if with_entropy:
+            sums.append((probs * shifted).sum(dim=-1))
+        picked, total, *weighted = _reduce(torch.stack(sums), dist.ReduceOp.SUM, group)
+        log_total = total.log()
+        # entropy = log Z - sum_v p_v x_v, with Z and x relative to the peak
+        entropy = log_total - weighted[0] / total if with_entropy else torch.zeros_like(total)
+        probs /= total[:, None]
+        ctx.save_for_backward(probs, local, elsewhere)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.mark_non_differentiable(entropy)
+        return picked - log_total, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+        probs, local, elsewhere = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        grad_logits = probs * -grad[:, None]
+        grad_logits.scatter_add_(1, local[:, None], grad.masked_fill(elsewhere, 0.0)[:, None])
+        return grad_logits.to(ctx.dtype), None, None, None, None
+
+
+class _GatherZigzag(torch.autograd.Function):
+    """This rank's tokens [t] -> all tokens [T] in natural order; the gradient comes back for its own only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, ranks: Ranks) -> Tensor:
+        ctx.save_for_backward(order[ranks.cp_rank])
+        gathered = torch.empty_like(order, dtype=x.dtype)
+        dist.all_gather(list(gathered.unbind(0)), x.contiguous(), group=ranks.cp_group())
+        return torch.empty_like(gathered).view(-1).index_copy_(0, order.flatten(), gathered.flatten())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (own,) = ctx.saved_tensors
+        return grad[own], None, None
+
+
+def _reduce(x: Tensor, op: Any, group: dist.ProcessGroup | None) -> Tensor:
+    if group is not None:
+        dist.all_reduce(x, op=op, group=group)
+    return x

@@ -1,0 +1,89 @@
+"""What happened, step by step: RUN/metrics.jsonl always, TensorBoard and wandb when asked, a line on the console."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_omr.config import LogConfig
+
+
+class MetricsLog:
+    """Writes one JSON object a step and keeps a progress bar. Open it on one rank only.
+
+    A resumed run continues at `first_step`: lines of later steps, which a killed run left behind, are dropped.
+    """
+
+    def __init__(self, run: Path, log: LogConfig, *, steps: int, first_step: int, name: str) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self._lines = JsonLines(run / "metrics.jsonl", first_step=first_step)
+        self._bar = tqdm(total=steps, initial=first_step, desc=name, unit="step", dynamic_ncols=True)
+        self._every = log.every
+        self._tensorboard = _open_tensorboard(run, first_step) if log.tensorboard else None
+        self._wandb = _open_wandb(run, log.wandb, name) if log.wandb else None
+
+    def write(self, step: int, values: dict[str, float], *, show: tuple[str, ...] = ()) -> None:
+        """Record `values` of step `step` (counted from 0); `show` names those for the console."""
+        self._lines.write(step, values)
+        if self._tensorboard is not None:
+            for key, value in values.items():
+                self._tensorboard.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+        if step % self._every == 0:
+            self._bar.set_postfix_str(", ".join(f"{key} {values[key]:.4g}" for key in show if key in values))
+        self._bar.update()
+
+    def close(self) -> None:
+        """Flush and close all of it."""
+        self._bar.close()
+        self._lines.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, each with its step; resuming drops the lines of later steps."""
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        if path.exists():
+            kept = [row for row in read_json_lines(path) if row["step"] < first_step]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; a line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _open_tensorboard(run: Path, first_step: int):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+
+
+def _open_wandb(run: Path, project: str, name: str):
+    try:
+        import wandb
+    except ImportError as missing:
+        raise ValueError(f"log.wandb={project!r} needs the package wandb; run: pip install wandb") from missing
+    return wandb.init(project=project, name=f"{run.parent.name}-{name}", dir=str(run), id=run.name, resume="allow")

@@ -1,0 +1,48 @@
+"""Builds this rank's part of the model from a Hugging Face-like config and a layout."""
+
+from __future__ import annotations
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.model.config import Precision, language_config, projector_config, vision_config
+from megatron_omr.model.spec import block_spec, choose_backend
+from megatron_omr.model.vision import VisionModel
+from megatron_omr.model.vlm import Qwen25VL
+from megatron_omr.parallel import Ranks
+
+
+def build_model(
+    model: ModelConfig, parallel: ParallelConfig, ranks: Ranks, *, precision: Precision
+) -> list[Qwen25VL]:
+    """Model chunks of this pipeline stage (always one), randomly initialised, on `cpu.device()`.
+
+    Raises:
+        ValueError: the layout cannot hold the model.
+    """
+    parallel.check_model(model)
+    backend = choose_backend()
+    config = language_config(model, parallel, precision)
+    language_model = GPTModel(
+        config,
+        block_spec(backend, get_num_layers_to_build(config), causal=True),
+        vocab_size=model.vocab_size,
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=ranks.is_first_stage,
+        post_process=ranks.is_last_stage,
+        parallel_output=True,
+        share_embeddings_and_output_weights=model.tie_word_embeddings,
+        position_embedding_type="mrope",
+        rotary_base=model.rope_theta,
+        scatter_embedding_sequence_parallel=False,  # images go in first
+    )
+    vision_model = None
+    if ranks.is_first_stage:
+        vision_model = VisionModel(
+            vision_config(model, parallel, precision),
+            projector_config(model, parallel, precision),
+            model.vision,
+            backend,
+        )
+    return [Qwen25VL(language_model, vision_model, model, ranks)]

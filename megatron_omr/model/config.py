@@ -1,0 +1,99 @@
+"""From our configs to Megatron's TransformerConfig: language model, vision tower, projector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_omr import cpu
+from megatron_omr.config import ModelConfig, ParallelConfig
+
+Precision = Literal["fp32", "bf16"]
+_VISION_NORM_EPS = 1e-6  # fixed in Qwen2.5-VL, not part of its config
+
+
+@dataclass
+class VisionTransformerConfig(TransformerConfig):
+    """Adds what the vision tower needs. (`window_size` is taken: it means sliding windows in Megatron.)"""
+
+    full_attention_layers: tuple[int, ...] = ()
+
+
+def language_config(model: ModelConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.num_heads,
+        num_query_groups=model.num_kv_heads,
+        kv_channels=model.head_dim,
+        add_bias_linear=False,
+        layernorm_epsilon=model.rms_norm_eps,
+        mrope_section=list(model.mrope_section),
+        pipeline_model_parallel_size=parallel.pp,
+        context_parallel_size=parallel.cp,
+        sequence_parallel=parallel.sp,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # Megatron asks for it with variable lengths, dense models too
+        **_swiglu(),
+        **_shared(parallel, precision),
+    )
+
+
+def vision_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: Precision
+) -> VisionTransformerConfig:
+    """Tensor parallel only: the tower lives on the first stage and sees whole images on every other rank."""
+    vision = model.vision
+    return VisionTransformerConfig(
+        num_layers=vision.depth,
+        hidden_size=vision.hidden_size,
+        ffn_hidden_size=vision.intermediate_size,
+        num_attention_heads=vision.num_heads,
+        kv_channels=vision.hidden_size // vision.num_heads,
+        add_bias_linear=True,
+        layernorm_epsilon=_VISION_NORM_EPS,
+        full_attention_layers=vision.fullatt_block_indexes,
+        **_swiglu(),
+        **_shared(parallel, precision),
+    )
+
+
+def projector_config(model: ModelConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
+    """The merger's two linear layers: merged patches in, the language model's width out."""
+    vision = model.vision
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=vision.out_hidden_size,
+        ffn_hidden_size=vision.hidden_size * vision.spatial_merge_size**2,
+        num_attention_heads=vision.num_heads,  # unused, but must divide by tp
+        add_bias_linear=True,
+        activation_func=F.gelu,
+        **_shared(parallel, precision),
+    )
+
+
+def _swiglu() -> dict[str, Any]:
+    return dict(gated_linear_unit=True, activation_func=F.silu, add_qkv_bias=True)
+
+
+def _shared(parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    fields = dict(
+        normalization="RMSNorm",
+        tensor_model_parallel_size=parallel.tp,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision == "bf16",
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
+        calculate_per_token_loss=True,
+        apply_rope_fusion=False,  # the packed kernel restarts positions in each sequence: wrong for M-RoPE
+        deallocate_pipeline_outputs=True,
+    )
+    return fields | cpu.transformer_overrides()

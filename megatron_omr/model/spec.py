@@ -1,0 +1,167 @@
+"""Which classes the layers are made of: plain torch (`local`) or Transformer Engine (`te`).
+
+One provider for language model and vision tower, so that both backends build the same model with the same
+checkpoint keys. Knows nothing of sizes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from megatron_omr import cpu
+from megatron_omr.model.attention import CoreAttention, PackedSequences
+
+
+class RMSNorm(nn.Module):
+    """RMS norm in fp32, rounded before the weight as transformers does; marks its weight for sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=cpu.device()))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * nn.functional.rms_norm(x.float(), (x.size(-1),), eps=self.eps).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Classes with the constructors that Megatron calls."""
+
+    norm: Any
+    column_linear: Any
+    norm_column_linear: Any | None  # norm and linear in one module; None where they stay two
+    row_linear: Any
+    core_attention: Any
+
+
+@cache
+def te_problem() -> str:
+    """Why Transformer Engine cannot be used here; empty when it can."""
+    if cpu.device() == "cpu":
+        return "there is no CUDA device"
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # a broken install raises nearly anything: missing symbols, cuDNN, driver
+        return f"import transformer_engine.pytorch: {type(error).__name__}: {error}"
+    return ""
+
+
+def choose_backend() -> Backend:
+    """Transformer Engine where it can be used, else plain torch."""
+    return _local_backend() if te_problem() else _te_backend()
+
+
+def _local_backend() -> Backend:
+    return Backend(
+        norm=RMSNorm,
+        column_linear=ColumnParallelLinear,
+        norm_column_linear=None,
+        row_linear=RowParallelLinear,
+        core_attention=CoreAttention,
+    )
+
+
+@cache
+def _te_backend() -> Backend:
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    te = TESpecProvider()
+
+    class PackedTEAttention(te.core_attention()):
+        """Transformer Engine's attention, which wants packed tokens as [T, N, D] in format "thd"."""
+
+        def forward(
+            self,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None = None,
+            /,
+            **kwargs: Any,
+        ) -> Tensor:
+            packed: PackedSequences = kwargs.pop("packed_seq_params")
+            params = PackedSeqParams(
+                qkv_format="thd",
+                cu_seqlens_q=packed.cu_seqlens_q,
+                cu_seqlens_kv=packed.cu_seqlens_kv,
+                max_seqlen_q=packed.max_seqlen_q,
+                max_seqlen_kv=packed.max_seqlen_kv,
+            )
+            qkv = (t.squeeze(1) for t in (query, key, value))
+            out = super().forward(*qkv, attention_mask, packed_seq_params=params, **kwargs)
+            return out.flatten(1).unsqueeze(1)
+
+    return Backend(
+        norm=te.layer_norm(rms_norm=True),
+        column_linear=te.column_parallel_linear(),
+        norm_column_linear=te.column_parallel_layer_norm_linear(),
+        row_linear=te.row_parallel_linear(),
+        core_attention=PackedTEAttention,
+    )
+
+
+def block_spec(
+    backend: Backend, num_layers: int, *, causal: bool, layer: type[TransformerLayer] = TransformerLayer
+) -> TransformerBlockSubmodules:
+    """`num_layers` pre-norm layers and a final norm."""
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(backend, causal=causal, layer=layer)] * num_layers, layer_norm=backend.norm
+    )
+
+
+def mlp_submodules(backend: Backend, *, with_norm: bool) -> MLPSubmodules:
+    fused = backend.norm_column_linear if with_norm else None
+    return MLPSubmodules(linear_fc1=fused or backend.column_linear, linear_fc2=backend.row_linear)
+
+
+def _layer_spec(backend: Backend, *, causal: bool, layer: type[TransformerLayer]) -> ModuleSpec:
+    fused = backend.norm_column_linear
+    norm = IdentityOp if fused else backend.norm
+    attention = SelfAttentionSubmodules(
+        linear_qkv=fused or backend.column_linear,
+        core_attention=backend.core_attention,
+        linear_proj=backend.row_linear,
+        q_layernorm=IdentityOp,
+        k_layernorm=IdentityOp,
+    )
+    mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
+    return ModuleSpec(
+        module=layer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention, params={"attn_mask_type": mask}, submodules=attention
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(module=MLP, submodules=mlp_submodules(backend, with_norm=True)),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={} if fused else dict(FUSED_NORM_KEYS),
+        ),
+    )
+
+
+FUSED_NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+"""Names of a layer's norms when separate -> when fused into a linear; checkpoints use the latter everywhere."""

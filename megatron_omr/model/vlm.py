@@ -1,0 +1,97 @@
+"""Qwen2.5-VL: GPTModel with M-RoPE, plus the vision tower on the first pipeline stage.
+
+Legend: T packed tokens of the whole batch, t this rank's (T / cp), D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from data_pipeline.types import PackedBatch
+from megatron_omr.config import ModelConfig
+from megatron_omr.model.attention import PackedSequences
+from megatron_omr.model.vision import VisionModel
+from megatron_omr.parallel import Ranks, zigzag_order
+
+
+class Qwen25VL(MegatronModule):
+    """One pipeline stage. `vision_model` is given on the first stage only."""
+
+    def __init__(
+        self, language_model: GPTModel, vision_model: VisionModel | None, model: ModelConfig, ranks: Ranks
+    ) -> None:
+        super().__init__(config=language_model.config)
+        self.language_model = language_model
+        self.vision_model = vision_model
+        self.ranks = ranks
+        self.image_token_id = model.image_token_id
+        self.patches_per_token = model.vision.spatial_merge_size**2
+        # what Megatron's schedules and gradient finalisation look for on a model
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process = language_model.pre_process
+        self.post_process = language_model.post_process
+        self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
+        # the rotary table is made from this rank's positions alone, so Megatron has nothing left to slice
+        language_model.rotary_pos_emb.cp_group = None
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Logits [t, 1, V / tp] on the last stage, else hidden states; every stage takes the whole batch."""
+        ranks = self.ranks
+        tokens = zigzag_order(batch.cu_seqlens, ranks.cp_size)[ranks.cp_rank]
+        hidden = self._embed(batch, tokens) if self.pre_process else None
+        logits_or_hidden = self.language_model(
+            input_ids=None,
+            position_ids=batch.position_ids[:, tokens].unsqueeze(1),
+            attention_mask=None,
+            decoder_input=hidden,
+            packed_seq_params=PackedSequences.create(
+                batch.cu_seqlens, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size
+            ),
+        )
+        # GPTModel gives logits batch first
+        return logits_or_hidden.transpose(0, 1).contiguous() if self.post_process else logits_or_hidden
+
+    def _embed(self, batch: PackedBatch, tokens: Tensor) -> Tensor:
+        """Token embeddings with image embeddings in their places, [t, 1, D] (a tp-th of the rows under SP)."""
+        embeddings = self.language_model.embedding(
+            input_ids=batch.input_ids[None], position_ids=None
+        ).squeeze(1)
+        embeddings = self._insert_images(embeddings, batch)
+        hidden = embeddings.index_select(0, tokens).unsqueeze(1)
+        if self.config.sequence_parallel:
+            hidden = scatter_to_sequence_parallel_region(hidden)
+        return hidden
+
+    def _insert_images(self, embeddings_TD: Tensor, batch: PackedBatch) -> Tensor:
+        assert self.vision_model is not None
+        is_image_T = batch.input_ids == self.image_token_id
+        num_tokens, num_patches = int(is_image_T.sum()), batch.pixel_values.size(0)
+        if num_tokens * self.patches_per_token != num_patches:
+            raise ValueError(
+                f"batch {batch.ids[:3]} has {num_tokens} image tokens but {num_patches} patches, "
+                f"{self.patches_per_token} to a token; encode text and images with the same processor"
+            )
+        if num_patches == 0:
+            return embeddings_TD + _zero_touching(self.vision_model)
+        images = self.vision_model(batch.pixel_values, batch.image_grid_thw)
+        return embeddings_TD.masked_scatter(is_image_T[:, None], images.to(embeddings_TD.dtype))
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """The previous stage's hidden states, from Megatron's schedules."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        """Asked by Megatron to sum the gradients of tied embeddings over the first and last stage."""
+        return self.language_model.shared_embedding_or_output_weight()
+
+
+def _zero_touching(module: torch.nn.Module) -> Tensor:
+    """A zero that depends on every parameter, so that gradient hooks fire although no image passed through."""
+    return 0.0 * torch.stack([p.view(-1)[0] for p in module.parameters()]).sum()

@@ -1,0 +1,86 @@
+"""Gradient buckets, AdamW and its schedule: Megatron's DDP and distributed optimizer, one way to build them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import optimizer as megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module, MegatronModule
+from megatron.core.utils import get_model_config
+
+from megatron_omr.config import OptimConfig
+
+
+def wrap_chunks(chunks: list[MegatronModule]) -> list[DistributedDataParallel]:
+    """Model chunks in DDP with gradient buffers in fp32, sharded for the distributed optimizer."""
+    config = get_model_config(chunks[0])
+    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    if config.bf16:
+        chunks = [Float16Module(config, chunk) for chunk in chunks]
+    return [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
+
+
+def build_optimizer(
+    chunks: list[DistributedDataParallel], optim: OptimConfig, *, steps: int
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """AdamW over sharded fp32 states, without decay on norms and biases, and the schedule over `steps`."""
+    model = get_model_config(chunks[0])
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=optim.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.beta1,
+            adam_beta2=optim.beta2,
+            adam_eps=optim.eps,
+            clip_grad=optim.clip_grad,
+            bf16=model.bf16,
+            params_dtype=model.params_dtype,
+            use_distributed_optimizer=True,
+        ),
+        chunks,
+        use_gloo_process_groups=False,
+    )
+    model.finalize_model_grads_func = finalize_model_grads
+    model.grad_scale_func = optimizer.scale_loss
+    return optimizer, _build_scheduler(optimizer, optim, steps)
+
+
+def _build_scheduler(optimizer: MegatronOptimizer, optim: OptimConfig, steps: int) -> OptimizerParamScheduler:
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=optim.lr,
+        min_lr=optim.min_lr,
+        lr_warmup_steps=optim.warmup_steps,
+        lr_decay_steps=max(steps, optim.warmup_steps + 1),
+        lr_decay_style=optim.schedule,
+        start_wd=optim.weight_decay,
+        end_wd=optim.weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=True,
+        override_opt_param_scheduler=False,
+    )
+
+
+@torch.no_grad()
+def step_if_finite(optimizer: MegatronOptimizer) -> tuple[float, bool]:
+    """Clip and step unless the global gradient norm is NaN or infinite; returns (norm, stepped).
+
+    The norm is reduced over all ranks, so that all of them take the same branch.
+    """
+    found_inf = optimizer.prepare_grads()
+    grad_norm = float(optimizer.get_grad_norm())
+    if found_inf or not math.isfinite(grad_norm):
+        return grad_norm, False
+    for part in optimizer.chained_optimizers:
+        parameters = part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            megatron_optimizer.clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm)
+    return grad_norm, bool(optimizer.step_with_ready_grads())

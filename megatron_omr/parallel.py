@@ -1,0 +1,150 @@
+"""Turns degrees of parallelism into process groups and tells each process its place among them.
+
+The sole caller of megatron.core.parallel_state. Also holds the one definition of the zigzag: which tokens
+of a packed batch a context-parallel rank works on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_omr import cpu
+from megatron_omr.config import ParallelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process's place in every dimension of the layout."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    cp_rank: int
+    cp_size: int
+    dp_rank: int
+    dp_size: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def is_logger(self) -> bool:
+        """Whether this is the one rank whose losses and metrics are written down."""
+        return self.is_last_stage and self.tp_rank == self.cp_rank == self.dp_rank == 0
+
+    def tp_group(self) -> ProcessGroup:
+        return parallel_state.get_tensor_model_parallel_group()
+
+    def pp_group(self) -> ProcessGroup:
+        return parallel_state.get_pipeline_model_parallel_group()
+
+    def cp_group(self) -> ProcessGroup:
+        return parallel_state.get_context_parallel_group()
+
+    def dp_group(self) -> ProcessGroup:
+        """Replicas with different data."""
+        return parallel_state.get_data_parallel_group()
+
+    def dp_cp_group(self) -> ProcessGroup:
+        """All ranks over which gradients are summed."""
+        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+    def model_parallel_group(self) -> ProcessGroup:
+        """All ranks (TP x PP) that together hold one copy of the model."""
+        return parallel_state.get_model_parallel_group()
+
+
+def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_method: str, seed: int) -> Ranks:
+    """Join the world and build the groups; seeds the generators of this process.
+
+    Args:
+        init_method: where the processes meet, e.g. "file:///path", "tcp://127.0.0.1:29500" or "env://".
+
+    Raises:
+        ValueError: `world_size` is no multiple of tp x pp x cp.
+    """
+    dp_size = config.dp(world_size)
+    cpu.install()
+    if cpu.device() == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    dist.init_process_group(
+        cpu.distributed_backend(), init_method=init_method, rank=rank, world_size=world_size
+    )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tp,
+        pipeline_model_parallel_size=config.pp,
+        context_parallel_size=config.cp,
+        create_gloo_process_groups=False,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+    return Ranks(
+        rank=rank,
+        world_size=world_size,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=config.tp,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=config.pp,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=config.cp,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=dp_size,
+    )
+
+
+def shutdown() -> None:
+    """Leave the world; a later `initialize` may join another."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def zigzag_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:
+    """Which tokens of a packed batch each context-parallel rank holds, and in which order.
+
+    Every sequence is cut into 2 * cp_size equal chunks; rank r holds its chunks r and 2 * cp_size - 1 - r, so
+    that causal attention costs every rank the same.
+
+    Args:
+        cu_seqlens: [S + 1] int32; every length a multiple of 2 * cp_size when cp_size > 1.
+
+    Returns:
+        [cp_size, T / cp_size] int64: natural token positions by rank.
+
+    Raises:
+        ValueError: a length is no multiple of 2 * cp_size.
+    """
+    num_tokens = int(cu_seqlens[-1])
+    tokens = torch.arange(num_tokens, device=cu_seqlens.device)
+    if cp_size == 1:
+        return tokens[None]
+    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    num_chunks = 2 * cp_size
+    if bool((lengths % num_chunks).any()):
+        raise ValueError(
+            f"sequence lengths {lengths.tolist()} must be multiples of {num_chunks} for parallel.cp={cp_size}; "
+            f"pack with multiple=ParallelConfig.sequence_multiple"
+        )
+    start_T = starts.repeat_interleave(lengths, output_size=num_tokens)
+    chunk_len_T = (lengths // num_chunks).repeat_interleave(lengths, output_size=num_tokens)
+    chunk_T = (tokens - start_T) // chunk_len_T
+    owner_T = torch.minimum(chunk_T, num_chunks - 1 - chunk_T)
+    return torch.sort(owner_T, stable=True).indices.view(cp_size, -1)

@@ -1,0 +1,158 @@
+"""A small Qwen2.5-VL with a tokenizer of its own: a complete Hugging Face folder that fits a laptop.
+
+The demo trains it from scratch; tests use it with random weights. Everything in the folder (config,
+tokenizer, chat template, processor, generation config) is what transformers and vLLM expect of the real one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
+{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""Qwen2.5-VL's turns and image placeholders, without its default system prompt and video branch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    vision_depth: int = 4
+    vision_hidden_size: int = 64
+    vision_intermediate_size: int = 128
+    vision_num_heads: int = 4
+    vocab_size: int = 512
+    max_position_embeddings: int = 2_048
+    tied: bool = False
+
+
+DEMO = TinyConfig()
+"""The demo's model."""
+
+
+def create_tiny_model(out: str | Path, texts: Iterable[str], *, config: TinyConfig | None = None, seed: int = 0) -> None:
+    """Write a Hugging Face folder with random weights in fp32 and a byte-level BPE trained on `texts`."""
+    import torch
+    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config, out = config or TinyConfig(), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(texts, config)
+    tokenizer.save_pretrained(out)
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
+    hf = Qwen2_5_VLConfig(**_hf_config(config, ids, vocab_size=-(-len(tokenizer) // 8) * 8))
+    torch.manual_seed(seed)
+    Qwen2_5_VLForConditionalGeneration(hf).float().save_pretrained(out)
+    GenerationConfig(
+        bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]
+    ).save_pretrained(out)
+    (out / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n")
+
+
+def train_tokenizer(texts: Iterable[str], config: TinyConfig):
+    """A byte-level BPE with Qwen's special tokens and chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    # digits stay single tokens, as in Qwen's tokenizer
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def _hf_config(config: TinyConfig, ids: dict[str, int], vocab_size: int) -> dict:
+    head_dim = config.hidden_size // config.num_heads
+    height = width = head_dim // 2 * 3 // 8  # the real models split 64 half dimensions 16 : 24 : 24
+    sections = [head_dim // 2 - height - width, height, width]
+    return dict(
+        tie_word_embeddings=config.tied,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        text_config=dict(
+            vocab_size=vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=1e-6,
+            rope_scaling={"type": "mrope", "rope_type": "default", "mrope_section": sections, "rope_theta": 1e6},
+            rope_theta=1e6,
+            bos_token_id=ids["<|endoftext|>"],
+            eos_token_id=ids["<|im_end|>"],
+            pad_token_id=ids["<|endoftext|>"],
+            tie_word_embeddings=config.tied,
+        ),
+        vision_config=dict(
+            depth=config.vision_depth,
+            hidden_size=config.vision_hidden_size,
+            intermediate_size=config.vision_intermediate_size,
+            num_heads=config.vision_num_heads,
+            in_chans=3,
+            out_hidden_size=config.hidden_size,
+            patch_size=14,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            window_size=112,
+            fullatt_block_indexes=[config.vision_depth - 1],
+            tokens_per_second=2,
+        ),
+    )
+
+
+_PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2_5_VLProcessor",
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "min_pixels": 784,
+    "max_pixels": 4194304,
+    "size": {"shortest_edge": 784, "longest_edge": 4194304},
+    "merge_size": 2,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}

@@ -1,0 +1,1 @@
+"""Reinforcement learning: Ray loop, vLLM rollouts, rewards, policy losses, weight sync, evaluation."""

@@ -1,0 +1,1 @@
+"""From rewards to per-token losses: advantages, policy losses, group filters."""

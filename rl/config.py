@@ -1,0 +1,132 @@
+"""Configs of reinforcement learning and evaluation (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_pipeline.config import ImageConfig
+from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The vLLM engines."""
+
+    num_engines: int = 1
+    tensor_parallel: int = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    max_model_len: int = 32_792
+    """Prompt plus response, in tokens."""
+    max_num_seqs: int = 256
+    """Answers generated at the same time by one engine."""
+    max_images: int = 8
+    """Images one prompt may hold."""
+    memory: float = 0.8
+    """Fraction of GPU memory, or GiB of KV cache on CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How answers are drawn. Defaults are the published RL recipe; temperature 0 is greedy."""
+
+    n: int = 16
+    """Answers per prompt: the group."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 28_696
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"sampling.n={self.n} must be at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature={self.temperature} must be 0 (greedy) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """reward = accuracy_weight * accuracy + format_weight * format, the recipe's 0.9 and 0.1."""
+
+    accuracy_weight: float = 0.9
+    format_weight: float = 0.1
+    workers: int = 2
+    """Processes that check answers."""
+    deadline: float = 5.0
+    """Seconds one answer may take; past it the checker is killed and the answer counted as wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """What turns rewards into a loss. Defaults are the published GSPO."""
+
+    name: Literal["gspo", "grpo"] = "gspo"
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    num_minibatches: int = 1
+    """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
+    drop_equal_groups: bool = True
+    """Groups in which all answers got the same accuracy carry no signal and are left out."""
+
+    def __post_init__(self) -> None:
+        if self.num_minibatches < 1:
+            raise ValueError(f"algorithm.num_minibatches={self.num_minibatches} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """The RL loop: prompts -> engines -> rewards -> advantages -> Megatron step -> weights back to engines."""
+
+    run: str
+    """Folder of this run; the same folder resumes."""
+    model: str
+    """Hugging Face folder to start from (the SFT result)."""
+    prompts: str
+    """Folder of shards whose samples are asked."""
+    steps: int = 1_232
+    prompts_per_step: int = 128
+    seed: int = 42
+    precision: Literal["fp32", "bf16"] = "bf16"
+    trainers: int = 1
+    """Megatron worker processes."""
+    pack_length: int = 33_792
+    """Most tokens in one packed micro-batch of the trainer."""
+    max_mismatch: float = 0.1
+    """Largest mean |logprob difference| between engine and trainer on the probe batch; past it, training stops."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-6, schedule="constant", warmup_steps=25, weight_decay=0.1)
+    )
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=16))
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_step % self.algorithm.num_minibatches:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} must be a multiple of "
+                f"algorithm.num_minibatches={self.algorithm.num_minibatches}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Score a Hugging Face folder on held-out questions."""
+
+    model: str
+    """Hugging Face folder."""
+    prompts: str
+    """Folder of shards with the held-out samples."""
+    out: str
+    """Folder for answers.jsonl and summary.json."""
+    limit: int = 0
+    """Questions asked, in the order of the shards; 0 asks all."""
+    seed: int = 42
+    """Seeds the bootstrap of the confidence intervals (and sampling, when the temperature is not 0)."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(n=1, temperature=0.0, max_tokens=28_696))
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)

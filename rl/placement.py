@@ -1,0 +1,105 @@
+"""Where processes run: the only module that tells Ray what to start. Everything else sees actors or managers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from rl.config import RLConfig
+from rl.rollout.engine import ENGINE_ENV, Engine
+from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
+
+WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+OBJECT_STORE_BYTES = 128 * 2**20  # references, token ids and rewards go through Ray; images and weights do not
+
+
+def start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine alone: loopback, no dashboard."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level="warning",
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def stop_ray() -> None:
+    """End Ray and every actor that this process started."""
+    ray.shutdown()
+
+
+def rollout_manager(config: RLConfig) -> RolloutManager[ActorHandle, ray.ObjectRef]:
+    """The run's engines, as actors.
+
+    Weights reach them through shared memory: they must run on the machine of the trainer's rank 0.
+    """
+    return RolloutManager(
+        engine_calls(config), num_engines=config.engine.num_engines, max_num_seqs=config.engine.max_num_seqs
+    )
+
+
+def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
+    """How the manager deals with Ray actors."""
+    return EngineCalls(
+        start=lambda: engine_actor(config),
+        stop=ray.kill,
+        ask=lambda engine, prompts, sampling, seed: engine.generate.remote(prompts, sampling, seed),
+        update=lambda engine, manifest: engine.update_weights.remote(manifest),
+        wait=_wait,
+        take=_take,
+    )
+
+
+def engine_actor(config: RLConfig) -> ActorHandle:
+    """A vLLM engine in a process of its own; see Engine."""
+    actor = ray.remote(Engine).options(**_options(config.engine.tensor_parallel, ENGINE_ENV))
+    return actor.remote(
+        config.engine,
+        config.image,
+        config.model,
+        config.prompts,
+        config.seed,
+        temperature=config.sampling.temperature,
+    )
+
+
+def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
+    """One Megatron worker per process; `init_method` is where they meet (file:// or tcp://)."""
+    from rl.trainer import TrainerWorker  # brings Megatron, which engines and their tests do not need
+
+    actor = ray.remote(TrainerWorker).options(**_options(1, {}))
+    return [
+        actor.remote(config, rank=rank, world_size=config.trainers, init_method=init_method)
+        for rank in range(config.trainers)
+    ]
+
+
+def _options(num_gpus: int, env: dict[str, str]) -> dict[str, Any]:
+    # GPUs are what is placed; on a machine without them all actors share its cores
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    return {
+        "num_cpus": 0,
+        "num_gpus": num_gpus if has_gpus else 0,
+        "runtime_env": {"env_vars": WORKER_ENV | env},
+    }
+
+
+def _wait(replies: Sequence[ray.ObjectRef]) -> ray.ObjectRef:
+    return ray.wait(list(replies), num_returns=1)[0][0]
+
+
+def _take(reply: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(reply)
+    except RayActorError as error:
+        raise EngineDied(str(error)) from error

@@ -1,0 +1,1 @@
+"""Generation: the vLLM engine actor and the manager that keeps groups in flight."""

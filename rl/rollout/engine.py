@@ -1,0 +1,209 @@
+"""A vLLM engine that answers prompts: reads samples by reference, stamps every answer with its weights' version.
+
+`Engine` is a plain class: evaluation and tests use it in their own process, rl/placement.py makes it a Ray
+actor. vLLM is imported when an engine starts, after the environment it reads at import is set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.chat import ChatEncoder
+from data_pipeline.config import ImageConfig
+from data_pipeline.shards import read_sample
+from rl.config import EngineConfig, SamplingConfig
+from rl.rollout.weights import WeightManifest
+from rl.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+ENGINE_ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in the actor itself
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # trainer and engine share the cores
+    "HF_HUB_OFFLINE": "1",
+}
+
+BAN = -100.0  # vLLM's strongest logit bias: e**-100 of the odds
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class Engine:
+    """One vLLM engine with the weights of `model_folder` (version 0) until the first update.
+
+    Logprobs are those of the trainer's `log_softmax(logits / temperature)`, for the sampled tokens. At
+    temperature 1 they are exactly that: vLLM takes them before it applies the ban. At another temperature
+    vLLM can only give them after the ban, so they are too high by -log(1 - mass of the banned tokens),
+    which is nothing for a trained model.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        image: ImageConfig,
+        model_folder: str,
+        prompts_folder: str,
+        seed: int,
+        *,
+        temperature: float = 1.0,
+    ) -> None:
+        """Start vLLM (7-10 s on a CPU).
+
+        Args:
+            prompts_folder: the shards that prompts refer to.
+            seed: with step, prompt and answer number it decides every draw.
+            temperature: at which answers will be drawn (greedy is always allowed).
+        """
+        self.version: int | None = 0
+        self._prompts_folder = prompts_folder
+        self._seed = seed
+        self._temperature = temperature
+        self._encoder = ChatEncoder.from_hf(model_folder, image)
+        self._llm = _start_vllm(config, model_folder, exact=temperature in (0.0, 1.0))
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[list[Rollout]]:
+        """`sampling.n` answers to each prompt, in order. What a prompt gets does not depend on its neighbours.
+
+        Raises:
+            RuntimeError: the last weight update failed, so there are no weights to answer with.
+            ValueError: `sampling.temperature` is not the one that the engine was started for.
+        """
+        if self.version is None:
+            raise RuntimeError(
+                "this engine's last weight update failed; give it a complete one before asking for answers"
+            )
+        if sampling.temperature not in (0.0, self._temperature):
+            raise ValueError(
+                f"sampling.temperature={sampling.temperature}, but the engine was started for "
+                f"{self._temperature}; start it with the temperature of the answers, or ask greedily (0)"
+            )
+        outputs = self._llm.generate(
+            [self._request(prompt) for prompt in prompts],
+            [self._params(prompt, sampling, step_seed) for prompt in prompts],
+            use_tqdm=False,
+        )
+        return [self._rollouts(output, self.version) for output in outputs]
+
+    def probe(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Rollout]:
+        """Greedy answers with logprobs: the trainer scores the same tokens, and the two must agree."""
+        greedy = SamplingConfig(n=1, temperature=0.0, max_tokens=max_tokens)
+        return [answers[0] for answers in self.generate(prompts, greedy, 0)]
+
+    def update_weights(self, manifest: WeightManifest) -> int:
+        """Take the weights of `manifest` and forget everything computed with the old ones; return the version.
+
+        Raises:
+            WeightError: a tensor is missing, unknown, misshapen or corrupted. From then on the engine refuses
+                to generate until an update succeeds.
+        """
+        self.version = None
+        self._llm.collective_rpc("start_weight_update")
+        self._llm.collective_rpc("update_weights", args=({"manifest": manifest},))
+        self._llm.collective_rpc("finish_weight_update")
+        self.reset_caches()
+        self.version = manifest.version
+        return manifest.version
+
+    def reset_caches(self) -> None:
+        """Drop keys and values, processed images and image embeddings: all but the processed are of old weights."""
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache because requests are running; update weights between calls")
+        self._llm.llm_engine.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
+    def ping(self) -> int | None:
+        """The version of the weights; None after a failed update."""
+        return self.version
+
+    def close(self) -> None:
+        """End the engine and leave vLLM's process group, for a process that goes on with something else."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        token_ids, images = self._encoder.engine_prompt(read_sample(self._prompts_folder, prompt.ref))
+        request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
+        if images:
+            request["multi_modal_data"] = {"image": images}
+        return request
+
+    def _params(self, prompt: Prompt, sampling: SamplingConfig, step_seed: int) -> SamplingParams:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=request_seed(self._seed, step_seed, prompt.ref.id),
+            logprobs=0,  # of the sampled token alone
+            logit_bias={token: BAN for token in self._encoder.banned_token_ids},
+            skip_special_tokens=True,
+        )
+
+    def _rollouts(self, output: RequestOutput, version: int) -> list[Rollout]:
+        return [
+            Rollout(
+                token_ids=tuple(answer.token_ids),
+                logprobs=tuple(
+                    step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)
+                ),
+                text=answer.text,
+                finish_reason=answer.finish_reason,
+                policy_version=version,
+            )
+            for answer in sorted(output.outputs, key=lambda answer: answer.index)
+        ]
+
+
+def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
+    """A seed below 2**31 for one prompt at one step; vLLM adds the answer's number to it."""
+    digest = hashlib.sha256(f"{seed}/{step_seed}/{prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
+    for name, value in ENGINE_ENV.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+    from vllm.config import WeightTransferConfig
+
+    from rl.rollout.receiver import BACKEND, register
+
+    register()
+    return LLM(
+        model_folder,
+        dtype=_DTYPES[config.precision],
+        tensor_parallel_size=config.tensor_parallel,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        limit_mm_per_prompt={"image": config.max_images, "video": 0},
+        use_tqdm_on_load=False,
+        mm_processor_cache_gb=0,  # prompts of one step rarely share images
+        logprobs_mode="raw_logprobs" if exact else "processed_logprobs",
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        **_hardware_settings(config),
+    )
+
+
+def _hardware_settings(config: EngineConfig) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {"gpu_memory_utilization": config.memory}
+    return {
+        "kv_cache_memory_bytes": int(config.memory * 2**30),
+        "enforce_eager": True,
+        "skip_mm_profiling": True,  # it would run the vision tower on the largest image
+        # vLLM rewinds the generator of a seeded request whose prompt it cuts, which CPU generators cannot do
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(2048, config.max_model_len),
+    }

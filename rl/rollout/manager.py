@@ -1,0 +1,142 @@
+"""Spreads prompts over engines and brings every answer home, though engines may die on the way.
+
+Knows neither Ray nor vLLM: how to start, ask and await an engine comes in as functions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from rl.config import SamplingConfig
+from rl.rollout.weights import WeightManifest
+from rl.types import Prompt, Rollout
+
+E = TypeVar("E")  # an engine
+H = TypeVar("H", bound=Hashable)  # a reply that is on its way
+
+
+class EngineDied(Exception):
+    """Raised by EngineCalls.take: the engine is gone, and with it all that it was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineCalls(Generic[E, H]):
+    """How to deal with engines of kind E. All but `wait` and `take` return at once."""
+
+    start: Callable[[], E]
+    """A new engine with the weights of the model folder."""
+    stop: Callable[[E], None]
+    """End an engine, also one that is dead already."""
+    ask: Callable[[E, Sequence[Prompt], SamplingConfig, int], H]
+    """Engine.generate(prompts, sampling, step_seed)."""
+    update: Callable[[E, WeightManifest], H]
+    """Engine.update_weights(manifest)."""
+    wait: Callable[[Sequence[H]], H]
+    """The first of the replies that is there, or will never come."""
+    take: Callable[[H], Any]
+    """What a reply says; raises EngineDied, or what the engine raised."""
+
+
+class RolloutManager(Generic[E, H]):
+    """The engines of a run. One that dies is replaced, given the current weights, and asked again what it owed."""
+
+    def __init__(
+        self,
+        calls: EngineCalls[E, H],
+        *,
+        num_engines: int,
+        max_num_seqs: int,
+        in_flight: int = 2,
+        max_restarts: int = 3,
+    ) -> None:
+        """Start the engines.
+
+        Args:
+            max_num_seqs: answers that one engine writes at a time; a request asks for no more.
+            in_flight: requests an engine holds, so that it never waits for the next.
+            max_restarts: engines that may die in one call; more are no chance.
+        """
+        self.restarts = 0
+        self._calls = calls
+        self._max_num_seqs, self._in_flight, self._max_restarts = max_num_seqs, in_flight, max_restarts
+        self._engines = [calls.start() for _ in range(num_engines)]
+        self._manifest: WeightManifest | None = None
+
+    def update_weights(self, manifest: WeightManifest) -> None:
+        """Give every engine these weights; engines started later get them too.
+
+        Raises:
+            Exception: an engine refused the weights; whatever its Engine.update_weights raised.
+        """
+        self._manifest = manifest
+        replies = [self._calls.update(engine, manifest) for engine in self._engines]
+        for number, reply in enumerate(replies):
+            try:
+                self._calls.take(reply)
+            except EngineDied:
+                self._replace(number)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[list[Rollout]]:
+        """`sampling.n` answers to each prompt, in the order of the prompts, all of the current weights.
+
+        Raises:
+            RuntimeError: engines keep dying.
+        """
+        share = -(-len(prompts) // len(self._engines))
+        size = max(1, min(share, self._max_num_seqs // sampling.n))
+        queue = deque(range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size))
+        asked: dict[H, tuple[int, range]] = {}  # reply -> number of the engine, which prompts
+        rollouts: dict[int, list[Rollout]] = {}
+        deaths = 0
+        while queue or asked:
+            for number in self._turns(asked, len(queue)):
+                chunk = queue.popleft()
+                reply = self._calls.ask(self._engines[number], [prompts[i] for i in chunk], sampling, step_seed)
+                asked[reply] = (number, chunk)
+            reply = self._calls.wait(list(asked))
+            try:
+                rollouts.update(zip(asked[reply][1], self._calls.take(reply), strict=True))
+                del asked[reply]
+            except EngineDied:
+                deaths += 1
+                self._check_deaths(deaths, [prompts[i] for i in asked[reply][1]])
+                dead = asked[reply][0]
+                queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
+                asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
+                self._replace(dead)
+        return [rollouts[i] for i in range(len(prompts))]
+
+    def close(self) -> None:
+        """End the engines."""
+        for engine in self._engines:
+            self._calls.stop(engine)
+        self._engines.clear()
+
+    def _turns(self, asked: dict[H, tuple[int, range]], num_chunks: int) -> list[int]:
+        """Which engines get the next chunks: always the one with the fewest, up to `in_flight` each."""
+        load = Counter(number for number, _ in asked.values())
+        turns: list[int] = []
+        while len(turns) < num_chunks:
+            number = min(range(len(self._engines)), key=lambda n: load[n])
+            if load[number] >= self._in_flight:
+                break
+            load[number] += 1
+            turns.append(number)
+        return turns
+
+    def _replace(self, number: int) -> None:
+        self.restarts += 1
+        self._calls.stop(self._engines[number])  # what is left of it may hold memory
+        self._engines[number] = self._calls.start()
+        if self._manifest is not None:
+            self._calls.take(self._calls.update(self._engines[number], self._manifest))
+
+    def _check_deaths(self, deaths: int, prompts: Sequence[Prompt]) -> None:
+        if deaths > self._max_restarts:
+            raise RuntimeError(
+                f"{deaths} engines died in one round of prompts, allowed max_restarts={self._max_restarts}; the last "
+                f"was asked {prompts[0].ref.id} to {prompts[-1].ref.id}. Look at its log: often its memory ran out"
+            )

