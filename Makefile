@@ -4,6 +4,9 @@
 PYTHON ?= python3
 PYTEST ?=
 BIN := .venv/bin
+
+# Where it is set, every process would compile the heavy packages anew.
+unexport PYTHONDONTWRITEBYTECODE
 CODE := data_pipeline megatron_omr rl launch requirements benchmarks tests setup.py
 SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 

@@ -54,7 +54,11 @@ class ChatEncoder:
 
         _check_processor(Path(folder), image)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if tokenizer.eos_token is None or tokenizer.pad_token is None or IMAGE_TOKEN not in tokenizer.get_vocab():
+        if (
+            tokenizer.eos_token is None
+            or tokenizer.pad_token is None
+            or IMAGE_TOKEN not in tokenizer.get_vocab()
+        ):
             raise ValueError(
                 f"the tokenizer of {folder} has eos_token={tokenizer.eos_token}, pad_token={tokenizer.pad_token} and "
                 f"{len(tokenizer)} tokens; it must have both and {IMAGE_TOKEN}, as Qwen2.5-VL's"

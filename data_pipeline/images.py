@@ -114,6 +114,8 @@ def _value_tables() -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """RGB on white where the file is transparent: black on nothing must not become black on black."""
+    if image.mode.startswith("I"):  # 16-bit greys; Pillow would clip them to white
+        image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

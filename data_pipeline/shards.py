@@ -137,7 +137,7 @@ def write_shards(samples: Iterable[Sample], out: str | Path, *, samples_per_shar
     """Write `samples` into `out` and return the index. A killed write leaves no index; call again to start over.
 
     Raises:
-        ValueError: `out` already holds finished shards.
+        ValueError: `out` already holds finished shards, or tar files of others.
     """
     out = Path(out)
     if (out / INDEX).exists():
@@ -145,6 +145,7 @@ def write_shards(samples: Iterable[Sample], out: str | Path, *, samples_per_shar
             f"{out} already holds shards; load them with ShardIndex.load, or choose another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(out)
     stream = iter(tqdm(samples, desc=f"write {out.name}", unit=" samples", disable=None, delay=1))
     shards: list[Shard] = []
     while chunk := list(islice(stream, samples_per_shard)):
@@ -184,6 +185,17 @@ def read_shards(folder: str | Path) -> Iterator[Sample]:
     for record in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):
         fields = json.loads(record["json"])
         yield _to_sample(fields, [record[name] for name in fields["images"]])
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Delete what a killed write left, and nothing else."""
+    for rows in folder.glob("shard-*.index.json"):  # written before its shard
+        rows.with_name(rows.name.replace(".index.json", ".tar")).unlink(missing_ok=True)
+        rows.unlink()
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
+    if strangers := sorted(path.name for path in folder.glob("*.tar")):
+        raise ValueError(f"{folder} holds {strangers[0]!r}, which is not ours; choose an empty folder")
 
 
 # --- one shard

@@ -1,7 +1,7 @@
 """Answer checking that nothing can hang: math-verify runs in processes which die at their deadline.
 
-A worker arms a kernel alarm before each answer. When the alarm rings, or memory ends, or the parser crashes, the
-worker dies, its answer is counted as wrong, and a new worker takes its place; the others go on. The calling
+A worker arms a kernel alarm before each answer. When the alarm rings or the parser crashes, the worker dies, its
+answer is counted as wrong, and a new worker takes its place; the others go on. The calling
 process needs neither signals nor threads for it, so it may be a Ray actor, and what a worker says is never
 unpickled. Which answers are right is `verify`'s knowledge, what they are worth the caller's.
 """
@@ -36,8 +36,8 @@ class VerifyPool:
     """Checks answers in `workers` processes, each answer within `deadline` seconds and `memory_gib` of memory.
 
     `counts` says how many answers were decided by what: exact, choice, math, none, timeout (the deadline
-    passed) or error (the worker died otherwise, as when memory ended). Threads that share a pool are served
-    one after the other. Close it, or use it as a context manager.
+    passed) or error (the worker died otherwise, twice: once may be the fault of the machine). Threads that
+    share a pool are served one after the other. Close it, or use it as a context manager.
     """
 
     def __init__(self, workers: int, deadline: float, *, memory_gib: float = 4.0) -> None:
@@ -86,6 +86,7 @@ class VerifyPool:
         if not self._workers:
             raise RuntimeError("this VerifyPool is closed; make a new one")
         waiting = deque(tasks)
+        asked_again: set[int] = set()
         outcomes: dict[int, str] = {}
         while len(outcomes) < len(tasks):
             for worker in list(self._workers):
@@ -95,7 +96,10 @@ class VerifyPool:
             for connection in wait([worker.connection for worker in self._workers]):
                 worker = by_connection[connection]
                 index, outcome = worker.task, self._receive(worker)
-                if index is not None:
+                if outcome == "error" and index is not None and index not in asked_again:
+                    asked_again.add(index)
+                    waiting.appendleft(index)
+                elif index is not None:
                     outcomes[index] = outcome
         return outcomes
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from string import Template
 
 from launch.report_charts import (
+    NUM_COLORS,
     Interval,
     Line,
     duration_bars,
@@ -168,9 +169,8 @@ def _flips(evaluations: Sequence[Evaluation]) -> str:
         return ""
     gained = sum(before[key] < 0.5 <= after[key] for key in shared)
     lost = sum(after[key] < 0.5 <= before[key] for key in shared)
-    change = escape(f"{_label(evaluations[0])} to {_label(evaluations[-1])}")
-    counts = f"{gained} became right, {lost} became wrong"
-    return f'<p class="meta">Of {len(shared):,} questions, from {change}: {counts}.</p>'
+    counts = f"{gained} turned right and {lost} turned wrong"
+    return f'<p class="meta">Of {len(shared):,} questions: {counts} from first to last evaluation.</p>'
 
 
 def _sft(metrics: Metrics | None) -> str:
@@ -247,7 +247,7 @@ def _phase_figure(metrics: Metrics) -> str:
 
 
 def _rollouts(run: Run) -> str:
-    intro = "What the policy was asked and answered, from the first step to the last; best and worst answer first."
+    intro = "What the policy was asked and answered, from the first step to the last; best and worst first."
     return _section("Rollouts", intro, [gallery(run.groups)], layout="gallery") if run.groups else ""
 
 
@@ -289,9 +289,8 @@ def _lines(
 
 
 def _keys(names: Sequence[str]) -> str:
-    return "".join(
-        f'<span class="key"><i class="c{i}"></i>{escape(name)}</span>' for i, name in enumerate(names)
-    )
+    swatches = (f'<i class="c{i % NUM_COLORS}"></i>{escape(name)}' for i, name in enumerate(names))
+    return "".join(f'<span class="key">{swatch}</span>' for swatch in swatches)
 
 
 def _smoothing_note(metrics: Metrics) -> str:

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 WIDTH, HEIGHT = 520, 236
 TOP, BOTTOM, LEFT, RIGHT = 14, 208, 50, 506
+NUM_COLORS = 5  # the style sheet has c0 to c4
 MAX_POINTS = 300
 """Longer lines are thinned to about this many points; each bin keeps its lowest and highest."""
 
@@ -102,7 +103,7 @@ def stacked_bars(
 
 
 def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> str:
-    """A row per name with a dot and a 95% interval per series; the values are shares, the first row stands out."""
+    """A row per name with a dot and a 95% interval per series, all shares; the first row stands out."""
     num_series = max(len(intervals) for _, intervals in rows)
     row_height = 14 + 16 * num_series
     left = 16 + 7.0 * max(len(_shorten(name)) for name, _ in rows)
@@ -118,7 +119,7 @@ def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None
         parts.append(f'<text class="name{strong}" x="0" y="{middle + 4:.1f}">{escape(_shorten(name))}</text>')
         for color, interval in enumerate(intervals):
             height = middle + 16 * (color - (len(intervals) - 1) / 2)
-            parts.append(_interval_marks(interval, color, x, height, strong))
+            parts.append(_interval_marks(interval, color % NUM_COLORS, x, height, strong))
     rule = TOP + row_height + 4
     parts.append(f'<path class="grid" d="M0 {rule}H{WIDTH}"/>' if len(rows) > 1 else "")
     return _svg(label, "".join(parts), bottom + 28, [])
@@ -150,9 +151,7 @@ def smooth(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]
     future = [*_decayed_sums(values[::-1], decay)[::-1], (0.0, 0.0)]
     out = []
     for i, (step, value) in enumerate(points):
-        far, far_weight = future[
-            min(2 * i + 1, len(points))
-        ]  # what lies further ahead than the start lies back
+        far, far_weight = future[min(2 * i + 1, len(points))]  # further ahead than the start lies back
         fade = decay ** (i + 1)
         total = past[i][0] + future[i][0] - fade * far - value
         out.append((step, total / (past[i][1] + future[i][1] - fade * far_weight - 1)))
@@ -235,7 +234,7 @@ def _svg(label: str, body: str, height: float, hover: list[list[str | float]]) -
 
 def _step_scale(steps: Sequence[int], right: float) -> Scale:
     low, high = min(steps), max(steps)
-    return Scale(low=low, high=max(high, low + 1), start=LEFT + 4, end=right)
+    return Scale(low=low if low < high else low - 1, high=high, start=LEFT + 4, end=right)
 
 
 def _value_scale(
@@ -282,7 +281,8 @@ def _raw_marks(line: Line, color: int, x: Scale, y: Scale) -> str:
 
 
 def _path(points: Sequence[tuple[int, float]], x: Scale, y: Scale) -> str:
-    return "M" + "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
+    places = [f"{x(step):.1f} {y(value):.1f}" for step, value in points]
+    return f"M{'L'.join(places)}" + ("h0" if len(places) == 1 else "")  # h0: a lone point shows as a dot
 
 
 def _hover_rows(lines: Sequence[Line], smoothed: Sequence[Line], x: Scale) -> list[list[str | float]]:

@@ -1,6 +1,6 @@
 """What a run left on disk, read into frozen dataclasses. Knows files, not HTML.
 
-A run may be unfinished, killed in mid-line or partly deleted: what cannot be read is left out, and `notes` says so.
+A run may be unfinished, killed in mid-line or partly deleted: what cannot be read is left out and noted.
 """
 
 from __future__ import annotations

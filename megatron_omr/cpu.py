@@ -123,9 +123,9 @@ def _compiling_off() -> Iterator[None]:
     torch.compile = lambda model=None, **kwargs: model if model is not None else (lambda fn: fn)
     try:
         yield
-        import megatron.core.jit
+        from megatron.core import jit
 
-        megatron.core.jit.disable_jit_fuser()
+        jit.disable_jit_fuser()
     finally:
         torch.compile = compile_
 

@@ -140,8 +140,8 @@ def zigzag_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:
     num_chunks = 2 * cp_size
     if bool((lengths % num_chunks).any()):
         raise ValueError(
-            f"sequence lengths {lengths.tolist()} must be multiples of {num_chunks} for parallel.cp={cp_size}; "
-            f"pack with multiple=ParallelConfig.sequence_multiple"
+            f"sequence lengths {lengths.tolist()} must be multiples of {num_chunks} for "
+            f"parallel.cp={cp_size}; pack with multiple=ParallelConfig.sequence_multiple"
         )
     start_T = starts.repeat_interleave(lengths, output_size=num_tokens)
     chunk_len_T = (lengths // num_chunks).repeat_interleave(lengths, output_size=num_tokens)

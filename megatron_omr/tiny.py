@@ -43,6 +43,8 @@ class TinyConfig:
     vision_num_heads: int = 4
     vocab_size: int = 512
     max_position_embeddings: int = 2_048
+    initializer_range: float = 0.06
+    """Ten times wider than the real models': narrow layers keep their signal, and learning starts at once."""
     tied: bool = False
 
 
@@ -114,6 +116,7 @@ def _hf_config(config: TinyConfig, ids: dict[str, int], vocab_size: int) -> dict
             num_key_value_heads=config.num_kv_heads,
             max_position_embeddings=config.max_position_embeddings,
             rms_norm_eps=1e-6,
+            initializer_range=config.initializer_range,
             rope_scaling={"type": "mrope", "rope_type": "default", "mrope_section": sections, "rope_theta": 1e6},
             rope_theta=1e6,
             bos_token_id=ids["<|endoftext|>"],
@@ -134,6 +137,7 @@ def _hf_config(config: TinyConfig, ids: dict[str, int], vocab_size: int) -> dict
             window_size=112,
             fullatt_block_indexes=[config.vision_depth - 1],
             tokens_per_second=2,
+            initializer_range=config.initializer_range,
         ),
     )
 

@@ -28,7 +28,9 @@ STAMP = VENV / ".bootstrapped"
 OLDEST_PYTHON = (3, 11)
 NEEDED_GB = 5
 
-NO_NETWORK = re.compile(r"error sending request|dns error|Max retries|NewConnectionError|Temporary failure in name", re.I)
+NO_NETWORK = re.compile(
+    r"error sending request|dns error|Max retries|NewConnectionError|Temporary failure in name", re.I
+)
 DISK_FULL = re.compile(r"No space left on device|os error 28", re.I)
 
 
@@ -146,7 +148,13 @@ def make_lock() -> None:
     make_venv()
     uv(
         *("pip", "compile", "setup.py", "--extra", "cpu", "--extra", "dev"),
-        *("--universal", "--python-version", ".".join(map(str, OLDEST_PYTHON)), "--overrides", str(OVERRIDES)),
+        *(
+            "--universal",
+            "--python-version",
+            ".".join(map(str, OLDEST_PYTHON)),
+            "--overrides",
+            str(OVERRIDES),
+        ),
         *("--no-emit-package", "torchaudio", "--no-emit-package", "torchcodec"),
         *("--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"),
         *("--custom-compile-command", "make lock"),
@@ -165,7 +173,11 @@ def uv(*arguments: str) -> None:
 
 
 def run(
-    command: list[str | Path], *, environment: dict[str, str] | None = None, hint: str = "", quiet: bool = False
+    command: list[str | Path],
+    *,
+    environment: dict[str, str] | None = None,
+    hint: str = "",
+    quiet: bool = False,
 ) -> None:
     """Run a step, showing what it says; turn its failure into advice."""
     process = subprocess.Popen(

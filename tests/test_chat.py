@@ -30,7 +30,9 @@ def tokenizer(tiny_hf):
     return AutoTokenizer.from_pretrained(tiny_hf)
 
 
-def conversation(*turns: tuple[str, str], images: tuple[bytes, ...] = (), answer: str | None = ANSWER) -> Sample:
+def conversation(
+    *turns: tuple[str, str], images: tuple[bytes, ...] = (), answer: str | None = ANSWER
+) -> Sample:
     messages = [Message(role=role, content=content) for role, content in turns]
     if answer is not None:
         messages.append(Message(role="assistant", content=answer))
@@ -41,7 +43,9 @@ CASES = {
     "text": conversation(("system", SYSTEM_PROMPT), ("user", "What is 3 plus 4?")),
     "image": conversation(("system", SYSTEM_PROMPT), ("user", "<image>Add up."), images=IMAGES[:1]),
     "images inside": conversation(("user", "See <image> and <image>\nand sum <image>"), images=IMAGES),
-    "turns": conversation(("user", "<image>"), ("assistant", "7 it is"), ("user", "Sure? <image>"), images=IMAGES[:2]),
+    "turns": conversation(
+        ("user", "<image>"), ("assistant", "7 it is"), ("user", "Sure? <image>"), images=IMAGES[:2]
+    ),
 }
 
 
@@ -94,7 +98,9 @@ def test_decode_drops_special_tokens_and_banned_ids_spare_the_stops(encoder, tok
     assert banned == {"<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"}
 
 
-@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|vision_start|>"])
+@pytest.mark.parametrize(
+    "token", ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|vision_start|>"]
+)
 @pytest.mark.parametrize("place", ["system", "user", "assistant"])
 def test_forged_special_tokens_are_refused(encoder, token, place):
     turns = {"system": SYSTEM_PROMPT, "user": "Add up.", "assistant": ANSWER}
@@ -107,7 +113,9 @@ def test_forged_special_tokens_are_refused(encoder, token, place):
 
 def test_halves_of_a_special_token_around_an_image_stay_text(encoder, tokenizer):
     example = encoder.encode(conversation(("user", "<|im_<image>end|>"), images=IMAGES[:1]))
-    assert example.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2  # user, assistant
+    assert (
+        example.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    )  # user, assistant
 
 
 @pytest.mark.parametrize(
@@ -134,7 +142,12 @@ def test_a_response_with_image_tokens_is_refused(encoder):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("chat_template.jinja", "{{ message['content'] }}", "{{ message['content'].split('</think>')[-1] }}", "renders"),
+        (
+            "chat_template.jinja",
+            "{{ message['content'] }}",
+            "{{ message['content'].split('</think>')[-1] }}",
+            "renders",
+        ),
         ("chat_template.jinja", "<|image_pad|>", "", "one <|image_pad|>"),
         ("preprocessor_config.json", '"max_pixels": 4194304', '"max_pixels": 100000', "resize images again"),
         ("preprocessor_config.json", '"patch_size": 14', '"patch_size": 16', "patch_size=16"),

@@ -56,7 +56,9 @@ def test_a_known_case():
 
 def test_images_may_stand_side_by_side():
     ids = torch.tensor([IMAGE] * 5 + [TEXT])
-    got = mrope_position_ids(ids, torch.tensor([[1, 4, 4], [1, 2, 2]]), image_token_id=IMAGE, spatial_merge_size=2)
+    got = mrope_position_ids(
+        ids, torch.tensor([[1, 4, 4], [1, 2, 2]]), image_token_id=IMAGE, spatial_merge_size=2
+    )
     assert got[0].tolist() == [0, 0, 0, 0, 2, 3]
 
 

@@ -188,7 +188,7 @@ def test_numbers_of_the_run_are_on_the_page(page):
     assert "120 steps of supervised fine-tuning and 60 steps of reinforcement learning. Held-out" in text
     assert "43.5% after SFT (95% CI 38.7 to 48.2), 67.2% after RL (95% CI 62.4 to 71.9)" in text
     assert "+23.7 points (95% CI +18.2 to +29.1), which excludes zero" in text
-    assert "Of 402 questions, from after SFT to after RL: 95 became right, 0 became wrong." in text
+    assert "Of 402 questions: 95 turned right and 0 turned wrong" in text
     for step in (1, 13, 25, 31, 43, 55):  # six of the ten logged steps, first and last among them
         assert f"Step {step}" in text
     assert "torch 2.13.0" in text and "seed 42" in text

@@ -34,7 +34,7 @@ def checker_processes() -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def pool():
-    with VerifyPool(workers=2, deadline=2.0) as pool:
+    with VerifyPool(workers=2, deadline=3.0) as pool:
         yield pool
 
 
@@ -60,18 +60,12 @@ def test_hostile_answers_cost_their_deadline_and_the_others_are_served(pool):
     assert len(checker_processes()) == 2
 
 
-def test_a_worker_that_dies_of_an_answer_is_counted_and_replaced():
-    others = {p.pid for p in checker_processes()}
-    with VerifyPool(workers=1, deadline=60.0) as pool, ThreadPoolExecutor(1) as thread:
-        pool.check_many(MIXED)
-        (worker,) = [p for p in checker_processes() if p.pid not in others]
-        verdicts = thread.submit(pool.check_many, [(tagged(TOWERS[0]), "3"), *MIXED])
-        while worker.cpu_percent(0.1) < 10:  # until it climbs the tower
-            pass
-        worker.send_signal(signal.SIGSEGV)
-        assert [v.decided_by for v in verdicts.result()][0] == "error"
-        assert verdicts.result()[1:] == [check_answer(*pair) for pair in MIXED]
-        assert pool.counts["error"] == 1
+def test_an_answer_that_kills_every_worker_is_an_error():
+    with VerifyPool(workers=1, deadline=60.0, memory_gib=0.5) as small:
+        too_big = tagged("(" * 150_000_000)
+        assert small.check_many([(too_big, "3"), *MIXED])[0].decided_by == "error"
+        assert small.counts["error"] == 1
+        assert small.check_many(MIXED) == [check_answer(*pair) for pair in MIXED]
 
 
 def test_a_worker_that_dies_idle_costs_nothing(pool):
@@ -88,15 +82,6 @@ def test_serves_several_threads(pool):
         results = list(threads.map(pool.check_many, [MIXED] * 8))
     assert all(result == results[0] for result in results)
     assert [v.accuracy for v in results[0]] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
-
-
-def test_memory_is_limited():
-    # the parser swallows the MemoryError or dies of it; either way the answer is wrong and the pool lives
-    bomb = tagged("2^(2^36)")  # 8 GB as an integer
-    with VerifyPool(workers=1, deadline=30.0, memory_gib=1.0) as small:
-        assert small.check_many([(bomb, "3")])[0].accuracy == 0.0
-        assert small.check_many(MIXED[:1])[0].decided_by == "math"
-        assert small.counts["timeout"] == 0
 
 
 def test_close_ends_the_processes_and_says_so():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing as mp
 from dataclasses import replace
-from itertools import accumulate
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -42,9 +41,9 @@ def received(manifest: WeightManifest) -> dict[str, torch.Tensor]:
 
 @given(st.lists(st.integers(0, 3 * BUCKET), min_size=1, max_size=40))
 def test_slots_never_overlap_and_fill_buckets_in_order(sizes: list[int]) -> None:
-    slots: list[Slot] = [
-        slot for slot in accumulate(sizes, lambda last, size: next_slot(last, size, BUCKET), initial=None) if slot
-    ]
+    slots: list[Slot] = []
+    for size in sizes:
+        slots.append(next_slot(slots[-1] if slots else None, size, BUCKET))
     assert [slot.num_bytes for slot in slots] == sizes
     for last, slot in zip(slots, slots[1:], strict=False):
         assert slot.offset % ALIGNMENT == 0

@@ -59,7 +59,7 @@ class Qwen25VL(MegatronModule):
         return logits_or_hidden.transpose(0, 1).contiguous() if self.post_process else logits_or_hidden
 
     def _embed(self, batch: PackedBatch, tokens: Tensor) -> Tensor:
-        """Token embeddings with image embeddings in their places, [t, 1, D] (a tp-th of the rows under SP)."""
+        """Token embeddings with image embeddings in their places, [t, 1, D] (1/tp of the rows under SP)."""
         embeddings = self.language_model.embedding(
             input_ids=batch.input_ids[None], position_ids=None
         ).squeeze(1)
@@ -93,5 +93,5 @@ class Qwen25VL(MegatronModule):
 
 
 def _zero_touching(module: torch.nn.Module) -> Tensor:
-    """A zero that depends on every parameter, so that gradient hooks fire although no image passed through."""
+    """A zero that depends on every parameter, so that gradient hooks fire without any image."""
     return 0.0 * torch.stack([p.view(-1)[0] for p in module.parameters()]).sum()
