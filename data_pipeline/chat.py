@@ -1,7 +1,7 @@
-"""Messages and images -> token ids, loss mask, positions and patches, through a model folder's own chat template.
+"""Messages and images -> token ids, loss mask, positions and patches, by a model folder's own chat template.
 
-A response is encoded apart from its prompt: the ids are those an engine is asked with and answers with, so that
-learning from a given answer and from a sampled one meet the same tokens.
+A response is encoded apart from its prompt: the ids are those an engine is asked with and answers with, so
+that learning from a given answer and from a sampled one meet the same tokens.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class ChatEncoder:
             str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self._image_token_id = self._special[IMAGE_TOKEN]
-        self._stop_token_id = int(tokenizer.eos_token_id)
-        self.pad_token_id = int(tokenizer.pad_token_id)
+        self.stop_token_id = self._special[str(tokenizer.eos_token)]
+        self.pad_token_id = self._special[str(tokenizer.pad_token)]
         self.banned_token_ids = tuple(
-            sorted(set(self._special.values()) - {self._stop_token_id, self.pad_token_id})
+            sorted(set(self._special.values()) - {self.stop_token_id, self.pad_token_id})
         )
         """Special tokens that a rollout must never hold: vision tokens and starts of turns."""
 
@@ -60,8 +60,9 @@ class ChatEncoder:
             or IMAGE_TOKEN not in tokenizer.get_vocab()
         ):
             raise ValueError(
-                f"the tokenizer of {folder} has eos_token={tokenizer.eos_token}, pad_token={tokenizer.pad_token} and "
-                f"{len(tokenizer)} tokens; it must have both and {IMAGE_TOKEN}, as Qwen2.5-VL's"
+                f"the tokenizer of {folder} has eos_token={tokenizer.eos_token}, "
+                f"pad_token={tokenizer.pad_token} and {len(tokenizer)} tokens; it must have both and "
+                f"{IMAGE_TOKEN}, as Qwen2.5-VL's"
             )
         encoder = cls(tokenizer, image)
         encoder._check_template()
@@ -80,7 +81,7 @@ class ChatEncoder:
         self._check_text(answer)
         if IMAGE_MARK in answer:
             raise BadSample("text", f"{IMAGE_MARK} in the assistant's turn: answers hold no images")
-        return self._build(sample, [*self._tokenize(answer), self._stop_token_id])
+        return self._build(sample, [*self._tokenize(answer), self.stop_token_id])
 
     def encode_response(self, sample: Sample, token_ids: Sequence[int]) -> Example:
         """The prompt of `sample` with the given response, of which every token is to be learned.
@@ -97,7 +98,7 @@ class ChatEncoder:
         return self._build(sample, list(token_ids))
 
     def engine_prompt(self, sample: Sample) -> tuple[list[int], list[Image.Image]]:
-        """Prompt ids with one image token per image, and the images in their final size, as vLLM takes them."""
+        """Prompt ids with one image token per image, and the images in final size, as vLLM takes them."""
         ids = self._prompt_ids(sample)
         return ids, [vision.load_image(data, self._image) for data in sample.images]
 
@@ -160,7 +161,7 @@ class ChatEncoder:
                 raise BadSample("text", f"holds the special token {token}; remove it from the data")
 
     def _check_template(self) -> None:
-        """The template must put an answer, unaltered, right behind the generation prompt and end it with eos."""
+        """The template must put an answer, unaltered, right behind the generation prompt, and then eos."""
         question = Message(role="user", content=f"{IMAGE_MARK}question")
         answer = Message(role="assistant", content="<think>a</think><answer>b</answer>")
         prompt = self._render([question], add_generation_prompt=True)
@@ -168,7 +169,8 @@ class ChatEncoder:
         wanted = prompt + answer.content + str(self._tokenizer.eos_token)
         if not whole.startswith(wanted):
             raise ValueError(
-                f"the chat template renders\n{whole!r}\nwhich does not begin with\n{wanted!r}\nas an engine asks"
+                f"the chat template renders\n{whole!r}\nwhich does not begin with\n{wanted!r}\n"
+                "so that an engine would see another conversation; use Qwen2.5-VL's template"
             )
         if self._tokenize(prompt).count(self._image_token_id) != 1:
             raise ValueError(f"the chat template does not turn an image into one {IMAGE_TOKEN}: {prompt!r}")

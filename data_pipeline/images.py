@@ -1,7 +1,7 @@
 """Image files -> pixels of their final size -> patches, as Qwen2.5-VL's image processor makes them.
 
-An image is brought to its final size here, once: the processors of trainer and engine then find nothing left to
-resize and count the same tokens. Legend: P patches, I images, D patch features.
+An image is brought to its final size here, once: the processors of trainer and engine then find nothing left
+to resize and count the same tokens. Legend: P patches, I images, D patch features.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
     """Normalised patches of RGB images whose sides are multiples of 28, equal to Hugging Face's processor.
 
     Returns:
-        pixel_values [P, D] float32, patches of one merged token side by side; image_grid_thw [I, 3] int64 in patches.
+        pixel_values [P, D] float32, the patches of a merged token next to each other;
+        image_grid_thw [I, 3] int64, in patches.
     """
     if not images:
         return torch.empty(0, PATCH_FEATURES), torch.empty(0, 3, dtype=torch.int64)

@@ -1,9 +1,9 @@
 """Shards -> this rank's packed micro-batches of each optimizer step, for ever.
 
-The order of an epoch is a function of (seed, epoch); steps take the next `global_batch_size` samples of it, and an
-epoch's last samples open the next epoch's first step. All ranks compute the same steps and the same split of each
-step over ranks, and read only their own samples. So the whole state is one place in one order, which does not
-depend on the number of ranks.
+The order of an epoch is a function of (seed, epoch); steps take the next `global_batch_size` samples of it,
+and an epoch's last samples open the next epoch's first step. All ranks compute the same steps and the same
+split of each step over ranks, and read only their own samples. So the whole state is one place in one order,
+which does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SHUFFLE_SHARDS = 64
-"""Samples are shuffled within this many shards at a time, the shards themselves over the whole epoch: memory stays
-flat however large the corpus, and a shard's rows are read once an epoch."""
+"""Samples are shuffled within this many shards at a time, the shards themselves over the whole epoch: memory
+stays flat however large the corpus, and a shard's rows are read once an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,9 @@ class Step:
 class Loader:
     """Iterating yields list[PackedBatch]: this rank's micro-batches of one optimizer step.
 
-    A list can be empty, when all of this rank's samples were bad. State follows what was handed out, not what is
-    read ahead; a fresh iterator continues there. Bad samples are logged and counted in `skipped` by reason.
+    A list is empty when all of this rank's samples were bad. State follows what was handed out, not what is
+    read ahead; a fresh iterator continues there. Bad samples are logged, and counted by reason in `skipped`
+    (of this rank, since this process began).
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Loader:
         """
         if not 0 <= dp_rank < dp_size <= config.global_batch_size:
             raise ValueError(
-                f"dp_rank={dp_rank} of dp_size={dp_size} with loader.global_batch_size={config.global_batch_size}: "
-                f"every rank needs at least one sample a step; raise the batch size or use fewer ranks"
+                f"dp_rank={dp_rank} of dp_size={dp_size} with loader.global_batch_size="
+                f"{config.global_batch_size}: every rank needs "
+                "at least one sample a step; raise the batch size or use fewer ranks"
             )
         self._config, self._encoder = config, encoder
         self._dp_rank, self._dp_size, self._multiple = dp_rank, dp_size, multiple
@@ -102,8 +104,9 @@ class Loader:
         for name, here in (("data", self._index.digest), ("seed", self._config.seed)):
             if state[name] != here:
                 raise ValueError(
-                    f"the saved loader state has {name}={state[name]!r}, but loader.shards={self._config.shards!r} with "
-                    f"loader.seed={self._config.seed} has {here!r}; resume with the same shards and seed"
+                    f"the saved loader state has {name}={state[name]!r}, but loader.shards="
+                    f"{self._config.shards!r} with loader.seed={self._config.seed} has {here!r}; "
+                    "resume with the same shards and seed"
                 )
         self._place = Place(epoch=int(state["epoch"]), position=int(state["position"]))
 
@@ -142,7 +145,8 @@ class Loader:
             if self.skipped.total() > self._config.max_bad_samples:
                 raise ValueError(
                     f"more than loader.max_bad_samples={self._config.max_bad_samples} samples are bad "
-                    f"({dict(self.skipped)}), the last one {sample_id}: {error}; mend the data or raise the limit"
+                    f"({dict(self.skipped)}), the last one {sample_id}: {error}; mend the data or raise "
+                    "the limit"
                 )
 
 
@@ -175,7 +179,7 @@ def epoch_order(index: ShardIndex, seed: int, epoch: int, position: int = 0) -> 
 
 
 def map_ahead(fn: Callable[[T], R], items: Iterator[T], num_workers: int) -> Iterator[tuple[T, R]]:
-    """Pairs (item, fn(item)) in order, with `num_workers` threads at work ahead of the consumer; 0 works in line."""
+    """Pairs (item, fn(item)) in order, `num_workers` threads working ahead of the consumer; 0: in line."""
     if num_workers == 0:
         yield from ((item, fn(item)) for item in items)
         return

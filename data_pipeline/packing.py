@@ -1,7 +1,7 @@
 """The one packer: examples end to end in micro-batches, and the balance of work over ranks (pure).
 
-Bins are filled first-fit by decreasing length, which wastes little. They are then put in the order of their earliest
-examples, and examples keep their order within a bin, so the result depends on the input alone.
+Bins are filled first-fit by decreasing length, which wastes little. They are then put in the order of their
+earliest examples, and examples keep their order within a bin, so the result depends on the input alone.
 Legend: T packed tokens, S sequences.
 """
 
@@ -28,7 +28,7 @@ def pack(
     for example, size in zip(examples, sizes, strict=True):
         if size > pack_length:
             raise ValueError(
-                f"{example.id!r} has {size} tokens, more than pack_length={pack_length}; drop it or raise that"
+                f"{example.id!r} has {size} tokens, more than pack_length={pack_length}; drop it"
             )
     bins = first_fit(sizes, pack_length)
     return [
@@ -56,7 +56,7 @@ def merge(examples: Sequence[Example], *, multiple: int = 1, pad_token_id: int) 
 
 
 def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `sizes` in bins of at most `capacity`, longest first; each bin and the list of bins in input order."""
+    """Indices of `sizes` in bins of at most `capacity`; bins, and what is in them, in input order."""
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -1,7 +1,7 @@
 """M-RoPE positions of one sample, before it is packed (pure).
 
-Text counts up in all three rows. The tokens of an image share one time, count rows and columns in the other two,
-and the text behind goes on past the longer side. Legend: T tokens, I images.
+Text counts up in all three rows. The tokens of an image share one time, count rows and columns in the other
+two, and the text behind goes on past the longer side. Legend: T tokens, I images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 def mrope_position_ids(
     input_ids: Tensor, image_grid_thw: Tensor, *, image_token_id: int, spatial_merge_size: int
 ) -> Tensor:
-    """Positions [3, T] int64 (time, height, width) of `input_ids` [T] whose images are expanded to their tokens.
+    """Positions [3, T] int64 (time, height, width) of `input_ids` [T], images expanded to their tokens.
 
     Args:
         image_grid_thw: [I, 3] in patches, in the order of the images.

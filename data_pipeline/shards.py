@@ -1,11 +1,11 @@
 """Samples on disk: WebDataset shards that any WebDataset reader can read, and an index for random access.
 
     folder/index.json               one row per shard; written last, so a folder with an index is complete
-    folder/shard-000000.tar         members `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ... with key = sample number
+    folder/shard-000000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; key: sample number
     folder/shard-000000.index.json  ids, byte offsets and estimated tokens of the shard's samples
 
-The same samples give the same bytes. WebDataset ends a key at the first dot and ids hold slashes and dots, so the
-id lives in the json member, which holds everything of a sample but the bytes of its images.
+The same samples give the same bytes. WebDataset ends a key at the first dot and ids hold slashes and dots, so
+the id lives in the json member, which holds everything of a sample but the bytes of its images.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import BinaryIO, overload
 from PIL import Image
 from tqdm import tqdm
 
+from data_pipeline.config import ImageConfig
 from data_pipeline.types import BadSample, Message, Sample, SampleRef
 
 INDEX = "index.json"
@@ -53,7 +54,7 @@ class ShardRows:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """The table of contents of a folder of shards. Rows of samples are read shard by shard, when asked for."""
+    """The table of contents of a folder of shards. Rows of samples are read when asked for, by shard."""
 
     folder: Path
     shards: tuple[Shard, ...]
@@ -134,7 +135,7 @@ class _Refs(Sequence[SampleRef]):
 
 
 def write_shards(samples: Iterable[Sample], out: str | Path, *, samples_per_shard: int = 1_000) -> ShardIndex:
-    """Write `samples` into `out` and return the index. A killed write leaves no index; call again to start over.
+    """Write `samples` into `out` and return the index. A killed write leaves no index; the next starts over.
 
     Raises:
         ValueError: `out` already holds finished shards, or tar files of others.
@@ -294,7 +295,7 @@ def _estimate_tokens(sample: Sample) -> int:
     for image in sample.images:
         try:
             with Image.open(io.BytesIO(image)) as header:  # reads no pixels
-                tokens += header.width * header.height // 784
+                tokens += min(header.width * header.height, ImageConfig.max_pixels) // 784
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue  # the loader will skip and count it
     return tokens

@@ -1,9 +1,9 @@
 """The one answer checker: distillation, reward and evaluation all ask it whether a response is right.
 
-It reproduces the published reward, faults included, so that published numbers can be compared: a response is
-right when its extracted answer equals the reference as text, as a choice letter, or by math-verify. Everything
-but math-verify is linear in the length of the text; math-verify may run for ever on a hostile expression, so
-anything that models wrote goes through `verify_pool`, which gives each answer a deadline.
+It reproduces the published reward, faults included, so that published numbers can be compared: a response
+is right when its extracted answer equals the reference as text, as a choice letter, or by math-verify.
+Everything but math-verify is linear in the length of the text. math-verify may run for ever on a hostile
+expression, so what models wrote goes through `verify_pool`, which gives each answer a deadline.
 """
 
 from __future__ import annotations
@@ -197,4 +197,4 @@ def _first_found(text: str, marks: list[tuple[str, str]]) -> str:
 def _parse_math(text: str) -> list:
     from math_verify import parse
 
-    return parse(text, parsing_timeout=None)
+    return parse(text, parsing_timeout=0)

@@ -1,9 +1,9 @@
 """Answer checking that nothing can hang: math-verify runs in processes which die at their deadline.
 
-A worker arms a kernel alarm before each answer. When the alarm rings or the parser crashes, the worker dies, its
-answer is counted as wrong, and a new worker takes its place; the others go on. The calling
-process needs neither signals nor threads for it, so it may be a Ray actor, and what a worker says is never
-unpickled. Which answers are right is `verify`'s knowledge, what they are worth the caller's.
+A worker arms a kernel alarm before each answer. When the alarm rings or the parser crashes, the worker dies,
+its answer is counted as wrong, and a new worker takes its place; the others go on. The calling process needs
+neither signals nor threads for it, so it may be a Ray actor, and what a worker says is never unpickled.
+Which answers are right is `verify`'s knowledge, what they are worth the caller's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Worker:
 
 
 class VerifyPool:
-    """Checks answers in `workers` processes, each answer within `deadline` seconds and `memory_gib` of memory.
+    """Checks answers in `workers` processes, each within `deadline` seconds and `memory_gib` of memory.
 
     `counts` says how many answers were decided by what: exact, choice, math, none, timeout (the deadline
     passed) or error (the worker died otherwise, twice: once may be the fault of the machine). Threads that
@@ -124,8 +124,8 @@ class VerifyPool:
         exit_code = self._remove_worker(worker)
         if not worker.is_ready:
             raise RuntimeError(
-                f"a checker process ended with exit code {exit_code} before it was ready: its own message says "
-                f"why; math-verify must be installed, and memory_gib={self._memory / _GIB:g} be enough to import it"
+                f"a checker process ended with exit code {exit_code} before it was ready (its own error is above); "
+                f"install math-verify, and raise memory_gib={self._memory / _GIB:g} if that is too little for it"
             )
         self._add_worker()
         return "timeout" if exit_code == -signal.SIGALRM else "error"

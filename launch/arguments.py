@@ -50,7 +50,7 @@ def pick(kind: str, choices: dict[str, T], name: str) -> T:
 def leading_word(
     command: Command, kind: str, choices: dict[str, Any], args: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """Split off a name, such as a recipe's; where it is missing or help is asked, list the choices and exit."""
+    """Split off a name, such as a recipe's; without one, or asked for help, list the choices and exit."""
     if args and not args[0].startswith("-"):
         pick(kind, choices, args[0])
         return args[0], list(args[1:])

@@ -18,11 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-import psutil
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 State = Literal["ok", "missing", "broken"]
 
 SETUP = "run `make setup`"
@@ -58,7 +53,7 @@ def run_doctor(*, as_json: bool = False) -> int:
         parts = [asdict(finding) for finding in findings]
         print(json.dumps({"cpu_path": not blocking, "blocking": blocking, "parts": parts}, indent=2))
     else:
-        _print_table(findings, blocking)
+        _print_screen(findings, blocking)
     return 1 if blocking else 0
 
 
@@ -84,7 +79,7 @@ def examine() -> list[Finding]:
 
 
 def version(*distributions: str) -> str | None:
-    """'NAME VERSION' of the first that is installed."""
+    """Version of the first that is installed."""
     for name in distributions:
         try:
             return metadata.version(name)
@@ -126,7 +121,7 @@ def _vllm() -> Finding:
         state="ok" if found else "missing",
         found=f"{found} ({build})" if found else "not installed",
         adds="RL rollouts and evaluation",
-        advice="" if found else f"{SETUP}; on a GPU machine: pip install 'megatron-omr[gpu]'",
+        advice="" if found else f"{SETUP}; on a GPU machine: pip install -e '.[gpu]'",
         required=True,
     )
 
@@ -162,7 +157,7 @@ def _gpus() -> Finding:
         state="ok" if names else "missing",
         found=f"{len(names)} x {names[0]}" if names else "none",
         adds="real sizes: the 7B recipes, bf16 and FP8",
-        advice="" if names else "everything runs on CPU at the demo's size",
+        advice="" if names else "nothing to do: everything runs on CPU at the demo's size",
     )
 
 
@@ -172,8 +167,8 @@ def _transformer_engine() -> Finding:
         name="Transformer Engine",
         state="ok" if found else "missing",
         found=found or "not installed",
-        adds="fused layers, FP8 and context parallelism on GPUs; without it the local layers run",
-        advice="" if found else "only on a GPU machine: pip install --no-build-isolation 'megatron-omr[gpu]'",
+        adds="fused layers and FP8 on GPUs; without it the local layers run",
+        advice="" if found else "on a GPU machine: pip install --no-build-isolation -e '.[gpu]'",
     )
 
 
@@ -184,7 +179,7 @@ def _apex() -> Finding:
         name="apex",
         state="ok" if modules else "missing",
         found=", ".join(modules) or "not built",
-        adds="gradients of the output layer accumulated inside the GEMM; nothing else that matters here",
+        adds="weight gradients of the output layer accumulated in its GEMM; nothing else here needs it",
         advice="" if modules else "GPU only, from source: github.com/NVIDIA/apex (not `pip install apex`)",
     )
 
@@ -194,7 +189,7 @@ def _nemo_run() -> Finding:
         "NeMo-Run",
         "nemo-run",
         adds="submitting runs to Slurm",
-        advice="in an environment of its own: pip install 'megatron-omr[launch]'",
+        advice="in an environment of its own: pip install -e '.[launch]'",
     )
 
 
@@ -215,8 +210,7 @@ def _cores() -> Finding:
 
 
 def _memory() -> Finding:
-    memory = psutil.virtual_memory()
-    free, total = memory.available / 1e9, memory.total / 1e9
+    total, free = (page * os.sysconf("SC_PAGE_SIZE") / 1e9 for page in _memory_pages())
     return Finding(
         name="Memory",
         state="ok" if free >= MIN_MEMORY_GB else "broken",
@@ -239,21 +233,26 @@ def _disk() -> Finding:
     )
 
 
-def _print_table(findings: list[Finding], blocking: list[str]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "part", "found", "what for, and how to get it"):
-        table.add_column(heading)
-    marks = {"ok": "[green]ok[/]", "missing": "[yellow]--[/]", "broken": "[red]!![/]"}
+def _memory_pages() -> tuple[int, int]:
+    """(all, available). The kernel's estimate of what is available counts caches that it would give up."""
+    every, free = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return every, available[0] // os.sysconf("SC_PAGE_SIZE") if available else free
+
+
+def _print_screen(findings: list[Finding], blocking: list[str]) -> None:
+    width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        text = escape(f"{finding.adds}: {finding.advice}" if finding.advice else finding.adds)
-        mark = "[red]!![/]" if finding.blocks else marks[finding.state]
-        table.add_row(mark, finding.name, escape(finding.found), text)
-    console = Console(highlight=False)
-    console.print(table)
-    has_gpu = any(finding.name == "GPUs" and finding.state == "ok" for finding in findings)
+        mark = "!!" if finding.blocks else {"ok": "ok", "missing": "--", "broken": "!!"}[finding.state]
+        print(f"{mark}  {finding.name:<{width}}  {finding.found}")
+        if finding.state != "ok":
+            print(f"    {'':<{width}}  for {finding.adds}")
+        if finding.advice:
+            print(f"    {'':<{width}}  -> {finding.advice}")
     if blocking:
-        console.print(f"\n[red]The CPU path cannot run here[/]: {', '.join(blocking)}.")
-    else:
-        console.print(
-            "\n[green]The CPU path can run here[/]: omr demo" + (", and GPUs are there." if has_gpu else ".")
-        )
+        print(f"\nThe CPU path cannot run here: {', '.join(blocking)}.")
+        return
+    has_gpus = any(finding.name == "GPUs" and finding.state == "ok" for finding in findings)
+    print("\nThe CPU path can run here: omr demo." + (" There are GPUs, too." if has_gpus else ""))

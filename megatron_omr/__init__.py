@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 class _MegatronFinder(MetaPathFinder):
-    """Whoever imports megatron.core first, and in whatever order: `megatron_omr.cpu` prepares this machine for it."""
+    """Has `megatron_omr.cpu` prepare this machine, whoever imports megatron.core first."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 from megatron_omr.adam import GroupStepAdam
 
@@ -88,6 +89,8 @@ def _replace_torch_cuda() -> None:
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    # fills a cache: `with torch.device(...)` knows factories by identity, and must go on knowing the originals
+    _device_constructors()
     for name in ("zeros", "ones", "empty", "tensor", "full", "arange", "empty_like", "zeros_like"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)
@@ -111,14 +114,14 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _silence_warnings() -> None:
-    """Megatron's warnings here are all about CUDA, Transformer Engine and apex; every rank would repeat them."""
+    """Megatron's warnings here are about CUDA, Transformer Engine and apex; every rank would repeat them."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 @contextlib.contextmanager
 def _compiling_off() -> Iterator[None]:
-    """No torch.compile while Megatron-Core decorates functions with it at import, and none of its own after."""
+    """No torch.compile while Megatron-Core decorates functions at import, and none of its own after."""
     compile_ = torch.compile
     torch.compile = lambda model=None, **kwargs: model if model is not None else (lambda fn: fn)
     try:
@@ -189,7 +192,7 @@ def _with_cuda_type_names(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _patch_checkpoint_queue() -> None:
-    """Checkpoint writers report through a manager process: fork it, spawning costs 10 s of imports each time."""
+    """Checkpoint writers report through a manager process: fork it, spawning costs 10 s of imports."""
     import megatron.core.dist_checkpointing.strategies.filesystem_async as writers
 
     def get_queue(*_: Any) -> Any:

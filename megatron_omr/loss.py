@@ -15,10 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.types import PackedBatch
-from megatron_omr.losses import LossOutput, sft_loss
 from megatron_omr.parallel import Ranks, zigzag_order
-
-__all__ = ["LossOutput", "sft_loss", "token_logprobs"]
 
 
 def token_logprobs(
@@ -40,7 +37,15 @@ def token_logprobs(
     )
     if ranks.cp_size == 1:
         return logprobs, entropy
-    return _GatherZigzag.apply(logprobs, order, ranks), _GatherZigzag.apply(entropy, order, ranks)
+    return gather_zigzag(logprobs, order, ranks), gather_zigzag(entropy, order, ranks)
+
+
+def gather_zigzag(x: Tensor, order: Tensor, ranks: Ranks) -> Tensor:
+    """[t, ...] of each context-parallel rank -> [T, ...] in the batch's order, on all of them.
+
+    The gradient that comes back is that of this rank's own tokens.
+    """
+    return _GatherZigzag.apply(x, order, ranks)
 
 
 class _VocabParallelLogprobs(torch.autograd.Function):
@@ -87,14 +92,13 @@ class _VocabParallelLogprobs(torch.autograd.Function):
 
 
 class _GatherZigzag(torch.autograd.Function):
-    """This rank's tokens [t] -> all tokens [T] in natural order; the gradient comes back for its own only."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, ranks: Ranks) -> Tensor:
         ctx.save_for_backward(order[ranks.cp_rank])
-        gathered = torch.empty_like(order, dtype=x.dtype)
+        gathered = x.new_empty(ranks.cp_size, *x.shape)
         dist.all_gather(list(gathered.unbind(0)), x.contiguous(), group=ranks.cp_group())
-        return torch.empty_like(gathered).view(-1).index_copy_(0, order.flatten(), gathered.flatten())
+        flat = gathered.flatten(0, 1)
+        return torch.empty_like(flat).index_copy_(0, order.flatten(), flat)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

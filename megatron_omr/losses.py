@@ -1,4 +1,6 @@
-"""What a loss hands to the step: sums and counts, so that any split of a batch adds up to the same. Torch only.
+"""What a loss hands to the step: sums and counts, so that any split of a batch adds up to the same.
+
+Knows torch, not Megatron: the policy losses import it, too.
 
 Legend: T packed tokens.
 """

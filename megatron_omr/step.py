@@ -185,7 +185,7 @@ def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, floa
     sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64)
     for output in outputs:
         pairs = [(output.loss_sum, output.count), *(output.metrics[name] for name in names)]
-        sums += torch.tensor([[float(total), float(count)] for total, count in pairs], dtype=torch.float64)
+        sums += torch.tensor([[total.item(), count.item()] for total, count in pairs], dtype=torch.float64)
     sums = sums.to(cpu.device())
     dist.all_reduce(sums, group=ranks.dp_group())
     return {name: total / max(count, 1e-12) for name, (total, count) in zip(["loss", *names], sums.tolist())}

@@ -29,7 +29,9 @@ OLDEST_PYTHON = (3, 11)
 NEEDED_GB = 5
 
 NO_NETWORK = re.compile(
-    r"error sending request|dns error|Max retries|NewConnectionError|Temporary failure in name", re.I
+    r"error sending request|dns error|NewConnectionError|ProxyError|ConnectTimeout"
+    r"|No matching distribution found for uv",
+    re.I,
 )
 DISK_FULL = re.compile(r"No space left on device|os error 28", re.I)
 
@@ -124,7 +126,7 @@ def venv_version() -> tuple[int, ...] | None:
 
 
 def was_moved() -> bool:
-    """Whether the checkout lies elsewhere than when .venv was filled: its scripts name their interpreter in full."""
+    """Whether the checkout was moved since .venv was filled: scripts name their interpreter in full."""
     script = BIN / "omr"
     return script.is_file() and not script.read_text().startswith(f"#!{BIN}")
 
@@ -185,10 +187,13 @@ def run(
     )
     assert process.stdout is not None
     said = []
-    for line in process.stdout:
-        said.append(line)
-        if not quiet:
-            print(f"  {line}", end="", flush=True)
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if not quiet:
+                print(f"  {line}", end="", flush=True)
+    finally:
+        process.terminate()  # does nothing but after an interrupt: the output ends when the step does
     if process.wait() == 0:
         return
     text = "".join(said)
@@ -196,8 +201,8 @@ def run(
         raise SetupError(f"the disk is full; about {NEEDED_GB} GB are needed under {ROOT}. Then run it again")
     if NO_NETWORK.search(text):
         raise SetupError(
-            "a package index could not be reached (see above). Check the network, or the proxy in HTTPS_PROXY, "
-            "and run it again: finished downloads are kept"
+            "a package index could not be reached (see above). Check the network (HTTPS_PROXY names "
+            "a proxy) and run it again: finished downloads are kept"
         )
     raise SetupError(hint or f"{shlex.join(map(str, command[:4]))} ... failed (see above)")
 

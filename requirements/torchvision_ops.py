@@ -1,7 +1,7 @@
 """Makes `import torchvision` work where its compiled operators do not load. A no-op everywhere else.
 
-PyPI's torchvision is built against CUDA torch. Beside the CPU build of torch its operators stay unloaded, and
-registering shape functions for two of them, `nms` and `qnms`, then fails at import. Nothing here calls either.
+PyPI's torchvision is built against CUDA torch. Beside the CPU build of torch its operators stay unloaded,
+and registering shape functions for two of them, `nms` and `qnms`, fails at import. Nothing here calls them.
 torchvision's own check, `_has_ops()`, guards its other registrations; this adds it to these two.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -21,10 +22,8 @@ def split_by_rank(rollouts: Sequence[TrainRollout], num_ranks: int) -> list[list
     if len(rollouts) < num_ranks:
         idle = [replace(rollouts[0], advantage=0.0)] * (num_ranks - len(rollouts))
         return [[rollout] for rollout in (*rollouts, *idle)]
-    shares: list[list[TrainRollout]] = [[] for _ in range(num_ranks)]
-    for rollout, rank in zip(rollouts, balance([len(r.token_ids) for r in rollouts], num_ranks)):
-        shares[rank].append(rollout)
-    return shares
+    assigned = balance([len(r.token_ids) for r in rollouts], num_ranks)
+    return [[rollouts[i] for i in items] for items in assigned]
 
 
 def build_batches(
@@ -48,7 +47,7 @@ def _attach(packed: PackedBatch, rollouts: Sequence[TrainRollout]) -> RolloutBat
     advantages_T = torch.zeros(packed.num_tokens)
     logprobs_T = torch.zeros(packed.num_tokens)
     bounds = packed.cu_seqlens.tolist()
-    for start, end, rollout in zip(bounds, bounds[1:], rollouts):
+    for (start, end), rollout in zip(pairwise(bounds), rollouts, strict=True):
         response = start + packed.loss_mask[start:end].nonzero().flatten()
         assert len(response) == len(rollout.token_ids), (len(response), len(rollout.token_ids))
         advantages_T[response] = rollout.advantage

@@ -172,7 +172,8 @@ def test_qwens_own_template_is_understood(tiny_hf, tmp_path):
         "{% else %}{% for content in message['content'] %}"
         "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
         "<|vision_start|><|image_pad|><|vision_end|>"
-        "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+        "{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     qwen, ours = (ChatEncoder.from_hf(f, ImageConfig()) for f in (folder, tiny_hf))

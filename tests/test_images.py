@@ -1,4 +1,4 @@
-"""Sizes and patches equal transformers'; hostile and odd files are refused or shown as a viewer would show them."""
+"""Sizes and patches equal transformers'; odd files are shown as by a viewer, hostile ones refused."""
 
 from __future__ import annotations
 

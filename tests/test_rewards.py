@@ -10,7 +10,9 @@ from rl.config import RewardConfig
 from rl.rewards import score, score_rollouts
 
 
-@pytest.mark.parametrize(("accuracy", "form", "total"), [(1, 1, 1.0), (1, 0.8, 0.98), (0, 1, 0.1), (1, 0, 0.9), (0, 0, 0)])
+@pytest.mark.parametrize(
+    ("accuracy", "form", "total"), [(1, 1, 1.0), (1, 0.8, 0.98), (0, 1, 0.1), (1, 0, 0.9), (0, 0, 0)]
+)
 def test_published_weights(accuracy, form, total):
     verdict = Verdict(accuracy=accuracy, format=form, extracted="7", decided_by="exact")
     parts = score(verdict, RewardConfig())
@@ -24,7 +26,12 @@ def test_weights_come_from_the_config():
 
 
 def test_scores_rollouts_in_order():
-    responses = ["<think>a</think><answer>7</answer>", "<think>a</think><answer>8</answer>", r"\boxed{7}", "7"]
+    responses = [
+        "<think>a</think><answer>7</answer>",
+        "<think>a</think><answer>8</answer>",
+        r"\boxed{7}",
+        "7",
+    ]
     with VerifyPool(workers=1, deadline=5.0) as pool:
         parts = score_rollouts(pool, RewardConfig(), responses, ["7", "7", "7.0", "7"])
         assert [p.total for p in parts] == pytest.approx([1.0, 0.1, 1.0, 0.9])

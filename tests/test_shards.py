@@ -1,4 +1,4 @@
-"""Shards: same samples, same bytes; readable by webdataset; exact random access; torn and forged files are caught."""
+"""Same samples, same bytes; readable by webdataset; exact random access; torn and forged files are caught."""
 
 from __future__ import annotations
 

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.verify import check_answer, check_text, extract_answer, format_score, is_equal_math, needs_math
+from data_pipeline.verify import (
+    check_answer,
+    check_text,
+    extract_answer,
+    format_score,
+    is_equal_math,
+    needs_math,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "released_reward.json").read_text())
 MEGA = 1_000_000
@@ -19,7 +26,9 @@ def tagged(answer: str) -> str:
     return f"<think>r</think><answer>{answer}</answer>"
 
 
-@pytest.mark.parametrize("row", GOLDEN["published"] + GOLDEN["further"], ids=lambda row: f"{row['response']}={row['answer']}")
+@pytest.mark.parametrize(
+    "row", GOLDEN["published"] + GOLDEN["further"], ids=lambda row: f"{row['response']}={row['answer']}"
+)
 def test_reproduces_the_released_reward(row):
     verdict = check_answer(row["response"], row["answer"])
     assert (verdict.accuracy, verdict.format) == (row["accuracy"], row["format"])

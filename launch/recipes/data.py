@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from launch.config import DigitsConfig
 
-
 DEMO_ROOT = "runs/demo"
 """Folder of the demo: its data, model, runs and evaluations."""
 

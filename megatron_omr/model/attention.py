@@ -1,6 +1,7 @@
 """Attention over packed sequences in plain torch: few padded SDPA calls instead of one per sequence.
 
-Legend: T tokens (local under context parallelism), S sequences, N query heads, G key/value heads, D head size.
+Legend: T tokens (this rank's under context parallelism), S sequences, N query heads, G key/value heads, D
+head size, B sequences of a bucket, L their padded length.
 Sequences of similar length share a batch ("bucket"); causal attention needs no mask for right padding. The
 plan of buckets depends on cu_seqlens only: it is made once per batch and shared by all layers.
 """
@@ -29,8 +30,8 @@ _MAX_PADDING = 0.25  # of a bucket's longest sequence
 class PackedSequences(PackedSeqParams):
     """Where packed sequences begin and end, as Megatron passes it to every layer.
 
-    `qkv_format` stays "sbhd" (tokens as one sequence of batch 1): Megatron then applies a rotary table that holds
-    one row per token in one go, where "thd" would loop over the sequences of every layer.
+    `qkv_format` stays "sbhd" (tokens as one sequence of batch 1): Megatron then applies a rotary table that
+    holds one row per token in one go, where "thd" would loop over the sequences in every layer.
     """
 
     cp_rank: int = 0
@@ -156,7 +157,7 @@ def _padding_mask(lengths: Tensor) -> Tensor | None:
 
 
 class _Take(torch.autograd.Function):
-    """Rows by index where the inverse index is known: the backward gathers too, instead of adding row by row."""
+    """Rows by index, the inverse index being known: the backward gathers too instead of adding row by row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

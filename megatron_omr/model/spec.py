@@ -30,7 +30,7 @@ from megatron_omr.model.attention import CoreAttention, PackedSequences
 
 
 class RMSNorm(nn.Module):
-    """RMS norm in fp32, rounded before the weight as transformers does; marks its weight for sequence parallelism."""
+    """RMS norm in fp32, rounded before the weight as in transformers; knows sequence parallelism."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
         super().__init__()

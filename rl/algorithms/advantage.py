@@ -11,8 +11,8 @@ STD_EPS = 1e-6
 def group_advantages(rewards_G: Tensor) -> Tensor:
     """How much better each answer is than its group, in standard deviations: [G] -> [G].
 
-    A group of one has nothing to compare with and keeps its reward. A group of equal rewards gets exact zeros:
-    left to rounding, their tiny spread would be blown up by the division by it.
+    A group of one has nothing to compare with and keeps its reward. A group of equal rewards gets exact
+    zeros: rounding gives them a tiny spread, and dividing by it would make much of nothing.
     """
     if rewards_G.numel() == 1:
         return rewards_G.clone()

@@ -47,7 +47,7 @@ class PolicyLossInputs:
 
 
 def gspo_loss(inputs: PolicyLossInputs) -> LossOutput:
-    """GSPO (arXiv 2507.18071): one ratio a sequence, the geometric mean of its tokens' ratios; mean over sequences.
+    """GSPO (arXiv 2507.18071): one ratio a sequence, the geometric mean of its tokens'; mean over sequences.
 
     s = exp(mean_t log ratio_t),  loss = -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A).
     Sequences without a response token (padding) count for nothing.
@@ -99,7 +99,7 @@ POLICY_LOSSES: dict[str, Callable[[PolicyLossInputs], LossOutput]] = {"gspo": gs
 
 
 def policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], LossOutput]:
-    """The configured algorithm as (logprobs_T, batch) -> LossOutput, with the engine's mismatch as metrics."""
+    """The configured algorithm as (logprobs_T, batch) -> LossOutput; its metrics include the mismatch."""
     loss = POLICY_LOSSES[config.name]
 
     def evaluate(logprobs_T: Tensor, batch: RolloutBatch) -> LossOutput:
@@ -154,6 +154,6 @@ def _clipped(ratio: Tensor, advantages: Tensor, inputs: PolicyLossInputs) -> tup
 
 
 def _k3(log_ratio: Tensor) -> Tensor:
-    """Schulman's estimate of KL(old || new) from samples of old: never negative. log_ratio = log(new / old)."""
+    """Schulman's estimate of KL(old || new), never negative; log_ratio = log(new / old), sampled from old."""
     log_ratio = log_ratio.clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO)
     return log_ratio.expm1() - log_ratio

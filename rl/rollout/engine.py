@@ -146,7 +146,7 @@ class Engine:
             seed=request_seed(self._seed, step_seed, prompt.ref.id),
             logprobs=0,  # of the sampled token alone
             logit_bias={token: BAN for token in self._encoder.banned_token_ids},
-            skip_special_tokens=True,
+            detokenize=False,  # done here, by the tokenizer that everything else uses
         )
 
     def _rollouts(self, output: RequestOutput, version: int) -> list[Rollout]:
@@ -156,7 +156,7 @@ class Engine:
                 logprobs=tuple(
                     step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)
                 ),
-                text=answer.text,
+                text=self._encoder.decode(answer.token_ids),
                 finish_reason=answer.finish_reason,
                 policy_version=version,
             )

@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rl.rollout.weights import WeightError, WeightManifest, check_complete, open_bucket
@@ -68,6 +69,8 @@ class SharedMemoryReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
         self.model.load_weights(iter(self._received))
         finalize_layerwise_reload(self.model, self.model_config)
+        if is_tied(self.model):
+            refresh_tied_heads(self.model)
         self._received = []  # unmaps the memory
 
     def shutdown(self) -> None:
@@ -92,12 +95,28 @@ def expected_tensors(folder: Path, model: torch.nn.Module) -> dict[str, tuple[in
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             shapes |= {modern_name(name): tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    if model.config.get_text_config().tie_word_embeddings:
+    if is_tied(model):
         shapes.pop("lm_head.weight", None)
     return shapes
 
 
+def is_tied(model: torch.nn.Module) -> bool:
+    return model.config.get_text_config().tie_word_embeddings
+
+
+def refresh_tied_heads(model: torch.nn.Module) -> None:
+    """Let output heads follow the embedding they are tied to.
+
+    vLLM's CPU build multiplies by a packed copy of the head's weight, made when weights are loaded; a tied
+    head is given none in an update, so its copy would stay that of the older weights.
+    """
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
 def modern_name(name: str) -> str:
+    """Today's Hugging Face name of a checkpoint's tensor."""
     if name.startswith("visual."):
         return "model." + name
     if name.startswith("model.") and not name.startswith(("model.language_model.", "model.visual.")):

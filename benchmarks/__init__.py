@@ -1,0 +1,1 @@
+"""Measurements against plain baselines, in one run each; results go to benchmarks/results."""

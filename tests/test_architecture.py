@@ -1,0 +1,343 @@
+"""The rules of the house, read from the source: who imports whom, how large things are, what is not done at all.
+
+Imports inside functions count like any other. Each rule also runs on a small tree that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CHAIN = ["data_pipeline", "megatron_omr", "rl", "launch"]
+
+CONFINED = {
+    "megatron": ("megatron_omr/",),
+    "transformer_engine": ("megatron_omr/",),
+    "ray": ("rl/",),
+    "vllm": ("rl/",),
+    "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py"),
+    "math_verify": ("data_pipeline/verify.py",),
+    "nemo_run": ("launch/executors.py",),
+    "wandb": ("megatron_omr/metrics.py",),
+    "tyro": ("launch/",),
+}
+PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollout/manager.py")
+HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
+CONFIGS = ["data_pipeline/config.py", "megatron_omr/config.py", "rl/config.py", "launch/config.py"]
+
+MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING = 400, 60, 100, 3
+PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate.py", "launch/demo.py")
+
+BROAD_EXCEPTS = {
+    # the three boundaries behind which anything may be wrong with one item; each counts and names it
+    "data_pipeline/loader.py": {"_encode"},
+    "data_pipeline/verify_pool.py": {"_serve"},
+    # a rank's last words, passed on to who started it
+    "launch/executors.py": {"_rank"},
+}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
+BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith, ast.Match)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Source(NamedTuple):
+    """One parsed file of the chain."""
+
+    path: str  # relative to the root, with slashes
+    text: str
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        return self.path.split("/")[0]
+
+    @property
+    def module(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+class Import(NamedTuple):
+    names: tuple[str, ...]  # from a import b: ("a", "a.b")
+    line: int
+
+
+def read_sources(root: Path) -> list[Source]:
+    paths = sorted(path for package in CHAIN for path in (root / package).rglob("*.py"))
+    texts = {path.relative_to(root).as_posix(): path.read_text() for path in paths}
+    return [Source(path, text, ast.parse(text)) for path, text in texts.items()]
+
+
+def imports(source: Source) -> Iterator[Import]:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from (Import((alias.name,), node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            members = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield Import((node.module, *members), node.lineno)
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            yield from (
+                Import((arg.value,), node.lineno) for arg in node.args if isinstance(arg, ast.Constant)
+            )
+
+
+def functions(source: Source) -> Iterator[Function]:
+    return (node for node in ast.walk(source.tree) if isinstance(node, Function))
+
+
+def _called(call: ast.Call) -> str:
+    function = call.func
+    return (
+        function.attr
+        if isinstance(function, ast.Attribute)
+        else function.id
+        if isinstance(function, ast.Name)
+        else ""
+    )
+
+
+# ---- the rules: each yields "file:line: what is wrong" ----
+
+
+def against_the_chain(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for found in imports(source):
+            package = found.names[0].split(".")[0]
+            if package in CHAIN and CHAIN.index(package) > CHAIN.index(source.package):
+                yield f"{source.path}:{found.line}: {source.package} must not import {package}: {' <- '.join(CHAIN)}"
+            if package in ("tests", "benchmarks"):
+                yield f"{source.path}:{found.line}: nothing imports {package}"
+
+
+def out_of_confinement(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for found in imports(source):
+            top = found.names[0].split(".")[0]
+            rooms = CONFINED.get(top)
+            if rooms and not source.path.startswith(rooms):
+                yield f"{source.path}:{found.line}: {top} belongs in {' or '.join(rooms)}"
+            if source.path.startswith(PURE) and top in ("ray", "vllm", "megatron"):
+                yield f"{source.path}:{found.line}: this room knows no {top}"
+
+
+def relative_imports(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                yield f"{source.path}:{node.lineno}: relative import; write the full name"
+
+
+def cycles(sources: list[Source]) -> Iterator[str]:
+    modules = {source.module: source for source in sources}
+    edges: dict[str, dict[str, int]] = {name: {} for name in modules}
+    for name, source in modules.items():
+        for found in imports(source):
+            known = [target for target in found.names if target in modules]
+            if known and known[-1] != name:
+                edges[name].setdefault(known[-1], found.line)
+    done: set[str] = set()
+    for start in sorted(modules):
+        yield from _cycles_from(start, edges, modules, [], done)
+
+
+def _cycles_from(
+    name: str, edges: dict[str, dict[str, int]], modules: dict[str, Source], trail: list[str], done: set[str]
+) -> Iterator[str]:
+    if name in trail:
+        loop = [*trail[trail.index(name) :], name]
+        yield f"{modules[loop[-2]].path}:{edges[loop[-2]][name]}: cycle {' -> '.join(loop)}"
+    elif name not in done:
+        for target in sorted(edges[name]):
+            yield from _cycles_from(target, edges, modules, [*trail, name], done)
+        done.add(name)
+
+
+def heavy_configs(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for found in imports(source) if source.path in CONFIGS else ():
+            name = found.names[0]
+            if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith(".config"):
+                yield f"{source.path}:{found.line}: a config imports the standard library and configs, not {name}"
+
+
+def oversized(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        num_lines = len(source.text.splitlines())
+        if num_lines > MAX_FILE:
+            yield f"{source.path}:1: {num_lines} lines, at most {MAX_FILE}"
+        limit = MAX_PAGE if source.path in PAGES else MAX_FUNCTION
+        for node in functions(source):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > limit:
+                yield f"{source.path}:{node.lineno}: {node.name} has {length} lines, at most {limit}"
+
+
+def too_deep(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for node in functions(source):
+            if (depth := _nesting(node)) > MAX_NESTING:
+                yield f"{source.path}:{node.lineno}: {node.name} nests {depth} deep, at most {MAX_NESTING}; return early"
+
+
+def _nesting(node: ast.AST) -> int:
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (*Function.__args__, ast.ClassDef, ast.Lambda)):
+            continue
+        is_elif = isinstance(node, ast.If) and node.orelse == [child] and isinstance(child, ast.If)
+        deepest = max(deepest, _nesting(child) + (isinstance(child, BLOCKS) and not is_elif))
+    return deepest
+
+
+def broad_excepts(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        allowed = BROAD_EXCEPTS.get(source.path, set())
+        inside = {id(node): function.name for function in functions(source) for node in ast.walk(function)}
+        for node in ast.walk(source.tree):
+            if _catches_everything(node) and inside.get(id(node)) not in allowed:
+                line = getattr(node, "lineno", 0)
+                yield f"{source.path}:{line}: broad except; name the exceptions, or add the boundary to BROAD_EXCEPTS"
+
+
+def _catches_everything(node: ast.AST) -> bool:
+    if isinstance(node, ast.ExceptHandler):
+        types = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+    elif isinstance(node, ast.Call) and _called(node) == "suppress":
+        types = node.args
+    else:
+        return False
+    return any(
+        t is None or (isinstance(t, ast.Name) and t.id in ("Exception", "BaseException")) for t in types
+    )
+
+
+def unsafe(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for found in imports(source):
+            if found.names[0].split(".")[0] in UNSAFE_MODULES:
+                yield f"{source.path}:{found.line}: {found.names[0]} runs code from data; use JSON or safetensors"
+        for node in ast.walk(source.tree):
+            for what in _unsafe_call(node) if isinstance(node, ast.Call) else ():
+                yield f"{source.path}:{node.lineno}: {what}"
+
+
+def _unsafe_call(call: ast.Call) -> Iterator[str]:
+    given = {word.arg: word.value for word in call.keywords}
+    if isinstance(call.func, ast.Name) and call.func.id in ("eval", "exec"):
+        yield f"{call.func.id}() runs text"
+    if _called(call) == "system":
+        yield "system() runs a shell; use subprocess.run with a list"
+    for name in ("shell", "trust_remote_code"):
+        if name in given and not (isinstance(given[name], ast.Constant) and given[name].value is False):
+            yield f"{name} is on"
+    if (
+        ast.unparse(call.func) == "torch.load"
+        and ast.unparse(given.get("weights_only", ast.Constant(None))) != "True"
+    ):
+        yield "torch.load without weights_only=True unpickles"
+
+
+Rule = Callable[[list[Source]], Iterator[str]]
+RULES: list[Rule] = [
+    against_the_chain,
+    out_of_confinement,
+    relative_imports,
+    cycles,
+    heavy_configs,
+    oversized,
+    too_deep,
+    broad_excepts,
+    unsafe,
+]
+
+BREAKS = {
+    "against_the_chain": {"rl/x.py": "def f():\n    import launch.cli\n"},
+    "out_of_confinement": {"launch/x.py": "from vllm import LLM\n"},
+    "relative_imports": {"rl/x.py": "from . import types\n"},
+    "cycles": {"rl/x.py": "import rl.y\n", "rl/y.py": "def f():\n    from rl import x\n"},
+    "heavy_configs": {"rl/config.py": "import torch\n"},
+    "oversized": {"rl/x.py": "def f():\n" + "    g()\n" * 60},
+    "too_deep": {
+        "rl/x.py": "def f(x):\n  for a in x:\n    if a:\n      while a:\n        with a:\n          g()\n"
+    },
+    "broad_excepts": {
+        "rl/x.py": "def f():\n    try:\n        g()\n    except (OSError, Exception):\n        pass\n"
+    },
+    "unsafe": {"rl/x.py": "load(x, trust_remote_code=True)\n"},
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_house_keeps(rule: Rule):
+    broken = list(rule(read_sources(ROOT)))
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_sees_what_breaks_it(rule: Rule, tmp_path: Path):
+    for name, text in BREAKS[rule.__name__].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = list(rule(read_sources(tmp_path)))
+    assert len(found) == 1 and found[0].startswith(("rl/", "launch/")), found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval(x)",
+        "import pickle",
+        "torch.load(f)",
+        "run(c, shell=True)",
+        "os.system(c)",
+        "from pickle import loads",
+    ],
+)
+def test_each_unsafe_thing_is_seen(text: str):
+    assert list(unsafe([Source("rl/x.py", text, ast.parse(text))]))
+
+
+def test_elif_chains_do_not_nest():
+    text = (
+        "def f(x):\n"
+        + "    if x == 0:\n        g()\n"
+        + "".join(f"    elif x == {i}:\n        g()\n" for i in range(9))
+    )
+    assert not list(too_deep([Source("rl/x.py", text, ast.parse(text))]))
+
+
+def test_all_boundaries_exist():
+    sources = {source.path: source for source in read_sources(ROOT)}
+    for path, names in BROAD_EXCEPTS.items():
+        assert names <= {node.name for node in functions(sources[path])}, f"{path} has no {names}"
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after `statement`."""
+    code = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_configs_recipes_and_command_line_load_nothing_heavy():
+    recipes = [f"launch.recipes.{path.stem}" for path in (ROOT / "launch" / "recipes").glob("[!_]*.py")]
+    configs = [path.removesuffix(".py").replace("/", ".") for path in CONFIGS]
+    loaded = modules_after(f"import {', '.join([*configs, *recipes, 'launch.cli', 'launch.doctor'])}")
+    assert not loaded & {*HEAVY, "numpy"}
+
+
+def test_algorithms_and_rewards_load_neither_ray_nor_vllm_nor_megatron():
+    paths = [path for path in (source.path for source in read_sources(ROOT)) if path.startswith(PURE)]
+    names = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
+    assert not modules_after(f"import {', '.join(names)}") & {"ray", "vllm", "megatron"}
+
+
+def test_heavy_modules_are_seen_by_the_probe():
+    assert "torch" in modules_after("import torch")
