@@ -1,8 +1,8 @@
 """Samples per second of the loader, against reading the same tar files bare and decoding their images.
 
-Two corpora: the demo's small PNGs, where every microsecond around an image shows, and photographs of 640 x 480
-as JPEG, where decoding, resizing and moving pixels rule. Time is processor time, so the numbers are per core;
-rounds alternate between the ways, and the best of each counts: other work on the machine only ever slows it down.
+Two corpora: the demo's small PNGs, where every microsecond around an image shows, and photographs of 640 x
+480 as JPEG, where decoding, resizing and moving pixels rule. Time is processor time, so the numbers are per
+core; rounds alternate between the ways, and the best of each counts: other work only ever slows one down.
 """
 
 from __future__ import annotations

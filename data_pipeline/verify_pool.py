@@ -70,7 +70,12 @@ class VerifyPool:
             if needs_math(verdict, answer)
         }
         with self._lock:
-            for i, outcome in self._run(tasks).items():
+            try:
+                outcomes = self._run(tasks)
+            except BaseException:  # Ctrl-C, too: replies still on their way must not meet the next caller
+                self._remove_workers()
+                raise
+            for i, outcome in outcomes.items():
                 verdicts[i] = after_math(verdicts[i], outcome)
             self.counts.update(verdict.decided_by for verdict in verdicts)
         return verdicts
@@ -78,8 +83,7 @@ class VerifyPool:
     def close(self) -> None:
         """End the workers; a second time does nothing."""
         with self._lock:
-            for worker in list(self._workers):
-                self._remove_worker(worker)
+            self._remove_workers()
 
     def _run(self, tasks: dict[int, tuple[str, str]]) -> dict[int, str]:
         """What came of each task: math, none, timeout or error."""
@@ -124,8 +128,8 @@ class VerifyPool:
         exit_code = self._remove_worker(worker)
         if not worker.is_ready:
             raise RuntimeError(
-                f"a checker process ended with exit code {exit_code} before it was ready (its own error is above); "
-                f"install math-verify, and raise memory_gib={self._memory / _GIB:g} if that is too little for it"
+                f"a checker process ended before it was ready (exit code {exit_code}, its error is above); "
+                f"install math-verify, or raise memory_gib={self._memory / _GIB:g} if it ran out of memory"
             )
         self._add_worker()
         return "timeout" if exit_code == -signal.SIGALRM else "error"
@@ -138,6 +142,10 @@ class VerifyPool:
         process.start()
         theirs.close()  # now the worker's death closes the connection
         self._workers.append(_Worker(process, ours))
+
+    def _remove_workers(self) -> None:
+        for worker in list(self._workers):
+            self._remove_worker(worker)
 
     def _remove_worker(self, worker: _Worker) -> int | None:
         """End a worker, if it still lives; its exit code."""

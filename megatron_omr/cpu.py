@@ -89,7 +89,7 @@ def _replace_torch_cuda() -> None:
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    # fills a cache: `with torch.device(...)` knows factories by identity, and must go on knowing the originals
+    # fills a cache: `with torch.device(...)` knows factories by identity and must go on to know the originals
     _device_constructors()
     for name in ("zeros", "ones", "empty", "tensor", "full", "arange", "empty_like", "zeros_like"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))

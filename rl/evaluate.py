@@ -24,6 +24,7 @@ from rl.types import Group, Prompt
 Interval = tuple[float, float]
 
 RESAMPLES = 10_000
+RESAMPLES_AT_ONCE = 100  # bounds the memory that many questions take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,11 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
 def bootstrap_ci95(values: Sequence[float], *, seed: int = 0) -> Interval:
     """95 % percentile bootstrap interval of the mean."""
     data, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    means = [data[rng.integers(len(data), size=len(data))].mean() for _ in range(RESAMPLES)]
+    blocks = (
+        rng.integers(len(data), size=(RESAMPLES_AT_ONCE, len(data)))
+        for _ in range(0, RESAMPLES, RESAMPLES_AT_ONCE)
+    )
+    means = np.concatenate([data[block].mean(axis=1) for block in blocks])
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
@@ -179,7 +184,9 @@ def _chunks(prompts: Sequence[Prompt], config: EvalConfig) -> list[Sequence[Prom
 
 def _score(groups: Sequence[Group], seed: int) -> Score:
     accuracies = [float(np.mean([reward.accuracy for reward in group.rewards])) for group in groups]
-    return Score(accuracy=float(np.mean(accuracies)), ci95=bootstrap_ci95(accuracies, seed=seed), count=len(groups))
+    return Score(
+        accuracy=float(np.mean(accuracies)), ci95=bootstrap_ci95(accuracies, seed=seed), count=len(groups)
+    )
 
 
 def _write_atomically(path: Path, text: str) -> None:

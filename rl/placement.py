@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
@@ -15,20 +17,25 @@ from rl.rollout.engine import ENGINE_ENV, Engine
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-OBJECT_STORE_BYTES = 128 * 2**20  # references, token ids and rewards go through Ray; images and weights do not
+OBJECT_STORE_BYTES = (
+    128 * 2**20
+)  # references, token ids and rewards go through Ray; images and weights do not
 
 
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine alone: loopback, no dashboard."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
         return
+    # without this, Ray turns the loopback address into the machine's own and listens on every interface
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home folder
     ray.init(
         address="local",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        logging_level="warning",
+        logging_level="error",
         _node_ip_address="127.0.0.1",
     )
 

@@ -7,8 +7,8 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 PRELOAD = ["megatron_omr.preload"]
@@ -22,8 +22,16 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
     Raises:
         AssertionError: a rank raised (all tracebacks are shown) or the time ran out (all ranks are killed).
     """
+    queue = _context.SimpleQueue()
+    with start_ranks(fn, world_size, *args, queue=queue) as ranks:
+        return _collect(queue, ranks, timeout)
+
+
+@contextmanager
+def start_ranks(fn: Callable[..., Any], world_size: int, *args: Any, queue: Any = None) -> Iterator[list[Any]]:
+    """The processes of run_ranks while they run; leaving the block kills them (SIGKILL)."""
+    queue = queue or _context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        queue = _context.SimpleQueue()
         init_method = f"file://{folder}/rendezvous"
         ranks = [
             _context.Process(target=_rank, args=(queue, fn, r, world_size, init_method, args), daemon=False)
@@ -32,12 +40,11 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
         for process in ranks:
             process.start()
         try:
-            results = _collect(queue, ranks, timeout)
+            yield ranks
         finally:
             for process in ranks:
                 process.kill()
                 process.join()
-    return results
 
 
 def _collect(queue: Any, ranks: list[Any], timeout: float) -> list[Any]:
@@ -84,7 +91,3 @@ def init_ranks(parallel: Any, *, seed: int = 1234) -> Any:
         init_method=env["INIT_METHOD"],
         seed=seed,
     )
-
-
-def tests_folder() -> Path:
-    return Path(__file__).parent

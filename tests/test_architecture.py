@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source: who imports whom, how large things are, what is not done at all.
+"""The rules of the house, read from the source: who imports whom, how large things are, what is not done.
 
 Imports inside functions count like any other. Each rule also runs on a small tree that breaks it.
 """
@@ -16,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHAIN = ["data_pipeline", "megatron_omr", "rl", "launch"]
+
+ORDER = " <- ".join(CHAIN)
 
 CONFINED = {
     "megatron": ("megatron_omr/",),
@@ -36,10 +38,11 @@ MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING = 400, 60, 100, 3
 PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate.py", "launch/demo.py")
 
 BROAD_EXCEPTS = {
-    # the three boundaries behind which anything may be wrong with one item; each counts and names it
-    "data_pipeline/loader.py": {"_encode"},
-    "data_pipeline/verify_pool.py": {"_serve"},
-    # a rank's last words, passed on to who started it
+    # decoding a sample: image decoders raise all sorts of errors; the loader counts it and names the sample
+    "data_pipeline/images.py": {"load_image"},
+    # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
+    "megatron_omr/model/spec.py": {"te_problem"},
+    # a rank's last words, passed on to the process that started it
     "launch/executors.py": {"_rank"},
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
@@ -92,14 +95,8 @@ def functions(source: Source) -> Iterator[Function]:
 
 
 def _called(call: ast.Call) -> str:
-    function = call.func
-    return (
-        function.attr
-        if isinstance(function, ast.Attribute)
-        else function.id
-        if isinstance(function, ast.Name)
-        else ""
-    )
+    """Last part of what is called: "system" for os.system(...)."""
+    return ast.unparse(call.func).rpartition(".")[2]
 
 
 # ---- the rules: each yields "file:line: what is wrong" ----
@@ -110,7 +107,7 @@ def against_the_chain(sources: list[Source]) -> Iterator[str]:
         for found in imports(source):
             package = found.names[0].split(".")[0]
             if package in CHAIN and CHAIN.index(package) > CHAIN.index(source.package):
-                yield f"{source.path}:{found.line}: {source.package} must not import {package}: {' <- '.join(CHAIN)}"
+                yield f"{source.path}:{found.line}: {source.package} must not import {package} ({ORDER})"
             if package in ("tests", "benchmarks"):
                 yield f"{source.path}:{found.line}: nothing imports {package}"
 
@@ -163,7 +160,7 @@ def heavy_configs(sources: list[Source]) -> Iterator[str]:
         for found in imports(source) if source.path in CONFIGS else ():
             name = found.names[0]
             if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith(".config"):
-                yield f"{source.path}:{found.line}: a config imports the standard library and configs, not {name}"
+                yield f"{source.path}:{found.line}: configs import configs and the standard library, not {name}"
 
 
 def oversized(sources: list[Source]) -> Iterator[str]:
@@ -182,7 +179,7 @@ def too_deep(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for node in functions(source):
             if (depth := _nesting(node)) > MAX_NESTING:
-                yield f"{source.path}:{node.lineno}: {node.name} nests {depth} deep, at most {MAX_NESTING}; return early"
+                yield f"{source.path}:{node.lineno}: {node.name} nests {depth} deep, at most {MAX_NESTING}"
 
 
 def _nesting(node: ast.AST) -> int:
@@ -202,7 +199,7 @@ def broad_excepts(sources: list[Source]) -> Iterator[str]:
         for node in ast.walk(source.tree):
             if _catches_everything(node) and inside.get(id(node)) not in allowed:
                 line = getattr(node, "lineno", 0)
-                yield f"{source.path}:{line}: broad except; name the exceptions, or add the boundary to BROAD_EXCEPTS"
+                yield f"{source.path}:{line}: broad except; name the errors, or list it in BROAD_EXCEPTS"
 
 
 def _catches_everything(node: ast.AST) -> bool:
@@ -221,7 +218,7 @@ def unsafe(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for found in imports(source):
             if found.names[0].split(".")[0] in UNSAFE_MODULES:
-                yield f"{source.path}:{found.line}: {found.names[0]} runs code from data; use JSON or safetensors"
+                yield f"{source.path}:{found.line}: {found.names[0]} runs code from data; use JSON"
         for node in ast.walk(source.tree):
             for what in _unsafe_call(node) if isinstance(node, ast.Call) else ():
                 yield f"{source.path}:{node.lineno}: {what}"
@@ -234,13 +231,14 @@ def _unsafe_call(call: ast.Call) -> Iterator[str]:
     if _called(call) == "system":
         yield "system() runs a shell; use subprocess.run with a list"
     for name in ("shell", "trust_remote_code"):
-        if name in given and not (isinstance(given[name], ast.Constant) and given[name].value is False):
+        if name in given and not _is(False, given[name]):
             yield f"{name} is on"
-    if (
-        ast.unparse(call.func) == "torch.load"
-        and ast.unparse(given.get("weights_only", ast.Constant(None))) != "True"
-    ):
+    if ast.unparse(call.func) == "torch.load" and not _is(True, given.get("weights_only")):
         yield "torch.load without weights_only=True unpickles"
+
+
+def _is(value: bool, node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
 
 
 Rule = Callable[[list[Source]], Iterator[str]]
@@ -312,10 +310,13 @@ def test_elif_chains_do_not_nest():
     assert not list(too_deep([Source("rl/x.py", text, ast.parse(text))]))
 
 
-def test_all_boundaries_exist():
-    sources = {source.path: source for source in read_sources(ROOT)}
-    for path, names in BROAD_EXCEPTS.items():
-        assert names <= {node.name for node in functions(sources[path])}, f"{path} has no {names}"
+def test_every_listed_boundary_still_needs_its_place():
+    for source in read_sources(ROOT):
+        for name in BROAD_EXCEPTS.get(source.path, ()):
+            body = next(node for node in functions(source) if node.name == name)
+            assert any(map(_catches_everything, ast.walk(body))), (
+                f"{source.path}: {name} catches nothing broadly"
+            )
 
 
 def modules_after(statement: str) -> set[str]:

@@ -142,7 +142,9 @@ def test_answers_depend_on_seed_step_and_prompt_but_not_on_the_batch(
     engine: SwitchableEngine, prompts: list[Prompt]
 ) -> None:
     together = [tokens(rollouts) for rollouts in engine.generate(prompts, SAMPLING, step_seed=1)]
-    assert [tokens(r) for r in engine.generate(prompts[4:6][::-1], SAMPLING, step_seed=1)] == together[4:6][::-1]
+    assert [tokens(r) for r in engine.generate(prompts[4:6][::-1], SAMPLING, step_seed=1)] == together[4:6][
+        ::-1
+    ]
     assert [tokens(rollouts) for rollouts in engine.generate(prompts, SAMPLING, step_seed=2)] != together
     assert len({answer for rollouts in together for answer in rollouts}) > len(prompts) * 3
     assert request_seed(1, 2, "a") != request_seed(2, 1, "a") != request_seed(2, 1, "b")
@@ -203,12 +205,16 @@ def test_a_tensor_under_another_name_shows_in_the_probe(
     assert oracle.gap(prompts, engine.probe(prompts, 8)) > 0.01
 
 
-def test_a_temperature_other_than_the_engines_is_refused(engine: SwitchableEngine, prompts: list[Prompt]) -> None:
+def test_a_temperature_other_than_the_engines_is_refused(
+    engine: SwitchableEngine, prompts: list[Prompt]
+) -> None:
     with pytest.raises(ValueError, match="sampling.temperature=0.7"):
         engine.generate(prompts, SamplingConfig(n=1, temperature=0.7, max_tokens=4), step_seed=1)
 
 
-def test_tied_weights_and_another_temperature(tiny_tied_hf: Path, shards: Path, prompts: list[Prompt]) -> None:
+def test_tied_weights_and_another_temperature(
+    tiny_tied_hf: Path, shards: Path, prompts: list[Prompt]
+) -> None:
     """Logprobs are then of the temperature, and of the tokens that are left by the ban."""
     oracle = Oracle(tiny_tied_hf, shards)
     engine = Engine(CONFIG, ImageConfig(), str(tiny_tied_hf), str(shards), seed=3, temperature=0.7)
@@ -226,7 +232,12 @@ def test_tied_weights_and_another_temperature(tiny_tied_hf: Path, shards: Path, 
 def test_older_names_of_checkpoints_are_known(engine: SwitchableEngine) -> None:
     from rl.rollout.receiver import modern_name
 
-    old = ["visual.blocks.0.norm1.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"]
+    old = [
+        "visual.blocks.0.norm1.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ]
     new = [
         "model.visual.blocks.0.norm1.weight",
         "model.language_model.layers.0.mlp.up_proj.weight",

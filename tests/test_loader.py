@@ -70,6 +70,12 @@ def test_order_depends_on_seed_and_epoch_alone(config):
     assert first != list(epoch_order(index, 1, 1)) and first != list(epoch_order(index, 2, 0))
 
 
+def test_even_a_single_shard_has_a_new_order_every_epoch(tmp_path):
+    index = write_shards(digit_samples("train", 20, 0), tmp_path / "s")
+    orders = [list(epoch_order(index, 1, epoch)) for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
 @pytest.mark.parametrize("window", [1, 3, 64])
 def test_order_can_start_anywhere(config, monkeypatch, window):
     monkeypatch.setattr(loader_module, "SHUFFLE_SHARDS", window)

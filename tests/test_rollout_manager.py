@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -37,7 +39,9 @@ class EchoEngine:
         self.alive = True
         self.open_requests = 0
 
-    def answer(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[list[Rollout]]:
+    def answer(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
+    ) -> list[list[Rollout]]:
         return [
             [
                 Rollout(
@@ -72,7 +76,9 @@ class EchoPark:
             start=self._start,
             stop=self._stop,
             ask=self._ask,
-            update=lambda engine, manifest: Reply(engine, lambda: setattr(engine, "version", manifest.version)),
+            update=lambda engine, manifest: Reply(
+                engine, lambda: setattr(engine, "version", manifest.version)
+            ),
             wait=self._wait,
             take=self._take,
         )
@@ -84,7 +90,9 @@ class EchoPark:
     def _stop(self, engine: EchoEngine) -> None:
         engine.alive = False
 
-    def _ask(self, engine: EchoEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int) -> Reply:
+    def _ask(
+        self, engine: EchoEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int
+    ) -> Reply:
         assert engine.alive
         self.asked.append(Reply(engine, lambda: engine.answer(prompts, sampling, seed), len(prompts)))
         return self.asked[-1]
@@ -111,6 +119,7 @@ def weights_of(version: int) -> WeightManifest:
     return WeightManifest(version=version, buckets=())
 
 
+@settings(deadline=None)
 @given(
     num_prompts=st.integers(0, 40),
     num_engines=st.integers(1, 4),
@@ -160,7 +169,9 @@ def test_an_engine_that_died_between_steps_comes_back_with_the_new_weights() -> 
     assert {rollout.policy_version for rollouts in answers for rollout in rollouts} == {3}
 
 
-def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(tiny_hf: Path, tmp_path: Path) -> None:
+def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(
+    tiny_hf: Path, tmp_path: Path
+) -> None:
     """Real Ray, real vLLM in bf16: the second time the engine dies while it answers."""
     write_shards(digit_samples("test", 12, 0), tmp_path / "shards")
     config = RLConfig(
@@ -195,9 +206,24 @@ def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(tin
         assert len(disturbed) == len(prompts) and all(len(rollouts) == 4 for rollouts in disturbed)
         assert {rollout.policy_version for rollouts in disturbed for rollout in rollouts} == {3}
         assert disturbed == undisturbed  # the same draws by the same weights
+        assert all(is_loopback(address) for address in listening_addresses())
         manager.close()
     finally:
         stop_ray()
+
+
+def listening_addresses() -> list[str]:
+    """Where this process and all that it started accept connections."""
+    me = psutil.Process()
+    family = [me, *me.children(recursive=True)]
+    sockets = [connection for process in family for connection in process.net_connections(kind="inet")]
+    addresses = [connection.laddr.ip for connection in sockets if connection.status == psutil.CONN_LISTEN]
+    assert addresses
+    return addresses
+
+
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
 def changed_weights(folder: Path) -> list[tuple[str, torch.Tensor]]:

@@ -140,6 +140,16 @@ def test_a_torn_shard_is_named(folder):
         assert caught.value.reason == "unreadable" and index.refs[number].id in str(caught.value)
 
 
+def test_an_image_is_never_read_in_part(folder):
+    refs = ShardIndex.load(folder).refs
+    path = folder / refs[6].shard
+    path.write_bytes(
+        path.read_bytes()[: refs[7].offset - 600]
+    )  # members end at most 511 bytes before the next
+    with pytest.raises(BadSample, match="the shard is torn"):
+        read_sample(folder, refs[6])
+
+
 def test_any_damage_to_a_header_is_caught(folder):
     ref = ShardIndex.load(folder).refs[2]
     path = folder / ref.shard

@@ -89,8 +89,9 @@ def test_serves_several_threads(pool):
 
 def test_close_ends_the_processes_and_says_so():
     others = {p.pid for p in checker_processes()}
-    with VerifyPool(workers=2, deadline=1.0) as pool:
-        assert len({p.pid for p in checker_processes()} - others) == 2
+    with VerifyPool(workers=1, deadline=5.0) as pool:
+        pool.check_many(MIXED)  # by now it has started
+        assert len({p.pid for p in checker_processes()} - others) == 1
     assert {p.pid for p in checker_processes()} <= others
     with pytest.raises(RuntimeError, match="closed"):
         pool.check_many(MIXED)
@@ -103,6 +104,23 @@ def test_workers_that_cannot_start_are_an_error_not_a_loop():
         pytest.raises(RuntimeError, match="memory_gib"),
     ):
         pool.check_many(MIXED)
+
+
+def test_an_interrupted_pool_is_closed_rather_than_confused(monkeypatch):
+    others = {p.pid for p in checker_processes()}
+    with VerifyPool(workers=1, deadline=5.0) as pool:
+        pool.check_many(MIXED)
+        with monkeypatch.context() as patch:
+            patch.setattr("data_pipeline.verify_pool.wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                pool.check_many(MIXED)
+        assert {p.pid for p in checker_processes()} <= others
+        with pytest.raises(RuntimeError, match="closed"):
+            pool.check_many(MIXED)
+
+
+def interrupt(connections: list) -> list:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("workers", "deadline"), [(0, 1.0), (1, 0.0)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.rollout.weights import (
@@ -39,6 +39,7 @@ def received(manifest: WeightManifest) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for bucket in manifest.buckets for name, tensor in open_bucket(bucket)}
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3 * BUCKET), min_size=1, max_size=40))
 def test_slots_never_overlap_and_fill_buckets_in_order(sizes: list[int]) -> None:
     slots: list[Slot] = []
@@ -70,9 +71,12 @@ def test_memory_fits_models_of_other_sizes_in_turn() -> None:
     with WeightSender(bucket_bytes=64) as sender:
         for size in (10, 4000, 10):
             weights = {f"{i}": torch.randn(size) for i in range(3)}
-            assert all(torch.equal(received(sender.send(weights.items(), 1))[n], t) for n, t in weights.items())
+            assert all(
+                torch.equal(received(sender.send(weights.items(), 1))[n], t) for n, t in weights.items()
+            )
 
 
+@settings(deadline=None)
 @given(data=st.data(), size=st.integers(1, 100_000))
 def test_checksum_sees_any_changed_byte_and_swapped_words(data: st.DataObject, size: int) -> None:
     memory = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))

@@ -123,9 +123,9 @@ def save_hf(
 ) -> None:
     """Write a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
 
-    Weights are cast to the dtype that the config of `template` names; config, tokenizer, processor, generation
-    config and chat template are copied from there. `out` appears complete or not at all and replaces an older
-    one.
+    Weights are cast to the dtype that the config of `template` names; config, tokenizer, processor,
+    generation config and chat template are copied from there. `out` appears complete or not at all, and
+    replaces an older one.
     """
     out, template = Path(out), Path(template)
     weights = export_weights(chunks, model, ranks)

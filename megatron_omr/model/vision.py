@@ -1,8 +1,8 @@
 """The vision tower: Megatron layers over patches, window attention in most, whole-frame attention in some.
 
 Legend: P patches, M merged patches (P / merge**2), I images, D head size. Patches come in the processor's
-order: image, frame, merge block by merge block. The tower works in window order, so that windows are contiguous,
-and hands its output back in the processor's order.
+order: image, frame, merge block by merge block. The tower works in window order, so that windows are
+contiguous, and hands its output back in the processor's order.
 """
 
 from __future__ import annotations

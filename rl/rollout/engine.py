@@ -66,7 +66,9 @@ class Engine:
         self._encoder = ChatEncoder.from_hf(model_folder, image)
         self._llm = _start_vllm(config, model_folder, exact=temperature in (0.0, 1.0))
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[list[Rollout]]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
+    ) -> list[list[Rollout]]:
         """`sampling.n` answers to each prompt, in order. What a prompt gets does not depend on its neighbours.
 
         Raises:
@@ -112,7 +114,9 @@ class Engine:
     def reset_caches(self) -> None:
         """Drop keys and values, processed images and image embeddings: all but the processed are of old weights."""
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache because requests are running; update weights between calls")
+            raise RuntimeError(
+                "vLLM kept its prefix cache because requests are running; update weights between calls"
+            )
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
 
@@ -145,7 +149,7 @@ class Engine:
             max_tokens=sampling.max_tokens,
             seed=request_seed(self._seed, step_seed, prompt.ref.id),
             logprobs=0,  # of the sampled token alone
-            logit_bias={token: BAN for token in self._encoder.banned_token_ids},
+            logit_bias=dict.fromkeys(self._encoder.banned_token_ids, BAN),
             detokenize=False,  # done here, by the tokenizer that everything else uses
         )
 

@@ -79,7 +79,9 @@ class RolloutManager(Generic[E, H]):
             except EngineDied:
                 self._replace(number)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[list[Rollout]]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
+    ) -> list[list[Rollout]]:
         """`sampling.n` answers to each prompt, in the order of the prompts, all of the current weights.
 
         Raises:
@@ -94,7 +96,9 @@ class RolloutManager(Generic[E, H]):
         while queue or asked:
             for number in self._turns(asked, len(queue)):
                 chunk = queue.popleft()
-                reply = self._calls.ask(self._engines[number], [prompts[i] for i in chunk], sampling, step_seed)
+                reply = self._calls.ask(
+                    self._engines[number], [prompts[i] for i in chunk], sampling, step_seed
+                )
                 asked[reply] = (number, chunk)
             reply = self._calls.wait(list(asked))
             try:

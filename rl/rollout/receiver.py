@@ -65,7 +65,9 @@ class SharedMemoryReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def finish_weight_update(self) -> None:
         if not self._received:
-            raise WeightError("finish_weight_update without weights; call update_weights with a manifest first")
+            raise WeightError(
+                "finish_weight_update without weights; call update_weights with a manifest first"
+            )
         initialize_layerwise_reload(self.model)
         self.model.load_weights(iter(self._received))
         finalize_layerwise_reload(self.model, self.model_config)
@@ -94,7 +96,9 @@ def expected_tensors(folder: Path, model: torch.nn.Module) -> dict[str, tuple[in
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            shapes |= {modern_name(name): tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+            shapes |= {
+                modern_name(name): tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()
+            }
     if is_tied(model):
         shapes.pop("lm_head.weight", None)
     return shapes

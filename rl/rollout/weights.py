@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes between the starts of tensors are a multiple of this, so that every dtype can view them
+ALIGNMENT = (
+    64  # bytes between the starts of tensors are a multiple of this, so that every dtype can view them
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _ROW = 4096  # words
@@ -100,7 +102,9 @@ def checksum(data: Tensor) -> int:
     whole = raw.size // (8 * _ROW) * (8 * _ROW)
     rest = np.zeros(8 * _ROW, dtype=np.uint8)
     rest[: raw.size - whole] = raw[whole:]
-    sums = np.append(raw[:whole].view(np.uint64).reshape(-1, _ROW) @ _WORD_WEIGHTS, rest.view(np.uint64) @ _WORD_WEIGHTS)
+    sums = np.append(
+        raw[:whole].view(np.uint64).reshape(-1, _ROW) @ _WORD_WEIGHTS, rest.view(np.uint64) @ _WORD_WEIGHTS
+    )
     return int(sums @ (2 * np.arange(sums.size, dtype=np.uint64) + np.uint64(1)))
 
 

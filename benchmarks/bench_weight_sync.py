@@ -1,0 +1,97 @@
+"""Weight sync against a plain memory copy: bytes per second through shared memory, checksums included.
+
+One sync is a copy into shared memory and a checksum, then a checksum and a copy out of it: with the checksum as
+fast as a copy it costs four copies. What vLLM does with the tensors comes on top and is not measured here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.environment import write_result
+from rl.rollout.weights import WeightManifest, open_bucket
+from rl.weight_sync import WeightSender
+
+REPEATS = 10
+LAYERS = 12
+
+
+def main() -> dict[str, object]:
+    """Measure, print, write benchmarks/results/weight_sync.json, and return what it holds."""
+    torch.set_num_threads(1)
+    result: dict[str, object] = {"unit": "GB/s", **measure(transformer_weights())}
+    for name, value in result.items():
+        print(f"{name:16} {value if isinstance(value, str) else format(value, '10.3f')}")
+    write_result("weight_sync", result)
+    return result
+
+
+def measure(source: dict[str, Tensor]) -> dict[str, float]:
+    """GB/s of each part, the best of some repeats, and how many plain copies one sync costs."""
+    target = {name: torch.empty_like(tensor) for name, tensor in source.items()}
+    num_bytes = sum(tensor.nbytes for tensor in source.values())
+    with WeightSender() as sender:
+        manifest = sender.send(
+            source.items(), version=0
+        )  # takes the memory's pages, as the first update does
+        seconds = {
+            "copy": best(lambda: copy(source, target)),
+            "send": best(lambda: sender.send(source.items(), version=1)),
+            "check": best(lambda: [open_bucket(bucket) for bucket in manifest.buckets]),
+            "receive": best(lambda: receive(manifest, target)),
+        }
+    assert all(torch.equal(source[name], target[name]) for name in source)
+    seconds["sync"] = seconds["send"] + seconds["receive"]
+    speeds = {part: num_bytes / spent / 1e9 for part, spent in seconds.items()}
+    return {"megabytes": num_bytes / 1e6, **speeds, "copies per sync": seconds["sync"] / seconds["copy"]}
+
+
+def transformer_weights() -> dict[str, Tensor]:
+    """About 100 MB in bf16, in the shapes of a transformer: large matrices and many small vectors."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "qkv": (1536, 512),
+        "o": (512, 512),
+        "gate": (2048, 512),
+        "up": (2048, 512),
+        "down": (512, 2048),
+    }
+    tensors = {"embed": torch.randn(16_000, 512, generator=generator)}
+    for layer in range(LAYERS):
+        tensors |= {
+            f"{layer}.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()
+        }
+        tensors |= {
+            f"{layer}.{name}": torch.randn(512, generator=generator) for name in ("norm1", "norm2", "bias")
+        }
+    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
+def copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)
+
+
+def receive(manifest: WeightManifest, target: dict[str, Tensor]) -> None:
+    """What an engine does, without vLLM's own work: check every byte, then copy into the model."""
+    for bucket in manifest.buckets:
+        for name, tensor in open_bucket(bucket):
+            target[name].copy_(tensor)
+
+
+def best(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of some runs: other processes can only slow a run down."""
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+if __name__ == "__main__":
+    main()

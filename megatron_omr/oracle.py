@@ -1,0 +1,111 @@
+"""What transformers makes of random samples: the reference that `parity` holds our model against.
+
+Legend: T tokens of a sample, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from data_pipeline.positions import mrope_position_ids
+from data_pipeline.types import Example, PackedBatch
+from megatron_omr import cpu
+from megatron_omr.config import ModelConfig
+
+_PACKS = ((0, 1, 2), (0, 0), (2, 1), (3,))
+"""Images of each sample of each micro-batch; one micro-batch is text only."""
+
+
+def random_packs(model: ModelConfig, seed: int, *, at_least: int = 1) -> list[list[Example]]:
+    """Samples of random text with no, one or several images of random sizes, grouped into micro-batches."""
+    generator = torch.Generator().manual_seed(seed)
+    packs = []
+    for i in range(max(len(_PACKS), at_least)):
+        images = _PACKS[i % len(_PACKS)]
+        packs.append([random_example(model, f"{i}-{j}", n, generator) for j, n in enumerate(images)])
+    return packs
+
+
+def random_example(model: ModelConfig, name: str, num_images: int, generator: torch.Generator) -> Example:
+    """Text, then images with text between; two thirds of the text tokens are to be learned."""
+    vision, merge_size = model.vision, model.vision.spatial_merge_size
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    def text() -> Tensor:
+        ids = torch.randint(model.vocab_size, (draw(5, 20),), generator=generator)
+        special = torch.isin(ids, torch.tensor(model.vision_token_ids))
+        return ids.masked_fill(special, max(model.vision_token_ids) + 1)
+
+    # windows are 4 x 4 merged patches in the published models: up to 6 x 6 gives whole and partial ones
+    sizes = [[1, draw(1, 7) * merge_size, draw(1, 7) * merge_size] for _ in range(num_images)]
+    grids = torch.tensor(sizes, dtype=torch.int64).view(-1, 3)
+    parts = [text()]
+    for grid in grids:
+        image = torch.full((int(grid.prod()) // merge_size**2,), model.image_token_id)
+        start, end = torch.tensor([model.vision_start_token_id]), torch.tensor([model.vision_end_token_id])
+        parts += [start, image, end, text()]
+    ids = torch.cat(parts)
+    learned = torch.rand(len(ids), generator=generator) < 2 / 3
+    features = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return Example(
+        id=name,
+        input_ids=ids,
+        loss_mask=(learned & ~torch.isin(ids, torch.tensor(model.vision_token_ids))).float(),
+        position_ids=mrope_position_ids(
+            ids, grids, image_token_id=model.image_token_id, spatial_merge_size=merge_size
+        ),
+        pixel_values=torch.randn(int(grids.prod(dim=1).sum()), features, generator=generator),
+        image_grid_thw=grids,
+    )
+
+
+class Oracle:
+    """What transformers makes of the same samples, one at a time."""
+
+    def __init__(self, folder: str, packs: list[list[Example]]) -> None:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self._model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self._model.to(cpu.device()).eval()
+        self._tower: list[Tensor] = []
+        self._model.model.visual.merger.ln_q.register_forward_hook(lambda *call: self._tower.append(call[2]))
+        self.logits: list[list[Tensor]] = []  # [T, V] of each sample of each pack
+        loss_sum, count = 0.0, 0.0
+        for pack in packs:
+            self.logits.append([])
+            for example in pack:
+                logits = self._logits(example)
+                mask = example.loss_mask[1:].to(logits.device)
+                targets = example.input_ids[1:].to(logits.device)
+                losses = torch.nn.functional.cross_entropy(logits[:-1], targets, reduction="none")
+                loss = (losses * mask).sum()
+                loss.backward()
+                loss_sum, count = loss_sum + loss.item(), count + mask.sum().item()
+                self.logits[-1].append(logits.detach())
+        self.loss = loss_sum / count
+        norms = [p.grad.norm() for p in self._model.parameters() if p.grad is not None]
+        self.grad_norm = float(torch.stack(norms).norm()) / count
+
+    def _logits(self, example: Example) -> Tensor:
+        ids = example.input_ids[None].to(cpu.device())
+        inputs = {"input_ids": ids}
+        if len(example.image_grid_thw):
+            image = (ids == self._model.config.image_token_id).int()
+            inputs |= dict(
+                pixel_values=example.pixel_values.to(cpu.device()),
+                image_grid_thw=example.image_grid_thw.to(cpu.device()),
+                mm_token_type_ids=image,
+            )
+        return self._model(**inputs).logits[0].float()
+
+    @torch.no_grad()
+    def vision(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """(tower output in window order, image embeddings)."""
+        self._tower.clear()
+        embeddings = self._model.model.visual(batch.pixel_values, batch.image_grid_thw).pooler_output
+        return self._tower[0], embeddings

@@ -1,0 +1,136 @@
+"""Every recipe builds, and the 7B recipes hold the published numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from launch.recipes.data import DATA_RECIPES
+from launch.recipes.eval import EVAL_RECIPES
+from launch.recipes.rl import RL_RECIPES
+from launch.recipes.sft import SFT_RECIPES
+from megatron_omr.config import ModelConfig
+
+ALL = {
+    f"{kind} {name}": recipe
+    for kind, recipes in {
+        "data": DATA_RECIPES,
+        "sft": SFT_RECIPES,
+        "rl": RL_RECIPES,
+        "eval": EVAL_RECIPES,
+    }.items()
+    for name, recipe in recipes.items()
+}
+# What layouts depend on, from the published config.json of each size.
+QWEN_7B = {
+    "model_type": "qwen2_5_vl",
+    "torch_dtype": "bfloat16",
+    "vocab_size": 152_064,
+    "hidden_size": 3_584,
+    "intermediate_size": 18_944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_scaling": {"mrope_section": [16, 24, 24]},
+    "max_position_embeddings": 128_000,
+    "image_token_id": 151_655,
+    "video_token_id": 151_656,
+    "vision_start_token_id": 151_652,
+    "vision_end_token_id": 151_653,
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1_280,
+        "intermediate_size": 3_420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "out_hidden_size": 3_584,
+    },
+}
+QWEN_3B = QWEN_7B | {
+    "vocab_size": 151_936,
+    "hidden_size": 2_048,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_recipe_builds(name: str):
+    config = ALL[name]()
+    assert is_dataclass(config) and config.__dataclass_params__.frozen
+    assert ALL[name]() == config, "a recipe is a plain function: the same call gives the same config"
+    assert (ALL[name].__doc__ or "").strip(), "the first line of its docstring is what `omr` lists"
+
+
+def test_published_sft_numbers():
+    config = SFT_RECIPES["qwen2_5_vl_7b_sft"]()
+    optim = config.optim
+    assert (optim.lr, optim.weight_decay, optim.beta1, optim.beta2, optim.eps) == (
+        5e-5,
+        0.0,
+        0.9,
+        0.999,
+        1e-8,
+    )
+    assert (optim.schedule, optim.warmup_steps, optim.min_lr, optim.clip_grad) == ("cosine", 430, 0.0, 1.0)
+    assert (config.steps, config.loader.pack_length, config.image.max_pixels) == (4_300, 61_440, 4_194_304)
+
+
+def test_published_rl_numbers():
+    config = RL_RECIPES["qwen2_5_vl_7b_gspo"]()
+    optim, algorithm, sampling = config.optim, config.algorithm, config.sampling
+    assert (algorithm.name, algorithm.clip_low, algorithm.clip_high) == ("gspo", 3e-4, 4e-4)
+    assert algorithm.num_minibatches == 1
+    assert (config.prompts_per_step, config.steps, config.checkpoint.every) == (128, 1_232, 16)
+    assert (sampling.n, sampling.temperature, sampling.top_p, sampling.max_tokens) == (16, 1.0, 1.0, 28_696)
+    assert config.engine.max_model_len == 4_096 + 28_696
+    assert (optim.lr, optim.weight_decay, optim.schedule, optim.warmup_steps) == (1e-6, 0.1, "constant", 25)
+    assert (config.reward.accuracy_weight, config.reward.format_weight) == (0.9, 0.1)
+
+
+def test_grpo_is_the_gspo_recipe_with_another_algorithm():
+    gspo, grpo = asdict(RL_RECIPES["qwen2_5_vl_7b_gspo"]()), asdict(RL_RECIPES["qwen2_5_vl_7b_grpo"]())
+    assert {name for name in gspo if gspo[name] != grpo[name]} == {"run", "algorithm"}
+    assert (grpo["algorithm"]["name"], grpo["algorithm"]["clip_low"], grpo["algorithm"]["clip_high"]) == (
+        "grpo",
+        0.2,
+        0.2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        (SFT_RECIPES["qwen2_5_vl_7b_sft"], QWEN_7B),
+        (SFT_RECIPES["qwen2_5_vl_3b_sft"], QWEN_3B),
+        (RL_RECIPES["qwen2_5_vl_7b_gspo"], QWEN_7B),
+    ],
+)
+def test_layout_of_a_recipe_holds_its_model(recipe, model: dict, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    config = recipe()
+    names = {field.name for field in fields(config)}
+    config.parallel.check_model(ModelConfig.from_hf(tmp_path))
+    assert config.parallel.dp(config.processes if "processes" in names else config.trainers) >= 1
+
+
+def test_demo_stages_hand_over_to_each_other():
+    root = "/tmp/some/where"
+    sft, rl = SFT_RECIPES["demo"](root, seed=7), RL_RECIPES["demo"](root, seed=7)
+    score = EVAL_RECIPES["demo"](root, seed=7)
+    assert rl.model == f"{sft.run}/hf" and score.model == f"{rl.run}/hf"
+    assert sft.image == rl.image == score.image, "trainer and engine must count the same image tokens"
+    assert sft.loader.shards == rl.prompts != score.prompts
+    assert {sft.seed, sft.loader.seed, rl.seed, score.seed} == {7}
+    assert rl.sampling.max_tokens == score.sampling.max_tokens
