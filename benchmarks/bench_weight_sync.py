@@ -1,13 +1,15 @@
 """Weight sync against a plain memory copy: bytes per second through shared memory, checksums included.
 
-One sync is a copy into shared memory and a checksum, then a checksum and a copy out of it: with the checksum as
+One sync is a copy into shared memory and a checksum, then a checksum and a copy out of it: with a checksum as
 fast as a copy it costs four copies. What vLLM does with the tensors comes on top and is not measured here.
+Time is processor time; rounds alternate between the parts, and the best of each counts: other work on the
+machine only ever slows it down.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from time import process_time
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from benchmarks.environment import write_result
 from rl.rollout.weights import WeightManifest, open_bucket
 from rl.weight_sync import WeightSender
 
-REPEATS = 10
+ROUNDS = 10
 LAYERS = 12
 
 
@@ -38,15 +40,17 @@ def measure(source: dict[str, Tensor]) -> dict[str, float]:
         manifest = sender.send(
             source.items(), version=0
         )  # takes the memory's pages, as the first update does
-        seconds = {
-            "copy": best(lambda: copy(source, target)),
-            "send": best(lambda: sender.send(source.items(), version=1)),
-            "check": best(lambda: [open_bucket(bucket) for bucket in manifest.buckets]),
-            "receive": best(lambda: receive(manifest, target)),
+        parts: dict[str, Callable[[], object]] = {
+            "copy": lambda: copy(source, target),
+            "send": lambda: sender.send(source.items(), version=1),
+            "check": lambda: [open_bucket(bucket) for bucket in manifest.buckets],
+            "receive": lambda: receive(manifest, target),
         }
+        rounds = [{part: spent(run) for part, run in parts.items()} for _ in range(ROUNDS)]
+    seconds = {part: min(times[part] for times in rounds) for part in parts}
     assert all(torch.equal(source[name], target[name]) for name in source)
     seconds["sync"] = seconds["send"] + seconds["receive"]
-    speeds = {part: num_bytes / spent / 1e9 for part, spent in seconds.items()}
+    speeds = {part: num_bytes / time / 1e9 for part, time in seconds.items()}
     return {"megabytes": num_bytes / 1e6, **speeds, "copies per sync": seconds["sync"] / seconds["copy"]}
 
 
@@ -83,14 +87,11 @@ def receive(manifest: WeightManifest, target: dict[str, Tensor]) -> None:
             target[name].copy_(tensor)
 
 
-def best(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of some runs: other processes can only slow a run down."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def spent(run: Callable[[], object]) -> float:
+    """Seconds of processor time."""
+    start = process_time()
+    run()
+    return process_time() - start
 
 
 if __name__ == "__main__":

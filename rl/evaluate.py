@@ -1,4 +1,4 @@
-"""Scores a Hugging Face folder on held-out questions: vLLM answers, the answer checker decides, bootstrap says how sure.
+"""Scores a Hugging Face folder on held-out questions: vLLM answers, the checker decides, with intervals.
 
 Accuracy is averaged over the `n` answers of a question first (avg@n), and questions are what is resampled.
 """
@@ -150,7 +150,7 @@ def bootstrap_ci95(values: Sequence[float], *, seed: int = 0) -> Interval:
 def paired_difference(
     before: Mapping[str, float], after: Mapping[str, float], *, seed: int = 0
 ) -> tuple[float, Interval]:
-    """Mean gain in accuracy from `before` to `after` (by question id), with its paired 95 % bootstrap interval.
+    """Mean gain in accuracy from `before` to `after` (by question id), with its paired bootstrap ci95.
 
     Raises:
         ValueError: the two did not answer the same questions.
@@ -158,7 +158,7 @@ def paired_difference(
     if before.keys() != after.keys() or not before:
         odd = sorted(before.keys() ^ after.keys())[:3]
         raise ValueError(
-            f"before has {len(before)} and after {len(after)} questions, and they must be the same, at least one; "
+            f"before has {len(before)} and after {len(after)} questions; they must be the same, and any; "
             f"only on one side: {odd}. Evaluate both on the same prompts with the same limit"
         )
     gains = [after[question] - before[question] for question in sorted(before)]

@@ -1,4 +1,4 @@
-"""Where processes run: the only module that tells Ray what to start. Everything else sees actors or managers."""
+"""Where processes run: the only module that tells Ray what to start; the others see actors or managers."""
 
 from __future__ import annotations
 

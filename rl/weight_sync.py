@@ -31,7 +31,7 @@ class WeightSender:
         self._memory: list[_Memory] = []
 
     def send(self, weights: Iterable[tuple[str, Tensor]], version: int) -> WeightManifest:
-        """Copy `weights` (Hugging Face names, any device) into shared memory; return what engines need to read it.
+        """Copy `weights` (Hugging Face names, any device) into shared memory; say how to read them.
 
         Raises:
             ValueError: a tensor has a dtype that weights do not have.

@@ -32,10 +32,11 @@ class SwitchableEngine(Engine):
     keeps_encoder_cache = False
 
     def reset_caches(self) -> None:
-        if not self.keeps_encoder_cache:
-            return super().reset_caches()
-        self._llm.reset_prefix_cache()
-        self._llm.llm_engine.reset_mm_cache()
+        if self.keeps_encoder_cache:
+            self._llm.reset_prefix_cache()
+            self._llm.llm_engine.reset_mm_cache()
+        else:
+            super().reset_caches()
 
 
 class Oracle:

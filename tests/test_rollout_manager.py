@@ -31,7 +31,7 @@ SAMPLING = SamplingConfig(n=2, max_tokens=8)
 
 
 class EchoEngine:
-    """Answers a prompt with its number, the step's seed, and its own version; in this process, without a model."""
+    """Answers a prompt with its number, the step's seed and its own version, in this process."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -1,4 +1,4 @@
-"""A vLLM engine that answers prompts: reads samples by reference, stamps every answer with its weights' version.
+"""A vLLM engine: reads prompts by reference, stamps answers with the version of the weights that wrote them.
 
 `Engine` is a plain class: evaluation and tests use it in their own process, rl/placement.py makes it a Ray
 actor. vLLM is imported when an engine starts, after the environment it reads at import is set.
@@ -69,7 +69,7 @@ class Engine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
     ) -> list[list[Rollout]]:
-        """`sampling.n` answers to each prompt, in order. What a prompt gets does not depend on its neighbours.
+        """`sampling.n` answers to each prompt, in order. What a prompt gets does not depend on others.
 
         Raises:
             RuntimeError: the last weight update failed, so there are no weights to answer with.
@@ -97,7 +97,7 @@ class Engine:
         return [answers[0] for answers in self.generate(prompts, greedy, 0)]
 
     def update_weights(self, manifest: WeightManifest) -> int:
-        """Take the weights of `manifest` and forget everything computed with the old ones; return the version.
+        """Take the weights of `manifest`, forget what was computed with the old ones, return the new version.
 
         Raises:
             WeightError: a tensor is missing, unknown, misshapen or corrupted. From then on the engine refuses
@@ -112,7 +112,7 @@ class Engine:
         return manifest.version
 
     def reset_caches(self) -> None:
-        """Drop keys and values, processed images and image embeddings: all but the processed are of old weights."""
+        """Drop keys and values, processed images, and the image embeddings that vLLM keeps for equal images."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM kept its prefix cache because requests are running; update weights between calls"

@@ -41,7 +41,7 @@ class EngineCalls(Generic[E, H]):
 
 
 class RolloutManager(Generic[E, H]):
-    """The engines of a run. One that dies is replaced, given the current weights, and asked again what it owed."""
+    """The engines of a run. One that dies is replaced, given the current weights, and asked again."""
 
     def __init__(
         self,
@@ -141,6 +141,7 @@ class RolloutManager(Generic[E, H]):
     def _check_deaths(self, deaths: int, prompts: Sequence[Prompt]) -> None:
         if deaths > self._max_restarts:
             raise RuntimeError(
-                f"{deaths} engines died in one round of prompts, allowed max_restarts={self._max_restarts}; the last "
-                f"was asked {prompts[0].ref.id} to {prompts[-1].ref.id}. Look at its log: often its memory ran out"
+                f"{deaths} engines died in one round of prompts, allowed max_restarts={self._max_restarts}; "
+                f"the last was asked {prompts[0].ref.id} to {prompts[-1].ref.id}. Look at its log; if memory "
+                "ran out, lower engine.max_num_seqs or engine.memory"
             )

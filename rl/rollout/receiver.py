@@ -96,9 +96,8 @@ def expected_tensors(folder: Path, model: torch.nn.Module) -> dict[str, tuple[in
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            shapes |= {
-                modern_name(name): tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()
-            }
+            names = list(tensors.keys())
+            shapes |= {modern_name(name): tuple(tensors.get_slice(name).get_shape()) for name in names}
     if is_tied(model):
         shapes.pop("lm_head.weight", None)
     return shapes

@@ -138,8 +138,8 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
     """
     if not Path(bucket.path).exists() or Path(bucket.path).stat().st_size < bucket.num_bytes:
         raise WeightError(
-            f"shared memory {bucket.path} of {bucket.num_bytes} bytes is gone: the trainer that made it has ended "
-            "or runs on another machine; send the weights again"
+            f"shared memory {bucket.path} of {bucket.num_bytes} bytes is gone: the trainer that made it has "
+            "ended or runs on another machine; send the weights again"
         )
     memory = torch.from_file(bucket.path, shared=False, size=bucket.num_bytes, dtype=torch.uint8)
     pairs = []
@@ -148,7 +148,8 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
         seen = checksum(data)
         if seen != entry.checksum:
             raise WeightError(
-                f"{entry.name} arrived corrupted: checksum {seen:#x}, sent as {entry.checksum:#x}; send the weights again"
+                f"{entry.name} arrived corrupted: checksum {seen:#x}, sent as {entry.checksum:#x}; "
+                "send the weights again"
             )
         pairs.append((entry.name, data.view(DTYPES[entry.dtype]).view(entry.shape)))
     return pairs

@@ -1,0 +1,9 @@
+"""All benchmarks, one after the other: python -m benchmarks. Results go to benchmarks/results/."""
+
+from __future__ import annotations
+
+from benchmarks import bench_loader, bench_train_step, bench_weight_sync
+
+for benchmark in (bench_train_step, bench_loader, bench_weight_sync):
+    print(f"--- {benchmark.__name__}")
+    benchmark.main()
