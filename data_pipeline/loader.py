@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import LoaderConfig
-from data_pipeline.packing import balance, pack, padded_length
+from data_pipeline.packing import balance, blank, pack, padded_length
 from data_pipeline.shards import ShardIndex, read_sample
 from data_pipeline.types import BadSample, Example, PackedBatch, SampleRef
 
@@ -52,7 +52,7 @@ class Step:
 class Loader:
     """Iterating yields list[PackedBatch]: this rank's micro-batches of one optimizer step.
 
-    A list is empty when all of this rank's samples were bad. State follows what was handed out, not what is
+    A rank whose samples were all bad gets a blank micro-batch, so that it keeps step with the others. State follows what was handed out, not what is
     read ahead; a fresh iterator continues there. Bad samples are logged, and counted by reason in `skipped`
     (of this rank, since this process began).
     """
@@ -127,7 +127,7 @@ class Loader:
             multiple=self._multiple,
             pad_token_id=self._encoder.pad_token_id,
         )
-        return batches, bad
+        return batches or [blank(multiple=self._multiple, pad_token_id=self._encoder.pad_token_id)], bad
 
     def _encode(self, ref: SampleRef) -> Example:
         example = self._encoder.encode(read_sample(self._index.folder, ref))

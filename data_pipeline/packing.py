@@ -13,6 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from data_pipeline.images import PATCH_FEATURES
 from data_pipeline.types import Example, PackedBatch
 
 
@@ -52,6 +53,21 @@ def merge(examples: Sequence[Example], *, multiple: int = 1, pad_token_id: int) 
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         pixel_values=torch.cat([e.pixel_values for e in padded]),
         image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
+    )
+
+
+def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+    """A micro-batch that teaches nothing: pads outside the loss, for a rank that has no sample of its own."""
+    length = padded_length(1, multiple)
+    return PackedBatch(
+        ids=("",),
+        input_ids=torch.full((length,), pad_token_id),
+        labels=torch.zeros(length, dtype=torch.int64),
+        loss_mask=torch.zeros(length),
+        position_ids=torch.arange(length).expand(3, -1),
+        cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+        pixel_values=torch.empty(0, PATCH_FEATURES),
+        image_grid_thw=torch.empty(0, 3, dtype=torch.int64),
     )
 
 

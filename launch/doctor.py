@@ -53,7 +53,7 @@ def run_doctor(*, as_json: bool = False) -> int:
         parts = [asdict(finding) for finding in findings]
         print(json.dumps({"cpu_path": not blocking, "blocking": blocking, "parts": parts}, indent=2))
     else:
-        _print_screen(findings, blocking)
+        print_screen(findings, blocking)
     return 1 if blocking else 0
 
 
@@ -69,7 +69,7 @@ def examine() -> list[Finding]:
         _torchvision(),
         _gpus(),
         _transformer_engine(),
-        _apex(),
+        find_apex(),
         _nemo_run(),
         _chromium(),
         _cores(),
@@ -172,7 +172,7 @@ def _transformer_engine() -> Finding:
     )
 
 
-def _apex() -> Finding:
+def find_apex() -> Finding:
     """Asks for apex' compiled modules: the package called apex on PyPI is another project."""
     modules = [name for name in ("amp_C", "fused_weight_gradient_mlp_cuda") if importlib.util.find_spec(name)]
     return Finding(
@@ -242,7 +242,7 @@ def _memory_pages() -> tuple[int, int]:
     return every, available[0] // os.sysconf("SC_PAGE_SIZE") if available else free
 
 
-def _print_screen(findings: list[Finding], blocking: list[str]) -> None:
+def print_screen(findings: list[Finding], blocking: list[str]) -> None:
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = "!!" if finding.blocks else {"ok": "ok", "missing": "--", "broken": "!!"}[finding.state]

@@ -167,16 +167,15 @@ def _raise_failure(ranks: list[Any], folder: Path) -> None:
 
 
 def _end(ranks: list[Any]) -> None:
-    for process in ranks:
-        if process.pid is None or not process.is_alive():
-            continue
+    """Kill the group of every rank: a rank that failed may have left processes that it started."""
+    started = [process for process in ranks if process.pid is not None]
+    for process in started:
         try:
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it had not yet made its own group
+        except ProcessLookupError:  # ended with all it started, or not yet a group of its own
             process.kill()
-    for process in ranks:
-        if process.pid is not None:
-            process.join()
+    for process in started:
+        process.join()
 
 
 @contextmanager

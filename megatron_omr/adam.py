@@ -47,7 +47,7 @@ class GroupStepAdam(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         means = [self.state[p]["exp_avg"] for p in params]
         squares = [self.state[p]["exp_avg_sq"] for p in params]
         (beta1, beta2), lr, decay = group["betas"], group["lr"], group["weight_decay"]

@@ -71,7 +71,8 @@ def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType]
     def run(module: ModuleType) -> None:
         global _prepared
         if device() == "cuda":
-            return exec_module(module)
+            exec_module(module)
+            return
         _replace_torch_cuda()
         _silence_warnings()
         with _compiling_off():

@@ -5,6 +5,8 @@ Legend: T tokens of a sample, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,8 +72,8 @@ class Oracle:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self._model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        self._model.to(cpu.device()).eval()
+        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self._model = model.to(cpu.device()).eval()
         self._tower: list[Tensor] = []
         self._model.model.visual.merger.ln_q.register_forward_hook(lambda *call: self._tower.append(call[2]))
         self.logits: list[list[Tensor]] = []  # [T, V] of each sample of each pack

@@ -7,7 +7,7 @@ of a packed batch a context-parallel rank works on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -51,25 +51,30 @@ class Ranks:
         return self.is_last_stage and self.tp_rank == self.cp_rank == self.dp_rank == 0
 
     def tp_group(self) -> ProcessGroup:
-        return parallel_state.get_tensor_model_parallel_group()
+        return _group(parallel_state.get_tensor_model_parallel_group())
 
     def pp_group(self) -> ProcessGroup:
-        return parallel_state.get_pipeline_model_parallel_group()
+        return _group(parallel_state.get_pipeline_model_parallel_group())
 
     def cp_group(self) -> ProcessGroup:
-        return parallel_state.get_context_parallel_group()
+        return _group(parallel_state.get_context_parallel_group())
 
     def dp_group(self) -> ProcessGroup:
         """Replicas with different data."""
-        return parallel_state.get_data_parallel_group()
+        return _group(parallel_state.get_data_parallel_group())
 
     def dp_cp_group(self) -> ProcessGroup:
         """All ranks over which gradients are summed."""
-        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+        return _group(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
     def model_parallel_group(self) -> ProcessGroup:
         """All ranks (TP x PP) that together hold one copy of the model."""
-        return parallel_state.get_model_parallel_group()
+        return _group(parallel_state.get_model_parallel_group())
+
+
+def _group(group: Any) -> ProcessGroup:
+    assert isinstance(group, dist.ProcessGroup), f"no such group: {group}"
+    return group
 
 
 def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_method: str, seed: int) -> Ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def start_ray() -> None:
         address="local",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        logging_level="error",
+        logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
 
@@ -69,7 +70,7 @@ def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
 
 def engine_actor(config: RLConfig) -> ActorHandle:
     """A vLLM engine in a process of its own; see Engine."""
-    actor = ray.remote(Engine).options(**_options(config.engine.tensor_parallel, ENGINE_ENV))
+    actor: Any = ray.remote(Engine).options(**_options(config.engine.tensor_parallel, ENGINE_ENV))
     return actor.remote(
         config.engine,
         config.image,
@@ -84,7 +85,7 @@ def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
     """One Megatron worker per process; `init_method` is where they meet (file:// or tcp://)."""
     from rl.trainer import TrainerWorker  # brings Megatron, which engines and their tests do not need
 
-    actor = ray.remote(TrainerWorker).options(**_options(1, {}))
+    actor: Any = ray.remote(TrainerWorker).options(**_options(1, {}))
     return [
         actor.remote(config, rank=rank, world_size=config.trainers, init_method=init_method)
         for rank in range(config.trainers)

@@ -81,7 +81,7 @@ class TrainerWorker:
         metrics = {name: sum(r.metrics[name] for r in results) / len(results) for name in results[0].metrics}
         return metrics | {
             "loss": sum(r.loss for r in results) / len(results),
-            "grad_norm": results[-1].grad_norm,
+            "grad_norm": sum(r.grad_norm for r in results) / len(results),
             "lr": results[-1].lr,
             "skipped_steps": float(sum(r.skipped for r in results)),
             "train_tokens": sum(r.num_tokens for r in results),

@@ -44,6 +44,12 @@ def exit_with_3() -> None:
     sys.exit(3)
 
 
+def leave_a_child_behind(folder: Path) -> None:
+    child = subprocess.Popen(["sleep", "300"])
+    (folder / f"{child.pid}.pid").touch()
+    os._exit(1)
+
+
 def kill_rank_0() -> None:
     if rank_environment()[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -57,7 +63,7 @@ def start_a_child_and_sleep(folder: Path) -> None:
     time.sleep(300)
 
 
-def wait_for(condition, seconds: float = 60) -> bool:
+def wait_for(condition, seconds: float = 150) -> bool:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.05)
@@ -108,9 +114,16 @@ def test_exit_code_of_a_rank_is_passed_on():
     assert leave.value.code == 3
 
 
+def test_child_of_a_rank_that_broke_off_is_ended(tmp_path: Path):
+    with pytest.raises(SystemExit):
+        run_local(leave_a_child_behind, 1, tmp_path, timeout=120)
+    assert len(pids(tmp_path)) == 1
+    assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+
+
 def test_timeout_ends_ranks_and_their_children(tmp_path: Path):
-    with pytest.raises(RankError, match="2 of 2 ranks were still running after 8 s"):
-        run_local(start_a_child_and_sleep, 2, tmp_path, timeout=8)
+    with pytest.raises(RankError, match="2 of 2 ranks were still running after 10 s"):
+        run_local(start_a_child_and_sleep, 2, tmp_path, timeout=10)
     assert len(pids(tmp_path)) == 4
     assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
 
@@ -121,15 +134,16 @@ def test_timeout_ends_ranks_and_their_children(tmp_path: Path):
 def test_no_rank_outlives_its_launcher(number: signal.Signals, tmp_path: Path):
     code = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
-        "from pathlib import Path\nimport test_executors as t\nfrom launch.executors import run_local\n"
-        f"run_local(t.start_a_child_and_sleep, 2, Path({str(tmp_path)!r}))"
+        "from pathlib import Path\nimport test_executors as t\n"
+        "from launch.executors import PRELOAD, run_local\n"
+        f"PRELOAD.clear()\nrun_local(t.start_a_child_and_sleep, 2, Path({str(tmp_path)!r}))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         assert wait_for(lambda: len(pids(tmp_path)) == 4)
         assert all(map(is_running, pids(tmp_path)))
         launcher.send_signal(number)
-        assert launcher.wait(60) != 0
+        assert launcher.wait(150) != 0
         assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
     finally:
         launcher.kill()

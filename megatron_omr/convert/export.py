@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class _Part:
 
 
 @torch.no_grad()
-def export_weights(chunks: list[nn.Module], model: ModelConfig, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+def export_weights(
+    chunks: Sequence[nn.Module], model: ModelConfig, ranks: Ranks
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the Hugging Face checkpoint, complete, on every rank, always in the same order.
 
     Collective over the model-parallel group: all its ranks must run the iterator to its end. Tensors are on
@@ -113,7 +115,7 @@ def _export_bucket(
 
 
 def save_hf(
-    chunks: list[nn.Module],
+    chunks: Sequence[nn.Module],
     model: ModelConfig,
     ranks: Ranks,
     out: str | Path,

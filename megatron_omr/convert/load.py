@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from megatron_omr.parallel import Ranks
 
 
 @torch.no_grad()
-def load_hf(chunks: list[nn.Module], folder: str | Path, model: ModelConfig, ranks: Ranks) -> None:
+def load_hf(chunks: Sequence[nn.Module], folder: str | Path, model: ModelConfig, ranks: Ranks) -> None:
     """Copy the weights of `folder` into `chunks`, cut for this rank and cast to the parameters' dtype.
 
     Reads published names and those of transformers 5's modules, from one file or an index of many.
@@ -35,7 +35,7 @@ def load_hf(chunks: list[nn.Module], folder: str | Path, model: ModelConfig, ran
     """
     table = rules(model)
     source = _Source(Path(folder))
-    source.check_names(name for rule in table for name in rule.hf)
+    source.check_names([name for rule in table for name in rule.hf])
     by_name = {rule.megatron: rule for rule in table}
     if model.tie_word_embeddings:  # the last pipeline stage holds a copy under the name of the output layer
         by_name[OUTPUT_LAYER] = by_name[EMBEDDING]
@@ -74,7 +74,7 @@ class _Source:
                 f"give a Hugging Face folder with safetensors"
             )
 
-    def check_names(self, wanted: Iterable[str]) -> None:
+    def check_names(self, wanted: list[str]) -> None:
         found = {name for new in wanted for name in (new, stored_name(new)) if name in self._file_of}
         missing = [name for name in wanted if not {name, stored_name(name)} & found]
         if missing:

@@ -7,8 +7,10 @@ linear that follows, `canonical_name` undoes that.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import nn
 
 from megatron_omr.config import ModelConfig
@@ -122,7 +124,7 @@ def stored_name(name: str) -> str:
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
-def local_parameters(chunks: list[nn.Module]) -> dict[str, nn.Parameter]:
+def local_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
     """This rank's parameters by canonical name: global layer numbers, norms not fused."""
     named = {}
     for chunk in chunks:
@@ -136,7 +138,9 @@ def canonical_name(name: str, chunk: nn.Module) -> str:
     if match is None:
         return name
     prefix, index, rest = match.groups()
-    number = chunk.get_submodule(f"{prefix}{index}").layer_number - 1
+    layer = chunk.get_submodule(f"{prefix}{index}")
+    assert isinstance(layer, TransformerLayer)
+    number = layer.layer_number - 1  # global, from 0
     for separate, fused in FUSED_NORM_KEYS.items():
         rest = rest.replace(fused, separate)
     return f"{prefix}{number}.{rest}"

@@ -16,7 +16,8 @@ from torch import Tensor
 class Op(Protocol):
     """`to_megatron` and `to_hf` are inverse to each other, bit by bit. They also run on meta tensors."""
 
-    num_pieces: int
+    @property
+    def num_pieces(self) -> int: ...
 
     def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
         """Whole Hugging Face tensors -> whole pieces."""

@@ -102,7 +102,7 @@ class AttentionPlan:
         start_T = cu_seqlens[:-1].long().repeat_interleave(lengths // cp_size, output_size=order.size(1))
         position_T = order[cp_rank] - start_T  # of each local token in its sequence
         positions = query.split(position_T[:, None, None])
-        masks = [
+        masks: list[Tensor | None] = [
             q.flatten(1)[:, None, :, None] >= torch.arange(length, device=q.device)
             for q, (_, length) in zip(positions, key.shapes, strict=True)
         ]

@@ -34,7 +34,7 @@ def build_model(
         parallel_output=True,
         share_embeddings_and_output_weights=model.tie_word_embeddings,
         position_embedding_type="mrope",
-        rotary_base=model.rope_theta,
+        rotary_base=int(model.rope_theta),
         scatter_embedding_sequence_parallel=False,  # images go in first
     )
     vision_model = None

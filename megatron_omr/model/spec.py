@@ -20,7 +20,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
@@ -121,11 +121,12 @@ def _te_backend() -> Backend:
 
 def block_spec(
     backend: Backend, num_layers: int, *, causal: bool, layer: type[TransformerLayer] = TransformerLayer
-) -> TransformerBlockSubmodules:
+) -> ModuleSpec:
     """`num_layers` pre-norm layers and a final norm."""
-    return TransformerBlockSubmodules(
+    submodules = TransformerBlockSubmodules(
         layer_specs=[_layer_spec(backend, causal=causal, layer=layer)] * num_layers, layer_norm=backend.norm
     )
+    return ModuleSpec(module=TransformerBlock, submodules=submodules)
 
 
 def mlp_submodules(backend: Backend, *, with_norm: bool) -> MLPSubmodules:
@@ -143,6 +144,7 @@ def _layer_spec(backend: Backend, *, causal: bool, layer: type[TransformerLayer]
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,
     )
+    add: Any = get_bias_dropout_add
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
     return ModuleSpec(
         module=layer,
@@ -151,10 +153,10 @@ def _layer_spec(backend: Backend, *, causal: bool, layer: type[TransformerLayer]
             self_attention=ModuleSpec(
                 module=SelfAttention, params={"attn_mask_type": mask}, submodules=attention
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=add,
             pre_mlp_layernorm=norm,
             mlp=ModuleSpec(module=MLP, submodules=mlp_submodules(backend, with_norm=True)),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=add,
             sharded_state_dict_keys_map={} if fused else dict(FUSED_NORM_KEYS),
         ),
     )

@@ -136,7 +136,8 @@ class VisionModel(MegatronModule):
 
     def _rotary_table(self, positions_P: Tensor) -> Tensor:
         """Angles [P, 1, 1, D]: a quarter of the head by row, a quarter by column, then the same again."""
-        quarter = torch.arange(0, self.config.kv_channels // 2, 2, device=positions_P.device)
-        inverse_frequency = 1.0 / _ROPE_THETA ** (quarter.float() / (self.config.kv_channels // 2))
+        half = self.vision.hidden_size // self.vision.num_heads // 2
+        steps = torch.arange(0, half, 2, device=positions_P.device).float()
+        inverse_frequency = 1.0 / _ROPE_THETA ** (steps / half)
         angles = (positions_P[:, :, None].float() * inverse_frequency).flatten(1)
         return torch.cat([angles, angles], dim=1)[:, None, None, :]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
@@ -19,7 +19,8 @@ from rl.rollout.weights import WeightManifest
 from rl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
+    from vllm.logprobs import Logprob
 
 ENGINE_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in the actor itself
@@ -30,7 +31,7 @@ ENGINE_ENV = {
 }
 
 BAN = -100.0  # vLLM's strongest logit bias: e**-100 of the odds
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+_DTYPES: dict[str, Literal["float32", "bfloat16"]] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class Engine:
@@ -112,7 +113,7 @@ class Engine:
         return manifest.version
 
     def reset_caches(self) -> None:
-        """Drop keys and values, processed images, and the image embeddings that vLLM keeps for equal images."""
+        """Drop keys and values, processed images, and the embeddings that vLLM keeps for equal images."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM kept its prefix cache because requests are running; update weights between calls"
@@ -155,17 +156,20 @@ class Engine:
 
     def _rollouts(self, output: RequestOutput, version: int) -> list[Rollout]:
         return [
-            Rollout(
-                token_ids=tuple(answer.token_ids),
-                logprobs=tuple(
-                    step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)
-                ),
-                text=self._encoder.decode(answer.token_ids),
-                finish_reason=answer.finish_reason,
-                policy_version=version,
-            )
+            self._rollout(answer, version)
             for answer in sorted(output.outputs, key=lambda answer: answer.index)
         ]
+
+    def _rollout(self, answer: CompletionOutput, version: int) -> Rollout:
+        assert answer.logprobs is not None and answer.finish_reason is not None, "asked for in _params"
+        drawn = cast("list[dict[int, Logprob]]", answer.logprobs)
+        return Rollout(
+            token_ids=tuple(answer.token_ids),
+            logprobs=tuple(step[token].logprob for step, token in zip(drawn, answer.token_ids, strict=True)),
+            text=self._encoder.decode(answer.token_ids),
+            finish_reason=answer.finish_reason,
+            policy_version=version,
+        )
 
 
 def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
