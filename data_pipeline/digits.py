@@ -49,7 +49,7 @@ def digit_samples(
     count: int,
     seed: int,
     *,
-    cell: int = 56,
+    cell: int = 28,
     kinds: Sequence[str] = (),
     num_digits: tuple[int, int] = (2, 4),
 ) -> Iterator[Sample]:

@@ -72,7 +72,7 @@ def parse(
     A typo exits with 2 and names the nearest field; so does a value that the config refuses.
     """
     description, examples = _help(command)
-    defaults = {} if default is None else {"default": default}
+    defaults: dict[str, Any] = {} if default is None else {"default": default}
     try:
         return tyro.cli(
             target,

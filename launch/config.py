@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class DigitsConfig:
                 raise ValueError(f"{name}={count} must be at least 1")
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Literal["train", "validation", "test"], int]:
         """Samples by split."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 

@@ -89,6 +89,7 @@ def _replace_torch_cuda() -> None:
     """ "cuda" means the CPU: current device, synchronisation, transfers, literal devices, generator."""
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.current_stream = lambda device=None: None  # 0.19 asks, and waits only for CUDA graphs on it
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     # fills a cache: `with torch.device(...)` knows factories by identity and must go on to know the originals
     _device_constructors()

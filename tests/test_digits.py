@@ -56,8 +56,8 @@ def test_images_hold_the_digits_in_the_stated_layout():
         image = Image.open(io.BytesIO(sample.images[0]))
         rows, columns = map(int, str(sample.metadata["layout"]).split("x"))
         layouts.add((rows, columns))
-        assert image.format == "PNG" and image.size == (56 * columns, 56 * rows)
-        cells = np.asarray(image).reshape(rows, 56, columns, 56).max(axis=(1, 3))
+        assert image.format == "PNG" and image.size == (28 * columns, 28 * rows)
+        cells = np.asarray(image).reshape(rows, 28, columns, 28).max(axis=(1, 3))
         assert (cells > 100).sum() == len(_numbers(sample, "digits"))
     assert layouts == set(GRIDS)
 

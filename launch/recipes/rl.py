@@ -20,6 +20,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
         prompts_per_step=32,
         seed=seed,
         precision="fp32",
+        trainers=2,
         pack_length=4_096,
         max_mismatch=1e-3,
         engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=256, max_images=1, memory=1.0),

@@ -14,13 +14,13 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> SFTConfig:
     return SFTConfig(
         run=f"{root}/sft",
         model=f"{root}/model",
-        steps=240,
+        steps=300,
         seed=seed,
         precision="fp32",
         processes=2,
         loader=LoaderConfig(shards=f"{root}/data/train", global_batch_size=32, pack_length=4096, seed=seed),
         image=ImageConfig(min_pixels=28 * 28, max_pixels=224 * 224),
-        optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=20),
+        optim=OptimConfig(lr=2e-3, schedule="constant", warmup_steps=20, beta2=0.95),
         checkpoint=CheckpointConfig(every=100, keep=2),
     )
 
