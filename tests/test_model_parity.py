@@ -72,6 +72,15 @@ def test_every_parameter_gets_a_gradient_from_text_alone(
     assert results[0][1] == 0.0  # the vision tower's gradients, on the first stage
 
 
+def test_checkpoint_keys_are_those_of_fused_norms(tiny_hf: Path) -> None:
+    """Transformer Engine fuses norms into linears; checkpoints made here must load there."""
+    keys = run_ranks(_checkpoint_keys, 1, str(tiny_hf))[0]
+    for block in ("language_model", "vision_model"):
+        assert f"{block}.decoder.layers.self_attention.linear_qkv.layer_norm_weight" in keys
+        assert f"{block}.decoder.layers.mlp.linear_fc1.layer_norm_weight" in keys
+    assert not any("input_layernorm" in key or "pre_mlp_layernorm" in key for key in keys)
+
+
 def test_wrong_number_of_image_tokens_is_named(tiny_hf: Path) -> None:
     message = run_ranks(_forward_without_patches, 1, str(tiny_hf))[0]
     assert "0 patches" in message and "image tokens" in message
@@ -147,6 +156,11 @@ def _gradients_of_text(folder: str, parallel: ParallelConfig):
         else [float(p.grad.abs().max()) for p in chunk.vision_model.parameters()]
     )
     return without, max(vision, default=0.0)
+
+
+def _checkpoint_keys(folder: str) -> set[str]:
+    *_, chunk = _build(folder, ParallelConfig())
+    return {tensor.key for tensor in chunk.sharded_state_dict().values()}
 
 
 def _forward_without_patches(folder: str) -> str:

@@ -39,6 +39,7 @@ class VisionGeometry:
     """What follows from the image sizes alone."""
 
     window_order_M: Tensor  # [M] merged patches, window by window
+    window_order_P: Tensor  # [P] the same for patches
     positions_P: Tensor  # [P, 2] row and column of each patch in its image, processor's order
     window_cu_seqlens: Tensor  # [W + 1] int32, in patches
     frame_cu_seqlens: Tensor  # [F + 1] int32, in patches
@@ -60,11 +61,13 @@ class VisionGeometry:
         window = vision.window_size // vision.patch_size // merge
         window_M = (frame_M * (rows.max() + 1) + row_M // window) * (cols.max() + 1) + col_M // window
         window_M, order_M = torch.sort(window_M, stable=True)
-        inside = torch.arange(merge, device=device)
-        inside = torch.cartesian_prod(inside, inside)  # rows and columns in a merge block
+        side = torch.arange(merge, device=device)
+        inside = torch.cartesian_prod(side, side)  # rows and columns in a merge block
         corners_M = torch.stack([row_M, col_M], dim=1) * merge
+        order_P = order_M[:, None] * merge**2 + torch.arange(merge**2, device=device)
         return cls(
             window_order_M=order_M,
+            window_order_P=order_P.flatten(),
             positions_P=(corners_M[:, None] + inside).flatten(0, 1),
             window_cu_seqlens=_boundaries(window_M, merge**2),
             frame_cu_seqlens=_boundaries(frame_M, merge**2),
@@ -116,11 +119,7 @@ class VisionModel(MegatronModule):
     def forward(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """pixel_values [P, patch features], grid_thw [I, 3] -> [M, hidden size of the language model]."""
         geometry = VisionGeometry.create(grid_thw, self.vision)
-        order_M = geometry.window_order_M
-        order_P = (
-            order_M[:, None] * (unit := self.vision.spatial_merge_size**2)
-            + torch.arange(unit, device=order_M.device)
-        ).flatten()
+        order_P = geometry.window_order_P
         sequences = VisionSequences.create(
             geometry.window_cu_seqlens, frames=PackedSequences.create(geometry.frame_cu_seqlens)
         )
@@ -132,7 +131,7 @@ class VisionModel(MegatronModule):
             packed_seq_params=sequences,
         )
         merged = self.projection(hidden.reshape(-1, 1, self.merged_size)).squeeze(1)
-        return merged.index_select(0, torch.argsort(order_M))
+        return merged.index_select(0, torch.argsort(geometry.window_order_M))
 
     def _rotary_table(self, positions_P: Tensor) -> Tensor:
         """Angles [P, 1, 1, D]: a quarter of the head by row, a quarter by column, then the same again."""
