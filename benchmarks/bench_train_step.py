@@ -32,7 +32,11 @@ BATCH, ROUNDS = 16, 7
 SIZES = {
     "tiny": TinyConfig(),
     "small": TinyConfig(
-        hidden_size=256, intermediate_size=768, num_layers=8, vision_hidden_size=128, vision_intermediate_size=384
+        hidden_size=256,
+        intermediate_size=768,
+        num_layers=8,
+        vision_hidden_size=128,
+        vision_intermediate_size=384,
     ),
     "medium": TinyConfig(
         hidden_size=512,
@@ -82,7 +86,12 @@ def main() -> dict[str, object]:
                 f"transformers {timing.transformers:.3f} s  ratio {timing.ratio:.2f}"
             )
         parallel.shutdown()
-    result: dict[str, object] = {"samples_per_step": BATCH, "threads": 1, "precision": "fp32", "sizes": results}
+    result: dict[str, object] = {
+        "samples_per_step": BATCH,
+        "threads": 1,
+        "precision": "fp32",
+        "sizes": results,
+    }
     write_result("train_step", result)
     return result
 
@@ -112,7 +121,13 @@ def megatron_step(
 ) -> tuple[Callable[[], None], int]:
     """Our step over one packed micro-batch, and the number of parameters."""
     trainer = build_trainer(
-        ModelConfig.from_hf(model), ParallelConfig(), ranks, OPTIM, precision="fp32", steps=1_000, hf_folder=model
+        ModelConfig.from_hf(model),
+        ParallelConfig(),
+        ranks,
+        OPTIM,
+        precision="fp32",
+        steps=1_000,
+        hf_folder=model,
     )
     batch = merge(examples, pad_token_id=pad_token_id)
 

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TEST_FRACTION, VALIDATION_FRACTION = 0.15, 0.08
 SPLIT_SEED = 1_797
+
+PAPER = 116
+"""Grey level of the background: about the mean that the image processor subtracts, so that what is left is ink."""
 
 GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1))
 """Rows and columns of cells; cells that no digit takes stay empty."""
@@ -101,7 +105,9 @@ def scan_splits() -> dict[Split, np.ndarray]:
 
 def _sum(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
     question = _choose(rng, "What is the sum of the digits?", "Add up all the digits.")
-    return question, f"{'+'.join(map(str, digits))}={sum(digits)}", sum(digits)
+    totals = list(accumulate(digits))
+    steps = [f"{a}+{b}={a + b}" for a, b in zip(totals, digits[1:], strict=False)]
+    return question, " ".join(steps), sum(digits)
 
 
 def _difference(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
@@ -196,7 +202,7 @@ def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[in
 def _draw(puzzle: Puzzle, cell: int) -> bytes:
     """The puzzle as a PNG of rows*cell by columns*cell pixels."""
     rows, columns = puzzle.grid
-    canvas = np.zeros((rows * cell, columns * cell), np.uint8)
+    canvas = np.full((rows * cell, columns * cell), PAPER, np.uint8)
     for place, scan in zip(puzzle.cells, puzzle.scans, strict=True):
         top, left = place // columns * cell, place % columns * cell
         canvas[top : top + cell, left : left + cell] = _enlarge(scan, cell)
@@ -207,7 +213,7 @@ def _draw(puzzle: Puzzle, cell: int) -> bytes:
 
 @cache
 def _enlarge(scan: int, cell: int) -> np.ndarray:
-    ink = _digits_dataset()[0][scan] * (255 / 16)  # scans hold 0..16
+    ink = PAPER + _digits_dataset()[0][scan] * ((255 - PAPER) / 16)  # scans hold 0..16
     return np.asarray(Image.fromarray(ink.astype(np.uint8)).resize((cell, cell), Image.Resampling.BICUBIC))
 
 

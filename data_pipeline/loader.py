@@ -52,9 +52,9 @@ class Step:
 class Loader:
     """Iterating yields list[PackedBatch]: this rank's micro-batches of one optimizer step.
 
-    A rank whose samples were all bad gets a blank micro-batch, so that it keeps step with the others. State follows what was handed out, not what is
-    read ahead; a fresh iterator continues there. Bad samples are logged, and counted by reason in `skipped`
-    (of this rank, since this process began).
+    A rank whose samples were all bad gets a blank micro-batch, so that it keeps step with the others. State
+    follows what was handed out, not what is read ahead; a fresh iterator continues there. Bad samples are
+    logged, and counted by reason in `skipped` (of this rank, since this process began).
     """
 
     def __init__(

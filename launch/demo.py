@@ -27,7 +27,11 @@ class Demo:
         self.root, self.seed = Path(config.out), config.seed
         self.root.mkdir(parents=True, exist_ok=True)
         self._state = self.root / "demo.json"
-        saved = json.loads(self._state.read_text()) if self._state.exists() else {"seed": self.seed, "seconds": {}}
+        saved = (
+            json.loads(self._state.read_text())
+            if self._state.exists()
+            else {"seed": self.seed, "seconds": {}}
+        )
         if saved["seed"] != self.seed:
             raise ValueError(
                 f"{self.root} holds a demo with seed={saved['seed']}, not {self.seed}; "
@@ -48,7 +52,9 @@ class Demo:
 
     def omr(self, *words: str, **overrides: str) -> Callable[[], None]:
         """An `omr` command; overrides that only name the default folder and seed are left out."""
-        options = [text for key, value in overrides.items() for text in (f"--{key.replace('__', '.')}", value)]
+        options = [
+            text for key, value in overrides.items() for text in (f"--{key.replace('__', '.')}", value)
+        ]
         if self.root == Path(DEMO_ROOT):
             options = [] if self.seed == DemoConfig().seed else options
 
@@ -136,8 +142,12 @@ def print_summary(demo: Demo) -> None:
     summary = json.loads((demo.root / "summary.json").read_text())
     for name, label in (("sft", "after SFT"), ("rl", "after GSPO")):
         low, high = summary[name]["ci95"]
-        print(f"  held-out accuracy {label:<11} {summary[name]['accuracy']:6.1%}   95% CI {low:.1%} .. {high:.1%}")
+        print(
+            f"  held-out accuracy {label:<11} {summary[name]['accuracy']:6.1%}   95% CI {low:.1%} .. {high:.1%}"
+        )
     low, high = summary["difference"]["ci95"]
     gain = summary["difference"]["value"]
-    print(f"  gain by GSPO                  {100 * gain:+5.1f} points   95% CI {100 * low:+.1f} .. {100 * high:+.1f}")
+    print(
+        f"  gain by GSPO                  {100 * gain:+5.1f} points   95% CI {100 * low:+.1f} .. {100 * high:+.1f}"
+    )
     print(f"  {summary['seconds']['total']:.0f} s in all; look at {demo.root}/report.html")

@@ -68,7 +68,9 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
     """
     saved = read_state(checkpoint)
     with_rng = saved["world_size"] == dist.get_world_size()
-    loaded = dist_checkpointing.load(_sharded_state(trainer, is_loading=True, with_rng=with_rng), str(checkpoint))
+    loaded = dist_checkpointing.load(
+        _sharded_state(trainer, is_loading=True, with_rng=with_rng), str(checkpoint)
+    )
     for name, chunk in _named_chunks(trainer):
         chunk.load_state_dict(loaded[name], strict=False)  # TE keeps extra states a CPU run lacks
     with torch.no_grad():  # the optimizer copies into views of leaf parameters
@@ -101,7 +103,9 @@ def save_weights(chunks: list[torch.nn.Module], out: Path, template: str | Path)
 def load_weights(chunks: list[torch.nn.Module], checkpoint: Path) -> None:
     """Fill bare model chunks from a checkpoint's weights, whatever layout wrote it. Collective."""
     read_state(checkpoint)
-    loaded = dist_checkpointing.load({"model": chunks[0].sharded_state_dict(metadata=_METADATA)}, str(checkpoint))
+    loaded = dist_checkpointing.load(
+        {"model": chunks[0].sharded_state_dict(metadata=_METADATA)}, str(checkpoint)
+    )
     chunks[0].load_state_dict(loaded["model"], strict=False)
 
 
@@ -113,7 +117,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     for name in ("state.json", "metadata.json", "hf/config.json"):
         if not (checkpoint / name).is_file():
-            raise ValueError(f"{checkpoint} has no {name}: not a complete checkpoint; take another step-* folder")
+            raise ValueError(
+                f"{checkpoint} has no {name}: not a complete checkpoint; take another step-* folder"
+            )
     return json.loads((checkpoint / "state.json").read_text())
 
 
@@ -150,7 +156,11 @@ def _save_arguments() -> dict[str, Any]:
     """Megatron-Core 0.19 writes through another package by default; 0.16 to 0.18 know no such choice."""
     from inspect import signature
 
-    return {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
+    return (
+        {"async_strategy": "mcore"}
+        if "async_strategy" in signature(dist_checkpointing.save).parameters
+        else {}
+    )
 
 
 def _write_durably(path: Path, text: str) -> None:

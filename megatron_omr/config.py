@@ -56,7 +56,12 @@ class ModelConfig:
     @property
     def vision_token_ids(self) -> tuple[int, ...]:
         """Tokens that only a prompt may hold; rollouts must never sample them."""
-        return (self.image_token_id, self.video_token_id, self.vision_start_token_id, self.vision_end_token_id)
+        return (
+            self.image_token_id,
+            self.video_token_id,
+            self.vision_start_token_id,
+            self.vision_end_token_id,
+        )
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> ModelConfig:
@@ -70,7 +75,9 @@ class ModelConfig:
             raise ValueError(f"{path} does not exist; give a Hugging Face folder of a Qwen2.5-VL model")
         hf = json.loads(path.read_text())
         if hf.get("model_type") != "qwen2_5_vl":
-            raise ValueError(f"{path}: model_type={hf.get('model_type')!r}, but only 'qwen2_5_vl' is supported")
+            raise ValueError(
+                f"{path}: model_type={hf.get('model_type')!r}, but only 'qwen2_5_vl' is supported"
+            )
         text = hf.get("text_config", hf)  # transformers 4 kept the language model's fields on top
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         vision = hf["vision_config"]
@@ -108,7 +115,9 @@ class ModelConfig:
                 ),
             )
         except KeyError as missing:
-            raise ValueError(f"{path} has no field {missing}; is it a complete Qwen2.5-VL config?") from missing
+            raise ValueError(
+                f"{path} has no field {missing}; is it a complete Qwen2.5-VL config?"
+            ) from missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +219,9 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
-            raise ValueError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1")
+            raise ValueError(
+                f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

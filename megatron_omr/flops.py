@@ -35,7 +35,9 @@ def vision_forward_flops(model: ModelConfig, grids: Sequence[tuple[int, int, int
     linear = 2 * total * (patch_dim * v.hidden_size + blocks) + 2 * total // merge * merger
     window = (v.window_size // v.patch_size) ** 2
     full = len(v.fullatt_block_indexes)
-    spans = sum(t * (full * (h * w) ** 2 + (v.depth - full) * h * w * min(window, h * w)) for t, h, w in grids)
+    spans = sum(
+        t * (full * (h * w) ** 2 + (v.depth - full) * h * w * min(window, h * w)) for t, h, w in grids
+    )
     return linear + 4 * v.hidden_size * spans
 
 
@@ -46,7 +48,14 @@ def train_step_flops(
     return 3 * (language_forward_flops(model, seq_lens) + vision_forward_flops(model, grids))
 
 
-PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}
+PEAK_BF16_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "B200": 2250e12,
+}
 
 
 def peak_flops(device_name: str) -> float | None:

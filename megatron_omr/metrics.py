@@ -85,5 +85,9 @@ def _open_wandb(run: Path, project: str, name: str):
     try:
         import wandb
     except ImportError as missing:
-        raise ValueError(f"log.wandb={project!r} needs the package wandb; run: pip install wandb") from missing
-    return wandb.init(project=project, name=f"{run.parent.name}-{name}", dir=str(run), id=run.name, resume="allow")
+        raise ValueError(
+            f"log.wandb={project!r} needs the package wandb; run: pip install wandb"
+        ) from missing
+    return wandb.init(
+        project=project, name=f"{run.parent.name}-{name}", dir=str(run), id=run.name, resume="allow"
+    )

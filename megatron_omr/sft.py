@@ -51,7 +51,11 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
             bad_steps = count_bad_step(result, batches, bad_steps, limit=config.optim.max_bad_steps)
             if log is not None:
                 values = step_values(result, time.perf_counter() - started, world_size)
-                log.write(step, values | {"bad_steps": bad_steps["total"]}, show=("loss", "tokens_per_second", "mfu"))
+                log.write(
+                    step,
+                    values | {"bad_steps": bad_steps["total"]},
+                    show=("loss", "tokens_per_second", "mfu"),
+                )
             step += 1
             if step % config.checkpoint.every == 0 or step == config.steps:
                 state = {"loader": loader.state_dict(), "bad_steps": bad_steps}

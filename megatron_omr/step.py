@@ -83,7 +83,9 @@ def build_trainer(
     )
 
 
-def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, temperature: float = 1.0) -> StepResult:
+def train_step(
+    trainer: Trainer, micro_batches: Sequence[MicroBatch], *, temperature: float = 1.0
+) -> StepResult:
     """Forward, backward and optimizer step over this data-parallel rank's micro-batches (at least one).
 
     Ranks of the same model-parallel group must hand over the same micro-batches; data-parallel ranks may
@@ -116,7 +118,9 @@ def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:
 
 
 @torch.no_grad()
-def forward_logprobs(trainer: Trainer, batches: Sequence[PackedBatch], *, temperature: float = 1.0) -> list[Tensor]:
+def forward_logprobs(
+    trainer: Trainer, batches: Sequence[PackedBatch], *, temperature: float = 1.0
+) -> list[Tensor]:
     """Logprobs of each batch's labels, [T] float32 a batch; an empty list without the last pipeline stage."""
     logprobs: list[Tensor] = []
 
@@ -171,7 +175,8 @@ def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple
     """Tokens and FLOPs of this step over all data-parallel ranks."""
     packs = [m.packed for m in micro_batches]
     flops = sum(
-        train_step_flops(trainer.model, p.cu_seqlens.diff().tolist(), p.image_grid_thw.tolist()) for p in packs
+        train_step_flops(trainer.model, p.cu_seqlens.diff().tolist(), p.image_grid_thw.tolist())
+        for p in packs
     )
     work = torch.tensor([sum(p.num_tokens for p in packs), flops], dtype=torch.float64, device=cpu.device())
     dist.all_reduce(work, group=trainer.ranks.dp_group())
@@ -188,4 +193,7 @@ def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, floa
         sums += torch.tensor([[total.item(), count.item()] for total, count in pairs], dtype=torch.float64)
     sums = sums.to(cpu.device())
     dist.all_reduce(sums, group=ranks.dp_group())
-    return {name: total / max(count, 1e-12) for name, (total, count) in zip(["loss", *names], sums.tolist())}
+    return {
+        name: total / max(count, 1e-12)
+        for name, (total, count) in zip(["loss", *names], sums.tolist(), strict=True)
+    }

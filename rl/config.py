@@ -127,6 +127,8 @@ class EvalConfig:
     seed: int = 42
     """Seeds the bootstrap of the confidence intervals (and sampling, when the temperature is not 0)."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(n=1, temperature=0.0, max_tokens=28_696))
+    sampling: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(n=1, temperature=0.0, max_tokens=28_696)
+    )
     reward: RewardConfig = field(default_factory=RewardConfig)
     image: ImageConfig = field(default_factory=ImageConfig)

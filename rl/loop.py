@@ -32,8 +32,8 @@ def run_rl(config: RLConfig) -> None:
     start_ray()
     try:
         with VerifyPool(config.reward.workers, config.reward.deadline) as pool:
+            engines = rollout_manager(config)  # start while the trainers do
             trainers = TrainerGroup(config)
-            engines = rollout_manager(config)
             run_sync(config, trainers, engines, pool)
             trainers.save_hf()
             trainers.close()

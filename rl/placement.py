@@ -18,9 +18,8 @@ from rl.rollout.engine import ENGINE_ENV, Engine
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-OBJECT_STORE_BYTES = (
-    128 * 2**20
-)  # references, token ids and rewards go through Ray; images and weights do not
+OBJECT_STORE_BYTES = 128 * 2**20
+"""References, token ids and rewards go through Ray; images and weights do not."""
 
 
 def start_ray() -> None:
@@ -37,6 +36,7 @@ def start_ray() -> None:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.ERROR,
+        log_to_driver=False,  # an actor's error is raised here; what it prints stays in Ray's session folder
         _node_ip_address="127.0.0.1",
     )
 
@@ -81,11 +81,22 @@ def engine_actor(config: RLConfig) -> ActorHandle:
     )
 
 
+class TrainerProcess:
+    """A TrainerWorker that is imported where it runs: the driver needs no Megatron."""
+
+    def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
+        from rl.trainer import TrainerWorker
+
+        self._worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=init_method)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """TrainerWorker.method(*args)."""
+        return getattr(self._worker, method)(*args)
+
+
 def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
     """One Megatron worker per process; `init_method` is where they meet (file:// or tcp://)."""
-    from rl.trainer import TrainerWorker  # brings Megatron, which engines and their tests do not need
-
-    actor: Any = ray.remote(TrainerWorker).options(**_options(1, {}))
+    actor: Any = ray.remote(TrainerProcess).options(**_options(1, {}))
     return [
         actor.remote(config, rank=rank, world_size=config.trainers, init_method=init_method)
         for rank in range(config.trainers)

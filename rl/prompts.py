@@ -33,7 +33,12 @@ class PromptStream:
         return prompts
 
     def state_dict(self) -> dict[str, int]:
-        return {"seed": self._seed, "num_prompts": len(self._refs), "epoch": self._epoch, "position": self._position}
+        return {
+            "seed": self._seed,
+            "num_prompts": len(self._refs),
+            "epoch": self._epoch,
+            "position": self._position,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where `state` was taken.

@@ -69,7 +69,9 @@ class TrainerWorker:
         logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)
         if not logprobs:
             return None
-        gaps = torch.cat([_gaps(logprobs_T, batch) for logprobs_T, batch in zip(logprobs, batches)])
+        gaps = torch.cat(
+            [_gaps(logprobs_T, batch) for logprobs_T, batch in zip(logprobs, batches, strict=True)]
+        )
         return float(gaps.mean()), float(gaps.max())
 
     def train(self, minibatches: list[list[TrainRollout]]) -> dict[str, float]:
@@ -89,7 +91,9 @@ class TrainerWorker:
 
     def send_weights(self, version: int) -> WeightManifest | None:
         """Stream the weights into shared memory; rank 0 returns what an engine needs to find them."""
-        stream: Iterator[tuple[str, Tensor]] = export_weights(bare_chunks(self._trainer), self._model, self._ranks)
+        stream: Iterator[tuple[str, Tensor]] = export_weights(
+            bare_chunks(self._trainer), self._model, self._ranks
+        )
         if self._sender is not None:
             return self._sender.send(stream, version)
         for _ in stream:  # the gathers behind the stream are collective
@@ -131,7 +135,11 @@ class TrainerWorker:
 
     def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
         logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)
-        return [replace(b, old_logprobs_T=old) for b, old in zip(batches, logprobs)] if logprobs else batches
+        return (
+            [replace(b, old_logprobs_T=old) for b, old in zip(batches, logprobs, strict=True)]
+            if logprobs
+            else batches
+        )
 
     def _step(self, batches: list[RolloutBatch]):
         micro_batches = [MicroBatch(packed=b.packed, loss=partial(self._policy_loss, b)) for b in batches]

@@ -82,9 +82,9 @@ class TrainerGroup:
         return max(self._dp_ranks) + 1
 
     def _call(self, method: str, *args: Any) -> list[Any]:
-        return ray.get([worker.__getattr__(method).remote(*args) for worker in self._workers])
+        return ray.get([worker.call.remote(method, *args) for worker in self._workers])
 
     def _call_by_rank(self, method: str, shares: Sequence[Any]) -> list[Any]:
         """Call with the share of each worker's data-parallel rank."""
         calls = zip(self._workers, self._dp_ranks, strict=True)
-        return ray.get([worker.__getattr__(method).remote(shares[dp_rank]) for worker, dp_rank in calls])
+        return ray.get([worker.call.remote(method, shares[dp_rank]) for worker, dp_rank in calls])

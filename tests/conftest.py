@@ -39,7 +39,11 @@ def make_tiny(out: Path, *, tied: bool) -> Path:
 
     from megatron_omr.tiny import TinyConfig, create_tiny_model
 
-    texts = [f"What is {a} plus {b}? <think>{a}+{b}={a + b}</think><answer>{a + b}</answer>" for a in range(20) for b in range(20)]
+    texts = [
+        f"What is {a} plus {b}? <think>{a}+{b}={a + b}</think><answer>{a + b}</answer>"
+        for a in range(20)
+        for b in range(20)
+    ]
     create_tiny_model(out, texts, config=TinyConfig(tied=tied))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)

@@ -28,7 +28,9 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
 
 
 @contextmanager
-def start_ranks(fn: Callable[..., Any], world_size: int, *args: Any, queue: Any = None) -> Iterator[list[Any]]:
+def start_ranks(
+    fn: Callable[..., Any], world_size: int, *args: Any, queue: Any = None
+) -> Iterator[list[Any]]:
     """The processes of run_ranks while they run; leaving the block kills them (SIGKILL)."""
     queue = queue or _context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +71,9 @@ def _collect(queue: Any, ranks: list[Any], timeout: float) -> list[Any]:
     return [results[r] for r in range(len(ranks))]
 
 
-def _rank(queue: Any, fn: Callable[..., Any], rank: int, world_size: int, init_method: str, args: tuple) -> None:
+def _rank(
+    queue: Any, fn: Callable[..., Any], rank: int, world_size: int, init_method: str, args: tuple
+) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), INIT_METHOD=init_method
     )

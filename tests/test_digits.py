@@ -58,7 +58,7 @@ def test_images_hold_the_digits_in_the_stated_layout():
         layouts.add((rows, columns))
         assert image.format == "PNG" and image.size == (28 * columns, 28 * rows)
         cells = np.asarray(image).reshape(rows, 28, columns, 28).max(axis=(1, 3))
-        assert (cells > 100).sum() == len(_numbers(sample, "digits"))
+        assert (cells > 200).sum() == len(_numbers(sample, "digits"))
     assert layouts == set(GRIDS)
 
 

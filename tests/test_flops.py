@@ -67,7 +67,9 @@ def test_torch_counts_the_same_products(tiny_hf: Path) -> None:
         model(input_ids=ids)
     config = ModelConfig.from_hf(tiny_hf)
     full_square = 2 * config.num_layers * config.hidden_size * 96**2
-    assert counter.get_total_flops() == pytest.approx(language_forward_flops(config, [96]) + full_square, rel=1e-2)
+    assert counter.get_total_flops() == pytest.approx(
+        language_forward_flops(config, [96]) + full_square, rel=1e-2
+    )
 
 
 def test_a_step_is_three_forwards_and_packing_adds_up() -> None:

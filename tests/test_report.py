@@ -12,9 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_run import HOSTILE, rl_row, sft_row, write_json, write_lines, write_run
 
 from launch.report import write_report
+from report_run import HOSTILE, rl_row, sft_row, write_json, write_lines, write_run
 
 CHARTS = {
     "accuracy": {"chart-accuracy"},

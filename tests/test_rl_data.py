@@ -97,7 +97,9 @@ def test_each_response_token_gets_its_rollouts_numbers(shards: Path, tiny_hf: Pa
     encoder = ChatEncoder.from_hf(tiny_hf, ImageConfig(min_pixels=784))
     rollouts = [
         TrainRollout(ref=p.ref, token_ids=ids, logprobs=tuple(-float(t) for t in ids), advantage=float(k + 1))
-        for k, (p, ids) in enumerate(zip(read_prompts(shards), [(20, 21, 2), (30, 2), (40, 41, 42, 2)], strict=False))
+        for k, (p, ids) in enumerate(
+            zip(read_prompts(shards), [(20, 21, 2), (30, 2), (40, 41, 42, 2)], strict=False)
+        )
     ]
     batches = build_batches(
         rollouts,
@@ -116,7 +118,10 @@ def test_each_response_token_gets_its_rollouts_numbers(shards: Path, tiny_hf: Pa
         for name, start, end in zip(packed.ids, bounds[:-1], bounds[1:], strict=True):
             assert (end - start) % 4 == 0
             chosen = learned[start:end]
-            seen[int(name)] = (packed.labels[start:end][chosen].tolist(), set(batch.advantages_T[start:end][chosen].tolist()))
+            seen[int(name)] = (
+                packed.labels[start:end][chosen].tolist(),
+                set(batch.advantages_T[start:end][chosen].tolist()),
+            )
     assert seen == {k: (list(r.token_ids), {r.advantage}) for k, r in enumerate(rollouts)}
 
 

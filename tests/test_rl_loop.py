@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ranks import run_ranks
 from test_sft import sft_rank
 
 from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.digits import digit_samples
 from data_pipeline.shards import write_shards
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
+from ranks import run_ranks
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 
 pytestmark = pytest.mark.timeout(400)
@@ -87,7 +87,9 @@ def test_weights_learn_and_engines_follow(finished: Path, config: RLConfig) -> N
     assert [row["policy_version"] for row in seen] == [0, 1, 2, 3]
     assert all(row["mismatch_mean"] < 1e-5 and row["mismatch_max"] < 1e-4 for row in seen)
     assert any(row["groups_kept"] > 0 and row["grad_norm"] > 0 for row in seen)
-    assert all(0 <= row["reward_accuracy"] <= 1 and row["clip_fraction"] == 0 for row in seen if row["groups_kept"])
+    assert all(
+        0 <= row["reward_accuracy"] <= 1 and row["clip_fraction"] == 0 for row in seen if row["groups_kept"]
+    )
     before = Path(config.model, "model.safetensors").read_bytes()
     assert (finished / "hf" / "model.safetensors").read_bytes() != before
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
@@ -99,7 +101,11 @@ def kill_engine_when_generating(run: Path, after_rows: int) -> None:
     while len(rows(run)) < after_rows:
         time.sleep(0.02)
     time.sleep(0.15)
-    engines = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Engine")]
+    engines = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if (p.info["cmdline"] or [""])[0].startswith("ray::Engine")
+    ]
     for engine in engines:
         os.kill(engine.pid, signal.SIGKILL)
 

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ranks import init_ranks, run_ranks, start_ranks
 
 from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.digits import digit_samples
 from data_pipeline.shards import write_shards
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
+from ranks import init_ranks, run_ranks, start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,15 @@ def test_kill_9_at_any_moment_changes_nothing(finished: Path, config: SFTConfig,
     weights = "hf/model.safetensors"
     assert (run / weights).read_bytes() == (finished / weights).read_bytes()
     same = ("step", "loss", "grad_norm", "lr")
-    assert [[row[k] for k in same] for row in metrics(run)] == [[row[k] for k in same] for row in metrics(finished)]
+    assert [[row[k] for k in same] for row in metrics(run)] == [
+        [row[k] for k in same] for row in metrics(finished)
+    ]
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_another_layout_continues_from_the_checkpoint(finished: Path, config: SFTConfig, tmp_path: Path) -> None:
+def test_another_layout_continues_from_the_checkpoint(
+    finished: Path, config: SFTConfig, tmp_path: Path
+) -> None:
     """Two data-parallel ranks wrote it; tensor and pipeline parallelism go on as the two ranks would have."""
     expected = metrics(finished)[6:]
     for name, parallel in (("tp", ParallelConfig(tp=2)), ("pp", ParallelConfig(pp=2))):
@@ -127,7 +131,9 @@ def test_a_torn_checkpoint_is_named(config: SFTConfig, tmp_path: Path) -> None:
         run_ranks(sft_rank, 1, replace(config, run=str(tmp_path)))
 
 
-def test_other_data_than_the_checkpoints_is_refused(finished: Path, config: SFTConfig, tmp_path: Path) -> None:
+def test_other_data_than_the_checkpoints_is_refused(
+    finished: Path, config: SFTConfig, tmp_path: Path
+) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     write_shards(digit_samples("train", 20, seed=4, cell=28), other)
     (run / "checkpoints").mkdir(parents=True)
