@@ -142,7 +142,8 @@ class Loader:
         for sample_id, error in bad:
             log.warning("skipped sample %s: %s", sample_id, error)
             self.skipped[error.reason] += 1
-            if self.skipped.total() > self._config.max_bad_samples:
+            unreadable = self.skipped.total() - self.skipped["too_long"]
+            if unreadable > self._config.max_bad_samples:
                 raise ValueError(
                     f"more than loader.max_bad_samples={self._config.max_bad_samples} samples are bad "
                     f"({dict(self.skipped)}), the last one {sample_id}: {error}; mend the data or raise "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import TypeVar
 
 from launch.arguments import Command, leading_word, overview, parse, pick
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as mistake:
         print(f"omr: error: {mistake}", file=sys.stderr)
         return 2
-    except RankError as failure:
+    except (RankError, CalledProcessError) as failure:
         print(f"omr: error: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -84,11 +85,14 @@ def data(args: list[str]) -> None:
     name, rest = leading_word(data, "corpus", DATA_RECIPES, args)
     config = parse(data, f"data {name}", DigitsConfig, rest)
     from data_pipeline.digits import digit_samples
-    from data_pipeline.shards import write_shards
+    from data_pipeline.shards import INDEX, ShardIndex, write_shards
 
     for split, count in config.counts.items():
         folder = Path(config.out) / split
-        write_shards(digit_samples(split, count, config.seed), folder)
+        if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:
+            print(f"{folder} is complete already")  # an interrupted command goes on behind it
+            continue
+        write_shards(digit_samples(split, count, config.seed, terse=config.terse), folder)
         print(f"{count} samples in {folder}")
 
 
@@ -111,7 +115,7 @@ def rl(args: list[str]) -> None:
     Examples:
       omr rl demo
       omr rl demo --algorithm.name grpo --algorithm.clip_low 0.2 --algorithm.clip_high 0.2 --run runs/grpo
-      omr rl qwen2_5_vl_7b_gspo --trainers 64 --engine.num_engines 8
+      omr rl qwen2_5_vl_7b_gspo --trainers 4 --engine.num_engines 4
     """
     config = _recipe(rl, "rl", RLConfig, RL_RECIPES, args)
     _check_layout(config.model, config.parallel, config.trainers)
@@ -125,7 +129,7 @@ def evaluate(args: list[str]) -> None:
 
     Examples:
       omr eval demo
-      omr eval demo --model runs/demo/sft/hf --out runs/demo/eval_sft
+      omr eval demo --model runs/demo/sft/hf --out runs/demo/eval/sft
       omr eval qwen2_5_vl_7b_greedy --limit 500
     """
     config = _recipe(evaluate, "eval", EvalConfig, EVAL_RECIPES, args)
@@ -145,6 +149,8 @@ def convert(args: list[str]) -> None:
     directions = {"to-megatron": _to_megatron, "to-hf": _to_hf}
     name, rest = leading_word(convert, "direction", directions, args)
     config = parse(convert, f"convert {name}", ConvertConfig, rest)
+    if Path(config.out).exists():
+        raise ValueError(f"out={config.out} already exists; choose another folder, or delete it first")
     processes = config.parallel.model_parallel_size
     if name == "to-megatron":
         _check_layout(config.source, config.parallel, processes)

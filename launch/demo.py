@@ -1,7 +1,7 @@
 """The demo, as one page: the commands a user would type, one after the other, on real data and real parts.
 
-Every stage is an `omr` command in a process of its own; what is finished is not done again, so that an
-interrupted demo continues where it stopped.
+Every stage but the untrained model is an `omr` command in a process of its own; what is finished is not done
+again, so that an interrupted demo continues where it stopped.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Demo:
                 f"choose another --out, or delete the folder"
             )
         self.seconds: dict[str, float] = saved["seconds"]
+        self._save()
 
     def stage(self, name: str, result: str, run: Callable[[], None]) -> None:
         """Run a stage unless the file `result`, its last, is there."""
@@ -47,8 +48,13 @@ class Demo:
         started = time.perf_counter()
         run()
         self.seconds[name] = round(time.perf_counter() - started, 1)
-        self._state.write_text(json.dumps({"seed": self.seed, "seconds": self.seconds}))
+        self._save()
         print(f"[demo] {name}: {self.seconds[name]:.0f} s", flush=True)
+
+    def _save(self) -> None:
+        draft = self._state.with_suffix(".tmp")
+        draft.write_text(json.dumps({"seed": self.seed, "seconds": self.seconds}))
+        draft.replace(self._state)
 
     def omr(self, *words: str, **overrides: str) -> Callable[[], None]:
         """An `omr` command; overrides that only name the default folder and seed are left out."""
@@ -92,11 +98,11 @@ def run_demo(config: DemoConfig) -> None:
 
 
 def build_model(out: str, seed: int) -> None:
-    """An untrained Qwen2.5-VL of a few million parameters, with a tokenizer trained on the demo's texts."""
+    """An untrained Qwen2.5-VL of 1.1 million parameters, with a tokenizer trained on the demo's texts."""
     from data_pipeline.digits import digit_texts
-    from megatron_omr.tiny import DEMO, create_tiny_model
+    from megatron_omr.tiny import create_tiny_model
 
-    create_tiny_model(out, digit_texts(seed=seed), config=DEMO, seed=seed)
+    create_tiny_model(out, digit_texts(seed=seed), seed=seed)
 
 
 def evaluation(demo: Demo, stage: str) -> Callable[[], None]:

@@ -117,6 +117,7 @@ def _rank(
     os.setpgid(0, 0)  # its own group: the terminal's Ctrl-C reaches the parent alone, which ends whole groups
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = threads
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks of one machine need not listen on others
     _set_rank(rank, rank, world_size, f"file://{folder}/rendezvous")
     try:
         fn(*args)

@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megatron_omr.convert.export import copy_template
 from megatron_omr.parallel import Ranks
+from megatron_omr.run_folder import checkpoints
 from megatron_omr.step import Trainer, bare_chunks
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
@@ -121,11 +122,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 f"{checkpoint} has no {name}: not a complete checkpoint; take another step-* folder"
             )
     return json.loads((checkpoint / "state.json").read_text())
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints under `folder`, oldest first."""
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
 def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dict[str, Any]:

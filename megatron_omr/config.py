@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.config import ImageConfig, LoaderConfig
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
+"""By the name that a Hugging Face config gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,23 @@ class VisionConfig:
     window_size: int  # pixels
     fullatt_block_indexes: tuple[int, ...]
     out_hidden_size: int
+
+    @classmethod
+    def from_hf(cls, vision: dict[str, Any]) -> VisionConfig:
+        """From a config.json's `vision_config`; raises KeyError with the name of a missing field."""
+        return cls(
+            depth=vision["depth"],
+            hidden_size=vision["hidden_size"],
+            intermediate_size=vision["intermediate_size"],
+            num_heads=vision["num_heads"],
+            patch_size=vision["patch_size"],
+            temporal_patch_size=vision["temporal_patch_size"],
+            in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+            spatial_merge_size=vision["spatial_merge_size"],
+            window_size=vision["window_size"],
+            fullatt_block_indexes=tuple(vision["fullatt_block_indexes"]),
+            out_hidden_size=vision["out_hidden_size"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +67,7 @@ class ModelConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    precision: Literal["fp32", "bf16"]  # of the weights on disk
+    precision: Precision  # of the weights on disk
     vision: VisionConfig
 
     @property
@@ -80,8 +101,17 @@ class ModelConfig:
             )
         text = hf.get("text_config", hf)  # transformers 4 kept the language model's fields on top
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        vision = hf["vision_config"]
-        dtype = hf.get("dtype") or hf.get("torch_dtype") or text.get("dtype")
+        dtype = (
+            hf.get("dtype")
+            or hf.get("torch_dtype")
+            or text.get("dtype")
+            or text.get("torch_dtype")
+            or "float32"
+        )
+        if dtype not in PRECISIONS:
+            raise ValueError(
+                f"{path}: dtype={dtype!r} is not supported; save the weights as one of {', '.join(PRECISIONS)}"
+            )
         try:
             return cls(
                 vocab_size=text["vocab_size"],
@@ -94,25 +124,13 @@ class ModelConfig:
                 rope_theta=rope.get("rope_theta") or text["rope_theta"],
                 mrope_section=tuple(rope["mrope_section"]),
                 max_position_embeddings=text["max_position_embeddings"],
-                tie_word_embeddings=hf.get("tie_word_embeddings", False),
+                tie_word_embeddings=hf.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
                 image_token_id=hf["image_token_id"],
                 video_token_id=hf["video_token_id"],
                 vision_start_token_id=hf["vision_start_token_id"],
                 vision_end_token_id=hf["vision_end_token_id"],
-                precision="fp32" if dtype == "float32" else "bf16",
-                vision=VisionConfig(
-                    depth=vision["depth"],
-                    hidden_size=vision["hidden_size"],
-                    intermediate_size=vision["intermediate_size"],
-                    num_heads=vision["num_heads"],
-                    patch_size=vision["patch_size"],
-                    temporal_patch_size=vision["temporal_patch_size"],
-                    in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
-                    spatial_merge_size=vision["spatial_merge_size"],
-                    window_size=vision["window_size"],
-                    fullatt_block_indexes=tuple(vision["fullatt_block_indexes"]),
-                    out_hidden_size=vision["out_hidden_size"],
-                ),
+                precision=PRECISIONS[dtype],
+                vision=VisionConfig.from_hf(hf["vision_config"]),
             )
         except KeyError as missing:
             raise ValueError(

@@ -35,5 +35,5 @@ def sft_loss(logprobs_T: Tensor, entropy_T: Tensor, batch: PackedBatch) -> LossO
     return LossOutput(
         loss_sum=-masked_sum(logprobs_T, batch.loss_mask),
         count=count,
-        metrics={"entropy": (masked_sum(entropy_T.detach(), batch.loss_mask), count)},
+        metrics={},
     )

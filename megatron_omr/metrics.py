@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ class JsonLines:
     def __init__(self, path: Path, *, first_step: int) -> None:
         if path.exists():
             kept = [row for row in read_json_lines(path) if row["step"] < first_step]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            draft = path.with_suffix(".tmp")
+            draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            draft.replace(path)
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
@@ -88,6 +91,13 @@ def _open_wandb(run: Path, project: str, name: str):
         raise ValueError(
             f"log.wandb={project!r} needs the package wandb; run: pip install wandb"
         ) from missing
+    identity = run / "wandb_id"  # so that a resumed run goes on in its own page
+    if not identity.exists():
+        identity.write_text(uuid.uuid4().hex)
     return wandb.init(
-        project=project, name=f"{run.parent.name}-{name}", dir=str(run), id=run.name, resume="allow"
+        project=project,
+        name=f"{run.parent.name}-{name}",
+        dir=str(run),
+        id=identity.read_text(),
+        resume="allow",
     )

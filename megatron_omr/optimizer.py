@@ -68,8 +68,8 @@ def _build_scheduler(optimizer: MegatronOptimizer, optim: OptimConfig, steps: in
         end_wd=optim.weight_decay,
         wd_incr_steps=steps,
         wd_incr_style="constant",
-        use_checkpoint_opt_param_scheduler=True,
-        override_opt_param_scheduler=False,
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,  # a run may be made longer; other changes are refused on resume
     )
 
 

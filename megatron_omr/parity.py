@@ -165,14 +165,14 @@ def _compare(
     tower_max, merger_max = (
         max(_max_diff(a[i], b[i]) for a, b in zip(ours.images, theirs, strict=True)) for i in (0, 1)
     )
-    logits_max, logprob_diffs = 0.0, []
+    logit_diffs, logprob_diffs = [], []
     for batch, output, references in zip(batches, ours.outputs, oracle.logits, strict=True):
         for start, reference in zip(batch.cu_seqlens[:-1].tolist(), references, strict=True):
             sample = slice(start, start + len(reference))  # what follows is padding
-            logits_max = max(logits_max, _max_diff(output[sample, :-1], reference))
+            logit_diffs.append((output[sample, :-1] - reference).abs().max())
             wanted = reference.log_softmax(dim=1).gather(1, batch.labels[sample, None]).squeeze(1)
             logprob_diffs.append((output[sample, -1] - wanted)[:-1].abs())
-    diffs = torch.cat(logprob_diffs)
+    logits_max, diffs = float(torch.stack(logit_diffs).max()), torch.cat(logprob_diffs)
     logprob_p50, logprob_p99, logprob_max = (float(diffs.quantile(q)) for q in (0.5, 0.99, 1.0))
     loss_relative = abs(ours.loss - oracle.loss) / oracle.loss
     grad_norm_relative = abs(ours.grad_norm - oracle.grad_norm) / oracle.grad_norm
@@ -191,8 +191,8 @@ def _compare(
         loss_relative=loss_relative,
         grad_norm=ours.grad_norm,
         grad_norm_relative=grad_norm_relative,
-        passed=max(merger_max, logits_max, logprob_max) <= config.max_logit_diff
-        and max(loss_relative, grad_norm_relative) <= config.max_grad_norm_diff,
+        passed=all(diff <= config.max_logit_diff for diff in (merger_max, logits_max, logprob_max))
+        and all(diff <= config.max_grad_norm_diff for diff in (loss_relative, grad_norm_relative)),
     )
 
 

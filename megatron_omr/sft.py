@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,13 +13,14 @@ from data_pipeline.chat import ChatEncoder
 from data_pipeline.loader import Loader
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu, parallel
-from megatron_omr.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from megatron_omr.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.config import ModelConfig, SFTConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.flops import peak_flops
 from megatron_omr.losses import sft_loss
 from megatron_omr.metrics import MetricsLog
 from megatron_omr.parallel import Ranks
+from megatron_omr.run_folder import checkpoints, save_config
 from megatron_omr.step import MicroBatch, StepResult, Trainer, bare_chunks, build_trainer, train_step
 
 
@@ -43,9 +42,9 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     )
     loader = build_loader(config, ranks)
     step, bad_steps = resume(trainer, loader, run)
-    log = open_log(config, ranks, first_step=step)
+    log = open_log(config, first_step=step) if ranks.is_logger else None
     try:
-        for batches in islice(loader, config.steps - step):
+        for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
             result = train_step(trainer, [sft_micro_batch(batch) for batch in batches])
             bad_steps = count_bad_step(result, batches, bad_steps, limit=config.optim.max_bad_steps)
@@ -102,14 +101,11 @@ def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, dict[str, 
     return step, state["bad_steps"]
 
 
-def open_log(config: SFTConfig, ranks: Ranks, *, first_step: int) -> MetricsLog | None:
+def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:
     """The metrics of the one rank that logs; its folder also keeps the resolved config."""
-    if not ranks.is_logger:
-        return None
     run = Path(config.run)
-    log = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="sft")
-    (run / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    return log
+    save_config(config, run, resumes=first_step > 0)
+    return MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="sft")
 
 
 def count_bad_step(

@@ -37,6 +37,7 @@ class MicroBatch:
 
     packed: PackedBatch  # on this rank's device
     loss: Callable[[Tensor, Tensor], LossOutput]  # (logprobs_T, entropy_T) -> sums
+    with_entropy: bool = False  # otherwise entropy_T is zero, which saves a pass over the logits
 
 
 @dataclass(kw_only=True)
@@ -149,7 +150,7 @@ def _run(
 
         def reduce_loss(logits: Tensor) -> tuple[Tensor, Tensor, dict]:
             logprobs_T, entropy_T = token_logprobs(
-                logits, packed, ranks, temperature=temperature, with_entropy=not forward_only
+                logits, packed, ranks, temperature=temperature, with_entropy=micro_batch.with_entropy
             )
             output = micro_batch.loss(logprobs_T, entropy_T)
             outputs.append(output)

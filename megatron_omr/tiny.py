@@ -50,12 +50,6 @@ class TinyConfig:
     tied: bool = False
 
 
-DEMO = TinyConfig(
-    intermediate_size=384, vision_hidden_size=160, vision_intermediate_size=480, vision_num_heads=4
-)
-"""The demo's model, 2.9 million parameters. Most see pixels: an image has ten times fewer patches than its text tokens."""
-
-
 def create_tiny_model(
     out: str | Path, texts: Iterable[str], *, config: TinyConfig | None = None, seed: int = 0
 ) -> None:

@@ -14,7 +14,7 @@ class EngineConfig:
     """The vLLM engines."""
 
     num_engines: int = 1
-    tensor_parallel: int = 1
+    """Engines, one GPU each where there are GPUs."""
     precision: Literal["fp32", "bf16"] = "bf16"
     max_model_len: int = 32_792
     """Prompt plus response, in tokens."""
@@ -105,10 +105,17 @@ class RLConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if self.prompts_per_step % self.algorithm.num_minibatches:
+        for name in ("steps", "prompts_per_step", "trainers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.sampling.temperature == 0:
             raise ValueError(
-                f"prompts_per_step={self.prompts_per_step} must be a multiple of "
-                f"algorithm.num_minibatches={self.algorithm.num_minibatches}"
+                "sampling.temperature=0 gives a group of equal answers; RL needs more than 0, e.g. 1"
+            )
+        if self.engine.max_model_len > self.pack_length:
+            raise ValueError(
+                f"pack_length={self.pack_length} must hold the longest prompt and answer, "
+                f"engine.max_model_len={self.engine.max_model_len}; raise it to at least that"
             )
 
 

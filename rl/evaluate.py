@@ -66,7 +66,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     Raises:
         ValueError: `prompts` holds no questions.
     """
-    prompts = read_prompts(config.prompts, config.limit)
+    prompts = read_prompts(config.prompts, config.limit, image=config.image)
     if not prompts:
         raise ValueError(f"prompts={config.prompts} holds no questions; write shards there with `omr data`")
     out = Path(config.out)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.verify_pool import VerifyPool
 from megatron_omr.metrics import JsonLines, MetricsLog
+from megatron_omr.run_folder import checkpoints, save_config
 from rl.config import RLConfig
 from rl.groups import gallery_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
 from rl.placement import rollout_manager, start_ray, stop_ray
@@ -17,6 +16,9 @@ from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup
 from rl.types import Group
+
+PROBE_GROUPS = 16
+"""Groups of each step of which one answer's logprobs are compared between engine and trainer."""
 
 GALLERY_GROUPS = 2
 """Groups of each step that are written out for people to read."""
@@ -27,8 +29,7 @@ SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step"
 def run_rl(config: RLConfig) -> None:
     """Train until `config.steps`. A run that was killed continues from its newest checkpoint."""
     run = Path(config.run)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    save_config(config, run, resumes=bool(checkpoints(run / "checkpoints")))
     start_ray()
     try:
         with VerifyPool(config.reward.workers, config.reward.deadline) as pool:
@@ -43,13 +44,14 @@ def run_rl(config: RLConfig) -> None:
 
 def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool) -> None:
     """Generation and training take turns: every answer is of the weights that learn from it."""
-    run, prompts = Path(config.run), PromptStream(config.prompts, seed=config.seed)
+    run, prompts = Path(config.run), PromptStream(config.prompts, seed=config.seed, image=config.image)
     first_step, state = trainers.resume()
     if state:
         prompts.load_state_dict(state["prompts"])
     engines.update_weights(trainers.send_weights(version=first_step))
     log = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="rl")
     gallery = JsonLines(run / "rollouts.jsonl", first_step=first_step)
+    bad_steps = 0
     for step in range(first_step, config.steps):
         timer = PhaseTimer()
         asked = prompts.take(config.prompts_per_step)
@@ -60,10 +62,12 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
         with timer.phase("train"):
             kept = kept_groups(config.algorithm, groups)
             trained = learn(config, trainers, groups, kept)
+            bad_steps = count_bad_steps(config, trained, bad_steps, kept)
         with timer.phase("sync"):
             engines.update_weights(trainers.send_weights(version=step + 1))
         values = rollout_metrics(groups, kept) | trained | timer.seconds()
         values["tokens_per_second"] = values["response_tokens"] / values["seconds_generate"]
+        values["skipped_prompts"] = float(prompts.num_skipped)
         values["engine_restarts"] = float(engines.restarts)
         log.write(step, values, show=SHOWN)
         for group in groups[:GALLERY_GROUPS]:
@@ -78,8 +82,24 @@ def learn(
     config: RLConfig, trainers: TrainerGroup, groups: Sequence[Group], kept: Sequence[Group]
 ) -> dict[str, float]:
     """Check that engines and trainer run the same weights, then train; a step without any signal changes nothing."""
-    probe = [rollout for group in groups for rollout in train_rollouts(group)]
-    mismatch = trainers.check_engines(probe)
+    mismatch = trainers.check_engines([train_rollouts(group)[0] for group in groups[:PROBE_GROUPS]])
     if not kept:
-        return mismatch
+        return mismatch | {"skipped_steps": 0.0}
     return mismatch | trainers.train(minibatches(kept, config.algorithm.num_minibatches))
+
+
+def count_bad_steps(
+    config: RLConfig, trained: dict[str, float], bad_steps: int, kept: Sequence[Group]
+) -> int:
+    """Steps in a row that were skipped for a NaN or infinite gradient.
+
+    Raises:
+        FloatingPointError: more than `optim.max_bad_steps`; names the prompts of the last one.
+    """
+    bad_steps = bad_steps + 1 if trained["skipped_steps"] else 0
+    if bad_steps > config.optim.max_bad_steps:
+        raise FloatingPointError(
+            f"{bad_steps} steps in a row had a NaN or infinite gradient (optim.max_bad_steps="
+            f"{config.optim.max_bad_steps}); the last one's prompts: {', '.join(g.prompt.ref.id for g in kept)}"
+        )
+    return bad_steps

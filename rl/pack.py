@@ -8,20 +8,13 @@ from itertools import pairwise
 
 import torch
 
-from data_pipeline.packing import balance, pack
+from data_pipeline.packing import balance, blank, pack
 from data_pipeline.types import Example, PackedBatch, SampleRef
 from rl.types import RolloutBatch, TrainRollout
 
 
 def split_by_rank(rollouts: Sequence[TrainRollout], num_ranks: int) -> list[list[TrainRollout]]:
-    """Spread rollouts over data-parallel ranks by their length; every rank gets at least one.
-
-    Where there are fewer rollouts than ranks, the idle ranks get a copy that has lost its advantage: it
-    weighs nothing, but keeps their collectives in step.
-    """
-    if len(rollouts) < num_ranks:
-        idle = [replace(rollouts[0], advantage=0.0)] * (num_ranks - len(rollouts))
-        return [[rollout] for rollout in (*rollouts, *idle)]
+    """Spread rollouts over data-parallel ranks by their length; with few rollouts, some ranks get none."""
     assigned = balance([len(r.token_ids) for r in rollouts], num_ranks)
     return [[rollouts[i] for i in items] for items in assigned]
 
@@ -36,10 +29,18 @@ def build_batches(
 ) -> list[RolloutBatch]:
     """Tokenise, pack and attach advantages and engine logprobs to the response tokens.
 
+    Without rollouts there is one blank batch: it counts for nothing and keeps its rank in step with the others.
+
     `encode(ref, token_ids)` gives the prompt at `ref` followed by the response, with loss on the response.
     """
     examples = [replace(encode(r.ref, r.token_ids), id=str(i)) for i, r in enumerate(rollouts)]
     packs = pack(examples, pack_length=pack_length, multiple=multiple, pad_token_id=pad_token_id)
+    if not packs:
+        packed = blank(multiple=multiple, pad_token_id=pad_token_id)
+        zeros_T = torch.zeros(packed.num_tokens)
+        return [
+            RolloutBatch(packed=packed, advantages_T=zeros_T, old_logprobs_T=None, rollout_logprobs_T=zeros_T)
+        ]
     return [_attach(packed, [rollouts[int(i)] for i in packed.ids]) for packed in packs]
 
 

@@ -17,6 +17,9 @@ from rl.config import RLConfig
 from rl.rollout.engine import ENGINE_ENV, Engine
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 
+TRAINER_ENV = {
+    "GLOO_SOCKET_IFNAME": "lo"
+}  # trainers of one machine; RAY_ADDRESS names a cluster, which has others
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 OBJECT_STORE_BYTES = 128 * 2**20
 """References, token ids and rewards go through Ray; images and weights do not."""
@@ -70,7 +73,7 @@ def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
 
 def engine_actor(config: RLConfig) -> ActorHandle:
     """A vLLM engine in a process of its own; see Engine."""
-    actor: Any = ray.remote(Engine).options(**_options(config.engine.tensor_parallel, ENGINE_ENV))
+    actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
     return actor.remote(
         config.engine,
         config.image,
@@ -96,19 +99,21 @@ class TrainerProcess:
 
 def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
     """One Megatron worker per process; `init_method` is where they meet (file:// or tcp://)."""
-    actor: Any = ray.remote(TrainerProcess).options(**_options(1, {}))
+    actor: Any = ray.remote(TrainerProcess).options(
+        **_options({} if os.environ.get("RAY_ADDRESS") else TRAINER_ENV)
+    )
     return [
         actor.remote(config, rank=rank, world_size=config.trainers, init_method=init_method)
         for rank in range(config.trainers)
     ]
 
 
-def _options(num_gpus: int, env: dict[str, str]) -> dict[str, Any]:
+def _options(env: dict[str, str]) -> dict[str, Any]:
     # GPUs are what is placed; on a machine without them all actors share its cores
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     return {
         "num_cpus": 0,
-        "num_gpus": num_gpus if has_gpus else 0,
+        "num_gpus": 1 if has_gpus else 0,
         "runtime_env": {"env_vars": WORKER_ENV | env},
     }
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.config import ImageConfig
+from data_pipeline.images import load_image
 from data_pipeline.shards import ShardIndex, read_sample
-from data_pipeline.types import SampleRef
+from data_pipeline.types import BadSample, SampleRef
 from rl.types import Prompt
+
+log = logging.getLogger(__name__)
+
+MAX_BAD_PROMPTS = 100
+"""Unreadable prompts are skipped and counted; past this many, the run stops."""
 
 
 class PromptStream:
     """Hands out prompts by reference; an epoch asks every question once before any is asked again."""
 
-    def __init__(self, folder: str | Path, *, seed: int) -> None:
-        self._folder, self._seed = Path(folder), seed
+    def __init__(self, folder: str | Path, *, seed: int, image: ImageConfig) -> None:
+        self._folder, self._seed, self._image = Path(folder), seed, image
+        self.num_skipped = 0  # unreadable prompts since this process began
         self._refs = ShardIndex.load(folder).refs
         self._epoch, self._position = 0, 0
         self._order = self._shuffle()
@@ -28,9 +37,21 @@ class PromptStream:
             if self._position == len(self._order):
                 self._epoch, self._position = self._epoch + 1, 0
                 self._order = self._shuffle()
-            prompts.append(read_prompt(self._folder, self._refs[self._order[self._position]]))
+            ref = self._refs[self._order[self._position]]
             self._position += 1
+            try:
+                prompts.append(read_prompt(self._folder, ref, self._image))
+            except BadSample as error:
+                self._skip(ref, error)
         return prompts
+
+    def _skip(self, ref: SampleRef, error: BadSample) -> None:
+        self.num_skipped += 1
+        log.warning("skipped prompt %s: %s", ref.id, error)
+        if self.num_skipped > MAX_BAD_PROMPTS:
+            raise ValueError(
+                f"more than {MAX_BAD_PROMPTS} prompts are bad, the last one {ref.id}: {error}; mend the data"
+            )
 
     def state_dict(self) -> dict[str, int]:
         return {
@@ -59,13 +80,19 @@ class PromptStream:
         return np.random.default_rng([self._seed, self._epoch]).permutation(len(self._refs))
 
 
-def read_prompt(folder: Path, ref: SampleRef) -> Prompt:
-    """The question that lies at `ref`."""
+def read_prompt(folder: Path, ref: SampleRef, image: ImageConfig) -> Prompt:
+    """The question that lies at `ref`.
+
+    Raises:
+        BadSample: it cannot be read, or one of its images cannot be decoded.
+    """
     sample = read_sample(folder, ref)
+    for data in sample.images:
+        load_image(data, image)
     return Prompt(ref=ref, answer=sample.answer, kind=str(sample.metadata.get("kind", "")))
 
 
-def read_prompts(folder: str | Path, limit: int = 0) -> list[Prompt]:
+def read_prompts(folder: str | Path, limit: int = 0, *, image: ImageConfig) -> list[Prompt]:
     """The questions of `folder` in the order of its shards; the first `limit` of them when it is not 0."""
     refs = ShardIndex.load(folder).refs
-    return [read_prompt(Path(folder), ref) for ref in islice(refs, limit or None)]
+    return [read_prompt(Path(folder), ref, image) for ref in islice(refs, limit or None)]

@@ -15,10 +15,11 @@ from data_pipeline.chat import ChatEncoder
 from data_pipeline.shards import read_sample
 from data_pipeline.types import Example, SampleRef
 from megatron_omr import cpu, parallel
-from megatron_omr.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from megatron_omr.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.config import ModelConfig
 from megatron_omr.convert.export import export_weights, save_hf
 from megatron_omr.losses import LossOutput
+from megatron_omr.run_folder import checkpoints
 from megatron_omr.step import MicroBatch, bare_chunks, build_trainer, forward_logprobs, train_step
 from rl.algorithms.policy_loss import policy_loss
 from rl.config import RLConfig
@@ -60,8 +61,8 @@ class TrainerWorker:
         saved = checkpoints(Path(self._config.run) / "checkpoints")
         return load_checkpoint(self._trainer, saved[-1]) if saved else (0, {})
 
-    def score(self, rollouts: list[TrainRollout]) -> tuple[float, float] | None:
-        """Mean and largest |engine logprob - trainer logprob| over the response tokens, before any training.
+    def score(self, rollouts: list[TrainRollout]) -> tuple[float, int, float] | None:
+        """|engine logprob - trainer logprob| over the response tokens, before any training: sum, count, largest.
 
         None without the last pipeline stage.
         """
@@ -72,7 +73,7 @@ class TrainerWorker:
         gaps = torch.cat(
             [_gaps(logprobs_T, batch) for logprobs_T, batch in zip(logprobs, batches, strict=True)]
         )
-        return float(gaps.mean()), float(gaps.max())
+        return float(gaps.sum()), gaps.numel(), float(gaps.max()) if gaps.numel() else 0.0
 
     def train(self, minibatches: list[list[TrainRollout]]) -> dict[str, float]:
         """One optimizer step a mini-batch of this rank's rollouts; metrics are means over the mini-batches."""
@@ -142,7 +143,10 @@ class TrainerWorker:
         )
 
     def _step(self, batches: list[RolloutBatch]):
-        micro_batches = [MicroBatch(packed=b.packed, loss=partial(self._policy_loss, b)) for b in batches]
+        micro_batches = [
+            MicroBatch(packed=b.packed, loss=partial(self._policy_loss, b), with_entropy=True)
+            for b in batches
+        ]
         return train_step(self._trainer, micro_batches, temperature=self._temperature)
 
     def _policy_loss(self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor) -> LossOutput:

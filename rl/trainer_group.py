@@ -15,9 +15,6 @@ from rl.placement import trainer_actors
 from rl.rollout.weights import WeightManifest
 from rl.types import TrainRollout
 
-PROBE_SIZE = 16
-"""Rollouts whose logprobs engine and trainer compare before each update."""
-
 
 class TrainerGroup:
     """The trainer of the RL loop. Workers of one data-parallel rank get the same rollouts."""
@@ -37,19 +34,20 @@ class TrainerGroup:
         return self._call("resume")[0]
 
     def check_engines(self, rollouts: Sequence[TrainRollout]) -> dict[str, float]:
-        """Compare the engines' logprobs with the trainer's on a few rollouts of the current weights.
+        """Compare the engines' logprobs with the trainer's on these rollouts of the current weights.
 
         Raises:
             RuntimeError: they differ by more than `max_mismatch` on average: the engines run other weights or
                 read the prompts differently, and nothing they say may be learned from.
         """
-        answers = self._call_by_rank("score", split_by_rank(rollouts[:PROBE_SIZE], self._dp_size))
+        answers = self._call_by_rank("score", split_by_rank(rollouts, self._dp_size))
         gaps = [answer for answer in answers if answer is not None]
-        mean, largest = sum(m for m, _ in gaps) / len(gaps), max(high for _, high in gaps)
+        mean = sum(total for total, _, _ in gaps) / sum(count for _, count, _ in gaps)
+        largest = max(high for _, _, high in gaps)
         if not mean <= self._max_mismatch:
             raise RuntimeError(
                 f"engine and trainer disagree: mean |logprob difference| {mean:.3g} (largest {largest:.3g}) on "
-                f"{len(rollouts[:PROBE_SIZE])} rollouts, allowed max_mismatch={self._max_mismatch:g}. Nothing was "
+                f"{len(rollouts)} rollouts, allowed max_mismatch={self._max_mismatch:g}. Nothing was "
                 "trained on them; check that both read the same model folder and image limits"
             )
         return {"mismatch_mean": mean, "mismatch_max": largest}

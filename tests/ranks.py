@@ -74,6 +74,7 @@ def _collect(queue: Any, ranks: list[Any], timeout: float) -> list[Any]:
 def _rank(
     queue: Any, fn: Callable[..., Any], rank: int, world_size: int, init_method: str, args: tuple
 ) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), INIT_METHOD=init_method
     )

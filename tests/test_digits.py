@@ -56,8 +56,8 @@ def test_images_hold_the_digits_in_the_stated_layout():
         image = Image.open(io.BytesIO(sample.images[0]))
         rows, columns = map(int, str(sample.metadata["layout"]).split("x"))
         layouts.add((rows, columns))
-        assert image.format == "PNG" and image.size == (28 * columns, 28 * rows)
-        cells = np.asarray(image).reshape(rows, 28, columns, 28).max(axis=(1, 3))
+        assert image.format == "PNG" and image.size == (56 * columns, 56 * rows)
+        cells = np.asarray(image).reshape(rows, 56, columns, 56).max(axis=(1, 3))
         assert (cells > 200).sum() == len(_numbers(sample, "digits"))
     assert layouts == set(GRIDS)
 
@@ -67,6 +67,17 @@ def test_sample_depends_on_split_seed_and_number_alone():
     assert few == many[:5]
     assert [s.images for s in digit_samples("train", 5, 4)] != [s.images for s in few]
     assert len({sample.id for sample in many}) == 20
+
+
+def test_terse_targets_answer_at_once():
+    full, mixed = (list(digit_samples("train", 200, 3, terse=share)) for share in (0.0, 0.6))
+    terse = [s for s in mixed if "at a glance" in s.messages[-1].content]
+    assert 90 < len(terse) < 150
+    assert [s.answer for s in mixed] == [s.answer for s in full]
+    assert all(s.messages[-1].content.endswith(f"<answer>{s.answer}</answer>") for s in terse)
+    assert [s for s in mixed if s not in terse] == [
+        f for f, m in zip(full, mixed, strict=True) if m not in terse
+    ]
 
 
 def test_options_narrow_the_corpus():

@@ -89,7 +89,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(shards: Path) -> list[Prompt]:
-    return read_prompts(shards)
+    return read_prompts(shards, image=ImageConfig(min_pixels=784))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,15 @@ from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
 from data_pipeline.digits import digit_samples
 from data_pipeline.shards import read_sample, write_shards
+from data_pipeline.types import Example, SampleRef
+from rl.algorithms.policy_loss import policy_loss
 from rl.config import AlgorithmConfig
 from rl.groups import gallery_row, kept_groups, minibatches, rollout_metrics, train_rollouts
 from rl.pack import build_batches, split_by_rank
 from rl.prompts import PromptStream, read_prompts
 from rl.types import Group, RewardParts, Rollout, TrainRollout
+
+IMAGE = ImageConfig(min_pixels=784)
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +44,30 @@ def group(shards: Path, number: int, accuracies: list[float], length: int = 3) -
         for i in range(len(accuracies))
     )
     rewards = tuple(RewardParts(total=0.9 * a + 0.1, accuracy=a, format=1.0) for a in accuracies)
-    return Group(prompt=read_prompts(shards)[number], rollouts=rollouts, rewards=rewards)
+    return Group(prompt=read_prompts(shards, image=IMAGE)[number], rollouts=rollouts, rewards=rewards)
 
 
 def test_every_prompt_is_asked_once_an_epoch_and_epochs_differ(shards: Path) -> None:
-    stream = PromptStream(shards, seed=1)
+    stream = PromptStream(shards, seed=1, image=IMAGE)
     epochs = [[p.ref.id for p in stream.take(7)] for _ in range(3)]
     assert all(len(set(epoch)) == 7 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_the_cursor_resumes_in_the_middle_of_an_epoch(shards: Path) -> None:
-    stream = PromptStream(shards, seed=1)
+    stream = PromptStream(shards, seed=1, image=IMAGE)
     stream.take(10)
     state = json.loads(json.dumps(stream.state_dict()))
     expected = [p.ref.id for p in stream.take(9)]
-    resumed = PromptStream(shards, seed=1)
+    resumed = PromptStream(shards, seed=1, image=IMAGE)
     resumed.load_state_dict(state)
     assert [p.ref.id for p in resumed.take(9)] == expected
 
 
 def test_a_cursor_of_other_prompts_is_refused(shards: Path) -> None:
-    state = PromptStream(shards, seed=1).state_dict()
+    state = PromptStream(shards, seed=1, image=IMAGE).state_dict()
     with pytest.raises(ValueError, match="seed=1, this run has 2"):
-        PromptStream(shards, seed=2).load_state_dict(state)
+        PromptStream(shards, seed=2, image=IMAGE).load_state_dict(state)
 
 
 def test_groups_without_signal_are_dropped_unless_asked_for(shards: Path) -> None:
@@ -88,17 +93,33 @@ def test_ranks_share_the_rollouts_and_none_stays_idle(shards: Path) -> None:
     assert Counter(id(r) for share in shares for r in share) == Counter(map(id, rollouts))
     tokens = [sum(len(r.token_ids) for r in share) for share in shares]
     assert abs(tokens[0] - tokens[1]) <= max(len(r.token_ids) for r in rollouts)
-    idle = split_by_rank(rollouts[:1], 3)
-    assert idle[0] == rollouts[:1]
-    assert all(len(share) == 1 and share[0].advantage == 0 for share in idle[1:])
+    assert split_by_rank(rollouts[:1], 3) == [rollouts[:1], [], []]
+
+
+def test_a_rank_without_rollouts_gets_a_batch_that_counts_for_nothing(shards: Path) -> None:
+    (batch,) = build_batches([], encode_nothing, pack_length=64, multiple=4, pad_token_id=0)
+    output = policy_loss(AlgorithmConfig())(torch.zeros(4, requires_grad=True), batch)
+    assert (float(output.loss_sum), int(output.count)) == (0, 0)
+
+
+def encode_nothing(ref: SampleRef, token_ids: tuple[int, ...]) -> Example:
+    raise AssertionError("there is nothing to encode")
+
+
+def test_a_bad_prompt_is_skipped_and_counted(tmp_path: Path) -> None:
+    good = list(digit_samples("train", 4, seed=5))
+    write_shards([good[0], replace(good[1], images=(b"no image",)), *good[2:]], tmp_path / "s")
+    stream = PromptStream(tmp_path / "s", seed=1, image=IMAGE)
+    assert {p.ref.id for p in stream.take(3)} == {s.id for s in good} - {good[1].id}
+    assert stream.num_skipped == 1
 
 
 def test_each_response_token_gets_its_rollouts_numbers(shards: Path, tiny_hf: Path) -> None:
-    encoder = ChatEncoder.from_hf(tiny_hf, ImageConfig(min_pixels=784))
+    encoder = ChatEncoder.from_hf(tiny_hf, IMAGE)
     rollouts = [
         TrainRollout(ref=p.ref, token_ids=ids, logprobs=tuple(-float(t) for t in ids), advantage=float(k + 1))
         for k, (p, ids) in enumerate(
-            zip(read_prompts(shards), [(20, 21, 2), (30, 2), (40, 41, 42, 2)], strict=False)
+            zip(read_prompts(shards, image=IMAGE), [(20, 21, 2), (30, 2), (40, 41, 42, 2)], strict=False)
         )
     ]
     batches = build_batches(

@@ -103,8 +103,8 @@ def kill_engine_when_generating(run: Path, after_rows: int) -> None:
     time.sleep(0.15)
     engines = [
         p
-        for p in psutil.process_iter(["cmdline"])
-        if (p.info["cmdline"] or [""])[0].startswith("ray::Engine")
+        for p in psutil.Process().children(recursive=True)
+        if (p.cmdline() or [""])[0].startswith("ray::Engine")
     ]
     for engine in engines:
         os.kill(engine.pid, signal.SIGKILL)

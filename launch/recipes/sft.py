@@ -10,11 +10,11 @@ from megatron_omr.config import CheckpointConfig, OptimConfig, ParallelConfig, S
 
 
 def demo(root: str = "runs/demo", *, seed: int = 42) -> SFTConfig:
-    """Minutes on two cores: a few million parameters learn arithmetic over scanned digits, fp32 over gloo."""
+    """Minutes on two cores: a million parameters learn arithmetic over scanned digits, fp32 over gloo."""
     return SFTConfig(
         run=f"{root}/sft",
         model=f"{root}/model",
-        steps=300,
+        steps=400,
         seed=seed,
         precision="fp32",
         processes=2,

@@ -190,7 +190,6 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
     return LLM(
         model_folder,
         dtype=_DTYPES[config.precision],
-        tensor_parallel_size=config.tensor_parallel,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         limit_mm_per_prompt={"image": config.max_images, "video": 0},
