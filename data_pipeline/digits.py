@@ -56,7 +56,6 @@ def digit_samples(
     cell: int = 56,
     kinds: Sequence[str] = (),
     num_digits: tuple[int, int] = (2, 4),
-    terse: float = 0.0,
 ) -> Iterator[Sample]:
     """Yield `count` questions about images of handwritten digits, kinds in turn.
 
@@ -64,14 +63,9 @@ def digit_samples(
         cell: side of a digit in pixels; a multiple of 28, so that nothing resizes the image later.
         kinds: kinds of questions, names from QUESTIONS; empty takes them all.
         num_digits: fewest and most digits in an image, between 1 and 4.
-        terse: share of targets that answer at once, as many traces of real corpora do, instead of reading the
-            digits and working step by step.
     """
     if cell < 28 or cell % 28:
         raise ValueError(f"cell={cell} must be a positive multiple of 28, e.g. 56")
-
-    def is_terse(number: int) -> bool:
-        return np.random.default_rng((SPLITS.index(split), seed, number, 1)).random() < terse
 
     for puzzle, number in zip(_puzzles(split, seed, kinds, num_digits), range(count), strict=False):
         question = Message(role="user", content=f"{IMAGE_MARK}{puzzle.question}")
@@ -81,9 +75,7 @@ def digit_samples(
             messages=(
                 Message(role="system", content=SYSTEM_PROMPT),
                 question,
-                Message(
-                    role="assistant", content=_terse_target(puzzle) if is_terse(number) else puzzle.target
-                ),
+                Message(role="assistant", content=puzzle.target),
             ),
             images=(_draw(puzzle, cell),),
             answer=puzzle.answer,
@@ -101,16 +93,12 @@ def digit_texts(count: int = 2_000, seed: int = 0, *, kinds: Sequence[str] = ())
     """Texts that cover the corpus' vocabulary, for training a tokenizer."""
     yield SYSTEM_PROMPT
     for puzzle, _ in zip(_puzzles("train", seed, kinds, (2, 4)), range(count), strict=False):
-        yield from (puzzle.question, puzzle.target, _terse_target(puzzle))
+        yield from (puzzle.question, puzzle.target)
 
 
 def scan_splits() -> dict[Split, np.ndarray]:
     """Rows of load_digits in each split: disjoint, complete, every digit in the same proportion."""
     return dict(zip(SPLITS, _split_rows(), strict=True))
-
-
-def _terse_target(puzzle: Puzzle) -> str:
-    return f"<think>at a glance</think><answer>{puzzle.answer}</answer>"
 
 
 # --- questions: digits in reading order -> (question, reasoning behind the reading, answer)

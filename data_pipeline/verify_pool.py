@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Lock
+from typing import cast
 
 from data_pipeline.verify import Verdict, after_math, check_text, is_equal_math, needs_math
 
@@ -141,7 +142,7 @@ class VerifyPool:
         process = context.Process(target=_serve, args=(theirs, self._deadline, self._memory), daemon=True)
         process.start()
         theirs.close()  # now the worker's death closes the connection
-        self._workers.append(_Worker(process, ours))
+        self._workers.append(_Worker(process, cast(Connection, ours)))
 
     def _remove_workers(self) -> None:
         for worker in list(self._workers):

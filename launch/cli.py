@@ -92,7 +92,7 @@ def data(args: list[str]) -> None:
         if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:
             print(f"{folder} is complete already")  # an interrupted command goes on behind it
             continue
-        write_shards(digit_samples(split, count, config.seed, terse=config.terse), folder)
+        write_shards(digit_samples(split, count, config.seed), folder)
         print(f"{count} samples in {folder}")
 
 

@@ -18,14 +18,10 @@ class DigitsConfig:
     """Validation samples."""
     test: int = 512
     """Test samples, held out."""
-    terse: float = 0.6
-    """Share of the traces that answer at a glance, without reading the digits first. Which way pays, RL finds out."""
     seed: int = 42
     """Seeds layouts and questions; which scans a split holds never changes."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.terse <= 1:
-            raise ValueError(f"terse={self.terse} must lie between 0 and 1")
         for name, count in self.counts.items():
             if count < 1:
                 raise ValueError(f"{name}={count} must be at least 1")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
     """
     saved = read_state(checkpoint)
     with_rng = saved["world_size"] == dist.get_world_size()
-    loaded = dist_checkpointing.load(
+    loaded: Any = dist_checkpointing.load(
         _sharded_state(trainer, is_loading=True, with_rng=with_rng), str(checkpoint)
     )
     for name, chunk in _named_chunks(trainer):
@@ -83,7 +84,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
     return saved["step"], saved["state"]
 
 
-def save_weights(chunks: list[torch.nn.Module], out: Path, template: str | Path) -> None:
+def save_weights(chunks: Sequence[torch.nn.Module], out: Path, template: str | Path) -> None:
     """A checkpoint of weights alone (the result of a conversion). Collective; written whole or not at all."""
     partial = out.with_name(f".{out.name}.partial")
     if dist.get_rank() == 0:
@@ -101,10 +102,10 @@ def save_weights(chunks: list[torch.nn.Module], out: Path, template: str | Path)
     dist.barrier()
 
 
-def load_weights(chunks: list[torch.nn.Module], checkpoint: Path) -> None:
+def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
     """Fill bare model chunks from a checkpoint's weights, whatever layout wrote it. Collective."""
     read_state(checkpoint)
-    loaded = dist_checkpointing.load(
+    loaded: Any = dist_checkpointing.load(
         {"model": chunks[0].sharded_state_dict(metadata=_METADATA)}, str(checkpoint)
     )
     chunks[0].load_state_dict(loaded["model"], strict=False)

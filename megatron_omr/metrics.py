@@ -86,7 +86,7 @@ def _open_tensorboard(run: Path, first_step: int):
 
 def _open_wandb(run: Path, project: str, name: str):
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] (optional)
     except ImportError as missing:
         raise ValueError(
             f"log.wandb={project!r} needs the package wandb; run: pip install wandb"

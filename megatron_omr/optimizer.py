@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from megatron.core.distributed import (
@@ -19,7 +21,7 @@ from megatron.core.utils import get_model_config
 from megatron_omr.config import OptimConfig
 
 
-def wrap_chunks(chunks: list[MegatronModule]) -> list[DistributedDataParallel]:
+def wrap_chunks(chunks: Sequence[MegatronModule]) -> list[DistributedDataParallel]:
     """Model chunks in DDP with gradient buffers in fp32, sharded for the distributed optimizer."""
     config = get_model_config(chunks[0])
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
@@ -47,7 +49,7 @@ def build_optimizer(
             params_dtype=model.params_dtype,
             use_distributed_optimizer=True,
         ),
-        chunks,
+        cast("list[MegatronModule]", chunks),
         use_gloo_process_groups=False,
     )
     model.finalize_model_grads_func = finalize_model_grads

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig
+from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig, Precision
 from megatron_omr.convert.load import load_hf
 from megatron_omr.flops import train_step_flops
 from megatron_omr.loss import token_logprobs
@@ -69,7 +70,7 @@ def build_trainer(
     ranks: Ranks,
     optim: OptimConfig,
     *,
-    precision: str,
+    precision: Precision,
     steps: int,
     hf_folder: str | None = None,
 ) -> Trainer:
@@ -115,7 +116,8 @@ def train_step(
 
 def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:
     """The model chunks without DDP and precision wrappers, as conversion and checkpoints take them."""
-    return [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
+    chunks = [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
+    return cast("list[torch.nn.Module]", chunks)
 
 
 @torch.no_grad()
@@ -163,7 +165,7 @@ def _run(
     get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iter(micro_batches),
-        model=trainer.chunks[0] if len(trainer.chunks) == 1 else trainer.chunks,
+        model=cast("list[torch.nn.Module]", trainer.chunks),
         num_microbatches=len(micro_batches),
         seq_length=max(m.packed.num_tokens for m in micro_batches),
         micro_batch_size=1,

@@ -61,7 +61,8 @@ def create_tiny_model(
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, config)
     tokenizer.save_pretrained(out)
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
+    vocabulary = tokenizer.get_vocab()
+    ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     hf = Qwen2_5_VLConfig(**_hf_config(config, ids, vocab_size=-(-len(tokenizer) // 8) * 8))
     torch.manual_seed(seed)
     Qwen2_5_VLForConditionalGeneration(hf).float().save_pretrained(out)

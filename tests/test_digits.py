@@ -69,17 +69,6 @@ def test_sample_depends_on_split_seed_and_number_alone():
     assert len({sample.id for sample in many}) == 20
 
 
-def test_terse_targets_answer_at_once():
-    full, mixed = (list(digit_samples("train", 200, 3, terse=share)) for share in (0.0, 0.6))
-    terse = [s for s in mixed if "at a glance" in s.messages[-1].content]
-    assert 90 < len(terse) < 150
-    assert [s.answer for s in mixed] == [s.answer for s in full]
-    assert all(s.messages[-1].content.endswith(f"<answer>{s.answer}</answer>") for s in terse)
-    assert [s for s in mixed if s not in terse] == [
-        f for f, m in zip(full, mixed, strict=True) if m not in terse
-    ]
-
-
 def test_options_narrow_the_corpus():
     samples = list(digit_samples("train", 12, 0, cell=28, kinds=("sum",), num_digits=(2, 2)))
     assert {s.metadata["kind"] for s in samples} == {"sum"}

@@ -99,7 +99,7 @@ def test_ranks_share_the_rollouts_and_none_stays_idle(shards: Path) -> None:
 def test_a_rank_without_rollouts_gets_a_batch_that_counts_for_nothing(shards: Path) -> None:
     (batch,) = build_batches([], encode_nothing, pack_length=64, multiple=4, pad_token_id=0)
     output = policy_loss(AlgorithmConfig())(torch.zeros(4, requires_grad=True), batch)
-    assert (float(output.loss_sum), int(output.count)) == (0, 0)
+    assert (output.loss_sum.item(), output.count.item()) == (0, 0)
 
 
 def encode_nothing(ref: SampleRef, token_ids: tuple[int, ...]) -> Example:

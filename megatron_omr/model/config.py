@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.config import ModelConfig, ParallelConfig, Precision
 
-Precision = Literal["fp32", "bf16"]
 _VISION_NORM_EPS = 1e-6  # fixed in Qwen2.5-VL, not part of its config
 
 
