@@ -223,10 +223,16 @@ def _speed(run: Run) -> str:
         figures.append(_figure("seconds", "Time of the whole run", "By phase.", bars))
     tokens = {"tokens_per_second": ""}
     if run.sft:
-        figures.append(_lines(run.sft, "sft-tokens", "Tokens per second, SFT", "Trained tokens.", tokens))
+        figures.append(
+            _lines(run.sft, "sft-tokens", "Tokens per second, SFT", "All tokens of the batches.", tokens)
+        )
         figures.append(_lines(run.sft, "sft-mfu", "MFU, SFT", "Share of the hardware's peak.", {"mfu": ""}))
     if run.rl:
-        figures.append(_lines(run.rl, "rl-tokens", "Tokens per second, RL", "Over the whole step.", tokens))
+        figures.append(
+            _lines(
+                run.rl, "rl-tokens", "Tokens per second, RL", "Of answers, while engines generate.", tokens
+            )
+        )
     return _section("Speed", "Where the time went.", figures) if any(figures) else ""
 
 

@@ -10,7 +10,7 @@ from megatron_omr.metrics import JsonLines, MetricsLog
 from megatron_omr.run_folder import checkpoints, save_config
 from rl.config import RLConfig
 from rl.groups import gallery_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
-from rl.placement import rollout_manager, start_ray, stop_ray
+from rl.placement import check_gpus, rollout_manager, start_ray, stop_ray
 from rl.prompts import PromptStream
 from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
@@ -32,6 +32,7 @@ def run_rl(config: RLConfig) -> None:
     save_config(config, run, resumes=bool(checkpoints(run / "checkpoints")))
     start_ray()
     try:
+        check_gpus(config)
         with VerifyPool(config.reward.workers, config.reward.deadline) as pool:
             engines = rollout_manager(config)  # start while the trainers do
             trainers = TrainerGroup(config)

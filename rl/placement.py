@@ -50,6 +50,17 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
+def check_gpus(config: RLConfig) -> None:
+    """Raise ValueError where the GPUs do not suffice: actors without one would wait for ever."""
+    available = int(ray.cluster_resources().get("GPU", 0))
+    wanted = config.trainers + config.engine.num_engines
+    if 0 < available < wanted:
+        raise ValueError(
+            f"trainers={config.trainers} and engine.num_engines={config.engine.num_engines} need {wanted} GPUs, "
+            f"and Ray sees {available}; lower one of them"
+        )
+
+
 def rollout_manager(config: RLConfig) -> RolloutManager[ActorHandle, ray.ObjectRef]:
     """The run's engines, as actors.
 

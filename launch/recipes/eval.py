@@ -15,7 +15,7 @@ def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -
     return EvalConfig(
         model=model or f"{trained.run}/hf",
         prompts=f"{root}/data/test",
-        out=f"{root}/eval",
+        out=f"{root}/eval/rl",
         seed=seed,
         engine=trained.engine,
         sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=trained.sampling.max_tokens),

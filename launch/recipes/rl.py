@@ -41,16 +41,16 @@ def qwen2_5_vl_7b_gspo() -> RLConfig:
         prompts_per_step=128,
         seed=42,
         precision="bf16",
-        trainers=8,
+        trainers=4,
         pack_length=33_792,
         engine=EngineConfig(
-            num_engines=8, precision="bf16", max_model_len=32_792, max_num_seqs=1_024, memory=0.8
+            num_engines=4, precision="bf16", max_model_len=32_792, max_num_seqs=1_024, memory=0.8
         ),
         sampling=SamplingConfig(n=16, temperature=1.0, top_p=1.0, max_tokens=28_696),
         reward=RewardConfig(accuracy_weight=0.9, format_weight=0.1),
         algorithm=AlgorithmConfig(name="gspo", clip_low=3e-4, clip_high=4e-4, num_minibatches=1),
         image=ImageConfig(min_pixels=3_136, max_pixels=4_194_304),
-        parallel=ParallelConfig(tp=4, cp=2, sp=True),
+        parallel=ParallelConfig(tp=4, sp=True),
         optim=OptimConfig(
             lr=1e-6, schedule="constant", warmup_steps=25, weight_decay=0.1, beta2=0.999, clip_grad=1.0
         ),
