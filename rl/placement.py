@@ -20,7 +20,6 @@ from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 TRAINER_ENV = {
     "GLOO_SOCKET_IFNAME": "lo"
 }  # trainers of one machine; RAY_ADDRESS names a cluster, which has others
-ENGINE_THREADS = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}  # trainers rest while engines answer
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 OBJECT_STORE_BYTES = 128 * 2**20
 """References, token ids and rewards go through Ray; images and weights do not."""
@@ -85,7 +84,7 @@ def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
 
 def engine_actor(config: RLConfig) -> ActorHandle:
     """A vLLM engine in a process of its own; see Engine."""
-    actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV | ENGINE_THREADS))
+    actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
     return actor.remote(
         config.engine,
         config.image,
