@@ -16,7 +16,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
         run=f"{root}/rl",
         model=f"{root}/sft/hf",
         prompts=f"{root}/data/train",
-        steps=130,
+        steps=100,
         prompts_per_step=32,
         seed=seed,
         precision="fp32",
@@ -26,7 +26,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
         engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=256, max_images=1, memory=1.0),
         sampling=SamplingConfig(n=8, max_tokens=48),
         image=ImageConfig(min_pixels=28 * 28, max_pixels=224 * 224),
-        optim=OptimConfig(lr=2e-4, schedule="constant", warmup_steps=0, weight_decay=0.0),
+        optim=OptimConfig(lr=1.5e-4, schedule="constant", warmup_steps=0, weight_decay=0.0),
         checkpoint=CheckpointConfig(every=20, keep=2),
     )
 

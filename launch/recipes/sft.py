@@ -14,7 +14,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> SFTConfig:
     return SFTConfig(
         run=f"{root}/sft",
         model=f"{root}/model",
-        steps=300,
+        steps=400,
         seed=seed,
         precision="fp32",
         processes=2,
