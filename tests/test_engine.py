@@ -123,8 +123,13 @@ def test_answers_and_logprobs_are_those_of_the_model(
             assert (rollout.token_ids[-1] == stop) == (rollout.finish_reason == "stop")
             assert rollout.text == oracle.encoder.decode(rollout.token_ids)
             assert rollout.policy_version == 0
-    more = [rollouts for seed in range(2, 8) for rollouts in engine.generate(prompts, SAMPLING, step_seed=seed)]
-    assert {rollout.finish_reason for rollouts in answers + more for rollout in rollouts} == {"stop", "length"}
+    more = [
+        rollouts for seed in range(2, 8) for rollouts in engine.generate(prompts, SAMPLING, step_seed=seed)
+    ]
+    assert {rollout.finish_reason for rollouts in answers + more for rollout in rollouts} == {
+        "stop",
+        "length",
+    }
 
 
 def test_vision_tokens_are_never_sampled_though_the_model_wants_to(
