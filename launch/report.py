@@ -86,7 +86,7 @@ def _header(run: Run, sections: dict[str, str]) -> str:
 def _summary(run: Run) -> str:
     """One paragraph: what was trained, accuracy before and after, and whether the difference is one."""
     stages = ((run.sft, "supervised fine-tuning"), (run.rl, "reinforcement learning"))
-    steps = [f"{stage.rows[-1][0]:,} steps of {name}" for stage, name in stages if stage]
+    steps = [f"{len(stage.rows):,} steps of {name}" for stage, name in stages if stage]
     trained = f"{' and '.join(steps)}. " if steps else ""
     scores = [f"{e.overall.value:.1%} {_label(e)} ({_span(e.overall)})" for e in run.evaluations]
     scored = f"Held-out accuracy is {', '.join(scores)}. " if scores else "It has not been evaluated yet. "
