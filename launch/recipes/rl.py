@@ -11,7 +11,7 @@ from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, Sam
 
 
 def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
-    """Minutes on two cores: GSPO on the half-trained SFT policy, one Megatron worker and one vLLM engine."""
+    """Minutes on two cores: GSPO on the half-trained SFT policy, two Megatron workers and one vLLM engine."""
     return RLConfig(
         run=f"{root}/rl",
         model=f"{root}/sft/hf",
