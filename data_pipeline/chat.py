@@ -17,6 +17,7 @@ from PIL import Image
 from data_pipeline import images as vision
 from data_pipeline.config import ImageConfig
 from data_pipeline.positions import mrope_position_ids
+from data_pipeline.sharing import respond
 from data_pipeline.types import IMAGE_MARK, BadSample, Example, Message, Sample
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ChatEncoder:
         self._special = {
             str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        self._image_token_id = self._special[IMAGE_TOKEN]
+        self.image_token_id = self._special[IMAGE_TOKEN]
         self.stop_token_id = self._special[str(tokenizer.eos_token)]
         self.pad_token_id = self._special[str(tokenizer.pad_token)]
         self.banned_token_ids = tuple(
@@ -81,21 +82,17 @@ class ChatEncoder:
         self._check_text(answer)
         if IMAGE_MARK in answer:
             raise BadSample("text", f"{IMAGE_MARK} in the assistant's turn: answers hold no images")
-        return self._build(sample, [*self._tokenize(answer), self.stop_token_id])
+        return respond(
+            self.encode_prompt(sample), [*self._tokenize(answer), self.stop_token_id], id=sample.id
+        )
 
-    def encode_response(self, sample: Sample, token_ids: Sequence[int]) -> Example:
-        """The prompt of `sample` with the given response, of which every token is to be learned.
-
-        Raises:
-            BadSample: as encode.
-            ValueError: the response holds tokens that only prompts may hold.
-        """
+    def check_response(self, token_ids: Sequence[int]) -> None:
+        """Raise ValueError when a sampled response holds tokens that only prompts may hold."""
         banned = set(token_ids) & set(self.banned_token_ids)
         if banned:
             raise ValueError(
                 f"the response holds the special tokens {sorted(banned)}; ban them while sampling"
             )
-        return self._build(sample, list(token_ids))
 
     def engine_prompt(self, sample: Sample) -> tuple[list[int], list[Image.Image]]:
         """Prompt ids with one image token per image, and the images in final size, as vLLM takes them."""
@@ -106,23 +103,26 @@ class ChatEncoder:
         """Text of the ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def _build(self, sample: Sample, response_ids: list[int]) -> Example:
+    def encode_prompt(self, sample: Sample) -> Example:
+        """The conversation up to where the assistant begins to answer; nothing of it is to be learned.
+
+        Raises:
+            BadSample: as encode.
+        """
         prompt_ids, images = self.engine_prompt(sample)
         pixel_values, grids = vision.patches(images)
         counts = iter((grids.prod(dim=1) // vision.MERGE**2).tolist())
         ids: list[int] = []
         for token in prompt_ids:
-            ids.extend([token] * next(counts) if token == self._image_token_id else [token])
-        input_ids = torch.tensor(ids + response_ids)
-        loss_mask = torch.zeros(input_ids.numel())
-        loss_mask[len(ids) :] = 1
+            ids.extend([token] * next(counts) if token == self.image_token_id else [token])
+        input_ids = torch.tensor(ids)
         position_ids = mrope_position_ids(
-            input_ids, grids, image_token_id=self._image_token_id, spatial_merge_size=vision.MERGE
+            input_ids, grids, image_token_id=self.image_token_id, spatial_merge_size=vision.MERGE
         )
         return Example(
             id=sample.id,
             input_ids=input_ids,
-            loss_mask=loss_mask,
+            loss_mask=torch.zeros(input_ids.numel()),
             position_ids=position_ids,
             pixel_values=pixel_values,
             image_grid_thw=grids,
@@ -172,7 +172,7 @@ class ChatEncoder:
                 f"the chat template renders\n{whole!r}\nwhich does not begin with\n{wanted!r}\n"
                 "so that an engine would see another conversation; use Qwen2.5-VL's template"
             )
-        if self._tokenize(prompt).count(self._image_token_id) != 1:
+        if self._tokenize(prompt).count(self.image_token_id) != 1:
             raise ValueError(f"the chat template does not turn an image into one {IMAGE_TOKEN}: {prompt!r}")
 
 

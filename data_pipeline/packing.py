@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.images import PATCH_FEATURES
-from data_pipeline.types import Example, PackedBatch
+from data_pipeline.types import Example, PackedBatch, Tree
 
 
 def pack(
@@ -25,24 +25,45 @@ def pack(
     Raises:
         ValueError: an example, padded to `multiple`, is longer than `pack_length`.
     """
-    sizes = [padded_length(len(example), multiple) for example in examples]
-    for example, size in zip(examples, sizes, strict=True):
+    trees = [Tree(root=example) for example in examples]
+    return pack_trees(trees, pack_length=pack_length, multiple=multiple, pad_token_id=pad_token_id)
+
+
+def pack_trees(
+    trees: Sequence[Tree], *, pack_length: int, multiple: int = 1, pad_token_id: int
+) -> list[PackedBatch]:
+    """Pack every tree, whole, into as few batches of at most `pack_length` tokens as first-fit finds.
+
+    Raises:
+        ValueError: a tree, its examples padded to `multiple`, is longer than `pack_length`.
+    """
+    sizes = [tree_length(tree, multiple) for tree in trees]
+    for tree, size in zip(trees, sizes, strict=True):
         if size > pack_length:
-            raise ValueError(
-                f"{example.id!r} has {size} tokens, more than pack_length={pack_length}; drop it"
-            )
-    bins = first_fit(sizes, pack_length)
+            names = [example.id for example in tree.examples if example.id]
+            raise ValueError(f"{names} take {size} tokens, more than pack_length={pack_length}; drop them")
     return [
-        merge([examples[i] for i in chosen], multiple=multiple, pad_token_id=pad_token_id) for chosen in bins
+        merge([trees[i] for i in chosen], multiple=multiple, pad_token_id=pad_token_id)
+        for chosen in first_fit(sizes, pack_length)
     ]
 
 
-def merge(examples: Sequence[Example], *, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: int) -> PackedBatch:
     """Put examples end to end in the given order, each padded at its end to a multiple of `multiple` tokens.
 
     Pads stand outside the loss; their positions go on from the last real one.
+
+    Raises:
+        ValueError: a root with branches is no multiple of `multiple`: its branches would see the pads.
     """
-    padded = [_pad(example, multiple, pad_token_id) for example in examples]
+    trees = [Tree(root=item) if isinstance(item, Example) else item for item in items]
+    for tree in trees:
+        if tree.branches and len(tree.root) % multiple:
+            raise ValueError(
+                f"the root of {tree.branches[0].id!r} has {len(tree.root)} tokens, no multiple of {multiple}; "
+                "cut it with share_prompt(multiple=...)"
+            )
+    padded = [_pad(example, multiple, pad_token_id) for tree in trees for example in tree.examples]
     lengths = [len(example) for example in padded]
     return PackedBatch(
         ids=tuple(example.id for example in padded),
@@ -53,7 +74,24 @@ def merge(examples: Sequence[Example], *, multiple: int = 1, pad_token_id: int) 
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         pixel_values=torch.cat([e.pixel_values for e in padded]),
         image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
+        parents=_parents(trees),
     )
+
+
+def _parents(trees: Sequence[Tree]) -> Tensor | None:
+    """[S], -1 for roots; None where no tree has a branch."""
+    if not any(tree.branches for tree in trees):
+        return None
+    parents: list[int] = []
+    for tree in trees:
+        root = len(parents)
+        parents += [-1, *[root] * len(tree.branches)]
+    return torch.tensor(parents)
+
+
+def tree_length(tree: Tree, multiple: int) -> int:
+    """Tokens of a tree in a pack."""
+    return sum(padded_length(len(example), multiple) for example in tree.examples)
 
 
 def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:

@@ -76,6 +76,21 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Tree:
+    """Examples that stay together in a pack: each branch goes on where the root ends. See sharing.py.
+
+    Without branches it is one plain example, the root.
+    """
+
+    root: Example  # with branches its id is "": it is part of theirs
+    branches: tuple[Example, ...] = ()
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        return (self.root, *self.branches)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PackedBatch:
     """Examples end to end: one micro-batch. Everything per token is *shifted*: position t predicts labels[t].
 
@@ -90,6 +105,9 @@ class PackedBatch:
     cu_seqlens: Tensor  # [S + 1] int32, 0 = first
     pixel_values: Tensor  # [P, D] float32 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
+    parents: Tensor | None = (
+        None  # [S] int64, the sequence that each goes on from, -1 for none; None: none at all
+    )
 
     @property
     def num_tokens(self) -> int:
@@ -99,7 +117,13 @@ class PackedBatch:
     def num_sequences(self) -> int:
         return len(self.ids)
 
+    def prefix_lens(self) -> Tensor:
+        """[S] tokens of its parent that each sequence attends to."""
+        lengths = self.cu_seqlens.diff()
+        return lengths * 0 if self.parents is None else lengths[self.parents] * (self.parents >= 0)
+
     def to(self, device: str) -> PackedBatch:
         """The same batch with its tensors on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in moved.items()})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
+        moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if t is not None}
+        return replace(self, **moved)

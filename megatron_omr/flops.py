@@ -13,13 +13,20 @@ from collections.abc import Sequence
 from megatron_omr.config import ModelConfig
 
 
-def language_forward_flops(model: ModelConfig, seq_lens: Sequence[int]) -> float:
-    """One forward of the language model over packed sequences of these lengths (tokens)."""
+def language_forward_flops(
+    model: ModelConfig, seq_lens: Sequence[int], prefix_lens: Sequence[int] | None = None
+) -> float:
+    """One forward of the language model over packed sequences of these lengths (tokens).
+
+    `prefix_lens`: tokens of another sequence that each attends to besides its own.
+    """
+    prefix_lens = prefix_lens or [0] * len(seq_lens)
     hidden, kv = model.hidden_size, model.num_kv_heads * model.head_dim
     weights = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * model.intermediate_size  # q, o; k, v; MLP
     linear = 2 * sum(seq_lens) * (model.num_layers * weights + hidden * model.vocab_size)
-    # scores and weighted sum: 2 products of [L, L/2] and [head_dim] a head
-    attention = 2 * model.num_layers * hidden * sum(length**2 for length in seq_lens)
+    # scores and weighted sum: 2 products of [L, L/2 + prefix] and [head_dim] a head
+    pairs = sum(length**2 + 2 * length * prefix for length, prefix in zip(seq_lens, prefix_lens, strict=True))
+    attention = 2 * model.num_layers * hidden * pairs
     return linear + attention
 
 
@@ -42,10 +49,14 @@ def vision_forward_flops(model: ModelConfig, grids: Sequence[tuple[int, int, int
 
 
 def train_step_flops(
-    model: ModelConfig, seq_lens: Sequence[int], grids: Sequence[tuple[int, int, int]]
+    model: ModelConfig,
+    seq_lens: Sequence[int],
+    grids: Sequence[tuple[int, int, int]],
+    prefix_lens: Sequence[int] | None = None,
 ) -> float:
-    """Forward and backward over these sequences and images."""
-    return 3 * (language_forward_flops(model, seq_lens) + vision_forward_flops(model, grids))
+    """Forward and backward over these sequences and images; arguments as in the forwards."""
+    language = language_forward_flops(model, seq_lens, prefix_lens)
+    return 3 * (language + vision_forward_flops(model, grids))
 
 
 PEAK_BF16_FLOPS = {

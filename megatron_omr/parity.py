@@ -21,7 +21,7 @@ from data_pipeline.packing import merge
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig, OptimConfig, ParityConfig
-from megatron_omr.loss import gather_zigzag, token_logprobs
+from megatron_omr.logprobs import gather_zigzag, token_logprobs
 from megatron_omr.losses import sft_loss
 from megatron_omr.oracle import Oracle, random_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order

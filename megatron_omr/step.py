@@ -24,8 +24,8 @@ from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig, Precision
 from megatron_omr.convert.load import load_hf
-from megatron_omr.flops import train_step_flops
-from megatron_omr.loss import token_logprobs
+from megatron_omr.flops import peak_flops, train_step_flops
+from megatron_omr.logprobs import token_logprobs
 from megatron_omr.losses import LossOutput
 from megatron_omr.model.build import build_model
 from megatron_omr.optimizer import build_optimizer, step_if_finite, wrap_chunks
@@ -114,6 +114,20 @@ def train_step(
     )
 
 
+def step_values(result: StepResult, seconds: float, world_size: int) -> dict[str, float]:
+    """What a step is logged as; its model FLOPs utilisation where the device's peak is known."""
+    values = {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": result.lr,
+        "tokens_per_second": result.num_tokens / seconds,
+        "step_seconds": seconds,
+        **result.metrics,
+    }
+    peak = peak_flops(cpu.device_name())
+    return values if peak is None else values | {"mfu": result.flops / seconds / (peak * world_size)}
+
+
 def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:
     """The model chunks without DDP and precision wrappers, as conversion and checkpoints take them."""
     chunks = [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
@@ -178,7 +192,9 @@ def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple
     """Tokens and FLOPs of this step over all data-parallel ranks."""
     packs = [m.packed for m in micro_batches]
     flops = sum(
-        train_step_flops(trainer.model, p.cu_seqlens.diff().tolist(), p.image_grid_thw.tolist())
+        train_step_flops(
+            trainer.model, p.cu_seqlens.diff().tolist(), p.image_grid_thw.tolist(), p.prefix_lens().tolist()
+        )
         for p in packs
     )
     work = torch.tensor([sum(p.num_tokens for p in packs), flops], dtype=torch.float64, device=cpu.device())

@@ -22,8 +22,10 @@ class EngineConfig:
     """Answers generated at the same time by one engine."""
     max_images: int = 8
     """Images one prompt may hold."""
-    memory: float = 0.8
-    """Fraction of GPU memory, or GiB of KV cache on CPU."""
+    gpu_memory_utilization: float = 0.8
+    """Fraction of a GPU's memory that the engine on it may take."""
+    cpu_kv_cache_gib: float = 1.0
+    """Keys and values an engine keeps where there is no GPU, in GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +57,18 @@ class RewardConfig:
     """Seconds one answer may take; past it the checker is killed and the answer counted as wrong."""
 
 
+PUBLISHED_CLIP = {"gspo": (3e-4, 4e-4), "grpo": (0.2, 0.2)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """What turns rewards into a loss. Defaults are the published GSPO."""
 
     name: Literal["gspo", "grpo"] = "gspo"
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
+    clip_low: float | None = None
+    """Ratios below 1 - clip_low are clipped; by default as published for the algorithm: gspo 3e-4, grpo 0.2."""
+    clip_high: float | None = None
+    """Ratios above 1 + clip_high are clipped; by default as published for the algorithm: gspo 4e-4, grpo 0.2."""
     num_minibatches: int = 1
     """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
     drop_equal_groups: bool = True
@@ -70,6 +77,15 @@ class AlgorithmConfig:
     def __post_init__(self) -> None:
         if self.num_minibatches < 1:
             raise ValueError(f"algorithm.num_minibatches={self.num_minibatches} must be at least 1")
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """(low, high), the published value of the algorithm where none is given."""
+        low, high = PUBLISHED_CLIP[self.name]
+        return (
+            low if self.clip_low is None else self.clip_low,
+            high if self.clip_high is None else self.clip_high,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +106,9 @@ class RLConfig:
     """Megatron worker processes."""
     pack_length: int = 33_792
     """Most tokens in one packed micro-batch of the trainer."""
+    share_prompts: bool = False
+    """Compute the prompt, images and all, once for all answers to it on a rank. Not with context parallelism; on
+    GPUs these batches use torch's attention, which needs memory in the square of a response's length."""
     max_mismatch: float = 0.1
     """Largest mean |logprob difference| between engine and trainer on the probe batch; past it, training stops."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -111,6 +130,10 @@ class RLConfig:
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature=0 gives a group of equal answers; RL needs more than 0, e.g. 1"
+            )
+        if self.share_prompts and self.parallel.cp > 1:
+            raise ValueError(
+                f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
             )
         if self.engine.max_model_len > self.pack_length:
             raise ValueError(

@@ -2,53 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from data_pipeline.packing import balance, blank, pack
-from data_pipeline.types import Example, PackedBatch, SampleRef
+from data_pipeline.packing import balance, blank, pack_trees, padded_length
+from data_pipeline.sharing import respond, share_prompt
+from data_pipeline.types import Example, PackedBatch, SampleRef, Tree
 from rl.types import RolloutBatch, TrainRollout
 
 
-def split_by_rank(rollouts: Sequence[TrainRollout], num_ranks: int) -> list[list[TrainRollout]]:
-    """Spread rollouts over data-parallel ranks by their length; with few rollouts, some ranks get none."""
-    assigned = balance([len(r.token_ids) for r in rollouts], num_ranks)
-    return [[rollouts[i] for i in items] for items in assigned]
+@dataclass(frozen=True, kw_only=True)
+class PackRules:
+    """How rollouts become micro-batches."""
+
+    pack_length: int
+    multiple: int  # every sequence's length is padded to it
+    pad_token_id: int
+    image_token_id: int
+    share_prompts: bool  # compute the prompt of a group once
+
+
+def split_by_rank(
+    rollouts: Sequence[TrainRollout], num_ranks: int, *, whole_groups: bool
+) -> list[list[TrainRollout]]:
+    """Spread rollouts over data-parallel ranks by their length; with few rollouts, some ranks get none.
+
+    `whole_groups` keeps the answers to one prompt on one rank, where they can share it.
+    """
+    groups = list(_by_prompt(rollouts).values()) if whole_groups else [[i] for i in range(len(rollouts))]
+    costs = [sum(len(rollouts[i].token_ids) for i in group) for group in groups]
+    return [[rollouts[i] for group in chosen for i in groups[group]] for chosen in balance(costs, num_ranks)]
 
 
 def build_batches(
-    rollouts: Sequence[TrainRollout],
-    encode: Callable[[SampleRef, tuple[int, ...]], Example],
-    *,
-    pack_length: int,
-    multiple: int,
-    pad_token_id: int,
+    rollouts: Sequence[TrainRollout], encode_prompt: Callable[[SampleRef], Example], rules: PackRules
 ) -> list[RolloutBatch]:
     """Tokenise, pack and attach advantages and engine logprobs to the response tokens.
 
     Without rollouts there is one blank batch: it counts for nothing and keeps its rank in step with the others.
-
-    `encode(ref, token_ids)` gives the prompt at `ref` followed by the response, with loss on the response.
     """
-    examples = [replace(encode(r.ref, r.token_ids), id=str(i)) for i, r in enumerate(rollouts)]
-    packs = pack(examples, pack_length=pack_length, multiple=multiple, pad_token_id=pad_token_id)
+    trees = [
+        tree
+        for members in _by_prompt(rollouts).values()
+        for tree in _trees(
+            encode_prompt(rollouts[members[0]].ref), {str(i): rollouts[i].token_ids for i in members}, rules
+        )
+    ]
+    packs = pack_trees(
+        trees, pack_length=rules.pack_length, multiple=rules.multiple, pad_token_id=rules.pad_token_id
+    )
     if not packs:
-        packed = blank(multiple=multiple, pad_token_id=pad_token_id)
+        packed = blank(multiple=rules.multiple, pad_token_id=rules.pad_token_id)
         zeros_T = torch.zeros(packed.num_tokens)
         return [
             RolloutBatch(packed=packed, advantages_T=zeros_T, old_logprobs_T=None, rollout_logprobs_T=zeros_T)
         ]
-    return [_attach(packed, [rollouts[int(i)] for i in packed.ids]) for packed in packs]
+    return [_attach(packed, rollouts) for packed in packs]
+
+
+def _by_prompt(rollouts: Sequence[TrainRollout]) -> dict[SampleRef, list[int]]:
+    groups: dict[SampleRef, list[int]] = {}
+    for i, rollout in enumerate(rollouts):
+        groups.setdefault(rollout.ref, []).append(i)
+    return groups
+
+
+def _trees(prompt: Example, responses: Mapping[str, Sequence[int]], rules: PackRules) -> Iterator[Tree]:
+    """The responses in as few trees as fit; each by itself where the prompt is not shared."""
+    tree = None
+    if rules.share_prompts and len(responses) > 1:
+        tree = share_prompt(prompt, responses, image_token_id=rules.image_token_id, multiple=rules.multiple)
+    if tree is None:
+        yield from (Tree(root=respond(prompt, ids, id=i)) for i, ids in responses.items())
+        return
+    branches: list[Example] = []
+    room = free = rules.pack_length - len(tree.root)
+    for branch in tree.branches:
+        size = padded_length(len(branch), rules.multiple)
+        if branches and size > free:
+            yield Tree(root=tree.root, branches=tuple(branches))
+            branches, free = [], room
+        branches.append(branch)
+        free -= size
+    yield Tree(root=tree.root, branches=tuple(branches))
 
 
 def _attach(packed: PackedBatch, rollouts: Sequence[TrainRollout]) -> RolloutBatch:
     advantages_T = torch.zeros(packed.num_tokens)
     logprobs_T = torch.zeros(packed.num_tokens)
-    bounds = packed.cu_seqlens.tolist()
-    for (start, end), rollout in zip(pairwise(bounds), rollouts, strict=True):
+    for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
+        if not name:  # a prompt that others share
+            continue
+        rollout = rollouts[int(name)]
         response = start + packed.loss_mask[start:end].nonzero().flatten()
         assert len(response) == len(rollout.token_ids), (len(response), len(rollout.token_ids))
         advantages_T[response] = rollout.advantage

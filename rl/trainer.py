@@ -23,7 +23,7 @@ from megatron_omr.run_folder import checkpoints
 from megatron_omr.step import MicroBatch, bare_chunks, build_trainer, forward_logprobs, train_step
 from rl.algorithms.policy_loss import policy_loss
 from rl.config import RLConfig
-from rl.pack import build_batches
+from rl.pack import PackRules, build_batches
 from rl.rollout.weights import WeightManifest
 from rl.types import RolloutBatch, TrainRollout
 from rl.weight_sync import WeightSender
@@ -122,17 +122,20 @@ class TrainerWorker:
         return self._config.sampling.temperature
 
     def _pack(self, rollouts: list[TrainRollout]) -> list[RolloutBatch]:
-        batches = build_batches(
-            rollouts,
-            self._encode,
+        for rollout in rollouts:
+            self._encoder.check_response(rollout.token_ids)
+        rules = PackRules(
             pack_length=self._config.pack_length,
             multiple=self._config.parallel.sequence_multiple,
             pad_token_id=self._encoder.pad_token_id,
+            image_token_id=self._encoder.image_token_id,
+            share_prompts=self._config.share_prompts,
         )
+        batches = build_batches(rollouts, self._encode_prompt, rules)
         return [batch.to(cpu.device()) for batch in batches]
 
-    def _encode(self, ref: SampleRef, token_ids: tuple[int, ...]) -> Example:
-        return self._encoder.encode_response(read_sample(self._config.prompts, ref), token_ids)
+    def _encode_prompt(self, ref: SampleRef) -> Example:
+        return self._encoder.encode_prompt(read_sample(self._config.prompts, ref))
 
     def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
         logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)

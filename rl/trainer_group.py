@@ -28,6 +28,7 @@ class TrainerGroup:
         self._dp_ranks = [dp_rank for dp_rank, _ in places]
         self._logger = next(i for i, (_, is_logger) in enumerate(places) if is_logger)
         self._max_mismatch = config.max_mismatch
+        self._share_prompts = config.share_prompts
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """(steps done, saved state) of the newest checkpoint; (0, {}) when there is none."""
@@ -40,7 +41,7 @@ class TrainerGroup:
             RuntimeError: they differ by more than `max_mismatch` on average: the engines run other weights or
                 read the prompts differently, and nothing they say may be learned from.
         """
-        answers = self._call_by_rank("score", split_by_rank(rollouts, self._dp_size))
+        answers = self._call_by_rank("score", self._split(rollouts))
         gaps = [answer for answer in answers if answer is not None]
         mean = sum(total for total, _, _ in gaps) / sum(count for _, count, _ in gaps)
         largest = max(high for _, _, high in gaps)
@@ -54,7 +55,7 @@ class TrainerGroup:
 
     def train(self, minibatches: Sequence[Sequence[TrainRollout]]) -> dict[str, float]:
         """One optimizer step a mini-batch; returns the metrics of the logging rank."""
-        shares = [split_by_rank(rollouts, self._dp_size) for rollouts in minibatches]
+        shares = [self._split(rollouts) for rollouts in minibatches]
         by_rank = [[share[dp_rank] for share in shares] for dp_rank in range(self._dp_size)]
         return self._call_by_rank("train", by_rank)[self._logger]
 
@@ -78,6 +79,9 @@ class TrainerGroup:
     @property
     def _dp_size(self) -> int:
         return max(self._dp_ranks) + 1
+
+    def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
+        return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts)
 
     def _call(self, method: str, *args: Any) -> list[Any]:
         return ray.get([worker.call.remote(method, *args) for worker in self._workers])

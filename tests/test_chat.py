@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
 from data_pipeline.digits import digit_samples
+from data_pipeline.sharing import respond
 from data_pipeline.types import SYSTEM_PROMPT, BadSample, Message, Sample
 
 IMAGES = tuple(image for s in digit_samples("train", 3, 0) for image in s.images)
@@ -77,7 +78,8 @@ def test_a_given_response_encodes_as_a_learned_answer(encoder):
     learned = encoder.encode(sample)
     response = learned.input_ids[learned.loss_mask == 1].tolist()
     for asked in (sample, replace(sample, messages=sample.messages[:-1])):
-        example = encoder.encode_response(asked, response)
+        encoder.check_response(response)
+        example = respond(encoder.encode_prompt(asked), response, id=sample.id)
         for name in ("input_ids", "loss_mask", "position_ids", "pixel_values", "image_grid_thw"):
             assert torch.equal(getattr(example, name), getattr(learned, name)), name
 
@@ -136,7 +138,7 @@ def test_bad_samples_say_what_is_wrong(encoder, sample, message):
 
 def test_a_response_with_image_tokens_is_refused(encoder):
     with pytest.raises(ValueError, match="ban them while sampling"):
-        encoder.encode_response(CASES["image"], [10, encoder.banned_token_ids[-1]])
+        encoder.check_response([10, encoder.banned_token_ids[-1]])
 
 
 @pytest.mark.parametrize(

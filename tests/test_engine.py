@@ -14,6 +14,7 @@ from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
 from data_pipeline.digits import digit_samples
 from data_pipeline.shards import read_sample, write_shards
+from data_pipeline.sharing import respond
 from rl.config import EngineConfig, SamplingConfig
 from rl.prompts import read_prompts
 from rl.rollout.engine import Engine, request_seed
@@ -21,7 +22,7 @@ from rl.rollout.weights import WeightError
 from rl.types import Prompt, Rollout
 from rl.weight_sync import WeightSender
 
-CONFIG = EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=64, memory=0.25)
+CONFIG = EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=64, cpu_kv_cache_gib=0.25)
 SAMPLING = SamplingConfig(n=4, max_tokens=24)
 Weights = list[tuple[str, Tensor]]
 
@@ -50,7 +51,8 @@ class Oracle:
     @torch.no_grad()
     def logits(self, prompt: Prompt, rollout: Rollout) -> Tensor:
         """[response tokens, V]: what each token of the response was drawn from."""
-        example = self.encoder.encode_response(read_sample(self.shards, prompt.ref), rollout.token_ids)
+        asked = self.encoder.encode_prompt(read_sample(self.shards, prompt.ref))
+        example = respond(asked, rollout.token_ids, id="")
         input_ids = example.input_ids[None]
         output = self.model(
             input_ids=input_ids,
@@ -157,6 +159,11 @@ def test_answers_depend_on_seed_step_and_prompt_but_not_on_the_batch(
     assert request_seed(1, 2, "a") != request_seed(2, 1, "a") != request_seed(2, 1, "b")
 
 
+def greedy(engine: Engine, prompts: Sequence[Prompt]) -> list[Rollout]:
+    sampling = SamplingConfig(n=1, temperature=0.0, max_tokens=8)
+    return [answers[0] for answers in engine.generate(prompts, sampling, 0)]
+
+
 def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.token_ids for rollout in rollouts]
 
@@ -165,15 +172,15 @@ def test_an_update_reaches_every_weight_and_the_caches(
     engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
 ) -> None:
     """The same images again and again: embeddings of older weights must not come back."""
-    engine.probe(prompts, 8)  # fills the encoder cache
+    greedy(engine, prompts)  # fills the encoder cache
     engine.keeps_encoder_cache = True
     engine.update_weights(sender.send(oracle.change(1), version=1))
-    assert oracle.gap(prompts, engine.probe(prompts, 8)) > 0.01
+    assert oracle.gap(prompts, greedy(engine, prompts)) > 0.01
     engine.keeps_encoder_cache = False
     engine.update_weights(sender.send(oracle.change(2), version=2))
-    probe = engine.probe(prompts, 8)
+    probe = greedy(engine, prompts)
     assert oracle.gap(prompts, probe) < 1e-4
-    assert {rollout.policy_version for rollout in probe} == {engine.ping()} == {2}
+    assert {rollout.policy_version for rollout in probe} == {engine.version} == {2}
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "corrupted"])
@@ -196,11 +203,11 @@ def test_a_bad_update_is_named_and_nothing_is_answered_until_a_good_one(
         memory[next(e.offset for e in bucket.tensors if e.name == name)] ^= 1
     with pytest.raises(WeightError, match=name):
         engine.update_weights(manifest)
-    assert engine.ping() is None
+    assert engine.version is None
     with pytest.raises(RuntimeError, match="last weight update failed"):
         engine.generate(prompts, SAMPLING, step_seed=1)
     engine.update_weights(sender.send(weights, version=8))
-    assert oracle.gap(prompts[:2], engine.probe(prompts[:2], 8)) < 1e-4
+    assert oracle.gap(prompts[:2], greedy(engine, prompts[:2])) < 1e-4
 
 
 def test_a_tensor_under_another_name_shows_in_the_probe(
@@ -209,7 +216,7 @@ def test_a_tensor_under_another_name_shows_in_the_probe(
     weights = dict(oracle.change(4))
     a, b = (f"model.language_model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
     engine.update_weights(sender.send((weights | {a: weights[b], b: weights[a]}).items(), version=9))
-    assert oracle.gap(prompts, engine.probe(prompts, 8)) > 0.01
+    assert oracle.gap(prompts, greedy(engine, prompts)) > 0.01
 
 
 def test_a_temperature_other_than_the_engines_is_refused(

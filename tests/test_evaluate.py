@@ -107,7 +107,7 @@ def test_a_model_folder_is_scored_through_vllm(tiny_hf: Path, tmp_path: Path) ->
         prompts=str(tmp_path / "shards"),
         out=str(tmp_path / "out"),
         limit=18,
-        engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=8, memory=0.1),
+        engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=8, cpu_kv_cache_gib=0.1),
         sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=12),
     )
     summary = evaluate(config)

@@ -79,6 +79,13 @@ def test_a_step_is_three_forwards_and_packing_adds_up() -> None:
     assert apart[0] == 3 * (language_forward_flops(QWEN_7B, [100]) + vision_forward_flops(QWEN_7B, grids[:1]))
 
 
+def test_a_branch_attends_to_its_root() -> None:
+    whole = language_forward_flops(QWEN_7B, [150])
+    assert language_forward_flops(QWEN_7B, [100, 50], [0, 100]) == pytest.approx(whole)
+    two = language_forward_flops(QWEN_7B, [100, 50, 50], [0, 100, 100])
+    assert language_forward_flops(QWEN_7B, [100]) < two < 2 * whole
+
+
 def test_peaks_are_known_by_name() -> None:
     assert peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("cpu") is None

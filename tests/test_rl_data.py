@@ -18,7 +18,7 @@ from data_pipeline.types import Example, SampleRef
 from rl.algorithms.policy_loss import policy_loss
 from rl.config import AlgorithmConfig
 from rl.groups import gallery_row, kept_groups, minibatches, rollout_metrics, train_rollouts
-from rl.pack import build_batches, split_by_rank
+from rl.pack import PackRules, build_batches, split_by_rank
 from rl.prompts import PromptStream, read_prompts
 from rl.types import Group, RewardParts, Rollout, TrainRollout
 
@@ -89,20 +89,25 @@ def test_minibatches_keep_groups_whole(shards: Path) -> None:
 
 def test_ranks_share_the_rollouts_and_none_stays_idle(shards: Path) -> None:
     rollouts = [r for i in range(5) for r in train_rollouts(group(shards, i, [1, 0, 1], length=2 + i))]
-    shares = split_by_rank(rollouts, 2)
+    shares = split_by_rank(rollouts, 2, whole_groups=False)
     assert Counter(id(r) for share in shares for r in share) == Counter(map(id, rollouts))
     tokens = [sum(len(r.token_ids) for r in share) for share in shares]
     assert abs(tokens[0] - tokens[1]) <= max(len(r.token_ids) for r in rollouts)
-    assert split_by_rank(rollouts[:1], 3) == [rollouts[:1], [], []]
+    assert split_by_rank(rollouts[:1], 3, whole_groups=False) == [rollouts[:1], [], []]
+    whole = split_by_rank(rollouts, 2, whole_groups=True)
+    assert Counter(id(r) for share in whole for r in share) == Counter(map(id, rollouts))
+    assert not {r.ref for r in whole[0]} & {r.ref for r in whole[1]}
+    assert all(whole)
 
 
 def test_a_rank_without_rollouts_gets_a_batch_that_counts_for_nothing(shards: Path) -> None:
-    (batch,) = build_batches([], encode_nothing, pack_length=64, multiple=4, pad_token_id=0)
+    rules = PackRules(pack_length=64, multiple=4, pad_token_id=0, image_token_id=5, share_prompts=True)
+    (batch,) = build_batches([], encode_nothing, rules)
     output = policy_loss(AlgorithmConfig())(torch.zeros(4, requires_grad=True), batch)
     assert (output.loss_sum.item(), output.count.item()) == (0, 0)
 
 
-def encode_nothing(ref: SampleRef, token_ids: tuple[int, ...]) -> Example:
+def encode_nothing(ref: SampleRef) -> Example:
     raise AssertionError("there is nothing to encode")
 
 
@@ -114,21 +119,44 @@ def test_a_bad_prompt_is_skipped_and_counted(tmp_path: Path) -> None:
     assert stream.num_skipped == 1
 
 
-def test_each_response_token_gets_its_rollouts_numbers(shards: Path, tiny_hf: Path) -> None:
+@pytest.mark.parametrize("share_prompts", [False, True])
+@pytest.mark.parametrize("pack_length", [1_200, 380])
+def test_each_response_token_gets_its_rollouts_numbers(
+    shards: Path, tiny_hf: Path, share_prompts: bool, pack_length: int
+) -> None:
     encoder = ChatEncoder.from_hf(tiny_hf, IMAGE)
-    rollouts = [
-        TrainRollout(ref=p.ref, token_ids=ids, logprobs=tuple(-float(t) for t in ids), advantage=float(k + 1))
-        for k, (p, ids) in enumerate(
-            zip(read_prompts(shards, image=IMAGE), [(20, 21, 2), (30, 2), (40, 41, 42, 2)], strict=False)
-        )
+    answers = [
+        (20, 21, 2),
+        (30, 2),
+        (40, 41, 42, 2),
+        (50, 2),
+        (60, 61, 62, 63, 64, 65, 66, 67, 68, 2),
+        (70, 2),
     ]
-    batches = build_batches(
-        rollouts,
-        lambda ref, ids: encoder.encode_response(read_sample(shards, ref), ids),
-        pack_length=600,
+    refs = [p.ref for p in read_prompts(shards, image=IMAGE)][:2]
+    rollouts = [
+        TrainRollout(
+            ref=refs[k % 2], token_ids=ids, logprobs=tuple(-float(t) for t in ids), advantage=k + 1.0
+        )
+        for k, ids in enumerate(answers)
+    ]
+    rules = PackRules(
+        pack_length=pack_length,
         multiple=4,
         pad_token_id=encoder.pad_token_id,
+        image_token_id=encoder.image_token_id,
+        share_prompts=share_prompts,
     )
+    batches = build_batches(rollouts, lambda ref: encoder.encode_prompt(read_sample(shards, ref)), rules)
+    prompts = sum(name == "" for batch in batches for name in batch.packed.ids)
+    assert (prompts > 0) == share_prompts
+    if share_prompts:
+        alone = build_batches(
+            rollouts,
+            lambda r: encoder.encode_prompt(read_sample(shards, r)),
+            replace(rules, share_prompts=False),
+        )
+        assert sum(b.packed.num_tokens for b in batches) < sum(b.packed.num_tokens for b in alone)
     seen = {}
     for batch in batches:
         packed, learned = batch.packed, batch.packed.loss_mask.bool()
@@ -138,6 +166,9 @@ def test_each_response_token_gets_its_rollouts_numbers(shards: Path, tiny_hf: Pa
         bounds = packed.cu_seqlens.tolist()
         for name, start, end in zip(packed.ids, bounds[:-1], bounds[1:], strict=True):
             assert (end - start) % 4 == 0
+            if not name:
+                assert not learned[start:end].any()
+                continue
             chosen = learned[start:end]
             seen[int(name)] = (
                 packed.labels[start:end][chosen].tolist(),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_sft import sft_rank
 
 from data_pipeline.config import ImageConfig, LoaderConfig
@@ -57,8 +59,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
         precision="fp32",
         trainers=2,
         pack_length=2048,
+        share_prompts=True,
         max_mismatch=1e-4,
-        engine=EngineConfig(precision="fp32", max_model_len=384, max_num_seqs=16, max_images=1, memory=0.5),
+        engine=EngineConfig(
+            precision="fp32", max_model_len=384, max_num_seqs=16, max_images=1, cpu_kv_cache_gib=0.5
+        ),
         sampling=SamplingConfig(n=4, max_tokens=40),
         reward=RewardConfig(workers=1),
         image=image,
@@ -127,6 +132,9 @@ def test_resume_and_a_killed_engine_change_nothing(finished: Path, config: RLCon
     for row, undisturbed in zip(seen, wanted, strict=True):
         if "grad_norm" in undisturbed:
             assert row["grad_norm"] == pytest.approx(undisturbed["grad_norm"], rel=1e-4)
+    weights = [load_file(folder / "hf" / "model.safetensors") for folder in (run, finished)]
+    for name in weights[0].keys() | weights[1].keys():
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=1e-6, msg=name)
     texts = [[r["text"] for r in row["rollouts"]] for row in rows(run, "rollouts")]
     assert texts == [[r["text"] for r in row["rollouts"]] for row in rows(finished, "rollouts")]
 
@@ -136,7 +144,16 @@ def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None
     from rl.loop import run_rl
 
     algorithm = AlgorithmConfig(name="grpo", clip_low=1e-4, clip_high=1e-4, num_minibatches=2)
-    run_rl(replace(config, run=str(tmp_path), steps=1, prompts_per_step=12, algorithm=algorithm))
+    run_rl(
+        replace(
+            config,
+            run=str(tmp_path),
+            steps=1,
+            prompts_per_step=12,
+            share_prompts=False,
+            algorithm=algorithm,
+        )
+    )
     (row,) = rows(tmp_path)
     assert row["grad_norm"] > 0
     assert row["clip_fraction"] > 0  # the second step's ratios have left the tiny interval

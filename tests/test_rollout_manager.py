@@ -179,7 +179,7 @@ def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(
         model=str(tiny_hf),
         prompts=str(tmp_path / "shards"),
         prompts_per_step=12,
-        engine=EngineConfig(precision="bf16", max_model_len=512, max_num_seqs=16, memory=0.1),
+        engine=EngineConfig(precision="bf16", max_model_len=512, max_num_seqs=16, cpu_kv_cache_gib=0.1),
         sampling=SamplingConfig(n=4, max_tokens=200),
     )
     prompts = read_prompts(config.prompts, image=config.image)

@@ -36,12 +36,29 @@ class PackedSequences(PackedSeqParams):
 
     cp_rank: int = 0
     cp_size: int = 1
+    parents: Tensor | None = None
 
     @classmethod
     def create(
-        cls, cu_seqlens: Tensor, *, cp_rank: int = 0, cp_size: int = 1, **kwargs: Any
+        cls,
+        cu_seqlens: Tensor,
+        *,
+        cp_rank: int = 0,
+        cp_size: int = 1,
+        parents: Tensor | None = None,
+        **kwargs: Any,
     ) -> PackedSequences:
-        """`cu_seqlens` [S + 1] int32 counts the tokens of all context-parallel ranks."""
+        """`cu_seqlens` [S + 1] int32 counts the tokens of all context-parallel ranks.
+
+        `parents` [S]: the sequence that each goes on from and attends to as a whole, -1 for none.
+
+        Raises:
+            ValueError: parents under context parallelism, whose zigzag balances sequences of their own only.
+        """
+        if parents is not None and cp_size > 1:
+            raise ValueError(
+                f"shared prompts do not go with parallel.cp={cp_size}; set share_prompts to False"
+            )
         longest = int(cu_seqlens.diff().max())
         return cls(
             qkv_format="sbhd",
@@ -51,11 +68,14 @@ class PackedSequences(PackedSeqParams):
             max_seqlen_kv=longest,
             cp_rank=cp_rank,
             cp_size=cp_size,
+            parents=parents,
             **kwargs,
         )
 
     @cached_property
     def plan(self) -> AttentionPlan:
+        if self.parents is not None:
+            return AttentionPlan.branching(self.cu_seqlens_q, self.parents)
         return AttentionPlan.create(self.cu_seqlens_q, cp_rank=self.cp_rank, cp_size=self.cp_size)
 
 
@@ -63,15 +83,20 @@ class PackedSequences(PackedSeqParams):
 class Slots:
     """Tokens laid out bucket by bucket, each sequence padded to its bucket's longest: M slots in all."""
 
-    token: (
-        Tensor | None
-    )  # [M] the token in each slot, padding repeats a token; None where slots are the tokens
-    home: Tensor | None  # [T] the slot of each token
+    token: Tensor | None  # [M] the token in each slot, padding repeats one; None: the slots are the tokens
+    home: Tensor | None  # [T] the slot of each token; None also where a token has several
     shapes: tuple[tuple[int, int], ...]  # of each bucket: sequences, padded length
 
     def split(self, x: Tensor) -> list[Tensor]:
         """[T, N, D] -> [B, N, L, D] of each bucket; no gradient flows back from padding."""
-        slots = x if self.token is None else _Take.apply(x, self.token, self.home)
+        if self.token is None:
+            slots = x
+        elif (
+            self.home is None
+        ):  # a token's gradients add up over its slots; those of padding are masked, so 0
+            slots = x.index_select(0, self.token)
+        else:
+            slots = _Take.apply(x, self.token, self.home)
         parts = slots.split([b * length for b, length in self.shapes])
         return [p.unflatten(0, shape).transpose(1, 2) for p, shape in zip(parts, self.shapes, strict=True)]
 
@@ -109,6 +134,33 @@ class AttentionPlan:
         return cls(
             query=query, key=_from_gathered(key, order.flatten()), padding_masks=padding, causal_masks=masks
         )
+
+    @classmethod
+    def branching(cls, cu_seqlens: Tensor, parents: Tensor) -> AttentionPlan:
+        """Causal attention where a sequence's keys are those of its parent, if it has one, then its own."""
+        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+        device = starts.device
+        prefix = torch.where(parents >= 0, lengths[parents], 0)
+        own_buckets = bucket_by_length(lengths.tolist())
+        buckets = [
+            torch.tensor([own[i] for i in inner], device=device)
+            for own in own_buckets
+            for inner in bucket_by_length(prefix[torch.tensor(own, device=device)].tolist())
+        ]
+        tokens, shapes, masks = [], [], []
+        for bucket in buckets:
+            before = torch.arange(int(prefix[bucket].max()), device=device)
+            own = torch.arange(int(lengths[bucket].max()), device=device)
+            is_prefix = before < prefix[bucket, None]
+            is_own = own < lengths[bucket, None]
+            prefix_tokens = starts[parents[bucket], None] + before * is_prefix
+            tokens.append(torch.cat([prefix_tokens, starts[bucket, None] + own * is_own], dim=1).flatten())
+            shapes.append((len(bucket), len(before) + len(own)))
+            causal = (own[:, None] >= own).expand(len(bucket), -1, -1)
+            mask = torch.cat([is_prefix[:, None].expand(-1, len(own), -1), causal], dim=2)
+            masks.append(mask[:, None] if len(before) else None)
+        key = Slots(token=torch.cat(tokens), home=None, shapes=tuple(shapes))
+        return cls(query=_lay_out(cu_seqlens, buckets), key=key, padding_masks=[], causal_masks=masks)
 
 
 def bucket_by_length(lengths: list[int]) -> list[list[int]]:
@@ -205,21 +257,36 @@ class CoreAttention(MegatronModule):
     ) -> Tensor:
         """query [T, 1, N, D], key and value [T, 1, G, D] -> [T, 1, N * D]."""
         plan = packed_seq_params.plan
-        query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         if self.cp_group is not None:
             key = gather_from_sequence_parallel_region(key.contiguous(), group=self.cp_group)
             value = gather_from_sequence_parallel_region(value.contiguous(), group=self.cp_group)
-        masks = plan.causal_masks if self.causal else plan.padding_masks
-        buckets = zip(plan.query.split(query), plan.key.split(key), plan.key.split(value), masks, strict=True)
-        return plan.query.join([self._attend(q, k, v, mask) for q, k, v, mask in buckets]).unsqueeze(1)
+        return attend(query, key, value, plan, causal=self.causal, scale=self.scale)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    *,
+    causal: bool,
+    scale: float | None = None,
+) -> Tensor:
+    """query [T, 1, N, D], key and value [T, 1, G, D] -> [T, 1, N * D]; scale is 1 / sqrt(D) when None."""
+    masks = plan.causal_masks if causal else plan.padding_masks
+    queries, keys, values = (
+        slots.split(x.squeeze(1)) for slots, x in ((plan.query, query), (plan.key, key), (plan.key, value))
+    )
+    parts = [
+        F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            is_causal=self.causal and mask is None,
-            scale=self.scale,
+            is_causal=causal and mask is None,
+            scale=scale,
             enable_gqa=q.size(1) != k.size(1),
         )
+        for q, k, v, mask in zip(queries, keys, values, masks, strict=True)
+    ]
+    return plan.query.join(parts).unsqueeze(1)

@@ -26,7 +26,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from megatron_omr import cpu
-from megatron_omr.model.attention import CoreAttention, PackedSequences
+from megatron_omr.model.attention import CoreAttention, PackedSequences, attend
 
 
 class RMSNorm(nn.Module):
@@ -99,6 +99,8 @@ def _te_backend() -> Backend:
             **kwargs: Any,
         ) -> Tensor:
             packed: PackedSequences = kwargs.pop("packed_seq_params")
+            if packed.parents is not None:  # its kernels know no sequences that share their beginning
+                return attend(query, key, value, packed.plan, causal=True)
             params = PackedSeqParams(
                 qkv_format="thd",
                 cu_seqlens_q=packed.cu_seqlens_q,

@@ -52,7 +52,7 @@ class Qwen25VL(MegatronModule):
             attention_mask=None,
             decoder_input=hidden,
             packed_seq_params=PackedSequences.create(
-                batch.cu_seqlens, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size
+                batch.cu_seqlens, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size, parents=batch.parents
             ),
         )
         # GPTModel gives logits batch first

@@ -101,6 +101,7 @@ POLICY_LOSSES: dict[str, Callable[[PolicyLossInputs], LossOutput]] = {"gspo": gs
 def policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], LossOutput]:
     """The configured algorithm as (logprobs_T, batch) -> LossOutput; its metrics include the mismatch."""
     loss = POLICY_LOSSES[config.name]
+    clip_low, clip_high = config.clip
 
     def evaluate(logprobs_T: Tensor, batch: RolloutBatch) -> LossOutput:
         mask_T = batch.packed.loss_mask
@@ -111,8 +112,8 @@ def policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], Los
                 advantages_T=batch.advantages_T,
                 mask_T=mask_T,
                 cu_seqlens=batch.packed.cu_seqlens,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
+                clip_low=clip_low,
+                clip_high=clip_high,
             )
         )
         # of the weights that answered: later mini-batches have moved on from them

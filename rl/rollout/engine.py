@@ -92,11 +92,6 @@ class Engine:
         )
         return [self._rollouts(output, self.version) for output in outputs]
 
-    def probe(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Rollout]:
-        """Greedy answers with logprobs: the trainer scores the same tokens, and the two must agree."""
-        greedy = SamplingConfig(n=1, temperature=0.0, max_tokens=max_tokens)
-        return [answers[0] for answers in self.generate(prompts, greedy, 0)]
-
     def update_weights(self, manifest: WeightManifest) -> int:
         """Take the weights of `manifest`, forget what was computed with the old ones, return the new version.
 
@@ -120,10 +115,6 @@ class Engine:
             )
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
-
-    def ping(self) -> int | None:
-        """The version of the weights; None after a failed update."""
-        return self.version
 
     def close(self) -> None:
         """End the engine and leave vLLM's process group, for a process that goes on with something else."""
@@ -205,12 +196,14 @@ def _hardware_settings(config: EngineConfig) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": config.memory}
+        return {"gpu_memory_utilization": config.gpu_memory_utilization}
     return {
-        "kv_cache_memory_bytes": int(config.memory * 2**30),
+        "kv_cache_memory_bytes": int(config.cpu_kv_cache_gib * 2**30),
         "enforce_eager": True,
         "skip_mm_profiling": True,  # it would run the vision tower on the largest image
         # vLLM rewinds the generator of a seeded request whose prompt it cuts, which CPU generators cannot do
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(2048, config.max_model_len),
+        # only whole blocks are shared between the answers to one prompt: 128, the default, exceeds short prompts
+        "block_size": 32,
     }

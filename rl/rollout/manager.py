@@ -17,6 +17,12 @@ from rl.types import Prompt, Rollout
 E = TypeVar("E")  # an engine
 H = TypeVar("H", bound=Hashable)  # a reply that is on its way
 
+IN_FLIGHT = 2
+"""Requests an engine holds, so that it never waits for the next."""
+
+MAX_RESTARTS = 3
+"""Engines that may die in one round of prompts; more are no chance."""
+
 
 class EngineDied(Exception):
     """Raised by EngineCalls.take: the engine is gone, and with it all that it was asked."""
@@ -49,19 +55,15 @@ class RolloutManager(Generic[E, H]):
         *,
         num_engines: int,
         max_num_seqs: int,
-        in_flight: int = 2,
-        max_restarts: int = 3,
     ) -> None:
         """Start the engines.
 
         Args:
             max_num_seqs: answers that one engine writes at a time; a request asks for no more.
-            in_flight: requests an engine holds, so that it never waits for the next.
-            max_restarts: engines that may die in one call; more are no chance.
         """
         self.restarts = 0
         self._calls = calls
-        self._max_num_seqs, self._in_flight, self._max_restarts = max_num_seqs, in_flight, max_restarts
+        self._max_num_seqs = max_num_seqs
         self._engines = [calls.start() for _ in range(num_engines)]
         self._manifest: WeightManifest | None = None
 
@@ -120,12 +122,12 @@ class RolloutManager(Generic[E, H]):
         self._engines.clear()
 
     def _turns(self, asked: dict[H, tuple[int, range]], num_chunks: int) -> list[int]:
-        """Which engines get the next chunks: always the one with the fewest, up to `in_flight` each."""
+        """Which engines get the next chunks: always the one with the fewest, up to IN_FLIGHT each."""
         load = Counter(number for number, _ in asked.values())
         turns: list[int] = []
         while len(turns) < num_chunks:
             number = min(range(len(self._engines)), key=lambda n: load[n])
-            if load[number] >= self._in_flight:
+            if load[number] >= IN_FLIGHT:
                 break
             load[number] += 1
             turns.append(number)
@@ -139,9 +141,9 @@ class RolloutManager(Generic[E, H]):
             self._calls.take(self._calls.update(self._engines[number], self._manifest))
 
     def _check_deaths(self, deaths: int, prompts: Sequence[Prompt]) -> None:
-        if deaths > self._max_restarts:
+        if deaths > MAX_RESTARTS:
             raise RuntimeError(
-                f"{deaths} engines died in one round of prompts, allowed max_restarts={self._max_restarts}; "
+                f"{deaths} engines died in one round of prompts, allowed {MAX_RESTARTS}; "
                 f"the last was asked {prompts[0].ref.id} to {prompts[-1].ref.id}. Look at its log; if memory "
-                "ran out, lower engine.max_num_seqs or engine.memory"
+                "ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or engine.cpu_kv_cache_gib"
             )

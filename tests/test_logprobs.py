@@ -75,7 +75,7 @@ def make_batch() -> PackedBatch:
 
 
 def _token_logprobs(parallel: ParallelConfig, temperature: float):
-    from megatron_omr.loss import token_logprobs
+    from megatron_omr.logprobs import token_logprobs
     from megatron_omr.parallel import zigzag_order
 
     ranks, batch = init_ranks(parallel), make_batch()
