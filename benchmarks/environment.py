@@ -6,8 +6,9 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
+
+from launch.doctor import version
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -25,18 +26,12 @@ PACKAGES = (
 
 def describe_environment() -> dict[str, object]:
     """Processor, cores, load and versions of what is installed."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {package: found for package in PACKAGES if (found := version(package))},
     }
 
 

@@ -114,7 +114,7 @@ def rl(args: list[str]) -> None:
 
     Examples:
       omr rl demo
-      omr rl demo --algorithm.name grpo --algorithm.clip_low 0.2 --algorithm.clip_high 0.2 --run runs/grpo
+      omr rl demo --algorithm.name grpo --run runs/grpo
       omr rl qwen2_5_vl_7b_gspo --trainers 4 --engine.num_engines 4
     """
     config = _recipe(rl, "rl", RLConfig, RL_RECIPES, args)

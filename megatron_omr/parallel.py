@@ -67,10 +67,6 @@ class Ranks:
         """All ranks over which gradients are summed."""
         return _group(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
-    def model_parallel_group(self) -> ProcessGroup:
-        """All ranks (TP x PP) that together hold one copy of the model."""
-        return _group(parallel_state.get_model_parallel_group())
-
 
 def _group(group: Any) -> ProcessGroup:
     assert isinstance(group, dist.ProcessGroup), f"no such group: {group}"
@@ -120,6 +116,13 @@ def shutdown() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def union_of_ranks(ids: set[str]) -> set[str]:
+    """What any rank has in its `ids`. Collective over all ranks."""
+    gathered: list[set[str]] = [set() for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, ids)
+    return set().union(*gathered)
 
 
 def zigzag_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:

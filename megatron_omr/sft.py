@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-
-import torch.distributed as dist
 
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.loader import Loader
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu, parallel
+from megatron_omr.bad_steps import BadSteps
 from megatron_omr.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.config import ModelConfig, SFTConfig
 from megatron_omr.convert.export import save_hf
-from megatron_omr.flops import peak_flops
 from megatron_omr.losses import sft_loss
 from megatron_omr.metrics import MetricsLog
 from megatron_omr.parallel import Ranks
 from megatron_omr.run_folder import checkpoints, save_config
-from megatron_omr.step import MicroBatch, StepResult, Trainer, bare_chunks, build_trainer, train_step
+from megatron_omr.step import MicroBatch, Trainer, bare_chunks, build_trainer, step_values, train_step
+
+SHOWN = ("loss", "tokens_per_second", "mfu")
 
 
 def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) -> None:
@@ -43,21 +45,18 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     loader = build_loader(config, ranks)
     step, bad_steps = resume(trainer, loader, run)
     log = open_log(config, first_step=step) if ranks.is_logger else None
-    try:
+    with closing(log) if log is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
             result = train_step(trainer, [sft_micro_batch(batch) for batch in batches])
-            bad_steps = count_bad_step(result, batches, bad_steps, limit=config.optim.max_bad_steps)
+            ids = partial(parallel.union_of_ranks, {i for batch in batches for i in batch.ids})
+            bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
             if log is not None:
                 values = step_values(result, time.perf_counter() - started, world_size)
-                log.write(
-                    step,
-                    values | {"bad_steps": bad_steps["total"]},
-                    show=("loss", "tokens_per_second", "mfu"),
-                )
+                log.write(step, values | {"bad_steps": bad_steps.total}, show=SHOWN)
             step += 1
             if step % config.checkpoint.every == 0 or step == config.steps:
-                state = {"loader": loader.state_dict(), "bad_steps": bad_steps}
+                state = {"loader": loader.state_dict(), "bad_steps": asdict(bad_steps)}
                 save_checkpoint(
                     trainer,
                     run / "checkpoints",
@@ -66,9 +65,6 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
                     template=config.model,
                     keep=config.checkpoint.keep,
                 )
-    finally:
-        if log is not None:
-            log.close()
     save_hf(bare_chunks(trainer), model, ranks, run / "hf", template=config.model)
     parallel.shutdown()
 
@@ -91,14 +87,14 @@ def sft_micro_batch(batch: PackedBatch) -> MicroBatch:
     return MicroBatch(packed=packed, loss=partial(sft_loss, batch=packed))
 
 
-def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, dict[str, int]]:
+def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps]:
     """Steps done and bad steps so far, from the newest checkpoint of `run` (0 when there is none)."""
     saved = checkpoints(run / "checkpoints")
     if not saved:
-        return 0, {"in_a_row": 0, "total": 0}
+        return 0, BadSteps()
     step, state = load_checkpoint(trainer, saved[-1])
     loader.load_state_dict(state["loader"])
-    return step, state["bad_steps"]
+    return step, BadSteps(**state["bad_steps"])
 
 
 def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:
@@ -106,41 +102,3 @@ def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:
     run = Path(config.run)
     save_config(config, run, resumes=first_step > 0)
     return MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="sft")
-
-
-def count_bad_step(
-    result: StepResult, batches: list[PackedBatch], bad_steps: dict[str, int], *, limit: int
-) -> dict[str, int]:
-    """Count a step skipped for its NaN or infinite gradient.
-
-    Raises:
-        FloatingPointError: more than `limit` in a row; names the samples of the last one, of all ranks.
-    """
-    if not result.skipped:
-        return bad_steps | {"in_a_row": 0}
-    bad_steps = {"in_a_row": bad_steps["in_a_row"] + 1, "total": bad_steps["total"] + 1}
-    if bad_steps["in_a_row"] <= limit:
-        return bad_steps
-    ids: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(ids, [i for batch in batches for i in batch.ids])
-    named = sorted({i for rank_ids in ids for i in rank_ids})
-    raise FloatingPointError(
-        f"{bad_steps['in_a_row']} steps in a row had a NaN or infinite gradient (optim.max_bad_steps={limit}); "
-        f"the last one's samples: {', '.join(named)}. Look at them, lower optim.lr, or raise the limit"
-    )
-
-
-def step_values(result: StepResult, seconds: float, world_size: int) -> dict[str, float]:
-    """One line of metrics.jsonl."""
-    values = {
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "lr": result.lr,
-        "tokens_per_second": result.num_tokens / seconds,
-        "step_seconds": seconds,
-        **result.metrics,
-    }
-    peak = peak_flops(cpu.device_name())
-    if peak is not None:
-        values["mfu"] = result.flops / seconds / (peak * world_size)
-    return values

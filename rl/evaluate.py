@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.verify_pool import VerifyPool
+from megatron_omr.run_folder import save_config
 from rl.config import EvalConfig
 from rl.groups import score_groups
 from rl.prompts import read_prompts
@@ -72,6 +73,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)  # until the new one is there, nothing is evaluated
+    save_config(config, out, resumes=False)
     groups = []
     with (
         VerifyPool(config.reward.workers, config.reward.deadline) as pool,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.verify_pool import VerifyPool
+from megatron_omr.bad_steps import BadSteps
 from megatron_omr.metrics import JsonLines, MetricsLog
 from megatron_omr.run_folder import checkpoints, save_config
 from rl.config import RLConfig
@@ -33,12 +36,13 @@ def run_rl(config: RLConfig) -> None:
     start_ray()
     try:
         check_gpus(config)
-        with VerifyPool(config.reward.workers, config.reward.deadline) as pool:
-            engines = rollout_manager(config)  # start while the trainers do
-            trainers = TrainerGroup(config)
+        with (
+            VerifyPool(config.reward.workers, config.reward.deadline) as pool,
+            closing(rollout_manager(config)) as engines,  # they start while the trainers do
+            closing(TrainerGroup(config)) as trainers,
+        ):
             run_sync(config, trainers, engines, pool)
             trainers.save_hf()
-            trainers.close()
     finally:
         stop_ray()
 
@@ -50,33 +54,37 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
     if state:
         prompts.load_state_dict(state["prompts"])
     engines.update_weights(trainers.send_weights(version=first_step))
+    bad_steps = BadSteps(**state.get("bad_steps", {}))
     log = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="rl")
     gallery = JsonLines(run / "rollouts.jsonl", first_step=first_step)
-    bad_steps = 0
-    for step in range(first_step, config.steps):
-        timer = PhaseTimer()
-        asked = prompts.take(config.prompts_per_step)
-        with timer.phase("generate"):
-            answers = engines.generate(asked, config.sampling, step)
-        with timer.phase("reward"):
-            groups = score_groups(pool, config.reward, asked, answers)
-        with timer.phase("train"):
-            kept = kept_groups(config.algorithm, groups)
-            trained = learn(config, trainers, groups, kept)
-            bad_steps = count_bad_steps(config, trained, bad_steps, kept)
-        with timer.phase("sync"):
-            engines.update_weights(trainers.send_weights(version=step + 1))
-        values = rollout_metrics(groups, kept) | trained | timer.seconds()
-        values["tokens_per_second"] = values["response_tokens"] / values["seconds_generate"]
-        values["skipped_prompts"] = float(prompts.num_skipped)
-        values["engine_restarts"] = float(engines.restarts)
-        log.write(step, values, show=SHOWN)
-        for group in groups[:GALLERY_GROUPS]:
-            gallery.write(step, gallery_row(config.prompts, group))
-        if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
-            trainers.save(step + 1, {"prompts": prompts.state_dict()})
-    gallery.close()
-    log.close()
+    with closing(log), closing(gallery):
+        for step in range(first_step, config.steps):
+            timer = PhaseTimer()
+            asked = prompts.take(config.prompts_per_step)
+            with timer.phase("generate"):
+                answers = engines.generate(asked, config.sampling, step)
+            with timer.phase("reward"):
+                groups = score_groups(pool, config.reward, asked, answers)
+            with timer.phase("train"):
+                kept = kept_groups(config.algorithm, groups)
+                trained = learn(config, trainers, groups, kept)
+                bad_steps = bad_steps.after(
+                    trained["skipped_steps"] > 0,
+                    limit=config.optim.max_bad_steps,
+                    samples=lambda kept=kept: {group.prompt.ref.id for group in kept},
+                )
+            with timer.phase("sync"):
+                engines.update_weights(trainers.send_weights(version=step + 1))
+            values = rollout_metrics(groups, kept) | trained | timer.seconds()
+            values["tokens_per_second"] = values["response_tokens"] / values["seconds_generate"]
+            values["skipped_prompts"] = float(prompts.num_skipped)
+            values["engine_restarts"] = float(engines.restarts)
+            values["bad_steps"] = float(bad_steps.total)
+            log.write(step, values, show=SHOWN)
+            for group in groups[:GALLERY_GROUPS]:
+                gallery.write(step, gallery_row(config.prompts, group))
+            if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
+                trainers.save(step + 1, {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)})
 
 
 def learn(
@@ -87,20 +95,3 @@ def learn(
     if not kept:
         return mismatch | {"skipped_steps": 0.0}
     return mismatch | trainers.train(minibatches(kept, config.algorithm.num_minibatches))
-
-
-def count_bad_steps(
-    config: RLConfig, trained: dict[str, float], bad_steps: int, kept: Sequence[Group]
-) -> int:
-    """Steps in a row that were skipped for a NaN or infinite gradient.
-
-    Raises:
-        FloatingPointError: more than `optim.max_bad_steps`; names the prompts of the last one.
-    """
-    bad_steps = bad_steps + 1 if trained["skipped_steps"] else 0
-    if bad_steps > config.optim.max_bad_steps:
-        raise FloatingPointError(
-            f"{bad_steps} steps in a row had a NaN or infinite gradient (optim.max_bad_steps="
-            f"{config.optim.max_bad_steps}); the last one's prompts: {', '.join(g.prompt.ref.id for g in kept)}"
-        )
-    return bad_steps

@@ -9,7 +9,8 @@ import pytest
 
 from launch.cli import main
 from launch.config import DemoConfig
-from launch.demo import Demo, print_summary, write_summary
+from launch.stages import Demo
+from launch.summary import print_summary, write_summary
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:

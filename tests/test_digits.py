@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.digits import GRIDS, QUESTIONS, SPLITS, digit_samples, digit_texts, scan_splits
+from data_pipeline.digits import GRIDS, QUESTIONS, SPLITS, TURNS, digit_samples, digit_texts, scan_splits
 from data_pipeline.sources import SOURCES
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Sample
 
@@ -47,7 +47,7 @@ def test_answers_are_right_and_unambiguous():
         assert re.fullmatch(rf"<think>{reading}\. .+</think><answer>{sample.answer}</answer>", target)
         assert sample.messages[0].content == SYSTEM_PROMPT
         assert question.count(IMAGE_MARK) == len(sample.images) == 1
-    assert kinds == set(QUESTIONS)
+    assert kinds == set(TURNS) == set(QUESTIONS)
 
 
 def test_images_hold_the_digits_in_the_stated_layout():

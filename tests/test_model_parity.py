@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_omr.config import ModelConfig, ParallelConfig, ParityConfig
 from ranks import init_ranks, run_ranks
@@ -51,6 +56,35 @@ def test_a_wrong_weight_is_reported(tiny_hf: Path) -> None:
     report = run_ranks(_measure_with_changed_norm, 1, ParityConfig(model=str(tiny_hf)))[0]
     assert not report["passed"]
     assert report["tower_max"] < 1e-4 < report["logits_max"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "limit", "code"),
+    [("tiny_hf", "1e-4", 0), ("tiny_hf", "1e-12", 1), ("nan_hf", "1e-4", 1)],
+    ids=["right", "above the limit", "nan"],
+)
+def test_the_command_prints_json_and_its_exit_code_is_the_verdict(
+    model: str, limit: str, code: int, request: pytest.FixtureRequest
+) -> None:
+    words = ["parity", str(request.getfixturevalue(model)), "--json", "--max-logit-diff", limit]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", *words], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == code, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"] == (code == 0) and report["num_samples"] > 1
+
+
+@pytest.fixture
+def nan_hf(tiny_hf: Path, tmp_path: Path) -> Path:
+    """The tiny model with one weight that is no number."""
+    folder = tmp_path / "nan"
+    shutil.copytree(tiny_hf, folder)
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def test_packed_samples_do_not_see_each_other(tiny_hf: Path) -> None:

@@ -78,6 +78,23 @@ def writing_checkpoint(run: Path, step: int) -> bool:
     return (run / "checkpoints" / f".step-{step:08d}.partial").exists()
 
 
+def test_mfu_is_logged_where_the_peak_is_known() -> None:
+    (known, unknown) = run_ranks(_mfu, 1)[0]
+    assert known == pytest.approx(989e12 / 4 / (2 * 989e12 * 2))
+    assert unknown is None
+
+
+def _mfu() -> tuple[float | None, float | None]:
+    """Of a step of a quarter of an H200's peak second, taken in two seconds by two of them; of the same here."""
+    from megatron_omr import cpu
+    from megatron_omr.step import StepResult, step_values
+
+    result = StepResult(loss=1, grad_norm=1, lr=1, skipped=False, num_tokens=8, flops=989e12 / 4)
+    here = step_values(result, 2.0, 2).get("mfu")
+    cpu.device_name = lambda: "NVIDIA H200"
+    return step_values(result, 2.0, 2).get("mfu"), here
+
+
 def test_kill_9_at_any_moment_changes_nothing(finished: Path, config: SFTConfig, tmp_path: Path) -> None:
     """Killed in the middle of steps and while checkpoints are written, again and again."""
     run = tmp_path / "killed"

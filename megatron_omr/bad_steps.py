@@ -1,0 +1,35 @@
+"""Counts optimizer steps that were skipped for a NaN or infinite gradient, and ends a run that has too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadSteps:
+    """Part of a run's checkpointed state, as asdict gives it."""
+
+    in_a_row: int = 0
+    total: int = 0
+
+    def after(self, skipped: bool, *, limit: int, samples: Callable[[], Collection[str]]) -> BadSteps:
+        """The counts after one more step.
+
+        Args:
+            skipped: whether its gradient was NaN or infinite, so that nothing was changed.
+            limit: optim.max_bad_steps, how many in a row are borne.
+            samples: gives the ids of what the step saw; asked past the limit only.
+
+        Raises:
+            FloatingPointError: more than `limit` in a row; names the samples of the last one.
+        """
+        if not skipped:
+            return BadSteps(total=self.total)
+        counts = BadSteps(in_a_row=self.in_a_row + 1, total=self.total + 1)
+        if counts.in_a_row <= limit:
+            return counts
+        raise FloatingPointError(
+            f"{counts.in_a_row} steps in a row had a NaN or infinite gradient (optim.max_bad_steps={limit}); "
+            f"the last one's samples: {', '.join(sorted(samples()))}. Look at them, lower optim.lr, or raise the limit"
+        )
