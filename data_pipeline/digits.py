@@ -57,11 +57,11 @@ def digit_samples(
     kinds: Sequence[str] = (),
     num_digits: tuple[int, int] = (2, 4),
 ) -> Iterator[Sample]:
-    """Yield `count` questions about images of handwritten digits, kinds in turn.
+    """Yield `count` questions about images of handwritten digits.
 
     Args:
         cell: side of a digit in pixels; a multiple of 28, so that nothing resizes the image later.
-        kinds: kinds of questions, names from QUESTIONS; empty takes them all.
+        kinds: kinds of questions in their turns, names from QUESTIONS; empty takes TURNS.
         num_digits: fewest and most digits in an image, between 1 and 4.
     """
     if cell < 28 or cell % 28:
@@ -160,13 +160,16 @@ QUESTIONS: dict[str, Callable[[np.random.Generator, Sequence[int]], tuple[str, s
     "position": _position,
 }
 
+TURNS = ("sum", "largest", "difference", "sum", "smallest", "count", "sum", "difference", "position")
+"""The order in which kinds come by default: half of the questions want arithmetic, the others mostly reading."""
+
 
 # --- composing and drawing
 
 
 def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[int, int]) -> Iterator[Puzzle]:
     """Endless puzzles of one split."""
-    names = tuple(kinds) or tuple(QUESTIONS)
+    names = tuple(kinds) or TURNS
     if split not in SPLITS or not set(names) <= set(QUESTIONS):
         raise ValueError(
             f"split={split!r} must be one of {SPLITS} and kinds={names} among {tuple(QUESTIONS)}"

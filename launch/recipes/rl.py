@@ -16,17 +16,18 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
         run=f"{root}/rl",
         model=f"{root}/sft/hf",
         prompts=f"{root}/data/train",
-        steps=100,
+        steps=130,
         prompts_per_step=32,
         seed=seed,
         precision="fp32",
         trainers=2,
         pack_length=4_096,
+        share_prompts=True,
         max_mismatch=1e-4,
-        engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=256, max_images=1, memory=1.0),
+        engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=256, max_images=1),
         sampling=SamplingConfig(n=8, max_tokens=48),
         image=ImageConfig(min_pixels=28 * 28, max_pixels=224 * 224),
-        optim=OptimConfig(lr=1.5e-4, schedule="constant", warmup_steps=0, weight_decay=0.0),
+        optim=OptimConfig(lr=2e-4, schedule="cosine", warmup_steps=0, weight_decay=0.0),
         checkpoint=CheckpointConfig(every=20, keep=2),
     )
 
@@ -43,12 +44,10 @@ def qwen2_5_vl_7b_gspo() -> RLConfig:
         precision="bf16",
         trainers=4,
         pack_length=33_792,
-        engine=EngineConfig(
-            num_engines=4, precision="bf16", max_model_len=32_792, max_num_seqs=1_024, memory=0.8
-        ),
+        engine=EngineConfig(num_engines=4, precision="bf16", max_model_len=32_792, max_num_seqs=1_024),
         sampling=SamplingConfig(n=16, temperature=1.0, top_p=1.0, max_tokens=28_696),
         reward=RewardConfig(accuracy_weight=0.9, format_weight=0.1),
-        algorithm=AlgorithmConfig(name="gspo", clip_low=3e-4, clip_high=4e-4, num_minibatches=1),
+        algorithm=AlgorithmConfig(name="gspo", num_minibatches=1),
         image=ImageConfig(min_pixels=3_136, max_pixels=4_194_304),
         parallel=ParallelConfig(tp=4, sp=True),
         optim=OptimConfig(
@@ -63,7 +62,7 @@ def qwen2_5_vl_7b_grpo() -> RLConfig:
     return replace(
         qwen2_5_vl_7b_gspo(),
         run="runs/qwen2_5_vl_7b_grpo",
-        algorithm=AlgorithmConfig(name="grpo", clip_low=0.2, clip_high=0.2, num_minibatches=1),
+        algorithm=AlgorithmConfig(name="grpo", num_minibatches=1),
     )
 
 
