@@ -39,7 +39,29 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * nn.functional.rms_norm(x.float(), (x.size(-1),), eps=self.eps).to(x.dtype)
+        return _Normalise.apply(x, self.weight, self.eps)
+
+
+class _Normalise(torch.autograd.Function):
+    """weight * x / rms(x), with its own backward: a third fewer passes over memory than autograd makes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.size(-1))
+        scale = mean_square.add_(eps).rsqrt_()
+        normed = (wide * scale).to(x.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, scale, weight = ctx.saved_tensors
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        wide, grad_normed = normed.float(), (grad * weight).float()
+        # what would change the norm does not come through: dx = (g - n mean(g n)) / rms
+        along = (grad_normed * wide).mean(-1, keepdim=True)
+        return torch.addcmul(grad_normed, wide, along, value=-1).mul_(scale).to(grad.dtype), grad_weight, None
 
 
 @dataclass(frozen=True, kw_only=True)
