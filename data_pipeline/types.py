@@ -105,9 +105,8 @@ class PackedBatch:
     cu_seqlens: Tensor  # [S + 1] int32, 0 = first
     pixel_values: Tensor  # [P, D] float32 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
-    parents: Tensor | None = (
-        None  # [S] int64, the sequence that each goes on from, -1 for none; None: none at all
-    )
+    # [S] int64, the sequence that each goes on from, -1 for none; None where none does
+    parents: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -171,7 +171,10 @@ def _serve(connection: Connection, deadline: float, memory: int) -> None:
     while True:
         try:
             extracted, answer = json.loads(connection.recv_bytes())
-        except EOFError:
+        except (
+            EOFError,
+            ConnectionResetError,
+        ):  # the pool is gone; reset, where it left our last word unread
             return
         signal.setitimer(signal.ITIMER_REAL, deadline)
         is_equal = is_equal_math(extracted, answer)

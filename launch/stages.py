@@ -23,7 +23,7 @@ class Demo:
         saved = (
             json.loads(self._state.read_text())
             if self._state.exists()
-            else {"seed": self.seed, "seconds": {}}
+            else {"seed": self.seed, "seconds": {}, "interrupted": {}}
         )
         if saved["seed"] != self.seed:
             raise ValueError(
@@ -31,6 +31,7 @@ class Demo:
                 f"choose another --out, or delete the folder"
             )
         self.seconds: dict[str, float] = saved["seconds"]
+        self._interrupted: dict[str, float] = saved["interrupted"]  # seconds of attempts that did not finish
         self._save()
 
     def stage(self, name: str, result: str, run: Callable[[], None]) -> None:
@@ -38,17 +39,20 @@ class Demo:
         if (self.root / result).exists():
             print(f"[demo] {name}: done before, {self.root / result}", flush=True)
             return
-        started, before = time.perf_counter(), self.seconds.get(name, 0.0)
+        started, before = time.perf_counter(), self._interrupted.get(name, 0.0)
         try:
             run()
-        finally:  # what an interrupted attempt took counts too
-            self.seconds[name] = round(before + time.perf_counter() - started, 1)
+        finally:
+            self._interrupted[name] = round(before + time.perf_counter() - started, 1)
             self._save()
+        self.seconds[name] = self._interrupted.pop(name)
+        self._save()
         print(f"[demo] {name}: {self.seconds[name]:.0f} s", flush=True)
 
     def _save(self) -> None:
         draft = self._state.with_suffix(".tmp")
-        draft.write_text(json.dumps({"seed": self.seed, "seconds": self.seconds}))
+        state = {"seed": self.seed, "seconds": self.seconds, "interrupted": self._interrupted}
+        draft.write_text(json.dumps(state))
         draft.replace(self._state)
 
     def omr(self, *words: str, **overrides: str) -> Callable[[], None]:

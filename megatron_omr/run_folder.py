@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-MAY_CHANGE = ("run", "steps", "processes", "trainers", "parallel", "engine", "checkpoint", "log")
+MAY_CHANGE = (
+    "run",
+    "steps",
+    "processes",
+    "trainers",
+    "parallel",
+    "pack_length",
+    "share_prompts",
+    "engine",
+    "checkpoint",
+    "log",
+)
 """Fields that a resumed run may change: how long, in which layout, how often to save. All else decides the result."""
 
 
@@ -24,9 +35,10 @@ def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
     new = json.loads(json.dumps(asdict(config)))
     if resumes and path.exists():
         old = json.loads(path.read_text())
-        changed = [name for name in new if name not in MAY_CHANGE and old.get(name) != new[name]]
+        # a field that the old config lacks is newer than the run
+        changed = [name for name in new if name not in MAY_CHANGE and name in old and old[name] != new[name]]
         if changed:
-            shown = "; ".join(f"{name} was {old.get(name)}, is {new[name]}" for name in changed)
+            shown = "; ".join(f"{name} was {old[name]}, is {new[name]}" for name in changed)
             raise ValueError(
                 f"{run} holds a run with other settings: {shown}. Set them back, or choose another run"
             )

@@ -49,7 +49,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
             result = train_step(trainer, [sft_micro_batch(batch) for batch in batches])
-            ids = partial(parallel.union_of_ranks, {i for batch in batches for i in batch.ids})
+            ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
             bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
             if log is not None:
                 values = step_values(result, time.perf_counter() - started, world_size)

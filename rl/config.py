@@ -77,6 +77,8 @@ class AlgorithmConfig:
     def __post_init__(self) -> None:
         if self.num_minibatches < 1:
             raise ValueError(f"algorithm.num_minibatches={self.num_minibatches} must be at least 1")
+        if min(self.clip) < 0:
+            raise ValueError(f"algorithm.clip_low and clip_high are {self.clip}; they must be 0 or more")
 
     @property
     def clip(self) -> tuple[float, float]:
@@ -107,8 +109,9 @@ class RLConfig:
     pack_length: int = 33_792
     """Most tokens in one packed micro-batch of the trainer."""
     share_prompts: bool = False
-    """Compute the prompt, images and all, once for all answers to it on a rank. Not with context parallelism; on
-    GPUs these batches use torch's attention, which needs memory in the square of a response's length."""
+    """Compute the prompt, images and all, once for all answers to it on a rank; only attention copies its keys and
+    values for each answer. Such batches use torch's attention with a mask of (answer x (prompt + answer)) for each
+    answer: for short answers, and not with context parallelism."""
     max_mismatch: float = 0.1
     """Largest mean |logprob difference| between engine and trainer on the probe batch; past it, training stops."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -135,10 +138,12 @@ class RLConfig:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
             )
-        if self.engine.max_model_len > self.pack_length:
+        multiple = self.parallel.sequence_multiple
+        longest = -(-self.engine.max_model_len // multiple) * multiple
+        if longest > self.pack_length:
             raise ValueError(
-                f"pack_length={self.pack_length} must hold the longest prompt and answer, "
-                f"engine.max_model_len={self.engine.max_model_len}; raise it to at least that"
+                f"pack_length={self.pack_length} must hold the longest prompt and answer, engine.max_model_len="
+                f"{self.engine.max_model_len} padded to a multiple of {multiple}; raise it to at least {longest}"
             )
 
 

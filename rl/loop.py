@@ -20,8 +20,8 @@ from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup
 from rl.types import Group
 
-PROBE_GROUPS = 16
-"""Groups of each step of which one answer's logprobs are compared between engine and trainer."""
+PROBE_GROUPS, PROBE_ANSWERS = 8, 2
+"""How many answers of how many groups of each step are compared between engine and trainer."""
 
 GALLERY_GROUPS = 2
 """Groups of each step that are written out for people to read."""
@@ -91,7 +91,8 @@ def learn(
     config: RLConfig, trainers: TrainerGroup, groups: Sequence[Group], kept: Sequence[Group]
 ) -> dict[str, float]:
     """Check that engines and trainer run the same weights, then train; a step without any signal changes nothing."""
-    mismatch = trainers.check_engines([train_rollouts(group)[0] for group in groups[:PROBE_GROUPS]])
+    probes = [r for group in groups[:PROBE_GROUPS] for r in train_rollouts(group)[:PROBE_ANSWERS]]
+    mismatch = trainers.check_engines(probes)
     if not kept:
         return mismatch | {"skipped_steps": 0.0}
     return mismatch | trainers.train(minibatches(kept, config.algorithm.num_minibatches))

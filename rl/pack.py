@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from data_pipeline.packing import balance, blank, pack_trees, padded_length
+from data_pipeline.packing import balance, blank, first_fit, pack_trees, padded_length
 from data_pipeline.sharing import respond, share_prompt
 from data_pipeline.types import Example, PackedBatch, SampleRef, Tree
 from rl.types import RolloutBatch, TrainRollout
@@ -28,7 +28,7 @@ class PackRules:
 def split_by_rank(
     rollouts: Sequence[TrainRollout], num_ranks: int, *, whole_groups: bool
 ) -> list[list[TrainRollout]]:
-    """Spread rollouts over data-parallel ranks by their length; with few rollouts, some ranks get none.
+    """Spread rollouts over data-parallel ranks by the tokens of their answers; with few, some ranks get none.
 
     `whole_groups` keeps the answers to one prompt on one rank, where they can share it.
     """
@@ -78,16 +78,9 @@ def _trees(prompt: Example, responses: Mapping[str, Sequence[int]], rules: PackR
     if tree is None:
         yield from (Tree(root=respond(prompt, ids, id=i)) for i, ids in responses.items())
         return
-    branches: list[Example] = []
-    room = free = rules.pack_length - len(tree.root)
-    for branch in tree.branches:
-        size = padded_length(len(branch), rules.multiple)
-        if branches and size > free:
-            yield Tree(root=tree.root, branches=tuple(branches))
-            branches, free = [], room
-        branches.append(branch)
-        free -= size
-    yield Tree(root=tree.root, branches=tuple(branches))
+    sizes = [padded_length(len(branch), rules.multiple) for branch in tree.branches]
+    for chosen in first_fit(sizes, rules.pack_length - len(tree.root)):
+        yield Tree(root=tree.root, branches=tuple(tree.branches[i] for i in chosen))
 
 
 def _attach(packed: PackedBatch, rollouts: Sequence[TrainRollout]) -> RolloutBatch:

@@ -72,9 +72,9 @@ class TrainerGroup:
 
     def close(self) -> None:
         """End the workers."""
+        self._rendezvous.unlink(missing_ok=True)
         for worker in self._workers:
             ray.kill(worker)
-        self._rendezvous.unlink(missing_ok=True)
 
     @property
     def _dp_size(self) -> int:

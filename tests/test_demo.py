@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
         demo.stage("b", "b", lambda: work("b"))
     assert ran == ["a", "b"]
     assert set(demo.seconds) == {"a", "b"}
+
+
+def test_an_interrupted_attempt_counts_and_one_that_is_done_anew_does_not(tmp_path: Path) -> None:
+    demo = Demo(DemoConfig(out=str(tmp_path), seed=1))
+
+    def stop() -> None:
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.stage("a", "a", stop)
+    again = Demo(DemoConfig(out=str(tmp_path), seed=1))
+    again.stage("a", "a", lambda: time.sleep(0.1))
+    assert 0.3 <= again.seconds["a"] < 0.6
+    again.stage("a", "a", lambda: time.sleep(0.1))  # its result was deleted
+    assert 0.1 <= again.seconds["a"] < 0.3
 
 
 def test_another_seed_needs_another_folder(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
+from vllm import RequestOutput
 
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
@@ -28,16 +29,23 @@ Weights = list[tuple[str, Tensor]]
 
 
 class SwitchableEngine(Engine):
-    """Can be told to keep its encoder cache through an update, as vLLM itself would."""
+    """Can be told to keep a cache through an update, as vLLM itself would; notes what its prefix cache gave."""
 
-    keeps_encoder_cache = False
+    keeps = ""  # encoder | prefix
+    most_cached_tokens = 0
 
     def reset_caches(self) -> None:
-        if self.keeps_encoder_cache:
-            self._llm.reset_prefix_cache()
-            self._llm.llm_engine.reset_mm_cache()
-        else:
+        if self.keeps != "prefix":
+            assert self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_mm_cache()
+        if self.keeps != "encoder":
+            self._llm.llm_engine.reset_encoder_cache()
+        if not self.keeps:
             super().reset_caches()
+
+    def _rollouts(self, output: RequestOutput, version: int) -> list[Rollout]:
+        self.most_cached_tokens = max(self.most_cached_tokens, output.num_cached_tokens or 0)
+        return super()._rollouts(output, version)
 
 
 class Oracle:
@@ -168,15 +176,29 @@ def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.token_ids for rollout in rollouts]
 
 
+def test_answers_to_one_prompt_share_its_keys_and_values(
+    engine: SwitchableEngine, prompts: list[Prompt]
+) -> None:
+    engine.reset_caches()
+    engine.most_cached_tokens = 0
+    greedy(engine, prompts[:1])
+    assert engine.most_cached_tokens == 0
+    engine.reset_caches()
+    engine.generate(prompts[:1], SAMPLING, step_seed=1)
+    assert engine.most_cached_tokens >= 32
+
+
 def test_an_update_reaches_every_weight_and_the_caches(
     engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
 ) -> None:
-    """The same images again and again: embeddings of older weights must not come back."""
-    greedy(engine, prompts)  # fills the encoder cache
-    engine.keeps_encoder_cache = True
-    engine.update_weights(sender.send(oracle.change(1), version=1))
-    assert oracle.gap(prompts, greedy(engine, prompts)) > 0.01
-    engine.keeps_encoder_cache = False
+    """The same images again and again: what older weights made of them must not come back."""
+    for cache in ("encoder", "prefix"):
+        greedy(engine, prompts)  # fills the caches
+        engine.keeps = cache
+        engine.update_weights(sender.send(oracle.change(1), version=1))
+        assert oracle.gap(prompts, greedy(engine, prompts)) > 0.01, cache
+        engine.keeps = ""
+        engine.reset_caches()
     engine.update_weights(sender.send(oracle.change(2), version=2))
     probe = greedy(engine, prompts)
     assert oracle.gap(prompts, probe) < 1e-4

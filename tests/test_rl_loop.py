@@ -95,6 +95,7 @@ def test_weights_learn_and_engines_follow(finished: Path, config: RLConfig) -> N
     assert all(
         0 <= row["reward_accuracy"] <= 1 and row["clip_fraction"] == 0 for row in seen if row["groups_kept"]
     )
+    assert all(row["mismatch"] < 1e-5 for row in seen if row["groups_kept"]), "of answers that share a prompt"
     before = Path(config.model, "model.safetensors").read_bytes()
     assert (finished / "hf" / "model.safetensors").read_bytes() != before
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
@@ -150,7 +151,6 @@ def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None
             run=str(tmp_path),
             steps=1,
             prompts_per_step=12,
-            share_prompts=False,
             algorithm=algorithm,
         )
     )

@@ -100,6 +100,15 @@ def test_close_ends_the_processes_and_says_so():
     pool.close()
 
 
+def test_a_worker_whose_pool_went_without_using_it_ends_quietly():
+    with VerifyPool(workers=1, deadline=5.0) as pool:
+        (worker,) = pool._workers
+        assert worker.connection.poll(60)  # "ready", which nobody reads
+        worker.connection.close()
+        worker.process.join(10)
+        assert worker.process.exitcode == 0
+
+
 def test_workers_that_cannot_start_are_an_error_not_a_loop():
     with (
         VerifyPool(workers=1, deadline=1.0, memory_gib=0.02) as pool,

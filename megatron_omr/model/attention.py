@@ -3,7 +3,7 @@
 Legend: T tokens (this rank's under context parallelism), S sequences, N query heads, G key/value heads, D
 head size, B sequences of a bucket, L their padded length.
 Sequences of similar length share a batch ("bucket"); causal attention needs no mask for right padding. The
-plan of buckets depends on cu_seqlens only: it is made once per batch and shared by all layers.
+plan of buckets depends on the sequences' bounds and parents only: it is made once per batch for all layers.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ class Slots:
         """[T, N, D] -> [B, N, L, D] of each bucket; no gradient flows back from padding."""
         if self.token is None:
             slots = x
-        elif (
-            self.home is None
-        ):  # a token's gradients add up over its slots; those of padding are masked, so 0
+        elif self.home is None:
+            # a token's gradients add up over its slots; those of padding are masked, so 0
             slots = x.index_select(0, self.token)
         else:
             slots = _Take.apply(x, self.token, self.home)
@@ -112,7 +111,7 @@ class AttentionPlan:
     query: Slots
     key: Slots  # of the keys gathered over context parallelism
     padding_masks: list[Tensor | None]  # by bucket, [B, 1, 1, Lk] where keys are padded
-    causal_masks: list[Tensor | None]  # by bucket, [B, 1, Lq, Lk] where queries are a zigzag part of the keys
+    causal_masks: list[Tensor | None]  # by bucket, [B, 1, Lq, Lk] where queries are only a part of the keys
 
     @classmethod
     def create(cls, cu_seqlens: Tensor, *, cp_rank: int, cp_size: int) -> AttentionPlan:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -172,6 +173,7 @@ def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
 def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
     for name, value in ENGINE_ENV.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # about its own insides
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
