@@ -20,6 +20,7 @@ from benchmarks.environment import write_result
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
 from data_pipeline.digits import digit_samples, digit_texts
+from data_pipeline.images import normalise
 from data_pipeline.packing import merge
 from data_pipeline.types import Example
 from megatron_omr import parallel
@@ -150,7 +151,7 @@ def transformers_step(model: str, examples: Sequence[Example], pad_token_id: int
         "input_ids": ids,
         "attention_mask": mask,
         "labels": ids.masked_fill(learned == 0, -100),
-        "pixel_values": torch.cat([e.pixel_values for e in examples]),
+        "pixel_values": normalise(torch.cat([e.pixels for e in examples])),
         "image_grid_thw": torch.cat([e.image_grid_thw for e in examples]),
         "mm_token_type_ids": (ids == hf.config.image_token_id).int(),
     }

@@ -110,7 +110,7 @@ class ChatEncoder:
             BadSample: as encode.
         """
         prompt_ids, images = self.engine_prompt(sample)
-        pixel_values, grids = vision.patches(images)
+        pixels, grids = vision.patches(images)
         counts = iter((grids.prod(dim=1) // vision.MERGE**2).tolist())
         ids: list[int] = []
         for token in prompt_ids:
@@ -124,7 +124,7 @@ class ChatEncoder:
             input_ids=input_ids,
             loss_mask=torch.zeros(input_ids.numel()),
             position_ids=position_ids,
-            pixel_values=pixel_values,
+            pixels=pixels,
             image_grid_thw=grids,
         )
 

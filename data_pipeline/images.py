@@ -1,7 +1,7 @@
 """Image files -> pixels of their final size -> patches, as Qwen2.5-VL's image processor makes them.
 
 An image is brought to its final size here, once: the processors of trainer and engine then find nothing left
-to resize and count the same tokens. Legend: P patches, I images, D patch features.
+to resize and count the same tokens. Legend: P patches, I images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from data_pipeline.types import BadSample
 
 PATCH, MERGE, TEMPORAL = 14, 2, 2
 """Pixels of a patch's side, patches of a token's side, frames of a patch (a still image is repeated)."""
-PATCH_FEATURES = 3 * TEMPORAL * PATCH * PATCH
+PATCH_PIXELS = 3 * PATCH * PATCH
+"""Bytes of a patch. Patches travel as bytes, an eighth of what the model computes with; see normalise()."""
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SOURCE_PIXELS = 89_478_485
@@ -74,40 +75,49 @@ def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH
 
 
 def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-    """Normalised patches of RGB images whose sides are multiples of 28, equal to Hugging Face's processor.
+    """Patches of RGB images whose sides are multiples of 28.
 
     Returns:
-        pixel_values [P, D] float32, the patches of a merged token next to each other;
+        pixels [P, 3 * 14 * 14] uint8, the patches of a merged token next to each other;
         image_grid_thw [I, 3] int64, in patches.
     """
     if not images:
-        return torch.empty(0, PATCH_FEATURES), torch.empty(0, 3, dtype=torch.int64)
-    values = np.concatenate([_patchify(np.asarray(image)) for image in images])
+        return no_patches()
+    pixels = np.concatenate([_patchify(np.asarray(image)) for image in images])
     grids = [(1, image.height // PATCH, image.width // PATCH) for image in images]
-    return torch.from_numpy(values), torch.tensor(grids)
+    return torch.from_numpy(pixels), torch.tensor(grids)
+
+
+def no_patches() -> tuple[Tensor, Tensor]:
+    """What patches() gives without any image."""
+    return torch.empty(0, PATCH_PIXELS, dtype=torch.uint8), torch.empty(0, 3, dtype=torch.int64)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Patches [P, 3 * 14 * 14] uint8 -> [P, 3 * 2 * 14 * 14] float32, both frames of each, on the same device.
+
+    These are Hugging Face's pixel_values to the last bit: values are looked up, not computed.
+    """
+    tables = torch.from_numpy(_value_tables()).to(pixels.device)
+    row = 256 * torch.arange(3, device=pixels.device)[:, None]
+    values = tables.flatten()[pixels.view(-1, 3, PATCH * PATCH).long() + row]
+    return values[:, :, None].expand(-1, -1, TEMPORAL, -1).flatten(1)
 
 
 def _patchify(pixels: np.ndarray) -> np.ndarray:
-    """Pixels [height, width, 3] uint8 -> patches [P, D] float32."""
+    """Pixels [height, width, 3] uint8 -> patches [P, 3 * 14 * 14] uint8."""
     height, width, _ = pixels.shape
     step = PATCH * MERGE
     blocks = pixels.reshape(height // step, MERGE, PATCH, width // step, MERGE, PATCH, 3)
     blocks = blocks.transpose(
         0, 3, 1, 4, 6, 2, 5
     )  # token row, token column, patch row, patch column, channel, y, x
-    blocks = blocks.reshape(-1, 3, PATCH * PATCH)
-    values = np.empty((len(blocks), 3, TEMPORAL, PATCH * PATCH), np.float32)
-    for channel, table in enumerate(_value_tables()):
-        values[:, channel] = table.take(blocks[:, channel])[:, None]
-    return values.reshape(-1, PATCH_FEATURES)
+    return blocks.reshape(-1, PATCH_PIXELS)
 
 
 @cache
 def _value_tables() -> np.ndarray:
-    """Normalised value [3, 256] of each byte, with the processor's roundings: float64 scaling, then float32.
-
-    Looking values up is several times faster than computing them for every pixel, and exact.
-    """
+    """Normalised value [3, 256] of each byte, with the processor's roundings: float64 scaling, then float32."""
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(x, dtype=np.float32)[:, None] for x in (MEAN, STD))
     return (scaled - mean) / std

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from data_pipeline.images import PATCH_FEATURES
+from data_pipeline.images import no_patches
 from data_pipeline.types import Example, PackedBatch, Tree
 
 
@@ -72,7 +72,7 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
         loss_mask=torch.cat([_next(e.loss_mask) for e in padded]),
         position_ids=torch.cat([e.position_ids for e in padded], dim=1),
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-        pixel_values=torch.cat([e.pixel_values for e in padded]),
+        pixels=torch.cat([e.pixels for e in padded]),
         image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
         parents=_parents(trees),
     )
@@ -97,6 +97,7 @@ def tree_length(tree: Tree, multiple: int) -> int:
 def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
     """A micro-batch that teaches nothing: pads outside the loss, for a rank that has no sample of its own."""
     length = padded_length(1, multiple)
+    pixels, image_grid_thw = no_patches()
     return PackedBatch(
         ids=("",),
         input_ids=torch.full((length,), pad_token_id),
@@ -104,8 +105,8 @@ def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
         loss_mask=torch.zeros(length),
         position_ids=torch.arange(length).expand(3, -1),
         cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
-        pixel_values=torch.empty(0, PATCH_FEATURES),
-        image_grid_thw=torch.empty(0, 3, dtype=torch.int64),
+        pixels=pixels,
+        image_grid_thw=image_grid_thw,
     )
 
 
@@ -155,7 +156,7 @@ def _pad(example: Example, multiple: int, pad_token_id: int) -> Example:
         position_ids=torch.cat(
             [example.position_ids, torch.arange(first, first + count).expand(3, count)], dim=1
         ),
-        pixel_values=example.pixel_values,
+        pixels=example.pixels,
         image_grid_thw=example.image_grid_thw,
     )
 

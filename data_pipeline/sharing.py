@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from data_pipeline.images import PATCH_FEATURES
+from data_pipeline.images import no_patches
 from data_pipeline.types import Example, Tree
 
 
@@ -39,7 +39,7 @@ def share_prompt(
         input_ids=prompt.input_ids[:cut],
         loss_mask=torch.zeros(cut),
         position_ids=prompt.position_ids[:, :cut],
-        pixel_values=prompt.pixel_values,
+        pixels=prompt.pixels,
         image_grid_thw=prompt.image_grid_thw,
     )
     return Tree(root=root, branches=tuple(_continue(prompt, cut, ids, id) for id, ids in responses.items()))
@@ -50,11 +50,12 @@ def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Ex
     tail = len(prompt) - cut
     first = int(prompt.position_ids.max()) + 1
     positions = torch.arange(first, first + len(response)).expand(3, -1)
+    pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else no_patches()
     return Example(
         id=id,
         input_ids=torch.cat([prompt.input_ids[cut:], torch.tensor(response)]),
         loss_mask=torch.cat([torch.zeros(tail), torch.ones(len(response))]),
         position_ids=torch.cat([prompt.position_ids[:, cut:], positions], dim=1),
-        pixel_values=prompt.pixel_values if cut == 0 else torch.empty(0, PATCH_FEATURES),
-        image_grid_thw=prompt.image_grid_thw if cut == 0 else torch.empty(0, 3, dtype=torch.int64),
+        pixels=pixels,
+        image_grid_thw=image_grid_thw,
     )

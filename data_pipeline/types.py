@@ -1,6 +1,6 @@
 """What flows through the data pipeline: Sample (a record) -> Example (tokenised) -> PackedBatch (tensors).
 
-Legend of shape suffixes: T packed tokens, S sequences, P vision patches, I images, D patch features.
+Legend of shape suffixes: T packed tokens, S sequences, P vision patches, I images.
 A sample of two images and the text "7+5" becomes one Example; a PackedBatch holds S such examples
 end to end, and attention never crosses `cu_seqlens`.
 """
@@ -68,7 +68,7 @@ class Example:
     input_ids: Tensor  # [T] int64, image pads expanded to one per merged patch group
     loss_mask: Tensor  # [T] float32
     position_ids: Tensor  # [3, T] int64, M-RoPE (time, height, width)
-    pixel_values: Tensor  # [P, D] float32, D = channels * temporal_patch * patch * patch
+    pixels: Tensor  # [P, 3 * 14 * 14] uint8, see images.py
     image_grid_thw: Tensor  # [I, 3] int64, in patches
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class PackedBatch:
     loss_mask: Tensor  # [T] float32, 1 where labels[t] is to be learned
     position_ids: Tensor  # [3, T] int64
     cu_seqlens: Tensor  # [S + 1] int32, 0 = first
-    pixel_values: Tensor  # [P, D] float32 (P = 0 for text only)
+    pixels: Tensor  # [P, 3 * 14 * 14] uint8 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
     # [S] int64, the sequence that each goes on from, -1 for none; None where none does
     parents: Tensor | None = None

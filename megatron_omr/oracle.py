@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.images import PATCH_PIXELS, normalise
 from data_pipeline.positions import mrope_position_ids
 from data_pipeline.types import Example, PackedBatch
 from megatron_omr import cpu
@@ -31,7 +32,7 @@ def random_packs(model: ModelConfig, seed: int, *, at_least: int = 1) -> list[li
 
 def random_example(model: ModelConfig, name: str, num_images: int, generator: torch.Generator) -> Example:
     """Text, then images with text between; two thirds of the text tokens are to be learned."""
-    vision, merge_size = model.vision, model.vision.spatial_merge_size
+    merge_size = model.vision.spatial_merge_size
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=generator))
@@ -51,7 +52,7 @@ def random_example(model: ModelConfig, name: str, num_images: int, generator: to
         parts += [start, image, end, text()]
     ids = torch.cat(parts)
     learned = torch.rand(len(ids), generator=generator) < 2 / 3
-    features = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    num_patches = int(grids.prod(dim=1).sum())
     return Example(
         id=name,
         input_ids=ids,
@@ -59,7 +60,7 @@ def random_example(model: ModelConfig, name: str, num_images: int, generator: to
         position_ids=mrope_position_ids(
             ids, grids, image_token_id=model.image_token_id, spatial_merge_size=merge_size
         ),
-        pixel_values=torch.randn(int(grids.prod(dim=1).sum()), features, generator=generator),
+        pixels=torch.randint(256, (num_patches, PATCH_PIXELS), generator=generator).to(torch.uint8),
         image_grid_thw=grids,
     )
 
@@ -99,7 +100,7 @@ class Oracle:
         if len(example.image_grid_thw):
             image = (ids == self._model.config.image_token_id).int()
             inputs |= dict(
-                pixel_values=example.pixel_values.to(cpu.device()),
+                pixel_values=normalise(example.pixels.to(cpu.device())),
                 image_grid_thw=example.image_grid_thw.to(cpu.device()),
                 mm_token_type_ids=image,
             )
@@ -109,5 +110,6 @@ class Oracle:
     def vision(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """(tower output in window order, image embeddings)."""
         self._tower.clear()
-        embeddings = self._model.model.visual(batch.pixel_values, batch.image_grid_thw).pooler_output
+        pixel_values = normalise(batch.pixels)
+        embeddings = self._model.model.visual(pixel_values, batch.image_grid_thw).pooler_output
         return self._tower[0], embeddings

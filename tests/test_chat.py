@@ -70,7 +70,7 @@ def test_ids_equal_the_rendered_template(encoder, tokenizer, name):
     assert tokenizer.decode(learned) == ANSWER + "<|im_end|>"
     assert example.input_ids[-len(learned) :].tolist() == learned
     assert example.position_ids.shape == (3, len(example))
-    assert example.pixel_values.shape == (int(example.image_grid_thw.prod(1).sum()), 1176)
+    assert example.pixels.shape == (int(example.image_grid_thw.prod(1).sum()), 3 * 14 * 14)
 
 
 def test_a_given_response_encodes_as_a_learned_answer(encoder):
@@ -80,7 +80,7 @@ def test_a_given_response_encodes_as_a_learned_answer(encoder):
     for asked in (sample, replace(sample, messages=sample.messages[:-1])):
         encoder.check_response(response)
         example = respond(encoder.encode_prompt(asked), response, id=sample.id)
-        for name in ("input_ids", "loss_mask", "position_ids", "pixel_values", "image_grid_thw"):
+        for name in ("input_ids", "loss_mask", "position_ids", "pixels", "image_grid_thw"):
             assert torch.equal(getattr(example, name), getattr(learned, name)), name
 
 

@@ -14,6 +14,7 @@ from vllm import RequestOutput
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
 from data_pipeline.digits import digit_samples
+from data_pipeline.images import normalise
 from data_pipeline.shards import read_sample, write_shards
 from data_pipeline.sharing import respond
 from rl.config import EngineConfig, SamplingConfig
@@ -64,7 +65,7 @@ class Oracle:
         input_ids = example.input_ids[None]
         output = self.model(
             input_ids=input_ids,
-            pixel_values=example.pixel_values,
+            pixel_values=normalise(example.pixels),
             image_grid_thw=example.image_grid_thw,
             mm_token_type_ids=(input_ids == self.model.config.image_token_id).int(),
         )

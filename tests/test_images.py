@@ -15,7 +15,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from data_pipeline.config import ImageConfig
-from data_pipeline.images import final_size, load_image, patches
+from data_pipeline.images import final_size, load_image, normalise, patches
 from data_pipeline.types import BadSample
 
 CONFIG = ImageConfig(max_pixels=300_000)
@@ -53,7 +53,7 @@ def test_pixels_and_patches_equal_the_processor(size):
     for given_image in (original, image):  # the processor finds nothing left to resize in ours
         wanted = processor(images=[given_image], return_tensors="pt")
         assert torch.equal(got_grid, wanted["image_grid_thw"])
-        assert torch.equal(got_pixels, wanted["pixel_values"])
+        assert got_pixels.dtype == torch.uint8 and torch.equal(normalise(got_pixels), wanted["pixel_values"])
 
 
 def test_patches_of_several_images_and_of_none():
@@ -62,8 +62,9 @@ def test_patches_of_several_images_and_of_none():
     assert grid.tolist() == [[1, 6, 4], [1, 2, 8]]
     assert torch.equal(values, torch.cat([patches([image])[0] for image in images]))
     values, grid = patches([])
-    assert values.shape == (0, 1176) and grid.shape == (0, 3)
-    assert values.dtype == torch.float32 and grid.dtype == torch.int64
+    assert values.shape == (0, 3 * 14 * 14) and grid.shape == (0, 3)
+    assert values.dtype == torch.uint8 and grid.dtype == torch.int64
+    assert normalise(values).shape == (0, 1176)
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])

@@ -232,5 +232,5 @@ def _damage(path: Path, offset: int) -> None:
 def _assert_equal(batches: list[PackedBatch], wanted: list[PackedBatch]) -> None:
     assert [batch.ids for batch in batches] == [batch.ids for batch in wanted]
     for batch, other in zip(batches, wanted, strict=True):
-        for name in ("input_ids", "labels", "loss_mask", "position_ids", "cu_seqlens", "pixel_values"):
+        for name in ("input_ids", "labels", "loss_mask", "position_ids", "cu_seqlens", "pixels"):
             assert torch.equal(getattr(batch, name), getattr(other, name)), name

@@ -69,7 +69,7 @@ def make_batch() -> PackedBatch:
         loss_mask=torch.ones(num_tokens),
         position_ids=torch.zeros(3, num_tokens, dtype=torch.int64),
         cu_seqlens=torch.tensor([0, *LENGTHS]).cumsum(0).int(),
-        pixel_values=torch.zeros(0, 1),
+        pixels=torch.zeros(0, 1),
         image_grid_thw=torch.zeros(0, 3, dtype=torch.int64),
     )
 

@@ -159,7 +159,7 @@ def _differences_of_neighbours(folder: str) -> tuple[float, float, float]:
     _, model, chunk = _build(folder, ParallelConfig())
     generator = torch.Generator().manual_seed(1)
     first, second = (random_example(model, name, 2, generator) for name in "ab")
-    other = replace(first, pixel_values=-first.pixel_values)
+    other = replace(first, pixels=255 - first.pixels)
 
     def logits(*examples):
         out = chunk(merge(examples, multiple=1, pad_token_id=0)).squeeze(1)
@@ -203,7 +203,7 @@ def _forward_without_patches(folder: str) -> str:
 
     _, model, chunk = _build(folder, ParallelConfig())
     example = random_example(model, "a", 1, torch.Generator().manual_seed(1))
-    batch = merge([replace(example, pixel_values=example.pixel_values[:0])], pad_token_id=0)
+    batch = merge([replace(example, pixels=example.pixels[:0])], pad_token_id=0)
     with pytest.raises(ValueError) as error:
         chunk(batch)
     return str(error.value)

@@ -21,7 +21,7 @@ def make_example(number: int, length: int, *, images: int = 0) -> Example:
         input_ids=1_000 * number + tokens + 1,
         loss_mask=((tokens + number) % 2 == 0).float() * (tokens > 0),
         position_ids=tokens.expand(3, length) + torch.tensor([[0], [2], [1]]),
-        pixel_values=torch.full((4 * images, 6), float(number)),
+        pixels=torch.full((4 * images, 6), number, dtype=torch.uint8),
         image_grid_thw=torch.tensor([[1, 2, 2]] * images, dtype=torch.int64).reshape(-1, 3),
     )
 
@@ -44,7 +44,7 @@ def test_every_token_is_kept_once_and_nothing_crosses(lengths, multiple, pack_le
         for example_id, start, end in zip(batch.ids, bounds, bounds[1:], strict=False):
             check_sequence(batch, by_id[example_id], slice(start, end), multiple)
         members = [by_id[i] for i in batch.ids]
-        assert torch.equal(batch.pixel_values, torch.cat([e.pixel_values for e in members]))
+        assert torch.equal(batch.pixels, torch.cat([e.pixels for e in members]))
         assert torch.equal(batch.image_grid_thw, torch.cat([e.image_grid_thw for e in members]))
 
 
@@ -70,7 +70,7 @@ def test_merge_of_one_by_hand():
         input_ids=torch.tensor([7, 8, 9]),
         loss_mask=torch.tensor([0.0, 1.0, 1.0]),
         position_ids=torch.arange(3).expand(3, 3),
-        pixel_values=torch.empty(0, 6),
+        pixels=torch.empty(0, 6, dtype=torch.uint8),
         image_grid_thw=torch.empty(0, 3, dtype=torch.int64),
     )
     batch = merge([example], multiple=4, pad_token_id=PAD)

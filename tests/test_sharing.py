@@ -32,7 +32,7 @@ def make_prompt(before: int, image: tuple[int, int] | None, after: int) -> Examp
         input_ids=ids,
         loss_mask=torch.zeros(len(ids)),
         position_ids=mrope_position_ids(ids, grids, image_token_id=IMAGE, spatial_merge_size=2),
-        pixel_values=torch.randn(4 * rows * cols, 1176),
+        pixels=torch.randint(256, (4 * rows * cols, 588)).to(torch.uint8),
         image_grid_thw=grids,
     )
 
@@ -66,7 +66,7 @@ def test_root_and_branch_together_are_the_whole_example(before, image, after, an
         for field in ("input_ids", "loss_mask", "position_ids"):
             parts = [getattr(tree.root, field), getattr(branch, field)]
             assert torch.equal(torch.cat(parts, dim=-1), getattr(whole, field)), field
-        assert torch.equal(tree.root.pixel_values, whole.pixel_values) and not len(branch.pixel_values)
+        assert torch.equal(tree.root.pixels, whole.pixels) and not len(branch.pixels)
         assert branch.input_ids[branch.loss_mask == 1].tolist() == ids
         assert branch.loss_mask[0] == 0, "the token before the first of the response predicts it"
 
@@ -189,7 +189,7 @@ def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
                 image_token_id=model.image_token_id,
                 spatial_merge_size=2,
             ),
-            pixel_values=drawn.pixel_values,
+            pixels=drawn.pixels,
             image_grid_thw=drawn.image_grid_thw,
         )
         answers = {

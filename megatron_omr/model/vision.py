@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from data_pipeline.images import normalise
 from megatron_omr import cpu
 from megatron_omr.config import VisionConfig
 from megatron_omr.model.attention import PackedSequences
@@ -116,14 +117,15 @@ class VisionModel(MegatronModule):
             projector_config, mlp_submodules(backend, with_norm=False), "mlp", self.merged_size
         )
 
-    def forward(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """pixel_values [P, patch features], grid_thw [I, 3] -> [M, hidden size of the language model]."""
+    def forward(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
+        """pixels [P, 3 * 14 * 14] uint8, grid_thw [I, 3] -> [M, hidden size of the language model]."""
         geometry = VisionGeometry.create(grid_thw, self.vision)
         order_P = geometry.window_order_P
         sequences = VisionSequences.create(
             geometry.window_cu_seqlens, frames=PackedSequences.create(geometry.frame_cu_seqlens)
         )
-        patches = self.patch_embed(pixel_values.index_select(0, order_P).to(self.config.params_dtype))
+        pixel_values = normalise(pixels.index_select(0, order_P))
+        patches = self.patch_embed(pixel_values.to(self.config.params_dtype))
         hidden = self.decoder(
             patches.unsqueeze(1),
             attention_mask=None,

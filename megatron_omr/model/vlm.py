@@ -72,7 +72,7 @@ class Qwen25VL(MegatronModule):
     def _insert_images(self, embeddings_TD: Tensor, batch: PackedBatch) -> Tensor:
         assert self.vision_model is not None
         is_image_T = batch.input_ids == self.image_token_id
-        num_tokens, num_patches = int(is_image_T.sum()), batch.pixel_values.size(0)
+        num_tokens, num_patches = int(is_image_T.sum()), batch.pixels.size(0)
         if num_tokens * self.patches_per_token != num_patches:
             raise ValueError(
                 f"batch {batch.ids[:3]} has {num_tokens} image tokens but {num_patches} patches, "
@@ -80,7 +80,7 @@ class Qwen25VL(MegatronModule):
             )
         if num_patches == 0:
             return embeddings_TD + _zero_touching(self.vision_model)
-        images = self.vision_model(batch.pixel_values, batch.image_grid_thw)
+        images = self.vision_model(batch.pixels, batch.image_grid_thw)
         return embeddings_TD.masked_scatter(is_image_T[:, None], images.to(embeddings_TD.dtype))
 
     def set_input_tensor(self, input_tensor: Any) -> None:
