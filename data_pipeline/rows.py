@@ -14,7 +14,7 @@ from pathlib import Path
 from data_pipeline.image_files import image_bytes
 from data_pipeline.mismatch import mismatch
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Message, Sample
-from data_pipeline.verify import extract_answer
+from data_pipeline.verify import extract_answer, format_score
 
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
 """What corpora call a speaker -> what we do."""
@@ -57,8 +57,10 @@ def clean_answer(value: str) -> str:
 
 
 def tagged_answer(value: str) -> str:
-    r"""What stands in the first `<answer>`, else in the last `\boxed{}`, else ""."""
-    return extract_answer(value) if "</answer>" in value or "\\boxed{" in value else ""
+    r"""What stands in the first `<answer>`, else in the last `\boxed{}` that is closed, else ""."""
+    has_tags = "</answer>" in value.partition("<answer>")[2]
+    # Without either, extract_answer would take the last number, and a guess is no reference.
+    return extract_answer(value) if has_tags or format_score(value) == 1.0 else ""
 
 
 def lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
@@ -75,8 +77,8 @@ def lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
 
 def listed_images(row: Row) -> list[object]:
     """The values of the column `images` or `image`: a list or one; none where they are empty."""
-    found = row.fields.get("images", row.fields.get("image"))
-    if found is None or found == "":
+    found = row.fields.get("images") or row.fields.get("image")
+    if not found:
         return []
     return list(found) if isinstance(found, (list, tuple)) else [found]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
@@ -25,7 +26,8 @@ SUFFIXES = (".parquet", ".jsonl", ".tar", ".json")
 _SAVED = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _GAP = re.compile(r"[\s,]*")
-_CHUNK, _MAX_ITEM = 1 << 20, 1 << 28  # characters
+_CHUNK, _MAX_ITEM = 1 << 20, 1 << 28  # characters of JSON; bytes of Parquet
+_BATCH = 64  # rows of Parquet
 
 
 def read_rows(path: str, *, split: str = "", subset: str = "") -> Iterator[RawRow]:
@@ -81,7 +83,7 @@ def _read_files(files: Sequence[Path]) -> Iterator[RawRow]:
     if suffix == ".tar":
         return _read_tars(files)
     if suffix in (".jsonl", ".json", ".ndjson"):
-        return (row for file in files for row in _read_json(file))
+        return (row for file in files for row in _stream(str(file), partial(_read_json, file)))
     raise ValueError(f"{files[0]} is no {', '.join(SUFFIXES)} file; convert it to one")
 
 
@@ -132,18 +134,32 @@ def _array_items(file: TextIO) -> Iterator[object]:
             buffer, position = rest + more, 0
 
 
-# --- through `datasets`: images are not decoded, their bytes are kept
+# --- Parquet, a few rows at a time: `datasets` would hold many row groups, and take ten times as long
 
 
 def _read_parquet(files: Sequence[Path]) -> Iterator[RawRow]:
-    names = [str(file) for file in files]
-    load = _datasets().load_dataset
-    return _stream(names[0], lambda: load("parquet", data_files=names, split="train", streaming=True))
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise _missing(error) from error
+
+    def rows(path: Path) -> Iterator[RawRow]:
+        with ParquetFile(path, buffer_size=_CHUNK, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
+                yield from batch.to_pylist()
+
+    for path in files:
+        yield from _stream(str(path), partial(rows, path))
+
+
+# --- through `datasets`: images are not decoded, their bytes are kept
 
 
 def _read_hub(name: str, split: str, subset: str) -> Iterator[RawRow]:
     load = _datasets().load_dataset
-    return _stream(name, lambda: load(name, subset or None, split=split or "train", streaming=True))
+    return _stream(
+        name, lambda: _undecoded(load(name, subset or None, split=split or "train", streaming=True))
+    )
 
 
 def _read_saved(folder: Path, split: str) -> Iterator[RawRow]:
@@ -154,24 +170,32 @@ def _read_saved(folder: Path, split: str) -> Iterator[RawRow]:
         if chosen not in saved or (not split and chosen != "train" and len(saved) > 1):
             raise ValueError(f"split={split!r} must be one of {', '.join(saved)} in {folder}")
         saved = saved[chosen]
-    return _stream(str(folder), saved.to_iterable_dataset)
+    return _stream(str(folder), lambda: _undecoded(saved.to_iterable_dataset()))
+
+
+def _undecoded(rows: IterableDataset) -> Iterable[RawRow]:
+    return rows.decode(False) if rows.features else rows
 
 
 def _datasets() -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(
-            f"reading this needs the package `datasets` ({error}); install it: pip install datasets"
-        ) from error
+        raise _missing(error) from error
     return datasets
 
 
-def _stream(name: str, load: Callable[[], IterableDataset]) -> Iterator[RawRow]:
+def _missing(error: ImportError) -> ValueError:
+    return ValueError(
+        f"reading this needs the package `datasets` ({error}); install it: pip install datasets"
+    )
+
+
+def _stream(name: str, rows: Callable[[], Iterable[RawRow]]) -> Iterator[RawRow]:
+    """`rows()`, whose errors name the source: Arrow's, the hub's and webdataset's are of these."""
     try:
-        rows = load()
-        yield from rows.decode(False) if rows.features else rows
-    except (OSError, ValueError) as error:  # Arrow's and the hub's errors are of these
+        yield from rows()
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
 
 
@@ -182,14 +206,13 @@ def _read_tars(files: Sequence[Path]) -> Iterator[RawRow]:
     """A row per sample: the fields of its json, its other texts by extension, its images in order of names."""
     import webdataset
 
-    for file in files:
-        _check_end(file)
-    paths = [str(file.resolve()) for file in files]  # absolute: nothing in them is taken for a command
-    try:
-        for record in webdataset.WebDataset(paths, shardshuffle=False, empty_check=False):
-            yield _record_row(record)
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise ValueError(f"{paths[0]}, ... cannot be read as WebDataset: {error}") from error
+    def rows(path: Path) -> Iterator[RawRow]:
+        _check_end(path)
+        url = str(path.resolve())  # absolute: nothing in it is taken for a command
+        return map(_record_row, webdataset.WebDataset([url], shardshuffle=False, empty_check=False))
+
+    for path in files:
+        yield from _stream(str(path), partial(rows, path))
 
 
 def _check_end(path: Path) -> None:
@@ -197,7 +220,7 @@ def _check_end(path: Path) -> None:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
         if file.read().strip(b"\0") or file.tell() < tarfile.BLOCKSIZE:
-            raise ValueError(f"{path} cannot be read as WebDataset: it is torn; write or download it again")
+            raise ValueError("the tar is torn; write or download it again")
 
 
 def _record_row(record: Mapping[str, bytes]) -> RawRow:
@@ -212,4 +235,5 @@ def _record_row(record: Mapping[str, bytes]) -> RawRow:
     named = fields.get("images")
     in_order = sorted(members, key=lambda name: (len(name.partition(".")[0]), name))  # 2.png before 10.png
     order = named if isinstance(named, list) and sorted(map(str, named)) == sorted(members) else in_order
-    return {"id": record["__key__"], **texts, **fields, "images": [members[name] for name in order]}
+    images = {"images": [members[name] for name in order]} if members else {}
+    return {"id": record["__key__"], **texts, **fields, **images}

@@ -32,6 +32,7 @@ CONFINED = {
     "vllm": ("rl/",),
     "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py", "data_pipeline/sources.py"),
     "datasets": ("data_pipeline/sources.py",),
+    "pyarrow": ("data_pipeline/sources.py",),
     "math_verify": ("data_pipeline/verify.py",),
     "nemo_run": ("launch/executors.py",),
     "wandb": ("megatron_omr/metrics.py",),

@@ -111,6 +111,19 @@ def test_sft_corpora_are_also_read_as_the_recipe_releases_them(corpus: str):
     assert found.answer == "the bottom left one" and found.images == (TRIANGLE,)
 
 
+@pytest.mark.parametrize("corpus", ["messages", "openmmreasoner_sft", "mmfinereason", "llava_cot"])
+def test_imported_conversations_can_be_learned(corpus: str, tmp_path: Path, tiny_hf: Path):
+    from data_pipeline.chat import ChatEncoder
+    from data_pipeline.config import ImageConfig
+
+    encoder = ChatEncoder.from_hf(tiny_hf, ImageConfig())
+    learnable = [sample for sample in imported(corpus, tmp_path) if sample.messages[-1].role == "assistant"]
+    for sample in learnable:
+        example = encoder.encode(sample)
+        assert example.loss_mask.sum() > 0 and len(example.image_grid_thw) == len(sample.images)
+    assert learnable
+
+
 def test_answers_to_one_question_keep_apart(tmp_path: Path):
     first, second, _ = imported("openmmreasoner_sft", tmp_path)
     assert first.metadata["row_id"] == second.metadata["row_id"] == "geo_1" and first.id != second.id
@@ -197,6 +210,21 @@ def test_marks_stay_where_they_are_and_missing_ones_go_first():
         {"type": "text", "text": "<image>\nWhat?"},
     ]
     assert asked(inline, []) == "<image>\nWhat?", "a mark in the text stands for the part"
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<think>1 or 2</think><answer> 2. </answer>", "2"),
+        ("It is \\boxed{1}, no, \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("It is 7", ""),
+        ("It is \\boxed{7", ""),
+        ("</answer> 7 <answer>\nis 7", ""),
+    ],
+)
+def test_a_reference_answer_is_never_guessed(response: str, answer: str):
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": response}]
+    assert CORPORA["messages"](row(messages=turns)).answer == answer
 
 
 @pytest.mark.parametrize(
