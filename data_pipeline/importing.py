@@ -48,12 +48,12 @@ class Tally:
         if self.num_dropped > (most * self.rows if is_share else most):
             raise ValueError(
                 f"{self.num_dropped} of {self.rows} rows are bad, more than max_bad_samples={most:g} "
-                f"allows:\\n{self.cases()}\\nmend the rows, look at them with --check, or raise the limit"
+                f"allows:\n{self.cases()}\nmend the rows, look at them with --check, or raise the limit"
             )
 
     def cases(self) -> str:
         """A line per reason: how many were dropped, and the first of them."""
-        return "\\n".join(
+        return "\n".join(
             f"  {count} {reason}, the first: {self.first[reason]}"
             for reason, count in sorted(self.dropped.items(), key=lambda item: -item[1])
         )

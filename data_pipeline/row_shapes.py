@@ -61,7 +61,7 @@ def prompts(row: Row) -> Sample:
         row,
         messages=asked,
         images=inside or listed_images(row),
-        answer=clean_answer(str(reward["ground_truth"] or "")),
+        answer="" if reward["ground_truth"] is None else clean_answer(str(reward["ground_truth"])),
         # No row_id: `ids` and extra_info.index are places in a reading order, not names.
         kind=row.fields.get("data_source"),
         keep=("data_source", "ability", "ids", "avg_reward"),

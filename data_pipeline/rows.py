@@ -44,7 +44,8 @@ def text(row: Row, column: str) -> str:
     value = row.fields.get(column)
     if column not in row.fields:
         raise mismatch(column, "a column with text", None, f"this row has {', '.join(row.fields) or 'none'}")
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value
+    if not is_text:  # NaN is none
         raise mismatch(column, "text", value, "convert it, or choose the corpus that has this column")
     if not str(value).strip():
         raise BadSample("text", f"{column}: wanted text, saw an empty one; drop the row")

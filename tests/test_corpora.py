@@ -256,6 +256,7 @@ def test_a_wrong_conversation_is_refused(fields: dict, reason: str, said: str):
     ("corpus", "change", "said"),
     [
         ("mmk12", {"answer": ""}, "answer: wanted text, saw an empty one"),
+        ("mmk12", {"answer": float("nan")}, "answer: wanted text, saw float nan"),
         ("mmk12", {"question": None}, "question: wanted text, saw nothing"),
         ("puzzlevqa", {"answer": "17"}, "answer: wanted one of"),
         ("puzzlevqa", {"options": ["1"]}, "options: wanted a list of 2"),
@@ -271,6 +272,12 @@ def test_a_wrong_column_is_named(corpus: str, change: dict, said: str):
     fields = {**fixture_rows(corpus)[0], **change}
     with pytest.raises(BadSample, match=re.escape(said)):
         CORPORA[corpus](Row(fields=fields, corpus=corpus, number=0, images=FIXTURES))
+
+
+def test_a_number_is_an_answer_and_zero_is_a_number():
+    fields = {**fixture_rows("prompts")[0], "reward_model": {"ground_truth": 0}}
+    assert CORPORA["prompts"](Row(fields=fields, corpus="mine", number=0)).answer == "0"
+    assert CORPORA["questions"](row(question="1 - 1?", answer=0, id=0)).id == "mine/0"
 
 
 def test_the_system_prompt_goes_before_rows_that_have_none():

@@ -189,7 +189,11 @@ def test_bad_rows_are_dropped_and_counted(tmp_path: Path):
     path = jsonl(tmp_path / "a.jsonl", [*ROWS[:20], *bad_rows(1), *ROWS[20:]])
     tally = import_corpus("questions", config(path))
     assert tally is not None and (tally.rows, tally.samples) == (41, 40)
-    assert tally.dropped == {"text": 1} and "row 20" in tally.cases()
+    assert tally.dropped == {"text": 1}
+    assert (
+        tally.cases()
+        == "  1 text, the first: row 20: text: question: wanted text, saw an empty one; drop the row"
+    )
     assert [ref.id for ref in ShardIndex.load(tmp_path / "shards").refs] == [
         f"questions/q{n}" for n in range(40)
     ]
@@ -223,6 +227,12 @@ def test_shards_of_others_are_not_taken_for_an_import(tmp_path: Path):
     write_shards(read_shards(tmp_path / "shards"), tmp_path / "mine")
     with pytest.raises(ValueError, match="another import"):
         import_corpus("questions", ImportConfig(path=str(path), out=str(tmp_path / "mine")))
+
+
+@pytest.mark.parametrize("wrong", [{"limit": -1}, {"max_bad_samples": -0.1}, {"samples_per_shard": 0}])
+def test_wrong_options_are_named(wrong: dict):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}=.* must be at least"):
+        config(Path("a.jsonl"), **wrong)
 
 
 def test_nothing_fitting_is_an_error(tmp_path: Path):
