@@ -19,6 +19,7 @@ PACKAGES = [
 
 # Transformer Engine, apex and FP8 exist for GPUs alone; the CPU runs the same code without them.
 COMMON = [
+    "datasets>=4.0",
     "math-verify==0.9.0",
     "numpy",
     "pillow",

@@ -43,3 +43,50 @@ class LoaderConfig:
         for name in ("global_batch_size", "pack_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loader.{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig:
+    """Which rows of a corpus are read."""
+
+    path: str
+    """A file (JSON lines, JSON, Parquet, WebDataset tar), a folder of them, or OWNER/NAME on the Hugging Face hub."""
+    images: str = ""
+    """Folder that the rows' image paths are relative to; by default the one that `path` lies in."""
+    split: str = ""
+    """A split such as train: in a folder the files called after it, everything if empty; on the hub train if empty."""
+    subset: str = ""
+    """Configuration of a dataset on the hub, such as virl39k of OpenMMReasoner/OpenMMReasoner-RL-74K."""
+    system_prompt: bool = True
+    """Put the recipe's system prompt before conversations that have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(RowsConfig):
+    """Rows of a corpus -> samples in shards."""
+
+    out: str
+    """Folder that gets index.json and the .tar shards."""
+    limit: int = 0
+    """Most samples to write; 0 writes all."""
+    max_bad_samples: float = 0.05
+    """Rows that do not fit are dropped and counted; past this many (from 1 on) or this share (below 1) it stops."""
+    samples_per_shard: int = 1_000
+    """Samples in one .tar."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 0), ("max_bad_samples", 0), ("samples_per_shard", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(RowsConfig):
+    """The first rows of a corpus against what its adapter wants; writes nothing."""
+
+    rows: int = 100
+    """Rows to look at."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows={self.rows} must be at least 1")

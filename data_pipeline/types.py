@@ -30,7 +30,7 @@ class BadSample(ValueError):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason  # unreadable | image | text | too_long
+        self.reason = reason  # unreadable | schema | image | text | answer | too_long
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from data_pipeline.digits import GRIDS, QUESTIONS, SPLITS, TURNS, digit_samples, digit_texts, scan_splits
-from data_pipeline.sources import SOURCES
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Sample
 
 
@@ -30,7 +29,7 @@ def test_samples_show_only_scans_of_their_split(split):
     from sklearn.datasets import load_digits
 
     own, labels = set(scan_splits()[split].tolist()), load_digits().target
-    for sample in SOURCES["digits"](split, 100, 5):
+    for sample in digit_samples(split, 100, 5):
         scans = _numbers(sample, "scans")
         assert set(scans) <= own
         assert _numbers(sample, "digits") == [int(labels[scan]) for scan in scans]
