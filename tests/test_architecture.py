@@ -31,7 +31,7 @@ CONFINED = {
     "ray": ("rl/",),
     "vllm": ("rl/",),
     "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py"),
-    "math_verify": ("data_pipeline/verify.py",),
+    "math_verify": ("data_pipeline/verify_math.py",),
     "nemo_run": ("launch/executors.py",),
     "wandb": ("megatron_omr/metrics.py",),
     "tyro": ("launch/",),

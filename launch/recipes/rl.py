@@ -46,7 +46,7 @@ def qwen2_5_vl_7b_gspo() -> RLConfig:
         pack_length=33_792,
         engine=EngineConfig(num_engines=4, precision="bf16", max_model_len=32_792, max_num_seqs=1_024),
         sampling=SamplingConfig(n=16, temperature=1.0, top_p=1.0, max_tokens=28_696),
-        reward=RewardConfig(accuracy_weight=0.9, format_weight=0.1),
+        reward=RewardConfig(accuracy_weight=0.9, format_weight=0.1, mode="released"),
         algorithm=AlgorithmConfig(name="gspo", num_minibatches=1),
         image=ImageConfig(min_pixels=3_136, max_pixels=4_194_304),
         parallel=ParallelConfig(tp=4, sp=True),
