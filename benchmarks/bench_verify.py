@@ -1,4 +1,4 @@
-"""Ordinary answers per second that one worker and its pool check, in both modes; and what hostile ones cost.
+"""Ordinary answers per second that one worker and its pool check, in both modes.
 
 The mix is that of short maths answers: half whole numbers, a fifth choice letters, the rest decimals, units, fractions,
 formulas and sets; two in five are wrong. References repeat for eight answers, as in a group of rollouts, and no two

@@ -77,7 +77,7 @@ def test_recipe_values_are_the_defaults_of_the_help():
         (["rl", "demo", "--algorithm.clip_lo", "1"], "--algorithm.clip_low "),
         (["parity", "x", "--parallel.ttp", "2"], "--parallel.tp "),
         (["verify", "in", "out", "--mod", "strict"], "--mode "),
-        (["verfy", "in", "out"], "did you mean 'verify'?"),
+        (["vverify", "in", "out"], "did you mean 'verify'?"),
     ],
 )
 def test_typo_names_its_neighbour(args: list[str], neighbour: str):
