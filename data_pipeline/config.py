@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +91,28 @@ class CheckConfig(RowsConfig):
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"rows={self.rows} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Score the answers in a file of JSON lines."""
+
+    source: str
+    """JSON lines, each with response (what a model wrote) and answer (the reference); other fields are kept."""
+    out: str
+    """The same lines with accuracy, format, extracted and decided_by; it appears when all are scored."""
+    mode: Literal["strict", "released"] = "strict"
+    """Rules: strict, or those of the published reward, faults included."""
+    workers: int = 2
+    """Processes that ask math-verify."""
+    deadline: float = 5.0
+    """Seconds one answer may take; past it the answer is counted as wrong."""
+    max_bad_lines: int = 100
+    """Lines that are not JSON or lack a field are named and left out; past this many, scoring stops."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.deadline <= 0 or self.max_bad_lines < 0:
+            raise ValueError(
+                f"workers={self.workers} must be at least 1, deadline={self.deadline} above 0 seconds and "
+                f"max_bad_lines={self.max_bad_lines} 0 or more"
+            )

@@ -1,36 +1,19 @@
 """The one answer checker: distillation, reward and evaluation all ask it whether a response is right.
 
-It reproduces the published reward, faults included, so that published numbers can be compared: a response
-is right when its extracted answer equals the reference as text, as a choice letter, or by math-verify.
-Everything but math-verify is linear in the length of the text. math-verify may run for ever on a hostile
-expression, so what models wrote goes through `verify_pool`, which gives each answer a deadline.
+It has two modes. `strict` is ours (`verify_strict`, docs/verify.md); `released` reproduces the published
+reward, faults included (`verify_released`). Both first compare text, which is cheap; what that leaves undecided
+is asked of math-verify, which may run for ever on a hostile expression. So what models wrote goes through
+`verify_pool`, which gives each answer a deadline.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import Literal
 
-CHOICES = "ABCDEFGH"
-MIN_OVERLAP = 0.9
-"""One text inside the other counts as equal when it is at least this share of the other's length."""
-MIN_SOLUTION_LEN = 50
-"""Characters past which a response without tags may still earn the partial format score."""
+from data_pipeline import verify_math, verify_reading, verify_released, verify_strict
 
-_BRACE = re.compile(r"\\boxed\{|[{}]")
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
-_FINAL_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\Z")
-_MATH_SIGN = re.compile(r"[=+\-*/()\[\]\\]")
-_ANSWER_PHRASE = re.compile(
-    r"(?:the )?(?:correct |best )?answer|(?:the )?(?:correct )?(?:option|choice) is|i (?:choose|select|pick)"
-)
-_CHOICE_FORMS = (("({})",), ("{}.",), ("{}:",), ("{})",), ("{} ",), ("{}-", "{}_", "{}="), ("{}",))
-"""How a choice letter may be written, best form first; forms in one group rank the same."""
-
-# It warns that its own time limits are off; ours are outside (signals do not work in threads).
-logging.getLogger("math_verify").setLevel(logging.ERROR)
+Mode = Literal["strict", "released"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,161 +23,45 @@ class Verdict:
     accuracy: float  # 1 right, 0 wrong
     format: float  # 1 as asked, 0.8 a solution without the tags, 0 neither
     extracted: str  # what was taken as the answer
-    decided_by: str  # what found it right: exact | choice | math; else none | timeout | error
+    decided_by: str  # what found it right: exact | choice | number | math; else none | timeout | error
 
 
-def check_answer(response: str, answer: str) -> Verdict:
+def check_answer(response: str, answer: str, mode: Mode = "strict") -> Verdict:
     """Check `response` against the reference `answer`, in this process and without a deadline."""
-    verdict = check_text(response, answer)
-    if not needs_math(verdict, answer):
+    verdict = check_text(response, answer, mode)
+    if not needs_math(verdict):
         return verdict
-    return after_math(verdict, "math" if is_equal_math(verdict.extracted, answer) else "none")
+    return after_math(verdict, "math" if is_equal_math(verdict.extracted, answer, mode) else "none")
 
 
-def check_text(response: str, answer: str) -> Verdict:
-    """The part of the check that compares text: cheap, linear, never raises."""
-    extracted = extract_answer(response)
-    decided_by = _match_text(extracted, _trim(answer))
+def check_text(response: str, answer: str, mode: Mode = "strict") -> Verdict:
+    """The part of the check that compares text: cheap, linear, never raises. It may end undecided."""
+    if mode == "released":
+        extracted, form = verify_released.read(response)
+        decided_by = verify_released.match(extracted, answer)
+    else:
+        extracted, form = verify_reading.read(response)
+        decided_by = verify_strict.match(extracted, answer)
     return Verdict(
-        accuracy=float(decided_by != "none"),
-        format=format_score(response),
+        accuracy=float(decided_by not in ("none", "undecided")),
+        format=form,
         extracted=extracted,
         decided_by=decided_by,
     )
 
 
-def needs_math(verdict: Verdict, answer: str) -> bool:
+def needs_math(verdict: Verdict) -> bool:
     """Whether math-verify may still find a response right that `check_text` did not."""
-    extracted, answer = verdict.extracted, _trim(answer)
-    if verdict.decided_by != "none" or not extracted or not answer or _is_choice(answer):
-        return False
-    # Two plain integers that differ as text differ: no need to ask, and the most common wrong answer.
-    return not (_INTEGER.fullmatch(extracted) and _INTEGER.fullmatch(answer))
+    return verdict.decided_by == "undecided"
 
 
-def is_equal_math(extracted: str, answer: str) -> bool:
-    """Whether math-verify, as it comes, holds two answers for the same. May take for ever."""
-    from math_verify import verify
-
-    return bool(verify(_parse_math(_trim(answer)), _parse_math(extracted), timeout_seconds=None))
+def is_equal_math(extracted: str, answer: str, mode: Mode = "strict") -> bool:
+    """Whether math-verify holds two answers for the same. May take for ever."""
+    if mode == "released":
+        return verify_math.is_equal_as_it_comes(extracted, verify_released.trim(answer))
+    return verify_strict.match(extracted, answer, verify_math.is_equal_expression) != "none"
 
 
 def after_math(verdict: Verdict, outcome: str) -> Verdict:
     """`verdict` once math-verify was asked: it said math (equal) or none, or died of timeout or error."""
     return replace(verdict, accuracy=float(outcome == "math"), decided_by=outcome)
-
-
-def extract_answer(response: str) -> str:
-    r"""The first `<answer>`, else the last `\boxed{}`, else the number that ends a line, else ""."""
-    return _trim(_find_answer(response).strip())
-
-
-def format_score(response: str) -> float:
-    r"""1 for `<think>..</think>..<answer>..</answer>` or a `\boxed{}`, 0.8 for a solution without, else 0."""
-    if _has_tags(response) or _find_boxed(response):
-        return 1.0
-    is_solution = len(response.strip()) > MIN_SOLUTION_LEN and _MATH_SIGN.search(response)
-    return 0.8 if is_solution and _find_answer(response) else 0.0
-
-
-def _find_answer(response: str) -> str:
-    _, opened, rest = response.partition("<answer>")
-    content, closed, _ = rest.partition("</answer>")
-    if opened and closed:
-        return content
-    return _find_boxed(response) or _find_final_number(response)
-
-
-def _find_boxed(text: str) -> str:
-    r"""The content of the last `\boxed{}` whose braces balance, or ""."""
-    if "\\boxed{" not in text:
-        return ""
-    last_start, content = -1, ""
-    open_braces: list[tuple[int, bool]] = []  # (where the content starts, whether it is boxed)
-    for match in _BRACE.finditer(text):
-        if match.group() != "}":
-            open_braces.append((match.end(), match.group() != "{"))
-        elif open_braces:
-            start, is_boxed = open_braces.pop()
-            if is_boxed and start > last_start:
-                last_start, content = start, text[start : match.start()]
-    return content
-
-
-def _find_final_number(text: str) -> str:
-    """The number at the end of the last line that ends with one (a full stop may follow), or ""."""
-    for line in reversed(text.split("\n")):
-        if match := _FINAL_NUMBER.search(line.rstrip().removesuffix(".").rstrip()):
-            return match.group()
-    return ""
-
-
-def _has_tags(text: str) -> bool:
-    # Equal to re.fullmatch(r"<think>.*</think>.*<answer>.*</answer>"), which is cubic on hostile text.
-    if not (text.startswith("<think>") and text.endswith("</answer>")):
-        return False
-    thought_end = text.find("</think>", len("<think>"))
-    answer_start = text.find("<answer>", thought_end + len("</think>"))
-    return thought_end >= 0 <= answer_start <= len(text) - len("<answer></answer>")
-
-
-def _trim(text: str) -> str:
-    return text.removesuffix(".").strip()
-
-
-def _is_choice(answer: str) -> bool:
-    return len(answer) == 1 and answer in CHOICES
-
-
-def _match_text(extracted: str, answer: str) -> str:
-    """exact | choice | none."""
-    if _is_choice(answer):
-        return "choice" if _read_choice(extracted) == answer else "none"
-    shorter, longer = sorted((extracted, answer), key=len)
-    is_equal = shorter in longer and len(shorter) >= MIN_OVERLAP * len(longer)
-    return "exact" if is_equal else "none"
-
-
-def _read_choice(text: str) -> str:
-    """The choice letter a text most likely means, or "". A letter at the start wins over all else."""
-    text = text.strip()
-    for mark in ",.!?;:'\"":
-        text = text.strip(mark)
-    core = text.strip()
-    for end in (core[:1], core[-1:]):
-        if end and end in CHOICES:
-            return end
-    padded = f" {text} "
-    return _numbered_choice(padded) or _phrase_choice(padded) or _written_choice(padded)
-
-
-def _numbered_choice(text: str) -> str:
-    """The letter of "2. B": A is 1, B is 2."""
-    return _first_found(text, [(f"{number}. {letter}", letter) for number, letter in enumerate(CHOICES, 1)])
-
-
-def _phrase_choice(text: str) -> str:
-    """The first choice letter after "the answer is" or the like."""
-    phrase = _ANSWER_PHRASE.search(text.lower())
-    letter = re.compile(f"[{CHOICES}]").search(text, phrase.start()) if phrase else None
-    return letter.group() if letter else ""
-
-
-def _written_choice(text: str) -> str:
-    for forms in _CHOICE_FORMS:
-        if found := _first_found(text, [(form.format(c), c) for form in forms for c in CHOICES]):
-            return found
-    return ""
-
-
-def _first_found(text: str, marks: list[tuple[str, str]]) -> str:
-    """Of the marks that occur, the letter of the one whose last occurrence comes first."""
-    found = [(position, letter) for mark, letter in marks if (position := text.rfind(mark)) >= 0]
-    return min(found)[1] if found else ""
-
-
-@lru_cache(maxsize=256)  # the answers to one prompt share the reference
-def _parse_math(text: str) -> list:
-    from math_verify import parse
-
-    return parse(text, parsing_timeout=0)

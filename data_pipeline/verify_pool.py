@@ -1,8 +1,9 @@
 """Answer checking that nothing can hang: math-verify runs in processes which die at their deadline.
 
-A worker arms a kernel alarm before each answer. When the alarm rings or the parser crashes, the worker dies,
-its answer is counted as wrong, and a new worker takes its place; the others go on. The calling process needs
-neither signals nor threads for it, so it may be a Ray actor, and what a worker says is never unpickled.
+A worker gets a few answers at a time, arms a kernel alarm before each and reports each. When the alarm rings or
+the parser crashes, the worker dies, that answer is counted as wrong, and a new worker takes its place; the other
+answers go on. The calling process needs neither signals nor threads for it, so it may be a Ray actor, and what a
+worker says is never unpickled.
 Which answers are right is `verify`'s knowledge, what they are worth the caller's.
 """
 
@@ -14,15 +15,17 @@ import resource
 import signal
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Lock
 from typing import cast
 
-from data_pipeline.verify import Verdict, after_math, check_text, is_equal_math, needs_math
+from data_pipeline.verify import Mode, Verdict, after_math, check_text, is_equal_math, needs_math
 
 _GIB = 1 << 30
+_BATCH = 16  # most answers a worker gets at once
+_BATCH_LEN = 16_384  # and about how many characters: a giant answer goes alone
 
 
 @dataclass(eq=False)
@@ -30,22 +33,25 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     is_ready: bool = False  # has imported its parser
-    task: int | None = None  # index of the answer it is checking
+    tasks: deque[int] = field(default_factory=deque)  # the answers it has; it is checking the first
 
 
 class VerifyPool:
     """Checks answers in `workers` processes, each within `deadline` seconds and `memory_gib` of memory.
 
-    `counts` says how many answers were decided by what: exact, choice, math, none, timeout (the deadline
+    `counts` says how many answers were decided by what: exact, choice, number, math, none, timeout (the deadline
     passed) or error (the worker died otherwise, twice: once may be the fault of the machine). Threads that
     share a pool are served one after the other. Close it, or use it as a context manager.
     """
 
-    def __init__(self, workers: int, deadline: float, *, memory_gib: float = 4.0) -> None:
+    def __init__(
+        self, workers: int, deadline: float, *, mode: Mode = "strict", memory_gib: float = 4.0
+    ) -> None:
         if workers < 1 or deadline <= 0:
             raise ValueError(f"workers={workers} must be at least 1 and deadline={deadline} above 0 seconds")
         self.counts: Counter[str] = Counter()
         self._deadline = deadline
+        self._mode: Mode = mode
         self._memory = int(memory_gib * _GIB)
         self._lock = Lock()
         self._workers: list[_Worker] = []
@@ -64,11 +70,11 @@ class VerifyPool:
         Raises:
             RuntimeError: the pool is closed, or its workers cannot start.
         """
-        verdicts = [check_text(response, answer) for response, answer in pairs]
+        verdicts = [check_text(response, answer, self._mode) for response, answer in pairs]
         tasks = {
             i: (verdict.extracted, answer)
             for i, (verdict, (_, answer)) in enumerate(zip(verdicts, pairs, strict=True))
-            if needs_math(verdict, answer)
+            if needs_math(verdict)
         }
         with self._lock:
             try:
@@ -95,12 +101,14 @@ class VerifyPool:
         outcomes: dict[int, str] = {}
         while len(outcomes) < len(tasks):
             for worker in list(self._workers):
-                if waiting and worker.is_ready and worker.task is None:
-                    self._send(worker, waiting, tasks)
+                if waiting and worker.is_ready and not worker.tasks:
+                    self._send(worker, self._take(waiting, tasks, asked_again), waiting, tasks)
             by_connection: dict[object, _Worker] = {worker.connection: worker for worker in self._workers}
             for connection in wait([worker.connection for worker in self._workers]):
                 worker = by_connection[connection]
-                index, outcome = worker.task, self._receive(worker)
+                index, outcome = worker.tasks[0] if worker.tasks else None, self._receive(worker)
+                if outcome in ("timeout", "error"):
+                    waiting.extendleft(reversed(list(worker.tasks)[1:]))
                 if outcome == "error" and index is not None and index not in asked_again:
                     asked_again.add(index)
                     waiting.appendleft(index)
@@ -108,13 +116,27 @@ class VerifyPool:
                     outcomes[index] = outcome
         return outcomes
 
-    def _send(self, worker: _Worker, waiting: deque[int], tasks: dict[int, tuple[str, str]]) -> None:
+    def _take(self, waiting: deque[int], tasks: dict[int, tuple[str, str]], alone: set[int]) -> list[int]:
+        """The next answers for one worker; one that killed a worker goes alone, lest it takes the blame of others."""
+        most = min(_BATCH, -(-len(waiting) // len(self._workers)))
+        taken, length = [waiting.popleft()], 0
+        while waiting and len(taken) < most and not {taken[-1], waiting[0]} & alone:
+            length += sum(map(len, tasks[taken[-1]]))
+            if length + sum(map(len, tasks[waiting[0]])) > _BATCH_LEN:
+                break
+            taken.append(waiting.popleft())
+        return taken
+
+    def _send(
+        self, worker: _Worker, taken: list[int], waiting: deque[int], tasks: dict[int, tuple[str, str]]
+    ) -> None:
         try:
-            worker.connection.send_bytes(json.dumps(tasks[waiting[0]]).encode())
+            worker.connection.send_bytes(json.dumps([tasks[index] for index in taken]).encode())
         except OSError:  # it died while it was idle: no answer's fault
+            waiting.extendleft(reversed(taken))
             self._replace_worker(worker)
         else:
-            worker.task = waiting.popleft()
+            worker.tasks.extend(taken)
 
     def _receive(self, worker: _Worker) -> str:
         """The outcome a worker reports; of a dead one, what it died of."""
@@ -122,7 +144,9 @@ class VerifyPool:
             outcome = worker.connection.recv_bytes().decode()
         except (EOFError, OSError):
             return self._replace_worker(worker)
-        worker.is_ready, worker.task = True, None
+        if worker.is_ready:
+            worker.tasks.popleft()
+        worker.is_ready = True
         return outcome
 
     def _replace_worker(self, worker: _Worker) -> str:
@@ -139,7 +163,9 @@ class VerifyPool:
         # spawn, because a fork copies the locks of the caller's other threads in whatever state they are.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._deadline, self._memory), daemon=True)
+        process = context.Process(
+            target=_serve, args=(theirs, self._mode, self._deadline, self._memory), daemon=True
+        )
         process.start()
         theirs.close()  # now the worker's death closes the connection
         self._workers.append(_Worker(process, cast(Connection, ours)))
@@ -157,8 +183,8 @@ class VerifyPool:
         return worker.process.exitcode
 
 
-def _serve(connection: Connection, deadline: float, memory: int) -> None:
-    """A worker's life: (extracted, answer) in, math or none out, until the pool is gone."""
+def _serve(connection: Connection, mode: Mode, deadline: float, memory: int) -> None:
+    """A worker's life: lists of (extracted, answer) in, math or none out for each, until the pool is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     # The default action ends the process in the kernel, even inside C code that never looks at signals. So a
     # worker whose caller was killed does not outlive its deadline either.
@@ -166,20 +192,21 @@ def _serve(connection: Connection, deadline: float, memory: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     _limit(resource.RLIMIT_AS, memory)
     _limit(resource.RLIMIT_CORE, 0)
-    is_equal_math("1", "2")  # imports and compiles, so that no answer pays for it
+    is_equal_math(r"$\frac{x}{2}+1$", "$x+2$", mode)  # imports and compiles, so that no answer pays for it
     connection.send_bytes(b"ready")
     while True:
         try:
-            extracted, answer = json.loads(connection.recv_bytes())
+            tasks = json.loads(connection.recv_bytes())
         except (
             EOFError,
             ConnectionResetError,
         ):  # the pool is gone; reset, where it left our last word unread
             return
-        signal.setitimer(signal.ITIMER_REAL, deadline)
-        is_equal = is_equal_math(extracted, answer)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send_bytes(b"math" if is_equal else b"none")
+        for extracted, answer in tasks:
+            signal.setitimer(signal.ITIMER_REAL, deadline)
+            is_equal = is_equal_math(extracted, answer, mode)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send_bytes(b"math" if is_equal else b"none")
 
 
 def _limit(what: int, limit: int) -> None:

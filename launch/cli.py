@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import TypeVar
 
-from data_pipeline.config import CheckConfig, ImportConfig
+from data_pipeline.config import CheckConfig, ImportConfig, VerifyConfig
 from launch.arguments import Command, leading_word, overview, parse, pick
 from launch.config import DemoConfig, DigitsConfig
 from launch.executors import RankError, launched_by_cluster, rank_environment, run_local
@@ -183,6 +183,24 @@ def evaluate(args: list[str]) -> None:
     score(config)
 
 
+def verify(args: list[str]) -> None:
+    """Score a file of answers against their references: omr verify IN.jsonl OUT.jsonl.
+
+    Examples:
+      omr verify answers.jsonl scored.jsonl
+      omr verify --mode released answers.jsonl scored.jsonl
+      omr verify answers.jsonl scored.jsonl --workers 8 --deadline 2
+    """
+    config = parse(verify, "verify", VerifyConfig, args)
+    from data_pipeline.verify_file import verify_file
+
+    summary = verify_file(config)
+    print(
+        f"{summary.right} of {summary.answers} right, format {summary.format:.3f}, bad lines {summary.bad_lines}"
+    )
+    print("decided by " + ", ".join(f"{rule} {count}" for rule, count in summary.decided_by.items()))
+
+
 def convert(args: list[str]) -> None:
     """Hugging Face folder to a checkpoint in any layout, and back: omr convert DIRECTION FROM OUT.
 
@@ -244,6 +262,7 @@ COMMANDS: dict[str, Command] = {
     "sft": sft,
     "rl": rl,
     "eval": evaluate,
+    "verify": verify,
     "convert": convert,
     "parity": parity,
     "report": report,

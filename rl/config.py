@@ -53,6 +53,8 @@ class RewardConfig:
     format_weight: float = 0.1
     workers: int = 2
     """Processes that check answers."""
+    mode: Literal["strict", "released"] = "strict"
+    """Rules of the answer checker: strict, or those of the published reward, faults included."""
     deadline: float = 5.0
     """Seconds one answer may take; past it the checker is killed and the answer counted as wrong."""
 

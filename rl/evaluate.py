@@ -76,7 +76,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     save_config(config, out, resumes=False)
     groups = []
     with (
-        VerifyPool(config.reward.workers, config.reward.deadline) as pool,
+        VerifyPool(config.reward.workers, config.reward.deadline, mode=config.reward.mode) as pool,
         (out / "answers.jsonl").open("w") as answers,
         tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):

@@ -37,7 +37,7 @@ def run_rl(config: RLConfig) -> None:
     try:
         check_gpus(config)
         with (
-            VerifyPool(config.reward.workers, config.reward.deadline) as pool,
+            VerifyPool(config.reward.workers, config.reward.deadline, mode=config.reward.mode) as pool,
             closing(rollout_manager(config)) as engines,  # they start while the trainers do
             closing(TrainerGroup(config)) as trainers,
         ):

@@ -42,7 +42,7 @@ class RewardParts:
     accuracy: float
     format: float
     extracted: str = ""  # what the checker took as the answer
-    decided_by: str = ""  # exact | choice | math | judge | none | timeout | error
+    decided_by: str = ""  # exact | choice | number | math | judge | none | timeout | error
 
 
 @dataclass(frozen=True, kw_only=True)

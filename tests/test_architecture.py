@@ -33,7 +33,7 @@ CONFINED = {
     "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py", "data_pipeline/sources.py"),
     "datasets": ("data_pipeline/sources.py",),
     "pyarrow": ("data_pipeline/sources.py",),
-    "math_verify": ("data_pipeline/verify.py",),
+    "math_verify": ("data_pipeline/verify_math.py",),
     "nemo_run": ("launch/executors.py",),
     "wandb": ("megatron_omr/metrics.py",),
     "tyro": ("launch/",),

@@ -43,7 +43,7 @@ def test_overview_names_every_command_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["doctor", "demo", "data", "sft", "rl", "eval", "convert", "parity", "report"]
+    "command", ["doctor", "demo", "data", "sft", "rl", "eval", "verify", "convert", "parity", "report"]
 )
 def test_help_of_a_command_explains_and_ends_with_examples(command: str):
     done = omr(command, "--help")
@@ -76,6 +76,8 @@ def test_recipe_values_are_the_defaults_of_the_help():
         (["sft", "demo", "--optim.lrr", "1"], "--optim.lr "),
         (["rl", "demo", "--algorithm.clip_lo", "1"], "--algorithm.clip_low "),
         (["parity", "x", "--parallel.ttp", "2"], "--parallel.tp "),
+        (["verify", "in", "out", "--mod", "strict"], "--mode "),
+        (["vverify", "in", "out"], "did you mean 'verify'?"),
     ],
 )
 def test_typo_names_its_neighbour(args: list[str], neighbour: str):

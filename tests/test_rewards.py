@@ -6,6 +6,8 @@ import pytest
 
 from data_pipeline.verify import Verdict
 from data_pipeline.verify_pool import VerifyPool
+from launch.recipes.eval import EVAL_RECIPES
+from launch.recipes.rl import RL_RECIPES
 from rl.config import RewardConfig
 from rl.rewards import score, score_rollouts
 
@@ -25,6 +27,14 @@ def test_weights_come_from_the_config():
     assert score(verdict, RewardConfig(accuracy_weight=0.5, format_weight=0.5)).total == pytest.approx(0.9)
 
 
+def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default():
+    assert RewardConfig().mode == "strict"
+    assert RL_RECIPES["demo"]().reward.mode == EVAL_RECIPES["demo"]().reward.mode == "strict"
+    for name in ("qwen2_5_vl_7b_gspo", "qwen2_5_vl_7b_grpo"):
+        assert RL_RECIPES[name]().reward.mode == "released"
+    assert EVAL_RECIPES["qwen2_5_vl_7b_greedy"]().reward.mode == "released"
+
+
 def test_scores_rollouts_in_order():
     responses = [
         "<think>a</think><answer>7</answer>",
@@ -35,6 +45,6 @@ def test_scores_rollouts_in_order():
     with VerifyPool(workers=1, deadline=5.0) as pool:
         parts = score_rollouts(pool, RewardConfig(), responses, ["7", "7", "7.0", "7"])
         assert [p.total for p in parts] == pytest.approx([1.0, 0.1, 1.0, 0.9])
-        assert [p.decided_by for p in parts] == ["exact", "none", "math", "exact"]
+        assert [p.decided_by for p in parts] == ["exact", "none", "number", "exact"]
         with pytest.raises(ValueError):
             score_rollouts(pool, RewardConfig(), responses, ["7"])

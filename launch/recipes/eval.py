@@ -33,6 +33,7 @@ def qwen2_5_vl_7b_greedy() -> EvalConfig:
         out=f"{trained.run}/eval",
         engine=replace(trained.engine, max_model_len=4_096 + 49_152),
         sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=49_152),
+        reward=trained.reward,
         image=trained.image,
     )
 

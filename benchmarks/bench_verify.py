@@ -1,0 +1,137 @@
+"""Ordinary answers per second that one worker and its pool check, in both modes.
+
+The mix is that of short maths answers: half whole numbers, a fifth choice letters, the rest decimals, units, fractions,
+formulas and sets; two in five are wrong. References repeat for eight answers, as in a group of rollouts, and no two
+groups share numbers. Time is processor time of the calling process and its worker together, so that the rate is per
+core; the best round of each mode counts: other work only ever slows one down.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+import psutil
+
+from benchmarks.environment import write_result
+from data_pipeline.verify import Mode
+from data_pipeline.verify_pool import VerifyPool
+
+GROUPS = 500
+GROUP = 8
+ROUNDS = 3
+DEADLINE = 5.0
+MODES: tuple[Mode, ...] = ("strict", "released")
+MIX = {"integer": 50, "choice": 20, "decimal": 6, "unit": 6, "fraction": 8, "formula": 8, "set": 2}
+"""Per cent of the questions."""
+FORMS = {  # reference, and how answers to it are written, right ones first
+    "integer": ("{a}", ("{a}", "{a}", "{a}", "{b}", "{b}", "${a}$", "\\boxed{{{a}}}", "{c}")),
+    "choice": ("{x}", ("{x}", "{x}", "({x})", "{x}. {a} cm", "{x}", "{y}", "{y}", "{y}. {b}")),
+    "decimal": ("{a}.5", ("{a}.5", "{a}.50", "{a}.5", "{a}.5", "{b}.5", "{b}.25", "{a}", "{c}")),
+    "unit": ("{a} cm", ("{a} cm", "{a}", "{a}\\text{{ cm}}", "{a} cm", "{a} cm", "{b} cm", "{b}", "{c} m")),
+    "fraction": (
+        "\\frac{{{a}}}{{997}}",
+        (
+            "\\frac{{{a}}}{{997}}",
+            "{a}/997",
+            "$\\frac{{{a}}}{{997}}$",
+            "{a}/997",
+            "{a}/997",
+            "{b}/997",
+            "{b}",
+            "{c}/2",
+        ),
+    ),
+    "formula": (
+        "{a}\\sqrt{{3}}",
+        (
+            "{a}\\sqrt{{3}}",
+            "${a}\\sqrt{{3}}$",
+            "{a}\\sqrt{{3}}",
+            "\\frac{{3 \\cdot {a}}}{{\\sqrt{{3}}}}",
+            "{a} \\sqrt{{3}}",
+            "{b}\\sqrt{{3}}",
+            "{a}\\sqrt{{2}}",
+            "{b}",
+        ),
+    ),
+    "set": (
+        "\\{{{a}, {b}\\}}",
+        (
+            "\\{{{a}, {b}\\}}",
+            "\\{{{b}, {a}\\}}",
+            "{a}, {b}",
+            "{a}, {b}",
+            "$\\{{{a},{b}\\}}$",
+            "\\{{{a}\\}}",
+            "{a}",
+            "\\{{{a}, {c}\\}}",
+        ),
+    ),
+}
+
+
+def main() -> dict[str, object]:
+    """Measure, print, write benchmarks/results/verify.json, and return what it holds."""
+    pairs = ordinary_answers()
+    modes = {mode: measure(mode, pairs) for mode in MODES}
+    for mode, found in modes.items():
+        print(f"{mode:10} {found}")
+    result: dict[str, object] = {
+        "unit": "answers per second of processor time",
+        "answers": len(pairs),
+        "mix_percent": MIX,
+        "modes": modes,
+    }
+    write_result("verify", result)
+    return result
+
+
+def ordinary_answers() -> list[tuple[str, str]]:
+    """Groups of eight responses to one reference."""
+    rng = random.Random(0)
+    kinds = rng.choices(list(MIX), weights=list(MIX.values()), k=GROUPS)
+    pairs: list[tuple[str, str]] = []
+    for number, kind in enumerate(kinds):
+        x, y = rng.sample("ABCD", 2)
+        words = {"a": 2 + number, "b": 3 + number, "c": 7 + 2 * number, "x": x, "y": y}
+        reference, answers = FORMS[kind]
+        thought = "We look at the figure and count. " * 20
+        pairs += [
+            (f"<think>{thought}</think><answer>{answer.format(**words)}</answer>", reference.format(**words))
+            for answer in answers
+        ]
+    return pairs
+
+
+def measure(mode: Mode, pairs: list[tuple[str, str]]) -> dict[str, object]:
+    """Answers per second of processor time, and who decided them."""
+    best, wall = float("inf"), float("inf")
+    counts: Counter[str] = Counter()
+    for _ in range(ROUNDS):
+        with VerifyPool(1, DEADLINE, mode=mode) as pool:  # a new one: its caches are empty
+            pool.check_many([("<answer>x+1</answer>", "x+2"), ("<answer>$x$</answer>", "$y$")])
+            (worker,) = pool._workers
+            pool.counts.clear()
+            process = psutil.Process(worker.process.pid)
+            start = time.perf_counter(), time.process_time() + _processor_time(process)
+            verdicts = pool.check_many(pairs)
+            wall = min(wall, time.perf_counter() - start[0])
+            best = min(best, time.process_time() + _processor_time(process) - start[1])
+            counts = pool.counts
+    assert len(verdicts) == len(pairs)
+    return {
+        "answers_per_second_per_core": round(len(pairs) / best),
+        "answers_per_second_of_wall_time": round(len(pairs) / wall),
+        "decided_by": dict(counts.most_common()),
+    }
+
+
+def _processor_time(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+if __name__ == "__main__":
+    main()

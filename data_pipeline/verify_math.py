@@ -1,0 +1,58 @@
+"""All that asks math-verify. It may run for ever on a hostile expression: `verify_pool` sets deadlines."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache, lru_cache
+
+# It warns that its own time limits are off; ours are outside (signals do not work in threads).
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+EXACT_DECIMALS = 10
+"""Decimals two numbers must share where neither was rounded."""
+
+
+def is_equal_as_it_comes(extracted: str, answer: str) -> bool:
+    """Whether math-verify with its own defaults finds the same in both texts: the published reward."""
+    from math_verify import verify
+
+    return bool(verify(_find_math(answer), _find_math(extracted), timeout_seconds=None))
+
+
+def is_equal_expression(given: str, wanted: str, decimals: int | None = None) -> bool:
+    """Whether two LaTeX expressions are equal, each as a whole; numbers to `decimals` places, if any are given."""
+    from math_verify import verify
+
+    return bool(
+        verify(
+            _parse_latex(wanted),
+            _parse_latex(given),
+            float_rounding=EXACT_DECIMALS if decimals is None else decimals,
+            allow_set_relation_comp=True,
+            timeout_seconds=None,
+        )
+    )
+
+
+@lru_cache(maxsize=1024)  # the answers to one prompt share the reference
+def _find_math(text: str) -> list:
+    from math_verify import parse
+
+    return parse(text, parsing_timeout=0)
+
+
+@lru_cache(maxsize=1024)
+def _parse_latex(text: str) -> list:
+    from math_verify import parse
+
+    return parse(f"${text}$", [_latex_config()], fallback_mode="no_fallback", parsing_timeout=0)
+
+
+@cache
+def _latex_config():
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
+    from math_verify import LatexExtractionConfig
+
+    # Units are compared before; math-verify would drop them, and with them the last letter of many formulas.
+    normalization = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    return LatexExtractionConfig(boxed_match_priority=-1, normalization_config=normalization)

@@ -1,0 +1,208 @@
+r"""One way to write an answer: takes off LaTeX's dress, markdown and typography, and says where lists part.
+
+`plain` maps `$\dfrac12\,\text{cm}$` to `\frac{1}{2} cm`. What cannot be said without LaTeX stays LaTeX.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+_CHARACTERS = str.maketrans(
+    {
+        "−": "-", "–": "-", "—": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/",
+        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
+        "∅": r"\emptyset ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "°": " degrees ", "²": "^2", "³": "^3",
+        "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "∠": r"\angle ", "△": r"\triangle ",
+        "，": ",", "；": ";", "：": ":", "。": ".", "（": "(", "）": ")", "％": "%", "＝": "=", "、": ",",
+        "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "`": None, "\0": None,
+    }
+)  # fmt: skip
+_COMMANDS = {
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
+    **dict.fromkeys(("left", "right", "displaystyle", "limits", "big", "Big", "bigl", "bigr", "Bigl", "Bigr"), ""),
+    **dict.fromkeys(("quad", "qquad", "text", "textbf", "textit", "textrm", "mathrm", "mathbf", "mathit"), " "),
+    **dict.fromkeys(("mbox", "boldsymbol", "operatorname"), " "),
+    **dict.fromkeys(("leq", "leqslant", "le"), r"\le "),
+    **dict.fromkeys(("geq", "geqslant", "ge"), r"\ge "),
+    **dict.fromkeys(("times", "cdot", "ast"), r"\cdot "),
+    **dict.fromkeys(("degree", "textdegree", "degrees"), " degrees"),
+    **dict.fromkeys(("varnothing", "emptyset"), r"\emptyset "),
+    "lt": "<", "gt": ">", "div": "/", "langle": "(", "rangle": ")", "lbrace": r"\{", "rbrace": r"\}",
+}  # fmt: skip
+_COMMAND = re.compile(r"\\([A-Za-z]+) ?")
+_TEXT_GROUP = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname) ?\{([^{}]*)\}"
+)
+_SPACING = re.compile(r"(?<!\\)\\[,;:! ()\[\]]|~")
+_DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
+_SHORT_FRACTION = re.compile(r"\\frac ?(\d)(\d)(?!\d)")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|cot|log|ln|exp|pi|infty|infinity|pm)(?![A-Za-z])")
+_LONG_EXPONENT = re.compile(r"\^ ?(-?\d{2,}|-\d)")
+_BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
+_PART = re.compile(r"(?:^|[\s,;])\(?(?:([a-h])|([1-9])|(i{1,3}|iv|v))\)[\s:]")
+_JOINT = re.compile(r" ?(?:[,;] ?(?:and |or )?|(?<= )(?:and|or|&) )")
+_LOOSE_SPACE = re.compile(r" (?!\d)|(?<!\d) ")
+_ROOT = re.compile(r"\\sqrt ?\(")
+_TURN = re.compile(r"(\d+(?:\.\d+)?) degrees")
+_OPENING, _CLOSING = "([{", ")]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Several answers in one."""
+
+    items: tuple[str, ...]
+    brackets: str = ""  # "()", "[)", "{}" of a set; "" without
+    is_ordered: bool = True
+    has_or: bool = False
+
+
+@lru_cache(maxsize=4096)  # the answers to one prompt share the reference, and many of them are equal
+def plain(text: str) -> str:
+    """`text` without what only changes its looks."""
+    if text.isascii() and text.isalnum():
+        return text
+    text = text.translate(_CHARACTERS).replace("**", "").replace(r"\%", "%").replace("{,}", ",")
+    text = _drop_dollars(text)
+    if "\\" in text:
+        text = _plain_latex(text)
+    text = _LONG_EXPONENT.sub(r"^{\1}", text)
+    text = " ".join(text.split()).strip("\"'")
+    return (
+        text.removesuffix(".").rstrip().removesuffix("!").rstrip() if not _ends_in_factorial(text) else text
+    )
+
+
+def squeezed(text: str) -> str:
+    """Without spaces, but for those between digits: LaTeX does not see them."""
+    return _LOOSE_SPACE.sub("", text) if " " in text else text
+
+
+def as_latex(text: str) -> str:
+    """A plain text as LaTeX that a parser reads as one expression."""
+    text = _FUNCTION.sub(lambda found: "\\" + found.group(1).replace("infinity", "infty") + " ", text)
+    while root := _ROOT.search(text):
+        end = _closing(text, root.end() - 1)
+        text = rf"{text[: root.start()]}\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
+    if r"\sin" in text or r"\cos" in text or r"\tan" in text:
+        text = _TURN.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
+    return text.replace("**", "^").replace(" degrees", r"^{\circ}").replace("%", r"\%")
+
+
+def unwrapped(text: str) -> str:
+    """Without round brackets around the whole, where they hold one thing."""
+    while text.startswith("(") and _is_wrapped(text) and len(_split(text[1:-1])) == 1:
+        text = text[1:-1].strip()
+    return text
+
+
+def listing(text: str) -> Listing | None:
+    """The several answers that a plain text gives, or None where it is one."""
+    if r"\begin" in text:
+        return None  # a matrix
+    if text.startswith((r"\{", "{")) and text.endswith("}") and _is_wrapped(text.removeprefix("\\")):
+        inner = text.removeprefix("\\")[1:-1].removesuffix("\\")
+        return Listing(items=_split(inner), brackets="{}", is_ordered=False)
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _is_wrapped(text):
+        items = _split(text[1:-1])
+        return Listing(items=items, brackets=text[0] + text[-1]) if len(items) > 1 else None
+    if parts := _parts(text):
+        return Listing(items=parts)
+    items = _split(text)
+    if len(items) == 1 and text.count(r"\pm") == 1:
+        return Listing(items=tuple(_signs(text)), is_ordered=False)
+    if len(items) == 1:
+        return None
+    is_ordered = " and " not in text and " or " not in text
+    signed = tuple(sign for item in items for sign in _signs(item))
+    return Listing(items=signed, is_ordered=is_ordered, has_or=" or " in text)
+
+
+def _plain_latex(text: str) -> str:
+    for _ in range(text.count(r"\boxed") + text.count(r"\fbox")):
+        text = _unboxed(text)
+    text = _TEXT_GROUP.sub(r" \1 ", text)
+    text = _DEGREES.sub(" degrees", text)
+    text = _SPACING.sub(
+        lambda found: "" if found.group() in (r"\(", r"\)", r"\[", r"\]", r"\!") else " ", text
+    )
+    text = _COMMAND.sub(lambda found: _COMMANDS.get(found.group(1), found.group()), text)
+    return _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
+
+
+def _drop_dollars(text: str) -> str:
+    """Without the `$` around formulas; a `$` that means dollars stays."""
+    if text.count("$") - text.count(r"\$") == 1:
+        text = text.replace(r"\$", "$")
+        return text.replace("$", "", 1) if text.count("$") > 1 else text
+    return text.replace(r"\$", "\0").replace("$", "").replace("\0", "$")
+
+
+def _unboxed(text: str) -> str:
+    found = _BOX.search(text)
+    if not found:
+        return text
+    end = _closing(text, found.end() - 1)
+    return text[: found.start()] + text[found.end() : end] + text[end + 1 :]
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the bracket at `opening` closes, or the end of the text."""
+    depth = 0
+    for position in range(opening, len(text)):
+        depth += (text[position] in _OPENING) - (text[position] in _CLOSING)
+        if not depth:
+            return position
+    return len(text)
+
+
+def _is_wrapped(text: str) -> bool:
+    return _closing(text, 0) == len(text) - 1
+
+
+def _ends_in_factorial(text: str) -> bool:
+    return text.endswith("!!") or (text.endswith("!") and text[-2:-1].isalnum() and " " not in text)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """The parts of `text` between commas, semicolons, "and" and "or" that stand in no bracket."""
+    depths = _depths(text)
+    cuts = [found for found in _JOINT.finditer(text) if not depths[found.start()]]
+    edges = [0, *(edge for found in cuts for edge in found.span()), len(text)]
+    items = (text[start:end].strip() for start, end in zip(edges[::2], edges[1::2], strict=True))
+    return tuple(item for item in items if item) or ("",)
+
+
+def _depths(text: str) -> list[int]:
+    """How many brackets are open at each character."""
+    depths, depth = [], 0
+    for character in text:
+        depth = max(0, depth + (character in _OPENING) - (character in _CLOSING))
+        depths.append(depth)
+    return depths
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """The answers of "(a) 3 (b) 4", or none."""
+    marks = list(_PART.finditer(text))
+    if len(marks) < 2 or marks[0].start() or marks[0].lastindex != marks[1].lastindex:
+        return ()
+    edges = [*(mark.start() for mark in marks[1:]), len(text)]
+    return tuple(text[mark.end() : end].strip(" ,;") for mark, end in zip(marks, edges, strict=True))
+
+
+def _signs(text: str) -> Iterator[str]:
+    r"""Both values of a text with one `\pm`, else the text."""
+    before, sign, after = text.partition(r"\pm")
+    if not sign:
+        yield text
+        return
+    yield (
+        f"{before}+{after}"
+        if before.strip() and not before.rstrip().endswith("=")
+        else f"{before}{after.lstrip()}"
+    )
+    yield f"{before}-{after.lstrip()}"

@@ -1,0 +1,93 @@
+r"""Takes the answer out of a response, by the strict rules.
+
+It is the last `<answer>` outside `<think>`, else the last `\boxed{}`, else what the last line states. A response that
+breaks off (an open thought, an open tag, an unfinished last line) has no answer. All is linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_LINE_LEN = 1_000
+"""Characters past which a last line states nothing."""
+MIN_SOLUTION_LEN = 50
+"""Characters past which a response without tags may still earn the partial format score."""
+
+_END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
+_THINK = re.compile(r"</?think>")
+_BRACE = re.compile(r"[{}]")
+_MATH_SIGN = re.compile(r"[=+\-*/()\[\]\\]")
+_STATED = re.compile(r"=|:| (?:is|are|equals) ")
+
+
+def read(response: str) -> tuple[str, float]:
+    """What a response gives as its answer ("" if nothing), and the score of its format."""
+    text, is_ended = _without_end_tokens(response)
+    outside, is_open = _outside_thought(text)
+    if is_open and not outside.endswith("</answer>"):
+        return "", 0.0
+    opened, closed = outside.rfind("<answer>"), outside.rfind("</answer>")
+    start = outside.rfind("<answer>", 0, max(closed, 0))
+    if opened > closed or start < 0 <= closed:
+        return "", 0.0  # broken off inside of it, or never begun
+    if start >= 0:
+        has_form = text.startswith("<think>") and text.endswith("</answer>") and not is_open
+        return outside[start + len("<answer>") : closed].strip(), 1.0 if has_form else _partial(text)
+    if (box := outside.rfind(r"\boxed{")) >= 0:
+        content = _balanced(outside, box + len(r"\boxed{"))
+        return content.strip(), float(bool(content))
+    stated = _stated_at_the_end(outside, is_ended)
+    return stated, _partial(text) if stated else 0.0
+
+
+def _without_end_tokens(text: str) -> tuple[str, bool]:
+    """The text without spaces and end tokens around it, and whether it says itself that it ends there."""
+    end, is_ended = len(text), False
+    while True:
+        while end and text[end - 1].isspace():
+            is_ended |= text[end - 1] == "\n"
+            end -= 1
+        token = next((token for token in _END_TOKENS if text.endswith(token, 0, end)), "")
+        if not token:
+            return text[:end].lstrip(), is_ended
+        end, is_ended = end - len(token), True
+
+
+def _outside_thought(text: str) -> tuple[str, bool]:
+    """What stands outside of thoughts, and whether the last thought is still open: then it counts as outside."""
+    pieces, start, is_open = [], 0, False
+    for mark in _THINK.finditer(text):
+        if mark.group() == "<think>" and not is_open:
+            pieces.append(text[start : mark.start()])
+            start, is_open = mark.end(), True
+        elif mark.group() == "</think>":
+            if not is_open:
+                pieces.clear()  # this thought began in the prompt
+            start, is_open = mark.end(), False
+    return (text[start:] if is_open else "".join([*pieces, text[start:]])).strip(), is_open
+
+
+def _balanced(text: str, start: int) -> str:
+    """The text from `start` to the brace that closes it, or "" where none does."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start):
+        depth += 1 if brace.group() == "{" else -1
+        if not depth:
+            return text[start : brace.start()]
+    return ""
+
+
+def _stated_at_the_end(text: str, is_ended: bool) -> str:
+    """What the last line says the answer is; a bare answer of one line is its own statement."""
+    line = text[text.rfind("\n") + 1 :].replace("**", "").strip()
+    if len(line) > MAX_LINE_LEN:
+        return ""
+    is_finished = is_ended or line.endswith(".") or "answer" in line.casefold()
+    marks = list(_STATED.finditer(line))
+    if marks and is_finished:
+        return line[marks[-1].end() :].strip()
+    return line if line == text.replace("**", "") and not marks else ""
+
+
+def _partial(text: str) -> float:
+    return 0.8 if len(text) > MIN_SOLUTION_LEN and _MATH_SIGN.search(text) else 0.0

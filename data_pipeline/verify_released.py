@@ -1,0 +1,150 @@
+"""The published reward's rules of what is right, faults included, so that published numbers can be compared.
+
+A response is right when its extracted answer equals the reference as text, as a choice letter, or by
+math-verify as it comes. Everything here is linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+CHOICES = "ABCDEFGH"
+MIN_OVERLAP = 0.9
+"""One text inside the other counts as equal when it is at least this share of the other's length."""
+MIN_SOLUTION_LEN = 50
+"""Characters past which a response without tags may still earn the partial format score."""
+
+_BRACE = re.compile(r"\\boxed\{|[{}]")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
+_FINAL_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\Z")
+_MATH_SIGN = re.compile(r"[=+\-*/()\[\]\\]")
+_ANSWER_PHRASE = re.compile(
+    r"(?:the )?(?:correct |best )?answer|(?:the )?(?:correct )?(?:option|choice) is|i (?:choose|select|pick)"
+)
+_CHOICE_FORMS = (("({})",), ("{}.",), ("{}:",), ("{})",), ("{} ",), ("{}-", "{}_", "{}="), ("{}",))
+"""How a choice letter may be written, best form first; forms in one group rank the same."""
+
+
+def read(response: str) -> tuple[str, float]:
+    """What a response gives as its answer, and the score of its format."""
+    return extract_answer(response), format_score(response)
+
+
+def match(extracted: str, answer: str) -> str:
+    """exact | choice | none, or undecided where math-verify may still find the two equal."""
+    answer = trim(answer)
+    if (decided_by := _match_text(extracted, answer)) != "none" or _is_choice(answer):
+        return decided_by
+    # Two plain integers that differ as text differ: no need to ask, and the most common wrong answer.
+    is_number = _INTEGER.fullmatch(extracted) and _INTEGER.fullmatch(answer)
+    return "undecided" if extracted and answer and not is_number else "none"
+
+
+def extract_answer(response: str) -> str:
+    r"""The first `<answer>`, else the last `\boxed{}`, else the number that ends a line, else ""."""
+    return trim(_find_answer(response).strip())
+
+
+def format_score(response: str) -> float:
+    r"""1 for `<think>..</think>..<answer>..</answer>` or a `\boxed{}`, 0.8 for a solution without, else 0."""
+    if _has_tags(response) or _find_boxed(response):
+        return 1.0
+    is_solution = len(response.strip()) > MIN_SOLUTION_LEN and _MATH_SIGN.search(response)
+    return 0.8 if is_solution and _find_answer(response) else 0.0
+
+
+def _find_answer(response: str) -> str:
+    _, opened, rest = response.partition("<answer>")
+    content, closed, _ = rest.partition("</answer>")
+    if opened and closed:
+        return content
+    return _find_boxed(response) or _find_final_number(response)
+
+
+def _find_boxed(text: str) -> str:
+    r"""The content of the last `\boxed{}` whose braces balance, or ""."""
+    if "\\boxed{" not in text:
+        return ""
+    last_start, content = -1, ""
+    open_braces: list[tuple[int, bool]] = []  # (where the content starts, whether it is boxed)
+    for match in _BRACE.finditer(text):
+        if match.group() != "}":
+            open_braces.append((match.end(), match.group() != "{"))
+        elif open_braces:
+            start, is_boxed = open_braces.pop()
+            if is_boxed and start > last_start:
+                last_start, content = start, text[start : match.start()]
+    return content
+
+
+def _find_final_number(text: str) -> str:
+    """The number at the end of the last line that ends with one (a full stop may follow), or ""."""
+    for line in reversed(text.split("\n")):
+        if match := _FINAL_NUMBER.search(line.rstrip().removesuffix(".").rstrip()):
+            return match.group()
+    return ""
+
+
+def _has_tags(text: str) -> bool:
+    # Equal to re.fullmatch(r"<think>.*</think>.*<answer>.*</answer>"), which is cubic on hostile text.
+    if not (text.startswith("<think>") and text.endswith("</answer>")):
+        return False
+    thought_end = text.find("</think>", len("<think>"))
+    answer_start = text.find("<answer>", thought_end + len("</think>"))
+    return thought_end >= 0 <= answer_start <= len(text) - len("<answer></answer>")
+
+
+def trim(text: str) -> str:
+    """Without a full stop at the end and spaces around."""
+    return text.removesuffix(".").strip()
+
+
+def _is_choice(answer: str) -> bool:
+    return len(answer) == 1 and answer in CHOICES
+
+
+def _match_text(extracted: str, answer: str) -> str:
+    """exact | choice | none."""
+    if _is_choice(answer):
+        return "choice" if _read_choice(extracted) == answer else "none"
+    shorter, longer = sorted((extracted, answer), key=len)
+    is_equal = shorter in longer and len(shorter) >= MIN_OVERLAP * len(longer)
+    return "exact" if is_equal else "none"
+
+
+def _read_choice(text: str) -> str:
+    """The choice letter a text most likely means, or "". A letter at the start wins over all else."""
+    text = text.strip()
+    for mark in ",.!?;:'\"":
+        text = text.strip(mark)
+    core = text.strip()
+    for end in (core[:1], core[-1:]):
+        if end and end in CHOICES:
+            return end
+    padded = f" {text} "
+    return _numbered_choice(padded) or _phrase_choice(padded) or _written_choice(padded)
+
+
+def _numbered_choice(text: str) -> str:
+    """The letter of "2. B": A is 1, B is 2."""
+    return _first_found(text, [(f"{number}. {letter}", letter) for number, letter in enumerate(CHOICES, 1)])
+
+
+def _phrase_choice(text: str) -> str:
+    """The first choice letter after "the answer is" or the like."""
+    phrase = _ANSWER_PHRASE.search(text.lower())
+    letter = re.compile(f"[{CHOICES}]").search(text, phrase.start()) if phrase else None
+    return letter.group() if letter else ""
+
+
+def _written_choice(text: str) -> str:
+    for forms in _CHOICE_FORMS:
+        if found := _first_found(text, [(form.format(c), c) for form in forms for c in CHOICES]):
+            return found
+    return ""
+
+
+def _first_found(text: str, marks: list[tuple[str, str]]) -> str:
+    """Of the marks that occur, the letter of the one whose last occurrence comes first."""
+    found = [(position, letter) for mark, letter in marks if (position := text.rfind(mark)) >= 0]
+    return min(found)[1] if found else ""
