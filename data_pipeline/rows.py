@@ -14,7 +14,7 @@ from pathlib import Path
 from data_pipeline.image_files import image_bytes
 from data_pipeline.mismatch import mismatch
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Message, Sample
-from data_pipeline.verify import extract_answer, format_score
+from data_pipeline.verify_released import extract_answer, format_score
 
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
 """What corpora call a speaker -> what we do."""

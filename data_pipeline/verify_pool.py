@@ -197,11 +197,8 @@ def _serve(connection: Connection, mode: Mode, deadline: float, memory: int) -> 
     while True:
         try:
             tasks = json.loads(connection.recv_bytes())
-        except (
-            EOFError,
-            ConnectionResetError,
-        ):  # the pool is gone; reset, where it left our last word unread
-            return
+        except (EOFError, ConnectionResetError):
+            return  # the pool is gone; reset, where it left our last word unread
         for extracted, answer in tasks:
             signal.setitimer(signal.ITIMER_REAL, deadline)
             is_equal = is_equal_math(extracted, answer, mode)
