@@ -19,9 +19,13 @@ PACKAGES = [
 
 # Transformer Engine, apex and FP8 exist for GPUs alone; the CPU runs the same code without them.
 COMMON = [
+    "aiohttp",
     "datasets>=4.0",
+    "fsspec",
     "math-verify==0.9.0",
+    "model2vec>=0.6",
     "numpy",
+    "openai>=2.0",
     "pillow",
     "ray==2.60.0",
     "safetensors",
@@ -30,6 +34,7 @@ COMMON = [
     "tokenizers",
     "torchvision",
     "tqdm",
+    "usearch>=2.17",
     "webdataset==1.0.2",
 ]
 

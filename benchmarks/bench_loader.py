@@ -25,7 +25,9 @@ from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.digits import digit_samples, digit_texts
 from data_pipeline.images import final_size
 from data_pipeline.loader import Loader
-from data_pipeline.shards import ShardIndex, read_shards, write_shards
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_shards
 from data_pipeline.types import IMAGE_MARK, Message, Sample
 from megatron_omr.tiny import TinyConfig, train_tokenizer
 

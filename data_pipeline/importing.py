@@ -88,7 +88,8 @@ def import_corpus(corpus: str, config: ImportConfig) -> Tally | None:
     Raises:
         ValueError: the folder holds something else, too many rows are bad, or none is good.
     """
-    from data_pipeline.shards import INDEX, write_shards
+    from data_pipeline.shard_index import INDEX
+    from data_pipeline.shard_writer import write_shards
 
     out, wanted = Path(config.out), _fingerprint(corpus, config)
     manifest = out / MANIFEST

@@ -21,7 +21,8 @@ import numpy as np
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import LoaderConfig
 from data_pipeline.packing import balance, blank, pack, padded_length
-from data_pipeline.shards import ShardIndex, read_sample
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shards import read_sample
 from data_pipeline.types import BadSample, Example, PackedBatch, SampleRef
 
 log = logging.getLogger(__name__)

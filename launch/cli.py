@@ -11,11 +11,11 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import TypeVar
 
-from data_pipeline.config import CheckConfig, ImportConfig, VerifyConfig
+from data_pipeline.config import VerifyConfig
 from launch.arguments import Command, leading_word, overview, parse, pick
-from launch.config import DemoConfig, DigitsConfig
+from launch.config import DemoConfig
+from launch.data_commands import data
 from launch.executors import RankError, launched_by_cluster, rank_environment, run_local
-from launch.recipes.data import DATA_RECIPES
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
@@ -74,70 +74,6 @@ def demo(args: list[str]) -> None:
     from launch.demo import run_demo
 
     run_demo(config)
-
-
-def data(args: list[str]) -> None:
-    """Write a corpus as WebDataset shards: omr data digits OUT, or omr data import CORPUS PATH OUT.
-
-    Examples:
-      omr data digits runs/demo/data
-      omr data digits /tmp/digits --train 1000 --seed 7
-      omr data import --help
-    """
-    name, rest = leading_word(data, "command", {**DATA_RECIPES, "import": import_data}, args)
-    if name == "import":
-        import_data(rest)
-    else:
-        _write_digits(parse(data, f"data {name}", DigitsConfig, rest))
-
-
-def _write_digits(config: DigitsConfig) -> None:
-    from data_pipeline.digits import digit_samples
-    from data_pipeline.shards import INDEX, ShardIndex, write_shards
-
-    for split, count in config.counts.items():
-        folder = Path(config.out) / split
-        if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:
-            print(f"{folder} is complete already")  # an interrupted command goes on behind it
-            continue
-        write_shards(digit_samples(split, count, config.seed), folder)
-        print(f"{count} samples in {folder}")
-
-
-def import_data(args: list[str]) -> None:
-    """Read a public corpus, or your own data, into shards: omr data import CORPUS PATH OUT.
-
-    PATH is a file (JSON lines, JSON, Parquet, WebDataset tar), a folder of them, what `datasets` saved, or
-    OWNER/NAME on the Hugging Face hub. With --check instead of OUT the first rows are only looked at: what matches,
-    what does not and what to do about it; exits with 1 when too little matches.
-
-    Examples:
-      omr data import messages mine.jsonl --check
-      omr data import messages mine.jsonl shards/mine
-      omr data import llava_cot LLaVA-CoT-100k/train.jsonl shards/llava_cot --images LLaVA-CoT-100k
-      omr data import openmmreasoner_rl OpenMMReasoner/OpenMMReasoner-RL-74K shards/tqa --subset tqa_train
-    """
-    from data_pipeline.corpora import CORPORA
-
-    corpus, rest = leading_word(import_data, "corpus", CORPORA, args)
-    name = f"data import {corpus}"
-    if "--check" in rest:
-        from data_pipeline.corpus_check import check_corpus
-
-        rest.remove("--check")
-        report = check_corpus(corpus, parse(import_data, f"{name} --check", CheckConfig, rest))
-        print("\n".join(report.lines))
-        sys.exit(0 if report.ok else 1)
-    from data_pipeline.importing import import_corpus
-
-    config = parse(import_data, name, ImportConfig, rest)
-    tally = import_corpus(corpus, config)
-    if tally is None:
-        print(f"{config.out} is complete already")
-        return
-    print(f"{tally.rows} rows: {tally.samples} samples in {config.out}, {tally.num_dropped} dropped")
-    if tally.dropped:
-        print(tally.cases())
 
 
 def sft(args: list[str]) -> None:

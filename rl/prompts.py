@@ -10,7 +10,8 @@ import numpy as np
 
 from data_pipeline.config import ImageConfig
 from data_pipeline.images import load_image
-from data_pipeline.shards import ShardIndex, read_sample
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shards import read_sample
 from data_pipeline.types import BadSample, SampleRef
 from rl.types import Prompt
 

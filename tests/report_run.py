@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 from data_pipeline.digits import digit_samples
-from data_pipeline.shards import ShardIndex, write_shards
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_writer import write_shards
 
 HOSTILE = (
     "<script>window.pwned=1</script><img src=http://example.invalid/x.png onerror='window.pwned=1'>$body \"'&"

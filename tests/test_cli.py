@@ -150,6 +150,6 @@ def test_data_command_writes_every_split(tmp_path: Path):
     options = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
     done = omr("data", "digits", str(tmp_path), *options, timeout=120)
     assert done.returncode == 0, done.stderr
-    from data_pipeline.shards import ShardIndex
+    from data_pipeline.shard_index import ShardIndex
 
     assert {name: len(ShardIndex.load(tmp_path / name).refs) for name in counts} == counts

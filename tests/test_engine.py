@@ -15,7 +15,8 @@ from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
 from data_pipeline.digits import digit_samples
 from data_pipeline.images import normalise
-from data_pipeline.shards import read_sample, write_shards
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_sample
 from data_pipeline.sharing import respond
 from rl.config import EngineConfig, SamplingConfig
 from rl.prompts import read_prompts

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from data_pipeline.digits import digit_samples
-from data_pipeline.shards import write_shards
+from data_pipeline.shard_writer import write_shards
 from data_pipeline.types import SampleRef
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.evaluate import bootstrap_ci95, evaluate, paired_difference, summarize

@@ -17,7 +17,8 @@ from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.digits import digit_samples
 from data_pipeline.loader import Loader, epoch_order
-from data_pipeline.shards import ShardIndex, write_shards
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_writer import write_shards
 from data_pipeline.types import Message, PackedBatch, Sample
 
 NUM_SAMPLES, BATCH = 50, 12  # four steps and a carry of two

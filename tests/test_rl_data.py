@@ -13,7 +13,8 @@ import torch
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
 from data_pipeline.digits import digit_samples
-from data_pipeline.shards import read_sample, write_shards
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_sample
 from data_pipeline.types import Example, SampleRef
 from rl.algorithms.policy_loss import policy_loss
 from rl.config import AlgorithmConfig

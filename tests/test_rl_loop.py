@@ -18,7 +18,7 @@ from test_sft import sft_rank
 
 from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.digits import digit_samples
-from data_pipeline.shards import write_shards
+from data_pipeline.shard_writer import write_shards
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
 from ranks import run_ranks
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from data_pipeline.digits import digit_samples
-from data_pipeline.shards import write_shards
+from data_pipeline.shard_writer import write_shards
 from data_pipeline.types import SampleRef
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement import engine_calls, start_ray, stop_ray

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.digits import digit_samples
-from data_pipeline.shards import write_shards
+from data_pipeline.shard_writer import write_shards
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
 from ranks import init_ranks, run_ranks, start_ranks
 

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from data_pipeline.digits import digit_samples
-from data_pipeline.shards import ShardIndex, read_sample, read_shards, write_shards
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_sample, read_shards
 from data_pipeline.types import BadSample, Message, Sample, SampleRef
 
 

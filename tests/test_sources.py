@@ -18,7 +18,9 @@ from corpora import FIXTURES, fixture_rows, write_corpus
 from data_pipeline.config import CheckConfig, ImportConfig
 from data_pipeline.corpus_check import check_corpus
 from data_pipeline.importing import import_corpus
-from data_pipeline.shards import ShardIndex, read_shards, write_shards
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_shards
 from data_pipeline.sources import read_rows
 from data_pipeline.types import BadSample
 from launch import cli
