@@ -29,8 +29,11 @@ class BadSample(ValueError):
     """A sample, not the code, is at fault. Loading skips it and counts `reason`; any other error is a bug."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # both, so that it can travel between processes
         self.reason = reason  # unreadable | schema | image | text | answer | too_long
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 @dataclass(frozen=True, kw_only=True)
