@@ -15,6 +15,8 @@ from typing import overload
 from data_pipeline.types import SampleRef
 
 INDEX = "index.json"
+VERSION = 2
+"""Of the layout that shards.py describes; shards of another are written again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class Shard:
     count: int  # samples
     bytes: int
     sha256: str
+    scaled: int = 0  # images that a pixel cap scaled down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class ShardRows:
 
     ids: tuple[str, ...]
     offsets: tuple[int, ...]  # bytes
+    sizes: tuple[int, ...]  # bytes of all its members, with their headers and padding
+    crc32: tuple[int, ...]  # of these bytes
     tokens: tuple[int, ...]  # estimated, for balancing work without reading samples
 
 
@@ -54,7 +59,10 @@ class ShardIndex:
         if not path.is_file():
             raise ValueError(f"{path} does not exist; give a folder of shards that was written to its end")
         try:
-            shards = tuple(Shard(**row) for row in json.loads(path.read_text())["shards"])
+            table = json.loads(path.read_text())
+            shards = tuple(Shard(**row) for row in table["shards"])
+            if table["version"] != VERSION:
+                raise ValueError(f"version {table['version']}, not {VERSION}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not an index of shards ({error!r}); write the shards again"
@@ -129,6 +137,7 @@ def _read_rows(folder: Path, shard: Shard) -> ShardRows:
         rows = ShardRows(**{name: tuple(values) for name, values in json.loads(path.read_text()).items()})
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); write the shards again") from error
-    if not len(rows.ids) == len(rows.offsets) == len(rows.tokens) == shard.count:
+    columns = (rows.ids, rows.offsets, rows.sizes, rows.crc32, rows.tokens)
+    if any(len(column) != shard.count for column in columns):
         raise ValueError(f"{path} lists {len(rows.ids)} samples where {INDEX} counts {shard.count}")
     return rows

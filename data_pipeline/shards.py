@@ -1,8 +1,8 @@
 """Samples on disk: WebDataset shards that any WebDataset reader can read, and an index for random access.
 
-    folder/index.json               one row per shard; written last, so a folder with an index is complete
-    folder/shard-000000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; key: sample number
-    folder/shard-000000.index.json  ids, byte offsets and estimated tokens of the shard's samples
+    folder/index.json                    one row per shard; written last, so a folder with an index is complete
+    folder/shard-000000-0000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; part and number of the shard
+    folder/shard-000000-0000.index.json  of each sample id, byte offset, size, CRC-32 and estimated tokens
 
 The same samples give the same bytes. WebDataset ends a key at the first dot and ids hold slashes and dots, so
 the id lives in the json member, which holds everything of a sample but the bytes of its images.
