@@ -1,7 +1,7 @@
 """One stage of curation: shards -> a chain of generators -> shards, part by part, on any executor.
 
     out/stage.json               what the stage was made of: its input's digest and the chain's settings
-    out/dropped-000003.jsonl     the samples of input shard 3 that were dropped: id and reason
+    out/dropped/000003.json      the samples of input shard 3 that were dropped: [[id, reason], ...]
     out/shard-*.tar, index.json  what was kept, see shards.py
 
 A stage that is finished is not run again; one that was killed continues behind its finished parts.
@@ -11,22 +11,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from data_pipeline.executor import Executor, run_parts
 from data_pipeline.shard_index import INDEX, ShardIndex
-from data_pipeline.shard_writer import finish_shards, write_part
+from data_pipeline.shard_writer import finish_shards, write_atomically, write_part
 from data_pipeline.shards import read_shard
-from data_pipeline.types import Sample
+from data_pipeline.types import BadSample, Sample
 
 MANIFEST = "stage.json"
+MAX_BAD = 0.05
+"""Share of a shard's samples that may be unreadable; they are dropped and counted, past this the stage stops."""
 
 Drop = Callable[[Sample, str], None]
-Chain = Callable[[Iterator[Sample], Drop], Iterator[Sample]]
-"""Samples in, kept samples out; drop(sample, reason) is called for each that is not kept."""
+Chain = Callable[[Iterator[Sample], Drop, int], Iterator[Sample]]
+"""Samples of one shard in, kept samples out, with the shard's number in the input; drop(sample, reason) is called
+for each that is not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +65,16 @@ def run_stage(
     """
     folder, index = Path(out), ShardIndex.load(source)
     _claim(folder, {"input": index.digest, **settings})
+    parts = range(len(index.shards))
     if not (folder / INDEX).exists():
-        parts = range(len(index.shards))
         work = partial(_run_part, chain, source, out)
         run_parts(work, parts, executor=executor, workers=workers, desc=f"write {folder.name}")
         finish_shards(folder, len(parts))
-    return StageReport(index=ShardIndex.load(folder), dropped=_count_drops(folder))
+    return StageReport(index=ShardIndex.load(folder), dropped=_count_drops(folder, parts))
 
 
 def _claim(folder: Path, settings: dict[str, object]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dropped").mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST
     wanted = json.loads(json.dumps(settings))
     if manifest.exists() and (found := json.loads(manifest.read_text())) != wanted:
@@ -81,31 +84,39 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
         )
     if not manifest.exists() and (folder / INDEX).exists():
         raise ValueError(f"{folder} holds shards that are no stage's; choose another folder")
-    manifest.write_text(json.dumps(wanted, indent=1) + "\n")
+    write_atomically(manifest, json.dumps(wanted, indent=1).encode())
 
 
 def _run_part(chain: Chain, source: str, out: str, part: int) -> None:
     """Write part `part` of a stage; done already, it is left as it is."""
-    drops: list[tuple[str, str]] = []
+    index, drops = ShardIndex.load(source), list[tuple[str, str]]()
+    num_bad = 0
+
+    def drop_bad(name: str, error: BadSample) -> None:
+        nonlocal num_bad
+        drops.append((name, error.reason))
+        num_bad += 1
+        if num_bad > max(1, MAX_BAD * index.shards[part].count):
+            raise ValueError(
+                f"{num_bad} samples of {index.shards[part].file} in {source} cannot be read, the last one {name}: "
+                f"{error}; `omr data validate {source}` says what is broken"
+            )
 
     def samples() -> Iterator[Sample]:
-        read = read_shard(ShardIndex.load(source), part)
-        yield from chain(read, lambda sample, reason: drops.append((sample.id, reason)))
+        read = read_shard(index, part, drop_bad)
+        yield from chain(read, lambda sample, reason: drops.append((sample.id, reason)), part)
         # Before the writer sees the end and calls the part finished: a finished part has its list.
-        _write_drops(Path(out) / f"dropped-{part:06d}.jsonl", drops)
+        write_atomically(_drops_path(Path(out), part), json.dumps(drops, ensure_ascii=False).encode())
 
     write_part(samples(), Path(out), part)
 
 
-def _write_drops(path: Path, drops: list[tuple[str, str]]) -> None:
-    draft = path.with_suffix(".partial")
-    draft.write_text("".join(json.dumps({"id": name, "reason": reason}) + "\n" for name, reason in drops))
-    draft.replace(path)
+def _drops_path(out: Path, part: int) -> Path:
+    return out / "dropped" / f"{part:06d}.json"
 
 
-def _count_drops(folder: Path) -> dict[str, int]:
+def _count_drops(out: Path, parts: Iterable[int]) -> dict[str, int]:
     reasons: Counter[str] = Counter()
-    for path in sorted(folder.glob("dropped-*.jsonl")):
-        with path.open() as lines:
-            reasons.update(json.loads(line)["reason"] for line in lines)
+    for part in parts:
+        reasons.update(reason for _, reason in json.loads(_drops_path(out, part).read_text()))
     return dict(sorted(reasons.items()))
