@@ -62,7 +62,7 @@ def render(config: InspectConfig, found: Survey) -> str:
 
 def _header(name: str, found: Survey) -> str:
     tiles = [
-        (f"{found.samples:,}", "samples", f"in {found.shards:,} shards"),
+        (f"{found.samples:,}", "samples", f"in {found.shards:,} shard{'s' * (found.shards != 1)}"),
         (_size(found.bytes), "on disk", f"{_size(found.bytes / found.samples)} a sample"),
         (_share(found.text_only, found), "text only", "without an image"),
         (_share(found.unanswered, found), "without an answer", "to verify against"),
@@ -113,7 +113,7 @@ def _bars(label: str, rows: Sequence[tuple[str, float]]) -> str:
 
 
 def _by_tokens(tokens: Sequence[int]) -> list[tuple[str, int]]:
-    """Samples by powers of two, without gaps."""
+    """Samples by powers of two, from the first to the last that there are."""
     counts = Counter(max(n, 1).bit_length() for n in tokens)
     return [
         (f"{1 << (bits - 1):,} to {(1 << bits) - 1:,}", counts[bits])
@@ -124,7 +124,7 @@ def _by_tokens(tokens: Sequence[int]) -> list[tuple[str, int]]:
 def _by_area(sizes: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
     counts = Counter(bisect_right([side * side for side in SIDES], math.prod(size)) for size in sizes)
     names = [f"below {SIDES[0]}²", *(f"from {side}²" for side in SIDES)]
-    return [(name, counts[number]) for number, name in enumerate(names)]
+    return [(names[number], counts[number]) for number in range(min(counts), max(counts) + 1)]
 
 
 def _share(count: int, found: Survey) -> str:
@@ -152,8 +152,9 @@ def _card(sample: Sample) -> str:
         else '<div class="meta">no reference answer</div>'
     )
     images = "".join(_image(data, number, len(sample.images)) for number, data in enumerate(sample.images, 1))
+    images = f'<div class="images">{images}</div>' if images else "<div></div>"
     return (
-        f'<article class="card"><div class="ask"><div class="images">{images}</div>'
+        f'<article class="card"><div class="ask">{images}'
         f'<div><p class="question">{question}</p>{answer}<div class="meta">{escape(sample.source)}</div>'
         f'<div class="meta">{escape(sample.id)}</div></div></div>{turns}{_metadata(sample)}</article>'
     )
