@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 import signal
@@ -23,7 +22,7 @@ from PIL import Image
 
 from data_pipeline.config import ImageConfig, ShardConfig
 from data_pipeline.executor import run_parts
-from data_pipeline.shard_index import ShardIndex, rows_path
+from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shard_writer import finish_shards, write_part, write_shards
 from data_pipeline.shards import read_shards
 from data_pipeline.types import Message, Sample
@@ -304,64 +303,3 @@ def test_memory_stays_flat(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 60e6, f"{int(done.stdout) / 1e6:.0f} MB for one shard of 210 MB"
-
-
-# ---- imports in parts
-
-
-def write_sources(folder: Path, num_files: int, rows: int) -> Path:
-    folder.mkdir()
-    for file in range(num_files):
-        lines = [
-            json.dumps(
-                {"id": f"{file}-{n}", "question": f"What is {n} + {file}?" * 20, "answer": str(n + file)}
-            )
-            for n in range(rows)
-        ]
-        lines[file] = '{"question": "broken"'
-        (folder / f"train-{file:05d}.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def start_import(source: Path, out: Path, *words: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "launch.cli",
-        "data",
-        "import",
-        "questions",
-        str(source),
-        str(out),
-        *words,
-    ]
-    return subprocess.Popen(
-        command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def test_an_import_by_several_workers_that_was_killed_ends_with_the_same_bytes(tmp_path: Path):
-    source = write_sources(tmp_path / "source", 6, 4_000)
-    whole = start_import(source, tmp_path / "whole")
-    assert whole.communicate(timeout=120)[0].startswith("24000 rows: 23994 samples") and whole.returncode == 0
-
-    killed = start_import(source, tmp_path / "killed", "--workers", "2")
-    for _ in range(6_000):
-        time.sleep(0.01)
-        if done := sorted((tmp_path / "killed").glob("part-*.json")):
-            break
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert done and not (tmp_path / "killed" / "index.json").exists(), "it was killed in the middle"
-    first = tmp_path / "killed" / f"shard-{done[0].stem.removeprefix('part-')}-0000.tar"
-    stamp = first.stat().st_mtime_ns
-    again = start_import(source, tmp_path / "killed", "--workers", "3")
-    said = again.communicate(timeout=120)[0]
-    assert said.startswith("24000 rows: 23994 samples") and "6 dropped" in said
-    assert "6 unreadable, the first: train-00000.jsonl, row 0: unreadable: line 1 of" in said
-    assert first.stat().st_mtime_ns == stamp, "it went on behind the finished part"
-    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
-    index = ShardIndex.load(tmp_path / "killed")
-    assert len(index.shards) == 6 and all(rows_path(index.folder / s.file).exists() for s in index.shards)
-    sample = next(iter(read_shards(tmp_path / "killed")))
-    assert sample.metadata["file"] == "train-00000.jsonl" and sample.metadata["row"] == 1
