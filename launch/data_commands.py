@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from data_pipeline.config import CheckConfig, ImportConfig
+from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, ValidateConfig
 from launch.arguments import Command, leading_word, parse
 from launch.config import DigitsConfig
 
@@ -79,4 +79,41 @@ def import_data(args: list[str]) -> None:
         print(tally.cases())
 
 
-DATA_COMMANDS: dict[str, Command] = {"digits": digits, "import": import_data}
+def validate(args: list[str]) -> None:
+    """Find what is broken in a folder of shards: omr data validate FOLDER.
+
+    Names shard, place and sample of every problem, and exits with 1 when there is one. Nothing is extracted or
+    changed. Folders that other WebDataset writers wrote have no index; of those the tars alone are looked at.
+
+    Examples:
+      omr data validate shards/mine
+      omr data validate shards/mine --images --workers 8
+      omr data validate shards/mine --quick --json
+    """
+    config = parse(validate, "data validate", ValidateConfig, args)
+    from data_pipeline.validate import validate as look_through
+
+    report = look_through(config)
+    print(report.json if config.json else "\n".join(report.lines))
+    sys.exit(0 if report.ok else 1)
+
+
+def inspect(args: list[str]) -> None:
+    """Draw samples of a folder of shards on one page, with the folder in numbers: omr data inspect FOLDER.
+
+    Examples:
+      omr data inspect shards/mine
+      omr data inspect shards/mine --sample 100 --seed 7 --out mine.html
+    """
+    config = parse(inspect, "data inspect", InspectConfig, args)
+    from launch.gallery import write_gallery
+
+    print(write_gallery(config))
+
+
+DATA_COMMANDS: dict[str, Command] = {
+    "digits": digits,
+    "import": import_data,
+    "inspect": inspect,
+    "validate": validate,
+}

@@ -52,6 +52,8 @@ PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate.py", "launch
 BROAD_EXCEPTS = {
     # decoding a sample: image decoders raise all sorts of errors; the loader counts it and names the sample
     "data_pipeline/images.py": {"load_image"},
+    # the same, where the broken image is a finding
+    "data_pipeline/sample_check.py": {"_image_problem"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
     # the same from a Ray Data task, to the process that asked for it

@@ -7,11 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import contrast, open_page, text_colors, texts_outside
 
 from launch.report import write_report
 from report_run import HOSTILE, rl_row, sft_row, write_json, write_lines, write_run
@@ -33,48 +33,6 @@ CHARTS = {
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(write_run(tmp_path_factory.mktemp("report") / "demo"))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("the report page was not opened in a browser: install chromium and chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-component-update",
-    ):
-        options.add_argument(f"--{flag}")
-    for flag in (
-        "disable-background-networking",
-        "disable-sync",
-        "disable-dev-shm-usage",
-        f"user-data-dir={profile}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    chrome.set_page_load_timeout(60)
-    yield chrome
-    chrome.quit()
-
-
-def open_page(browser, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
-    browser.get_log("browser"), browser.get_log("performance")  # forget what came before
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(page.as_uri())
 
 
 def test_console_errors_are_seen(browser, tmp_path):
@@ -119,12 +77,7 @@ def test_tooltip_shows_the_step_under_the_pointer(browser, page):
 def test_nothing_sticks_out(browser, page, width):
     open_page(browser, page, width=width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    outside = browser.execute_script("""
-        return [...document.querySelectorAll('svg text')].filter(text => {
-          const box = text.getBoundingClientRect(), room = text.closest('figure').getBoundingClientRect();
-          return box.left < room.left || box.right > room.right || box.bottom > room.bottom;
-        }).map(text => text.closest('figure').id + ': ' + text.textContent)""")
-    assert outside == []
+    assert texts_outside(browser) == []
     overlaps = browser.execute_script("""
         return [...document.querySelectorAll('svg')].flatMap(svg => {
           const texts = [...svg.querySelectorAll('text')], boxes = texts.map(t => t.getBoundingClientRect());
@@ -140,25 +93,10 @@ def test_nothing_sticks_out(browser, page, width):
 def test_text_has_contrast_in_both_schemes(browser, page, scheme):
     """WCAG AA: 4.5 to 1 for every text of a chart and of the page, on the card that it stands on."""
     open_page(browser, page, scheme=scheme)
-    pairs = browser.execute_script("""
-        const css = (e, name) => getComputedStyle(e).getPropertyValue(name);
-        const ground = e => e.closest('figure, .card, .tile, .notes') || document.body;
-        const texts = 'svg text, p, figcaption, td, th, b, .meta, h1, h2, h3, a, summary, li';
-        return [...document.querySelectorAll(texts)]
-          .map(e => [css(e, e.closest('svg') ? 'fill' : 'color'), css(ground(e), 'background-color')])""")
+    pairs = text_colors(browser)
     assert len(pairs) > 200
-    worst = min((_contrast(front, back), front, back) for front, back in {tuple(pair) for pair in pairs})
+    worst = min((contrast(front, back), front, back) for front, back in {tuple(pair) for pair in pairs})
     assert worst[0] >= 4.5, worst
-
-
-def _contrast(front: str, back: str) -> float:
-    def luminance(color: str) -> float:
-        channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    high, low = sorted((luminance(front), luminance(back)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 # --- without a browser
