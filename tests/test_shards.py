@@ -166,10 +166,14 @@ def test_any_damage_to_a_header_is_caught(folder):
     "ref",
     [
         SampleRef(
-            id="digits/train/0/000001", shard="shard-000000.tar", offset=0
+            id="digits/train/0/000001", shard="shard-000000.tar", offset=0, length=4096
         ),  # another sample lies there
-        SampleRef(id="digits/train/0/000000", shard="shard-000000.tar", offset=512),  # not a header
-        SampleRef(id="digits/train/0/000000", shard="shard-000099.tar", offset=0),  # no such shard
+        SampleRef(
+            id="digits/train/0/000000", shard="shard-000000.tar", offset=512, length=4096
+        ),  # not a header
+        SampleRef(
+            id="digits/train/0/000000", shard="shard-000099.tar", offset=0, length=4096
+        ),  # no such shard
     ],
 )
 def test_wrong_references_are_caught(folder, ref):
