@@ -3,7 +3,8 @@
 The mix is that of short maths answers: half whole numbers, a fifth choice letters, the rest decimals, units, fractions,
 formulas and sets; two in five are wrong. References repeat for eight answers, as in a group of rollouts, and no two
 groups share numbers. Time is processor time of the calling process and its worker together, so that the rate is per
-core; the best round of each mode counts: other work only ever slows one down.
+core; the best round of each mode counts: other work only ever slows one down. Then hostile answers are strewn among
+the same ordinary ones: what each costs beyond its deadline is the time its worker takes to be replaced.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ GROUPS = 500
 GROUP = 8
 ROUNDS = 3
 DEADLINE = 5.0
+HOSTILE = (r"9^{9^{9^9}}", r"(9^{9})^{9^{9}}+1")
+"""Towers that math-verify would compute for ever; each stands NUM_HOSTILE times among the ordinary answers."""
+NUM_HOSTILE = 4
+HOSTILE_DEADLINE = 1.0
 MODES: tuple[Mode, ...] = ("strict", "released")
 MIX = {"integer": 50, "choice": 20, "decimal": 6, "unit": 6, "fraction": 8, "formula": 8, "set": 2}
 """Per cent of the questions."""
@@ -83,7 +88,9 @@ def main() -> dict[str, object]:
         "answers": len(pairs),
         "mix_percent": MIX,
         "modes": modes,
+        "hostile": measure_hostile(pairs),
     }
+    print(f"hostile    {result['hostile']}")
     write_result("verify", result)
     return result
 
@@ -125,6 +132,31 @@ def measure(mode: Mode, pairs: list[tuple[str, str]]) -> dict[str, object]:
         "answers_per_second_per_core": round(len(pairs) / best),
         "answers_per_second_of_wall_time": round(len(pairs) / wall),
         "decided_by": dict(counts.most_common()),
+    }
+
+
+def measure_hostile(pairs: list[tuple[str, str]]) -> dict[str, object]:
+    """Wall time with and without hostile answers among the ordinary ones, one worker, strict."""
+    hostile = [(f"<answer>{text}</answer>", "3") for text in HOSTILE * NUM_HOSTILE]
+    step = len(pairs) // len(hostile)
+    mixed = [p for n, bad in enumerate(hostile) for p in (*pairs[n * step : (n + 1) * step], bad)]
+    seconds, verdicts = {}, {}
+    with VerifyPool(1, HOSTILE_DEADLINE) as pool:
+        for name, answers in (("ordinary", pairs), ("mixed", mixed)):
+            pool.check_many([("<answer>x+1</answer>", "x+2")])
+            start = time.perf_counter()
+            verdicts[name] = pool.check_many(answers)
+            seconds[name] = time.perf_counter() - start
+    others = [verdict for verdict, pair in zip(verdicts["mixed"], mixed, strict=True) if pair not in hostile]
+    assert others == verdicts["ordinary"][: len(others)], "a hostile answer changed another's verdict"
+    timeouts = sum(verdict.decided_by == "timeout" for verdict in verdicts["mixed"])
+    return {
+        "hostile_answers": len(hostile),
+        "timeouts": timeouts,
+        "deadline_seconds": HOSTILE_DEADLINE,
+        "seconds_ordinary": round(seconds["ordinary"], 2),
+        "seconds_mixed": round(seconds["mixed"], 2),
+        "seconds_per_hostile_answer": round((seconds["mixed"] - seconds["ordinary"]) / len(hostile), 2),
     }
 
 

@@ -106,7 +106,39 @@ class RowsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig(RowsConfig):
+class ShardConfig:
+    """How samples are cut into shards."""
+
+    target_bytes: int = 268_435_456
+    """A .tar is closed when it reaches this size (256 MiB: read at full speed, a second or two of a download)."""
+    samples_per_shard: int = 10_000
+    """Or this many samples, whichever comes first."""
+    max_pixels: int = 0
+    """Larger images are scaled down to this area and written anew; 0 leaves every image as it is."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("target_bytes", 1), ("samples_per_shard", 1), ("max_pixels", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if 0 < self.max_pixels < ImageConfig.min_pixels:
+            raise ValueError(
+                f"max_pixels={self.max_pixels} must be 0 for no cap, or at least {ImageConfig.min_pixels}, below which "
+                "images would be scaled up again"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkConfig:
+    """Who does a stage's parts."""
+
+    workers: int = 1
+    """Parts that are worked on at the same time; on Ray 0 takes the whole cluster."""
+    executor: Literal["local", "ray"] = "local"
+    """Where they run: on this machine, or on a Ray cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(WorkConfig, ShardConfig, RowsConfig):
     """Rows of a corpus -> samples in shards."""
 
     out: str
@@ -115,13 +147,12 @@ class ImportConfig(RowsConfig):
     """Most samples to write; 0 writes all."""
     max_bad_samples: float = 0.05
     """Rows that do not fit are dropped and counted; past this many (from 1 on) or this share (below 1) it stops."""
-    samples_per_shard: int = 1_000
-    """Samples in one .tar."""
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 0), ("max_bad_samples", 0), ("samples_per_shard", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        super().__post_init__()
+        for name in ("limit", "max_bad_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +165,38 @@ class CheckConfig(RowsConfig):
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"rows={self.rows} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig(WorkConfig):
+    """Find what is broken in a folder of shards."""
+
+    folder: str
+    """Folder of shards: ours, or any WebDataset."""
+    quick: bool = False
+    """Only what the index, names and sizes tell; no shard is read."""
+    images: bool = False
+    """Decode every image in full, not only its header."""
+    json: bool = False
+    """Print the whole report as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Draw samples of a folder of shards on a page."""
+
+    folder: str
+    """Folder with index.json and the .tar shards."""
+    sample: int = 24
+    """Samples on the page."""
+    seed: int = 0
+    """Which ones."""
+    out: str = "inspect.html"
+    """The page."""
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise ValueError(f"sample={self.sample} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,16 +37,16 @@ def check_corpus(corpus: str, config: CheckConfig) -> CheckReport:
     Raises:
         ValueError: the source cannot be read at all.
     """
-    good: list[tuple[int, Sample]] = []
+    good: list[tuple[str, Sample]] = []
     bad: dict[str, list[str]] = {}  # kind of problem -> a line per row
-    for number, found in islice(read_corpus(corpus, config), config.rows):
+    for place, found in islice(read_corpus(corpus, config), config.rows):
         error = found if isinstance(found, BadSample) else _broken_image(found)
         if error is None:
             assert isinstance(found, Sample)
-            good.append((number, found))
+            good.append((place, found))
         else:
             kind = str(error).partition(": wanted")[0] if ": wanted" in str(error) else error.reason
-            bad.setdefault(kind, []).append(f"row {number}, {error}")
+            bad.setdefault(kind, []).append(f"{place}, {error}")
     num_rows = len(good) + sum(map(len, bad.values()))
     lines = [f"{corpus}: {len(good)} of {num_rows} rows match"]
     for cases in bad.values():
@@ -68,20 +68,20 @@ def _broken_image(sample: Sample) -> BadSample | None:
     return None
 
 
-def _unanswered(good: list[tuple[int, Sample]]) -> list[str]:
-    numbers = [number for number, sample in good if not sample.answer]
-    if not numbers:
+def _unanswered(good: list[tuple[str, Sample]]) -> list[str]:
+    places = [place for place, sample in good if not sample.answer]
+    if not places:
         return []
     return [
-        f"  {len(numbers)} matching rows have no reference answer, the first is row {numbers[0]}: they can be "
+        f"  {len(places)} matching rows have no reference answer, the first is {places[0]}: they can be "
         "learned from, not verified; put it in <answer> tags, in \\boxed{} or in a column `answer`"
     ]
 
 
-def _preview(number: int, sample: Sample) -> Iterator[str]:
+def _preview(place: str, sample: Sample) -> Iterator[str]:
     from PIL import Image
 
-    yield f"row {number} becomes {sample.id}"
+    yield f"{place} becomes {sample.id}"
     for message in sample.messages:
         yield f"  {message.role:<10} {_shorten(message.content)}"
     for image in sample.images:

@@ -50,6 +50,23 @@ def load_image(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) ->
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
+def scale_down(data: bytes, max_pixels: int) -> bytes:
+    """The file of an image at the size load_image() gives it under that cap, which then finds nothing to resize.
+
+    JPEG stays JPEG, at a quality (95, full colour) that adds no visible loss; all else becomes PNG.
+
+    Raises:
+        BadSample: as load_image().
+    """
+    image = load_image(data, ImageConfig(max_pixels=max_pixels))
+    is_jpeg = data.startswith(b"\xff\xd8\xff")
+    file = io.BytesIO()
+    image.save(
+        file, **({"format": "JPEG", "quality": 95, "subsampling": 0} if is_jpeg else {"format": "PNG"})
+    )
+    return file.getvalue()
+
+
 def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH * MERGE) -> tuple[int, int]:
     """Qwen's smart_resize: multiples of `factor` near the same shape, with an area within the limits.
 

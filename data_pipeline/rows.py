@@ -26,7 +26,8 @@ class Row:
 
     fields: Mapping[str, object]
     corpus: str
-    number: int  # in reading order, from 0: lineage only, no id depends on it
+    number: int  # in its file, from 0: lineage only, no id depends on it
+    file: str = ""  # of a source of several, relative to its folder
     split: str = ""
     images: Path | None = None  # the folder that holds images which rows name by path
     system: str = SYSTEM_PROMPT  # goes before a row that has no system turn of its own; "" for none
@@ -67,6 +68,7 @@ def tagged_answer(value: str) -> str:
 def lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
     """Where a sample comes from: its row, and those of `columns` that hold something worth keeping."""
     found: dict[str, str | int | float] = {"corpus": row.corpus, "split": row.split, "row": row.number}
+    found |= {"file": row.file} if row.file else {}
     for column in columns:
         value = row.fields.get(column)
         if isinstance(value, (list, tuple)):

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import overload
 
@@ -22,6 +22,8 @@ from data_pipeline.types import SampleRef
 
 INDEX = "index.json"
 MIXTURE = "mixture.json"
+VERSION = 2
+"""Of the layout that shards.py describes; shards of another are written again."""
 ROWS_IN_MEMORY = 16
 """Shards whose rows stay in memory for random access."""
 
@@ -34,6 +36,7 @@ class Shard:
     count: int  # samples
     bytes: int
     sha256: str
+    scaled: int = 0  # images that a pixel cap scaled down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +44,19 @@ class ShardRows:
     """What the index knows of each sample of one shard."""
 
     ids: tuple[str, ...]
-    offsets: array  # bytes, one more than samples: a sample ends where the next begins
-    tokens: array  # estimated, for balancing work without reading samples
-    crc32: array | None  # of each sample's bytes; shards of older writers have none
+    offsets: array[int]  # bytes
+    sizes: array[int]  # bytes of all its members, with their headers and padding
+    crc32: array[int]  # of these bytes
+    tokens: array[int]  # estimated, for balancing work without reading samples
 
     def ref(self, shard: Shard, row: int) -> SampleRef:
-        start, end = self.offsets[row], self.offsets[row + 1]
-        crc32 = None if self.crc32 is None else self.crc32[row]
-        return SampleRef(id=self.ids[row], shard=shard.file, offset=start, length=end - start, crc32=crc32)
+        return SampleRef(
+            id=self.ids[row],
+            shard=shard.file,
+            offset=self.offsets[row],
+            size=self.sizes[row],
+            crc32=self.crc32[row],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +187,10 @@ def rows_path(shard: Path) -> Path:
 def _load_folder(place: str, data: bytes) -> ShardIndex:
     path = join(place, INDEX)
     try:
-        shards = tuple(Shard(**row) for row in json.loads(data)["shards"])
+        table = json.loads(data)
+        shards = tuple(Shard(**row) for row in table["shards"])
+        if table["version"] != VERSION:
+            raise ValueError(f"version {table['version']}, not {VERSION}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an index of shards ({error!r}); write the shards again") from error
     for shard in shards:
@@ -225,23 +236,14 @@ def _read_rows(place: str, shard: Shard) -> ShardRows:
     path = str(rows_path(Path(place))) if is_local(place) else place.removesuffix(".tar") + ".index.json"
     try:
         said = json.loads(read_bytes(path))
-        rows = ShardRows(
-            ids=tuple(said["ids"]),
-            offsets=array("q", [*said["offsets"], shard.bytes]),
-            tokens=array("q", said["tokens"]),
-            crc32=array("I", said["crc32"]) if "crc32" in said else None,
-        )
+        numbers = {name: array("q", said[name]) for name in ("offsets", "sizes", "crc32", "tokens")}
+        rows = ShardRows(ids=tuple(said["ids"]), **numbers)
     except ConnectionError:
         raise
     except (OSError, KeyError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); write the shards again") from error
-    lengths = {len(column) for column in (rows.ids, rows.tokens, rows.crc32) if column is not None}
-    if lengths != {shard.count} or len(rows.offsets) != shard.count + 1:
+    if any(len(column) != shard.count for column in (rows.ids, *numbers.values())):
         raise ValueError(f"{path} lists {len(rows.ids)} samples where {INDEX} counts {shard.count}")
-    if any(start >= end for start, end in pairwise(rows.offsets)):
-        raise ValueError(
-            f"{path} has offsets that do not rise, or lie behind the shard's end; write the shards again"
-        )
     return rows
 
 

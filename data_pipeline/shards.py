@@ -1,8 +1,8 @@
 """Samples on disk: WebDataset shards that any WebDataset reader can read, and an index for random access.
 
-    folder/index.json               one row per shard; written last, so a folder with an index is complete
-    folder/shard-000000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; key: sample number
-    folder/shard-000000.index.json  ids, byte offsets and estimated tokens of the shard's samples
+    folder/index.json                    one row per shard; written last, so a folder with an index is complete
+    folder/shard-000000-0000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; part and number of the shard
+    folder/shard-000000-0000.index.json  of each sample id, byte offset, size, CRC-32 and estimated tokens
 
 The same samples give the same bytes. WebDataset ends a key at the first dot and ids hold slashes and dots, so
 the id lives in the json member, which holds everything of a sample but the bytes of its images.
@@ -35,7 +35,7 @@ def read_sample(folder: str | Path, ref: SampleRef) -> Sample:
         ConnectionError: the address cannot be reached.
     """
     try:
-        data = read_range(join(folder, ref.shard), ref.offset, ref.length)
+        data = read_range(join(folder, ref.shard), ref.offset, ref.size)
     except ConnectionError:
         raise
     except OSError as error:
@@ -47,16 +47,16 @@ def parse_sample(data: bytes, ref: SampleRef) -> Sample:
     """The sample whose tar members are `data`.
 
     Raises:
-        BadSample: reason `unreadable` where they are not, `schema` where the json member is none of ours.
+        BadSample: reason `checksum` or `unreadable` where they are not, `schema` where the json member is none of ours.
     """
+    if len(data) == ref.size and ref.crc32 not in (None, zlib.crc32(data)):
+        raise BadSample("checksum", f"{_place(ref)}: not the bytes that were written; copy the shard again")
     try:
-        sample, end = _read_members(data)
+        sample = _read_members(data)
     except (tarfile.TarError, ValueError, RecursionError) as error:
         if isinstance(error, BadSample):
             raise
         raise BadSample("unreadable", f"{_place(ref)}: {error}") from error
-    if ref.crc32 is not None and zlib.crc32(memoryview(data)[:end]) != ref.crc32:
-        raise BadSample("checksum", f"{_place(ref)}: not the bytes that were written; copy the shard again")
     if sample.id != ref.id:
         raise BadSample("unreadable", f"{_place(ref)}: {sample.id!r} lies there: not this index's shard")
     return sample
@@ -77,10 +77,10 @@ def read_shard(
     place, data, start = join(index.folder, shard.file), b"", 0  # data: the shard's bytes from `start` on
     for row in range(shard.count):
         ref = rows.ref(shard, row)
-        if ref.offset + ref.length > start + len(data):
-            start, data = ref.offset, read_range(place, ref.offset, max(ref.length, READ_BYTES))
+        if ref.offset + ref.size > start + len(data):
+            start, data = ref.offset, read_range(place, ref.offset, max(ref.size, READ_BYTES))
         try:
-            yield parse_sample(data[ref.offset - start :][: ref.length], ref)
+            yield parse_sample(data[ref.offset - start :][: ref.size], ref)
         except BadSample as error:
             if bad is None:
                 raise
@@ -98,15 +98,14 @@ def _place(ref: SampleRef) -> str:
     return f"{ref.id!r} at byte {ref.offset} of {ref.shard}"
 
 
-def _read_members(data: bytes) -> tuple[Sample, int]:
-    """A sample, and where its last member's blocks end."""
+def _read_members(data: bytes) -> Sample:
     text, place = _read_member(data, 0, ".json")
     fields = _check(json.loads(text))
     images = []
     for name in fields["images"]:
         image, place = _read_member(data, place, f".{name}")
         images.append(image)
-    return _to_sample(fields, images), place
+    return _to_sample(fields, images)
 
 
 def _read_member(data: bytes, place: int, suffix: str) -> tuple[bytes, int]:

@@ -41,15 +41,27 @@ def read_rows(path: str, *, split: str = "", subset: str = "") -> Iterator[RawRo
         ValueError: there is no such source, or it cannot be read.
     """
     place = Path(path)
-    if place.is_file():
-        return _read_files([place])
-    if place.is_dir() and any((place / name).is_file() for name in _SAVED):
-        return _read_saved(place, split)
+    if files := source_files(path, split=split):
+        return _read_files(files)
     if place.is_dir():
-        return _read_files(_data_files(place, split))
+        return _read_saved(place, split)
     if _HUB_ID.fullmatch(path):
         return _read_hub(path, split, subset)
     raise ValueError(f"{path} is neither a file nor a folder, nor a dataset's OWNER/NAME on the hub")
+
+
+def source_files(path: str, *, split: str = "") -> list[Path]:
+    """The files that hold the rows, in order; none where `datasets` reads: what it saved, or the hub.
+
+    Raises:
+        ValueError: the folder holds no such file, or none of that split.
+    """
+    place = Path(path)
+    if place.is_file():
+        return [place]
+    if place.is_dir() and not any((place / name).is_file() for name in _SAVED):
+        return _data_files(place, split)
+    return []
 
 
 def _data_files(folder: Path, split: str) -> list[Path]:

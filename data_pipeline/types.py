@@ -30,8 +30,11 @@ class BadSample(ValueError):
     """A sample, not the code, is at fault. Loading skips it and counts `reason`; any other error is a bug."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # both, so that it can travel between processes
         self.reason = reason  # unreadable | checksum | schema | image | text | answer | too_long
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,8 @@ class SampleRef:
     id: str
     shard: str  # relative to the folder or mixture whose index this is from, or in full
     offset: int  # bytes
-    length: int  # bytes
-    crc32: int | None = None  # of the members' bytes, where the index has it
+    size: int  # bytes
+    crc32: int | None = None  # of these bytes; None where a reference was written down without
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

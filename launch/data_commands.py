@@ -40,7 +40,7 @@ def digits(args: list[str]) -> None:
         if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:
             print(f"{folder} is complete already")  # an interrupted command goes on behind it
             continue
-        write_shards(digit_samples(split, count, config.seed), folder)
+        write_shards(digit_samples(split, count, config.seed), folder, samples_per_shard=1_000)
         print(f"{count} samples in {folder}")
 
 

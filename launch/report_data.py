@@ -213,7 +213,7 @@ def _answer_group(line: Json) -> AnswerGroup:
         id=str(line["prompt_id"]),
         shard=str(line["shard"]),
         offset=int(_number(line["offset"])),
-        length=int(_number(line["length"])),
+        size=int(_number(line["size"])),
     )
     return AnswerGroup(
         step=int(_number(line["step"])),

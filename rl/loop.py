@@ -7,13 +7,14 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.verify_pool import VerifyPool
 from megatron_omr.bad_steps import BadSteps
 from megatron_omr.metrics import JsonLines, MetricsLog
 from megatron_omr.run_folder import checkpoints, save_config
 from rl.config import RLConfig
 from rl.groups import gallery_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
-from rl.placement import check_gpus, rollout_manager, start_ray, stop_ray
+from rl.placement import check_gpus, rollout_manager
 from rl.prompts import PromptStream
 from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
@@ -21,32 +18,6 @@ TRAINER_ENV = {
     "GLOO_SOCKET_IFNAME": "lo"
 }  # trainers of one machine; RAY_ADDRESS names a cluster, which has others
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-OBJECT_STORE_BYTES = 128 * 2**20
-"""References, token ids and rewards go through Ray; images and weights do not."""
-
-
-def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine alone: loopback, no dashboard."""
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init()
-        return
-    # without this, Ray turns the loopback address into the machine's own and listens on every interface
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home folder
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,
-        log_to_driver=False,  # an actor's error is raised here; what it prints stays in Ray's session folder
-        _node_ip_address="127.0.0.1",
-    )
-
-
-def stop_ray() -> None:
-    """End Ray and every actor that this process started."""
-    ray.shutdown()
 
 
 def check_gpus(config: RLConfig) -> None:

@@ -102,7 +102,7 @@ def _group(
         "prompt_id": ref.id,
         "shard": ref.shard,
         "offset": ref.offset,
-        "length": ref.length,
+        "size": ref.size,
         "kind": kinds[place] if number != 2 else HOSTILE,
         "question": questions[place] if number != 2 else HOSTILE,
         "answer": str(place % 12),

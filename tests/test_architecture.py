@@ -28,7 +28,7 @@ ORDER = " <- ".join(CHAIN)
 CONFINED = {
     "megatron": ("megatron_omr/",),
     "transformer_engine": ("megatron_omr/",),
-    "ray": ("rl/", "data_pipeline/executor.py"),
+    "ray": ("rl/", "data_pipeline/executor.py", "data_pipeline/ray_session.py"),
     "vllm": ("rl/",),
     "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py", "data_pipeline/sources.py"),
     "datasets": ("data_pipeline/sources.py",),
@@ -54,6 +54,8 @@ BROAD_EXCEPTS = {
     "data_pipeline/images.py": {"load_image"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
+    # the same from a Ray Data task, to the process that asked for it
+    "data_pipeline/executor.py": {"run"},
     # a rank's last words, passed on to the process that started it
     "launch/executors.py": {"_rank"},
 }

@@ -140,7 +140,7 @@ def test_bad_samples_are_skipped_counted_and_named(encoder, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         batches = next(iter(loader))
     assert _ids((batches,)) == sorted(sample.id for n, sample in enumerate(good) if n != 3)
-    assert loader.skipped == {"unreadable": 1, "image": 1, "text": 2, "too_long": 1}
+    assert loader.skipped == {"checksum": 1, "image": 1, "text": 2, "too_long": 1}
     for sample in (good[3], *bad):
         assert f"skipped sample {sample.id}:" in caplog.text
 

@@ -181,5 +181,5 @@ def test_each_response_token_gets_its_rollouts_numbers(
 def test_gallery_rows_hold_references_and_no_image_bytes(shards: Path) -> None:
     row = gallery_row(shards, group(shards, 2, [1, 0]))
     text = json.dumps(row)
-    assert row["shard"] == "shard-000000.tar" and "<image>" not in row["question"] and len(text) < 2_000
+    assert row["shard"] == "shard-000000-0000.tar" and "<image>" not in row["question"] and len(text) < 2_000
     assert [r["accuracy"] for r in row["rollouts"]] == [1, 0]

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from data_pipeline.digits import digit_samples
+from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.shard_writer import write_shards
 from data_pipeline.types import SampleRef
 from rl.config import EngineConfig, RLConfig, SamplingConfig
-from rl.placement import engine_calls, start_ray, stop_ray
+from rl.placement import engine_calls
 from rl.prompts import read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 from rl.rollout.weights import WeightManifest
@@ -112,7 +113,7 @@ class EchoPark:
 
 
 def some_prompts(count: int) -> list[Prompt]:
-    return [Prompt(ref=SampleRef(id=str(i), shard="", offset=0, length=0), answer="") for i in range(count)]
+    return [Prompt(ref=SampleRef(id=str(i), shard="", offset=0, size=0), answer="") for i in range(count)]
 
 
 def weights_of(version: int) -> WeightManifest:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -115,7 +116,10 @@ def test_leftovers_of_a_killed_write_do_not_join_the_next(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(dying(), tmp_path, samples_per_shard=5)
     write_shards(make_samples()[:7], tmp_path, samples_per_shard=5)
-    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == [
+        "shard-000000-0000.tar",
+        "shard-000000-0001.tar",
+    ]
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -125,10 +129,10 @@ def test_finished_shards_are_never_overwritten(folder):
 
 
 def test_tar_files_of_others_are_not_touched(tmp_path):
-    (tmp_path / "shard-000000.tar").write_bytes(b"precious")
+    (tmp_path / "shard-000000-0000.tar").write_bytes(b"precious")
     with pytest.raises(ValueError, match="not ours"):
         write_shards(make_samples(), tmp_path)
-    assert (tmp_path / "shard-000000.tar").read_bytes() == b"precious"
+    assert (tmp_path / "shard-000000-0000.tar").read_bytes() == b"precious"
 
 
 def test_a_torn_shard_is_named(folder):
@@ -137,7 +141,7 @@ def test_a_torn_shard_is_named(folder):
     path.write_bytes(path.read_bytes()[: index.refs[6].offset + 2_000])
     assert read_sample(folder, index.refs[5]) == make_samples()[5]
     for number in (6, 7, 9):
-        with pytest.raises(BadSample, match=r"shard-000000\.tar") as caught:
+        with pytest.raises(BadSample, match=r"shard-000000-0000\.tar") as caught:
             read_sample(folder, index.refs[number])
         assert caught.value.reason == "unreadable" and index.refs[number].id in str(caught.value)
 
@@ -158,21 +162,23 @@ def test_any_damage_to_a_header_is_caught(folder):
     whole = path.read_bytes()
     for place in (0, 50, 110, 130, 150, 300):
         path.write_bytes(whole[: ref.offset + place] + b"\xa5" + whole[ref.offset + place + 1 :])
-        with pytest.raises(BadSample, match="unreadable"):
+        with pytest.raises(BadSample, match="checksum"):
             read_sample(folder, ref)
+        with pytest.raises(BadSample, match="unreadable"):
+            read_sample(folder, replace(ref, crc32=None))
 
 
 @pytest.mark.parametrize(
     "ref",
     [
         SampleRef(
-            id="digits/train/0/000001", shard="shard-000000.tar", offset=0, length=4096
+            id="digits/train/0/000001", shard="shard-000000-0000.tar", offset=0, size=4096
         ),  # another sample lies there
         SampleRef(
-            id="digits/train/0/000000", shard="shard-000000.tar", offset=512, length=4096
+            id="digits/train/0/000000", shard="shard-000000-0000.tar", offset=512, size=4096
         ),  # not a header
         SampleRef(
-            id="digits/train/0/000000", shard="shard-000099.tar", offset=0, length=4096
+            id="digits/train/0/000000", shard="shard-000000-0099.tar", offset=0, size=4096
         ),  # no such shard
     ],
 )
@@ -183,7 +189,7 @@ def test_wrong_references_are_caught(folder, ref):
 
 def test_an_index_that_leads_out_of_its_folder_is_refused(folder):
     text = (folder / "index.json").read_text()
-    (folder / "index.json").write_text(text.replace("shard-000001.tar", "../shard-000001.tar"))
+    (folder / "index.json").write_text(text.replace("shard-000000-0001.tar", "../shard-000000-0001.tar"))
     with pytest.raises(ValueError, match="plain file name"):
         ShardIndex.load(folder)
 
@@ -197,8 +203,8 @@ def test_a_broken_index_is_refused(folder, text):
 
 def test_a_row_file_of_other_shards_is_refused(folder, tmp_path):
     write_shards(make_samples()[:4], tmp_path / "few")
-    (folder / "shard-000000.index.json").write_bytes(
-        (tmp_path / "few" / "shard-000000.index.json").read_bytes()
+    (folder / "shard-000000-0000.index.json").write_bytes(
+        (tmp_path / "few" / "shard-000000-0000.index.json").read_bytes()
     )
     with pytest.raises(ValueError, match="lists 4 samples where index.json counts 10"):
         ShardIndex.load(folder).refs[0]
