@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def read_tar(index: ShardIndex, *, decode: bool, resize: bool = False) -> int:
     """Read every member with tarfile; if asked, decode images to RGB and resize them as the loader must."""
     samples = 0
     for shard in index.shards:
-        with tarfile.open(index.folder / shard.file) as tar:
+        with tarfile.open(Path(index.folder) / shard.file) as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 assert file is not None

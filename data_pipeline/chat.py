@@ -7,10 +7,13 @@ that learning from a given answer and from a sampled one meet the same tokens.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<|image_pad|>"
 ROLES = ("system", "user", "assistant")
+PIECES = 64
+"""Texts between special tokens whose ids are remembered."""
 
 
 class ChatEncoder:
@@ -36,6 +41,10 @@ class ChatEncoder:
         self._special = {
             str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        self._cuts = re.compile(f"({'|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))})")
+        self._tokenize_piece = lru_cache(maxsize=PIECES)(
+            lambda piece: tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False).ids
+        )
         self.image_token_id = self._special[IMAGE_TOKEN]
         self.stop_token_id = self._special[str(tokenizer.eos_token)]
         self.pad_token_id = self._special[str(tokenizer.pad_token)]
@@ -111,11 +120,10 @@ class ChatEncoder:
         """
         prompt_ids, images = self.engine_prompt(sample)
         pixels, grids = vision.patches(images)
-        counts = iter((grids.prod(dim=1) // vision.MERGE**2).tolist())
-        ids: list[int] = []
-        for token in prompt_ids:
-            ids.extend([token] * next(counts) if token == self.image_token_id else [token])
-        input_ids = torch.tensor(ids)
+        ids = np.array(prompt_ids)
+        repeats = np.ones_like(ids)
+        repeats[ids == self.image_token_id] = grids.numpy().prod(axis=1) // vision.MERGE**2
+        input_ids = torch.from_numpy(ids.repeat(repeats))
         position_ids = mrope_position_ids(
             input_ids, grids, image_token_id=self.image_token_id, spatial_merge_size=vision.MERGE
         )
@@ -152,7 +160,15 @@ class ChatEncoder:
         )
 
     def _tokenize(self, text: str) -> list[int]:
-        return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        """The tokenizer's ids of `text`. It cuts at special tokens and takes the pieces by themselves, so pieces that
+        come again and again, such as the system prompt, need not be tokenised again."""
+        ids: list[int] = []
+        for piece in self._cuts.split(text):
+            if piece in self._special:
+                ids.append(self._special[piece])
+            elif piece:
+                ids.extend(self._tokenize_piece(piece))
+        return ids
 
     def _check_text(self, text: str) -> None:
         """Special tokens written out in a text would forge turns or images."""

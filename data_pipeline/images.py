@@ -41,7 +41,9 @@ def load_image(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) ->
             width, height = file.size  # from the header: nothing is decoded yet
             if width * height > MAX_SOURCE_PIXELS:
                 raise ValueError(f"{width} x {height} pixels, more than {MAX_SOURCE_PIXELS}")
-            image = _to_rgb(ImageOps.exif_transpose(file))
+            file.load()
+            ImageOps.exif_transpose(file, in_place=True)
+            image = _to_rgb(file)
     except Exception as error:  # Pillow's decoders raise all sorts of errors on broken files
         raise BadSample("image", f"cannot decode {len(data)} bytes: {error}") from error
     size = final_size(image.width, image.height, config, factor)
@@ -100,7 +102,8 @@ def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
     """
     if not images:
         return no_patches()
-    pixels = np.concatenate([_patchify(np.asarray(image)) for image in images])
+    found = [_patchify(image) for image in images]
+    pixels = found[0] if len(found) == 1 else np.concatenate(found)
     grids = [(1, image.height // PATCH, image.width // PATCH) for image in images]
     return torch.from_numpy(pixels), torch.tensor(grids)
 
@@ -121,15 +124,17 @@ def normalise(pixels: Tensor) -> Tensor:
     return values[:, :, None].expand(-1, -1, TEMPORAL, -1).flatten(1)
 
 
-def _patchify(pixels: np.ndarray) -> np.ndarray:
-    """Pixels [height, width, 3] uint8 -> patches [P, 3 * 14 * 14] uint8."""
-    height, width, _ = pixels.shape
+def _patchify(image: Image.Image) -> np.ndarray:
+    """An RGB image -> patches [P, 3 * 14 * 14] uint8. Pillow separates the colours of each row: a row of a patch
+    is then one piece of 14 bytes, and moving pieces takes less time than moving bytes."""
+    width, height = image.size
     step = PATCH * MERGE
-    blocks = pixels.reshape(height // step, MERGE, PATCH, width // step, MERGE, PATCH, 3)
+    pieces = np.frombuffer(image.tobytes("raw", "RGB;L"), dtype=f"V{PATCH}")
+    blocks = pieces.reshape(height // step, MERGE, PATCH, 3, width // step, MERGE)
     blocks = blocks.transpose(
-        0, 3, 1, 4, 6, 2, 5
-    )  # token row, token column, patch row, patch column, channel, y, x
-    return blocks.reshape(-1, PATCH_PIXELS)
+        0, 4, 1, 5, 3, 2
+    )  # token row, token column, patch row, patch column, channel, y
+    return np.ascontiguousarray(blocks).view(np.uint8).reshape(-1, PATCH_PIXELS)
 
 
 @cache
@@ -147,4 +152,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,6 +1,6 @@
 """Shards -> this rank's packed micro-batches of each optimizer step, for ever.
 
-The order of an epoch is a function of (seed, epoch); steps take the next `global_batch_size` samples of it,
+The order of samples is a function of (data, seed), see order.py; steps take the next `global_batch_size` of it,
 and an epoch's last samples open the next epoch's first step. All ranks compute the same steps and the same
 split of each step over ranks, and read only their own samples. So the whole state is one place in one order,
 which does not depend on the number of ranks.
@@ -10,44 +10,26 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
-
-import numpy as np
 
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import LoaderConfig
+from data_pipeline.order import Draw, draws
 from data_pipeline.packing import balance, blank, pack, padded_length
-from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_index import load_samples
 from data_pipeline.shards import read_sample
 from data_pipeline.types import BadSample, Example, PackedBatch, SampleRef
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
 
-SHUFFLE_SHARDS = 64
-"""Samples are shuffled within this many shards at a time, the shards themselves over the whole epoch: memory
-stays flat however large the corpus, and a shard's rows are read once an epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A place in the order of all epochs."""
-
-    epoch: int = 0
-    position: int = 0  # samples of this epoch that are already handed out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One optimizer step, before anything is read."""
-
-    numbers: tuple[int, ...]  # of the step's samples in the index, all ranks
-    end: Place
+Step = tuple[Draw, ...]
+"""The samples of one optimizer step, all ranks, before anything is read."""
+Encoded = Example | tuple[str, BadSample]
+"""What became of a sample; of a bad one its id, and why."""
+Packed = tuple[list[PackedBatch], list[tuple[str, BadSample]]]
+"""This rank's micro-batches of a step, and its bad samples."""
 
 
 class Loader:
@@ -59,9 +41,19 @@ class Loader:
     """
 
     def __init__(
-        self, config: LoaderConfig, encoder: ChatEncoder, *, dp_rank: int, dp_size: int, multiple: int = 1
+        self,
+        config: LoaderConfig,
+        encoder: ChatEncoder,
+        *,
+        dp_rank: int,
+        dp_size: int,
+        multiple: int = 1,
+        pin: bool = False,
     ) -> None:
-        """`multiple`: every packed sequence is padded to a multiple of this many tokens.
+        """
+        Args:
+            multiple: every packed sequence is padded to a multiple of this many tokens.
+            pin: hand over batches in pinned memory, from which a GPU copies while it computes.
 
         Raises:
             ValueError: no shards, no samples, or fewer samples a step than ranks.
@@ -72,26 +64,23 @@ class Loader:
                 f"{config.global_batch_size}: every rank needs "
                 "at least one sample a step; raise the batch size or use fewer ranks"
             )
-        self._config, self._encoder = config, encoder
+        self._config, self._encoder, self._pin = config, encoder, pin
         self._dp_rank, self._dp_size, self._multiple = dp_rank, dp_size, multiple
-        self._index = ShardIndex.load(config.shards)
-        if not len(self._index):
-            raise ValueError(f"loader.shards={config.shards!r} holds no samples; write some first")
-        self._place = Place()
+        self._index = load_samples(config.shards)
+        self._epoch, self._position = 0, 0
         self.skipped: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
-        steps = plan_steps(self._index, self._config, self._place)
-        for step, (batches, bad) in map_ahead(self._load, steps, self._config.num_workers):
+        for step, (batches, bad) in self._ahead() if self._config.num_workers else self._in_line():
             self._count(bad)
-            self._place = step.end
+            self._epoch, self._position = step[-1].epoch, step[-1].position
             yield batches
 
     def state_dict(self) -> dict[str, int | str]:
         """The place behind the last step handed out, and what it is a place in. The same on all ranks."""
         return {
-            "epoch": self._place.epoch,
-            "position": self._place.position,
+            "epoch": self._epoch,
+            "position": self._position,
             "seed": self._config.seed,
             "data": self._index.digest,
         }
@@ -100,7 +89,7 @@ class Loader:
         """Go on behind that place, from the next iterator on, with any number of ranks or samples a step.
 
         Raises:
-            ValueError: the state belongs to other data or to another seed.
+            ValueError: the state belongs to other data, another mixture of them, or another seed.
         """
         for name, here in (("data", self._index.digest), ("seed", self._config.seed)):
             if state[name] != here:
@@ -109,37 +98,65 @@ class Loader:
                     f"{self._config.shards!r} with loader.seed={self._config.seed} has {here!r}; "
                     "resume with the same shards and seed"
                 )
-        self._place = Place(epoch=int(state["epoch"]), position=int(state["position"]))
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
-    def _load(self, step: Step) -> tuple[list[PackedBatch], list[tuple[str, BadSample]]]:
-        """Read, encode and pack this rank's part of a step. Runs in a worker and changes nothing here."""
-        costs = [self._index.tokens(number) for number in step.numbers]
-        examples: list[Example] = []
-        bad: list[tuple[str, BadSample]] = []
-        for i in balance(costs, self._dp_size)[self._dp_rank]:
-            ref = self._index.refs[step.numbers[i]]
-            try:
-                examples.append(self._encode(ref))
-            except BadSample as error:
-                bad.append((ref.id, error))
-        batches = pack(
-            examples,
-            pack_length=self._config.pack_length,
-            multiple=self._multiple,
-            pad_token_id=self._encoder.pad_token_id,
-        )
-        return batches or [blank(multiple=self._multiple, pad_token_id=self._encoder.pad_token_id)], bad
+    def _steps(self) -> Iterator[Step]:
+        order = draws(self._index, self._config.seed, self._epoch, self._position)
+        while True:
+            yield tuple(islice(order, self._config.global_batch_size))
 
-    def _encode(self, ref: SampleRef) -> Example:
-        example = self._encoder.encode(read_sample(self._index.folder, ref))
-        length = padded_length(len(example), self._multiple)
-        if length > self._config.pack_length:
-            raise BadSample(
-                "too_long", f"{length} tokens, more than loader.pack_length={self._config.pack_length}"
-            )
+    def _in_line(self) -> Iterator[tuple[Step, Packed]]:
+        for step in self._steps():
+            yield step, self._pack([self._encode(ref) for ref in self._share(step)])
+
+    def _ahead(self) -> Iterator[tuple[Step, Packed]]:
+        """The same by threads, `prefetch` steps ahead of the consumer; they share the samples of a step."""
+        pool = ThreadPoolExecutor(self._config.num_workers, thread_name_prefix="loader")
+        pending: deque[tuple[Step, Future]] = deque()
+        try:
+            for step in self._steps():
+                encoded = [pool.submit(self._encode, ref) for ref in self._share(step)]
+                # it waits for tasks that were begun before it, so the pool cannot lock up
+                pending.append(
+                    (step, pool.submit(lambda some: self._pack([e.result() for e in some]), encoded))
+                )
+                if len(pending) > self._config.prefetch:
+                    first, packed = pending.popleft()
+                    yield first, packed.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _share(self, step: Step) -> list[SampleRef]:
+        """This rank's samples of a step."""
+        mine = balance([draw.tokens for draw in step], self._dp_size)[self._dp_rank]
+        return [step[i].ref for i in mine]
+
+    def _encode(self, ref: SampleRef) -> Encoded:
+        """Read and encode a sample. Runs in a worker and changes nothing here."""
+        try:
+            example = self._encoder.encode(read_sample(self._index.folder, ref))
+            length = padded_length(len(example), self._multiple)
+            if length > self._config.pack_length:
+                raise BadSample(
+                    "too_long", f"{length} tokens, more than loader.pack_length={self._config.pack_length}"
+                )
+        except BadSample as error:
+            return ref.id, error
         return example
 
-    def _count(self, bad: list[tuple[str, BadSample]]) -> None:
+    def _pack(self, encoded: Sequence[Encoded]) -> Packed:
+        """Pack what can be packed. Runs in a worker and changes nothing here."""
+        token = self._encoder.pad_token_id
+        batches = pack(
+            [one for one in encoded if isinstance(one, Example)],
+            pack_length=self._config.pack_length,
+            multiple=self._multiple,
+            pad_token_id=token,
+        ) or [blank(multiple=self._multiple, pad_token_id=token)]
+        bad = [one for one in encoded if not isinstance(one, Example)]
+        return [batch.pin() for batch in batches] if self._pin else batches, bad
+
+    def _count(self, bad: Sequence[tuple[str, BadSample]]) -> None:
         for sample_id, error in bad:
             log.warning("skipped sample %s: %s", sample_id, error)
             self.skipped[error.reason] += 1
@@ -150,48 +167,3 @@ class Loader:
                     f"({dict(self.skipped)}), the last one {sample_id}: {error}; mend the data or raise "
                     "the limit"
                 )
-
-
-def plan_steps(index: ShardIndex, config: LoaderConfig, place: Place) -> Iterator[Step]:
-    """All steps from `place` on."""
-    epoch, position = place.epoch, place.position
-    numbers: list[int] = []
-    while True:
-        for number in epoch_order(index, config.seed, epoch, position):
-            numbers.append(number)
-            position += 1
-            if len(numbers) == config.global_batch_size:
-                yield Step(numbers=tuple(numbers), end=Place(epoch=epoch, position=position))
-                numbers = []
-        epoch, position = epoch + 1, 0
-
-
-def epoch_order(index: ShardIndex, seed: int, epoch: int, position: int = 0) -> Iterator[int]:
-    """Numbers of an epoch's samples in its order, without the first `position`."""
-    counts = np.array([shard.count for shard in index.shards])
-    first = np.cumsum(counts) - counts
-    shards = np.random.default_rng((seed, epoch)).permutation(len(counts))
-    for start in range(0, len(shards), SHUFFLE_SHARDS):
-        window = shards[start : start + SHUFFLE_SHARDS]
-        size = int(counts[window].sum())
-        if position < size:
-            numbers = np.concatenate([np.arange(first[s], first[s] + counts[s]) for s in window])
-            yield from np.random.default_rng((seed, epoch, start)).permutation(numbers)[position:].tolist()
-        position = max(0, position - size)
-
-
-def map_ahead(fn: Callable[[T], R], items: Iterator[T], num_workers: int) -> Iterator[tuple[T, R]]:
-    """Pairs (item, fn(item)) in order, `num_workers` threads working ahead of the consumer; 0: in line."""
-    if num_workers == 0:
-        yield from ((item, fn(item)) for item in items)
-        return
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="loader")
-    try:
-        ahead = deque((item, pool.submit(fn, item)) for item in islice(items, num_workers))
-        for following in items:
-            ahead.append((following, pool.submit(fn, following)))
-            item, result = ahead.popleft()
-            yield item, result.result()
-        yield from ((item, result.result()) for item, result in ahead)
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -6,6 +6,9 @@ two, and the text behind goes on past the longer side. Legend: T tokens, I image
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,31 +24,33 @@ def mrope_position_ids(
     Raises:
         ValueError: the image tokens do not fit the grids.
     """
-    image_tokens = torch.nonzero(input_ids == image_token_id).flatten().tolist()
+    image_tokens = np.flatnonzero(input_ids.numpy() == image_token_id)
     grids = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in image_grid_thw.tolist()]
     needed = sum(t * h * w for t, h, w in grids)
     if needed != len(image_tokens):
         raise ValueError(f"{len(image_tokens)} image tokens, but {len(grids)} images need {needed}")
-    parts: list[Tensor] = []
+    positions = np.empty((3, input_ids.numel()), dtype=np.int64)
     done = used = position = 0  # tokens placed, image tokens placed, next text position
     for time, height, width in grids:
         count = time * height * width
-        start = image_tokens[used]
+        start = int(image_tokens[used])
         if image_tokens[used + count - 1] != start + count - 1:
             raise ValueError(f"the {count} tokens of the image at token {start} are not in one piece")
-        parts.append(_text_positions(position, start - done))
-        position += start - done
-        parts.append(_image_positions(time, height, width) + position)
+        position += _count_up(positions[:, done:start], position)
+        positions[:, start : start + count] = _image_positions(time, height, width) + position
         position += max(height, width)
         done, used = start + count, used + count
-    parts.append(_text_positions(position, input_ids.numel() - done))
-    return torch.cat(parts, dim=1)
+    _count_up(positions[:, done:], position)
+    return torch.from_numpy(positions)
 
 
-def _text_positions(first: int, count: int) -> Tensor:
-    return torch.arange(first, first + count).expand(3, count)
+def _count_up(positions: np.ndarray, first: int) -> int:
+    """Give a text's tokens their positions; returns how many they are."""
+    count = positions.shape[1]
+    positions[:] = np.arange(first, first + count)
+    return count
 
 
-def _image_positions(time: int, height: int, width: int) -> Tensor:
-    axes = torch.meshgrid(torch.arange(time), torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack(axes).reshape(3, -1)
+@lru_cache(maxsize=256)
+def _image_positions(time: int, height: int, width: int) -> np.ndarray:
+    return np.indices((time, height, width)).reshape(3, -1)

@@ -1,29 +1,38 @@
-"""The table of contents of a folder of shards, for random access; shards.py says what lies in such a folder."""
+"""The table of contents of a folder of shards, or of a mixture of such folders; shards.py says what lies in one.
+
+A mixture is a folder with mixture.json: places of folders, and how many samples of each make an epoch. Its index
+lists the shards of all its sources, under names that lead there from the mixture.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import overload
 
+from data_pipeline.storage import is_local, join, read_bytes
 from data_pipeline.types import SampleRef
 
 INDEX = "index.json"
+MIXTURE = "mixture.json"
 VERSION = 2
 """Of the layout that shards.py describes; shards of another are written again."""
+ROWS_IN_MEMORY = 16
+"""Shards whose rows stay in memory for random access."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """A row of index.json."""
 
-    file: str  # name in the folder
+    file: str  # name in the folder; in a mixture its place relative to the mixture, or in full
     count: int  # samples
     bytes: int
     sha256: str
@@ -35,57 +44,82 @@ class ShardRows:
     """What the index knows of each sample of one shard."""
 
     ids: tuple[str, ...]
-    offsets: tuple[int, ...]  # bytes
-    sizes: tuple[int, ...]  # bytes of all its members, with their headers and padding
-    crc32: tuple[int, ...]  # of these bytes
-    tokens: tuple[int, ...]  # estimated, for balancing work without reading samples
+    offsets: array[int]  # bytes
+    sizes: array[int]  # bytes of all its members, with their headers and padding
+    crc32: array[int]  # of these bytes
+    tokens: array[int]  # estimated, for balancing work without reading samples
+
+    def ref(self, shard: Shard, row: int) -> SampleRef:
+        return SampleRef(
+            id=self.ids[row],
+            shard=shard.file,
+            offset=self.offsets[row],
+            size=self.sizes[row],
+            crc32=self.crc32[row],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Some of an index's shards, of which an epoch draws so and so many samples."""
+
+    name: str
+    shards: range  # their numbers in the index
+    size: int  # samples they hold
+    count: int  # samples an epoch draws
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """The table of contents of a folder of shards. Rows of samples are read when asked for, by shard."""
+    """The table of contents of a folder or mixture. Rows of samples are read when asked for, by shard."""
 
-    folder: Path
+    folder: str | Path  # the place
     shards: tuple[Shard, ...]
+    mixed: tuple[Source, ...] = ()  # the sources of a mixture
 
     @classmethod
-    def load(cls, folder: str | Path) -> ShardIndex:
-        """Read `folder`/index.json.
+    def load(cls, place: str | Path) -> ShardIndex:
+        """Read index.json or mixture.json of a folder, local or at an address; mixture.json itself may be given.
 
         Raises:
-            ValueError: there is no index, or it is not one of ours.
+            ValueError: there is neither, it is not one of ours, or a source of the mixture has changed.
+            ConnectionError: the address cannot be reached.
         """
-        path = Path(folder) / INDEX
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist; give a folder of shards that was written to its end")
-        try:
-            table = json.loads(path.read_text())
-            shards = tuple(Shard(**row) for row in table["shards"])
-            if table["version"] != VERSION:
-                raise ValueError(f"version {table['version']}, not {VERSION}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not an index of shards ({error!r}); write the shards again"
-            ) from error
-        for shard in shards:
-            if shard.file != Path(shard.file).name:
-                raise ValueError(
-                    f"{path} names the shard {shard.file!r}; a shard is a plain file name in its folder"
-                )
-        return cls(folder=Path(folder), shards=shards)
+        place = str(place).removesuffix("/").removesuffix("/" + MIXTURE)
+        for name, load in ((INDEX, _load_folder), (MIXTURE, _load_mixture)):
+            try:
+                data = read_bytes(join(place, name))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            return load(place, data)
+        raise ValueError(
+            f"{join(place, INDEX)} does not exist, nor does {MIXTURE}; give a folder of shards that was written "
+            "to its end, or one of `omr data mix`"
+        )
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     @property
     def refs(self) -> Sequence[SampleRef]:
-        """References to all samples in the order they were written."""
+        """References to all samples in the order they were written, whatever an epoch draws of them."""
         return _Refs(self)
 
-    @property
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """What an epoch is drawn from. A folder is a mixture of one, all of it."""
+        whole = Source(name="", shards=range(len(self.shards)), size=len(self), count=len(self))
+        return self.mixed or (whole,)
+
+    @cached_property
     def digest(self) -> str:
-        """Identifies the data, whatever folder it lies in."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+        """Identifies the data and, in a mixture, how it is drawn; whatever place it lies in."""
+        if not self.mixed:
+            return _digest(shard.sha256 for shard in self.shards)
+        return _digest(
+            f"{s.count} {s.seed} {_digest(self.shards[n].sha256 for n in s.shards)}\n" for s in self.mixed
+        )
 
     def locate(self, number: int) -> tuple[int, int]:
         """The shard that holds the `number`-th sample, and the sample's row in it."""
@@ -93,13 +127,22 @@ class ShardIndex:
         return shard, number - (self._ends[shard] - self.shards[shard].count)
 
     def rows(self, shard: int) -> ShardRows:
-        """The rows of the `shard`-th shard; the last few hundred shards asked for stay in memory."""
-        return _read_rows(self.folder, self.shards[shard])
+        """The rows of the `shard`-th shard.
+
+        Raises:
+            ValueError: they are missing, or not those of this shard.
+            ConnectionError: the address cannot be reached.
+        """
+        return _read_rows(join(self.folder, self.shards[shard].file), self.shards[shard])
+
+    def recent_rows(self, shard: int) -> ShardRows:
+        """As rows(); those of the last few shards asked for stay in memory."""
+        return _recent_rows(join(self.folder, self.shards[shard].file), self.shards[shard])
 
     def tokens(self, number: int) -> int:
         """Estimated tokens of the `number`-th sample."""
         shard, row = self.locate(number)
-        return self.rows(shard).tokens[row]
+        return self.recent_rows(shard).tokens[row]
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -122,22 +165,90 @@ class _Refs(Sequence[SampleRef]):
         if isinstance(numbers, range):
             return [self[n] for n in numbers]
         shard, row = self._index.locate(numbers)
-        rows = self._index.rows(shard)
-        return SampleRef(id=rows.ids[row], shard=self._index.shards[shard].file, offset=rows.offsets[row])
+        return self._index.recent_rows(shard).ref(self._index.shards[shard], row)
+
+
+def load_samples(place: str | Path) -> ShardIndex:
+    """The index of a place that holds something to draw.
+
+    Raises:
+        ValueError: it holds no samples, or as ShardIndex.load.
+    """
+    index = ShardIndex.load(place)
+    if not sum(source.count for source in index.sources):
+        raise ValueError(f"{str(place)!r} holds no samples; write some first")
+    return index
 
 
 def rows_path(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
-@lru_cache(maxsize=512)
-def _read_rows(folder: Path, shard: Shard) -> ShardRows:
-    path = rows_path(folder / shard.file)
+def _load_folder(place: str, data: bytes) -> ShardIndex:
+    path = join(place, INDEX)
     try:
-        rows = ShardRows(**{name: tuple(values) for name, values in json.loads(path.read_text()).items()})
-    except (OSError, TypeError, ValueError) as error:
+        table = json.loads(data)
+        shards = tuple(Shard(**row) for row in table["shards"])
+        if table["version"] != VERSION:
+            raise ValueError(f"version {table['version']}, not {VERSION}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not an index of shards ({error!r}); write the shards again") from error
+    for shard in shards:
+        if shard.file != Path(shard.file).name or not is_local(shard.file):
+            raise ValueError(
+                f"{path} names the shard {shard.file!r}; a shard is a plain file name in its folder"
+            )
+    return ShardIndex(folder=Path(place) if is_local(place) else place, shards=shards)
+
+
+def _load_mixture(place: str, data: bytes) -> ShardIndex:
+    path = join(place, MIXTURE)
+    try:
+        said = json.loads(data)
+        seed = int(said["seed"])
+        rows = [(str(s["name"]), str(s["place"]), str(s["digest"]), int(s["count"])) for s in said["sources"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a mixture ({error!r}); write it again with `omr data mix`"
+        ) from error
+    shards: list[Shard] = []
+    mixed: list[Source] = []
+    for number, (name, lies_at, digest, count) in enumerate(rows):
+        if not is_local(place) and is_local(lies_at) and lies_at.startswith("/"):
+            raise ValueError(
+                f"{path} names the local folder {lies_at!r}; give it an address, or a relative path"
+            )
+        found = ShardIndex.load(join(place, lies_at))
+        if found.mixed or found.digest != digest or count < 0 or (count and not len(found)):
+            raise ValueError(
+                f"{path} draws {count} samples of {lies_at} with digest {digest!r}; there are {len(found)} with "
+                f"{found.digest!r} now; run `omr data mix` again"
+            )
+        numbers = range(len(shards), len(shards) + len(found.shards))
+        mixed.append(Source(name=name, shards=numbers, size=len(found), count=count, seed=seed + number))
+        shards += [replace(shard, file=join(lies_at, shard.file)) for shard in found.shards]
+    return ShardIndex(
+        folder=Path(place) if is_local(place) else place, shards=tuple(shards), mixed=tuple(mixed)
+    )
+
+
+def _read_rows(place: str, shard: Shard) -> ShardRows:
+    path = str(rows_path(Path(place))) if is_local(place) else place.removesuffix(".tar") + ".index.json"
+    try:
+        said = json.loads(read_bytes(path))
+        numbers = {name: array("q", said[name]) for name in ("offsets", "sizes", "crc32", "tokens")}
+        rows = ShardRows(ids=tuple(said["ids"]), **numbers)
+    except ConnectionError:
+        raise
+    except (OSError, KeyError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); write the shards again") from error
-    columns = (rows.ids, rows.offsets, rows.sizes, rows.crc32, rows.tokens)
-    if any(len(column) != shard.count for column in columns):
+    if any(len(column) != shard.count for column in (rows.ids, *numbers.values())):
         raise ValueError(f"{path} lists {len(rows.ids)} samples where {INDEX} counts {shard.count}")
     return rows
+
+
+_recent_rows = lru_cache(maxsize=ROWS_IN_MEMORY)(_read_rows)
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]

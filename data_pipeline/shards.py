@@ -11,64 +11,131 @@ the id lives in the json member, which holds everything of a sample but the byte
 from __future__ import annotations
 
 import json
-import os
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from data_pipeline.shard_index import ShardIndex
+from data_pipeline.storage import join, read_range
 from data_pipeline.types import BadSample, Message, Sample, SampleRef
+
+READ_BYTES = 8 << 20
+"""About as much of a shard is read at a time where samples are read in order."""
+FIELDS = {"id": str, "source": str, "messages": list, "images": list, "answer": str, "metadata": dict}
+"""What the json member of a sample holds."""
+_HEADER = tarfile.BLOCKSIZE
 
 
 def read_sample(folder: str | Path, ref: SampleRef) -> Sample:
-    """Read one sample by its place in the shard.
+    """Read one sample by its place in the shard: one read, one request.
 
     Raises:
         BadSample: the shard is missing, torn or corrupt there, or another sample lies at that place.
+        ConnectionError: the address cannot be reached.
     """
-    path = Path(folder) / ref.shard
     try:
-        with path.open("rb") as file:
-            file.seek(ref.offset)
-            sample = _read_record(file)
-    except (OSError, tarfile.TarError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BadSample("unreadable", f"{ref.id!r} at byte {ref.offset} of {path}: {error!r}") from error
+        data = read_range(join(folder, ref.shard), ref.offset, ref.size)
+    except ConnectionError:
+        raise
+    except OSError as error:
+        raise BadSample("unreadable", f"{_place(ref)}: {error}") from error
+    return parse_sample(data, ref)
+
+
+def parse_sample(data: bytes, ref: SampleRef) -> Sample:
+    """The sample whose tar members are `data`.
+
+    Raises:
+        BadSample: reason `checksum` or `unreadable` where they are not, `schema` where the json member is none of ours.
+    """
+    if len(data) == ref.size and ref.crc32 not in (None, zlib.crc32(data)):
+        raise BadSample("checksum", f"{_place(ref)}: not the bytes that were written; copy the shard again")
+    try:
+        sample = _read_members(data)
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        if isinstance(error, BadSample):
+            raise
+        raise BadSample("unreadable", f"{_place(ref)}: {error}") from error
     if sample.id != ref.id:
-        raise BadSample(
-            "unreadable",
-            f"byte {ref.offset} of {path} holds {sample.id!r}, not {ref.id!r}: not this index's shard",
-        )
+        raise BadSample("unreadable", f"{_place(ref)}: {sample.id!r} lies there: not this index's shard")
     return sample
 
 
+def read_shard(
+    index: ShardIndex, number: int, bad: Callable[[str, BadSample], None] | None = None
+) -> Iterator[Sample]:
+    """The samples of the `number`-th shard in order, read as a stream.
+
+    Args:
+        bad: gets the id of each sample that cannot be read, and why; it is left out.
+
+    Raises:
+        BadSample: a sample cannot be read, and there is no `bad` to tell.
+    """
+    shard, rows = index.shards[number], index.rows(number)
+    place, data, start = join(index.folder, shard.file), b"", 0  # data: the shard's bytes from `start` on
+    for row in range(shard.count):
+        ref = rows.ref(shard, row)
+        if ref.offset + ref.size > start + len(data):
+            start, data = ref.offset, read_range(place, ref.offset, max(ref.size, READ_BYTES))
+        try:
+            yield parse_sample(data[ref.offset - start :][: ref.size], ref)
+        except BadSample as error:
+            if bad is None:
+                raise
+            bad(ref.id, error)
+
+
 def read_shards(folder: str | Path) -> Iterator[Sample]:
-    """All samples in order, read as a stream through webdataset."""
-    import webdataset
-
+    """All samples of a folder or mixture in the order they were written."""
     index = ShardIndex.load(folder)
-    urls = [str(index.folder / shard.file) for shard in index.shards]
-    for record in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):
-        fields = json.loads(record["json"])
-        yield _to_sample(fields, [record[name] for name in fields["images"]])
+    for number in range(len(index.shards)):
+        yield from read_shard(index, number)
 
 
-def _read_record(file: BinaryIO) -> Sample:
-    fields = json.loads(_read_member(file, ".json"))
-    return _to_sample(fields, [_read_member(file, f".{name}") for name in fields["images"]])
+def _place(ref: SampleRef) -> str:
+    return f"{ref.id!r} at byte {ref.offset} of {ref.shard}"
 
 
-def _read_member(file: BinaryIO, suffix: str) -> bytes:
-    member = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
-    if not member.name.endswith(suffix):
-        raise ValueError(f"found member {member.name!r} where one ending in {suffix!r} should be")
-    data = file.read(member.size)
-    if len(data) < member.size:
+def _read_members(data: bytes) -> Sample:
+    text, place = _read_member(data, 0, ".json")
+    fields = _check(json.loads(text))
+    images = []
+    for name in fields["images"]:
+        image, place = _read_member(data, place, f".{name}")
+        images.append(image)
+    return _to_sample(fields, images)
+
+
+def _read_member(data: bytes, place: int, suffix: str) -> tuple[bytes, int]:
+    """The member whose header is at `place`, and where the next one's is."""
+    member = tarfile.TarInfo.frombuf(data[place : place + _HEADER], "utf-8", "strict")
+    if "/" in member.name or not member.name.endswith(suffix) or not member.isreg():
+        raise ValueError(f"found member {member.name!r} where a plain file ending in {suffix!r} should be")
+    start, end = place + _HEADER, place + _HEADER + member.size
+    if end > len(data):
         raise ValueError(
-            f"member {member.name!r} ends after {len(data)} of {member.size} bytes: the shard is torn"
+            f"member {member.name!r} ends after {len(data) - start} of {member.size} bytes: the shard is torn"
         )
-    file.seek(-member.size % tarfile.BLOCKSIZE, os.SEEK_CUR)
-    return data
+    return data[start:end], end + -member.size % _HEADER
+
+
+def _check(fields: object) -> dict:
+    """`fields` as the json member of a sample must be; raises BadSample."""
+    if not isinstance(fields, dict):
+        raise BadSample("schema", f"its json member holds a {type(fields).__name__}, not an object")
+    for name, kind in FIELDS.items():
+        if not isinstance(fields.get(name), kind):
+            raise BadSample(
+                "schema", f"{name} in its json member is no {kind.__name__}: {fields.get(name)!r:.60}"
+            )
+    for message in fields["messages"]:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(name), str) for name in ("role", "content")
+        ):
+            raise BadSample("schema", f"a message is not {{role, content}}: {message!r:.60}")
+    return fields
 
 
 def to_fields(sample: Sample, image_names: list[str]) -> dict:

@@ -7,6 +7,7 @@ end to end, and attention never crosses `cu_seqlens`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ class BadSample(ValueError):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)  # both, so that it can travel between processes
-        self.reason = reason  # unreadable | schema | image | text | answer | too_long
+        self.reason = reason  # unreadable | checksum | schema | image | text | answer | too_long
 
     def __str__(self) -> str:
         return ": ".join(self.args)
@@ -56,11 +57,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRef:
-    """Where a sample lies, so that images travel by reference. `offset` is its first tar header in the shard."""
+    """Where a sample lies, so that images travel by reference: its tar members, from the first one's header on."""
 
     id: str
-    shard: str  # file name relative to the folder that holds the index
+    shard: str  # relative to the folder or mixture whose index this is from, or in full
     offset: int  # bytes
+    size: int  # bytes
+    crc32: int | None = None  # of these bytes; None where a reference was written down without
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +128,13 @@ class PackedBatch:
         return lengths * 0 if self.parents is None else lengths[self.parents] * (self.parents >= 0)
 
     def to(self, device: str) -> PackedBatch:
-        """The same batch with its tensors on `device`."""
+        """The same batch with its tensors on `device`; from pinned memory it is copied while others compute."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> PackedBatch:
+        """The same batch in pinned memory; raises RuntimeError where there is no CUDA."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
-        moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if t is not None}
-        return replace(self, **moved)
+        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, ValidateConfig
+from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, MixConfig, ValidateConfig
 from launch.arguments import Command, leading_word, parse
 from launch.config import DigitsConfig
 
@@ -16,6 +16,7 @@ def data(args: list[str]) -> None:
     Examples:
       omr data digits runs/demo/data
       omr data import messages mine.jsonl --check
+      omr data mix shards/a shards/b --out shards/mix
       omr data import --help
     """
     name, rest = leading_word(data, "command", DATA_COMMANDS, args)
@@ -111,9 +112,39 @@ def inspect(args: list[str]) -> None:
     print(write_gallery(config))
 
 
+def mix(args: list[str]) -> None:
+    """Mix folders of shards, by weights or counts: omr data mix SOURCE [SOURCE ...] --out OUT.
+
+    Nothing is copied: OUT gets a mixture.json, and is used like a folder of shards. By default every sample of every
+    source comes once an epoch; with --samples, sources share evenly or by --weights, and the rest of a small source's
+    share goes to the others.
+
+    Examples:
+      omr data mix shards/mmr1 shards/miromind_m1 --out shards/mix
+      omr data mix shards/mmr1 shards/miromind_m1 --out shards/mix --samples 100000 --weights mmr1=2
+      omr data mix shards/mmk12 shards/tqa --out shards/mix --counts mmk12=5000,tqa=8000 --max_epochs 2
+      omr sft qwen2_5_vl_7b_sft --loader.shards shards/mix
+    """
+    config = parse(mix, "data mix", MixConfig, args)
+    from data_pipeline.mixture import mix as mix_sources
+
+    parts = mix_sources(config)
+    total = sum(part.count for part in parts)
+    width = max(6, *(len(part.name) for part in parts))
+    print(f"{'source':<{width}} {'samples':>10} {'weight':>8} {'count':>10} {'share':>7} {'epochs':>7}")
+    for part in parts:
+        weight = "" if part.weight is None else f"{part.weight:g}"
+        share, epochs = part.count / max(1, total), part.count / max(1, part.size)
+        print(
+            f"{part.name:<{width}} {part.size:>10} {weight:>8} {part.count:>10} {share:>7.1%} {epochs:>7.2f}"
+        )
+    print(f"{'total':<{width}} {sum(p.size for p in parts):>10} {'':>8} {total:>10}\nin {config.out}")
+
+
 DATA_COMMANDS: dict[str, Command] = {
     "digits": digits,
     "import": import_data,
     "inspect": inspect,
     "validate": validate,
+    "mix": mix,
 }

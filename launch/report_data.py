@@ -189,7 +189,7 @@ def _load_groups(folder: Path, notes: list[str]) -> tuple[AnswerGroup, ...]:
             groups[group.ref.id] = group
     chosen = [group for step in _spread_evenly(sorted(by_step)) for group in by_step[step].values()]
     prompts = _read_object(folder / "config.json", notes).get("prompts")
-    shown = tuple(replace(group, images=_thumbnails(Path(str(prompts)), group.ref)) for group in chosen)
+    shown = tuple(replace(group, images=_thumbnails(str(prompts), group.ref)) for group in chosen)
     missing = sum(group.images is None for group in shown)
     if missing:
         notes.append(
@@ -209,7 +209,12 @@ def _answer_group(line: Json) -> AnswerGroup:
     rollouts = line["rollouts"]
     if not isinstance(rollouts, list) or not rollouts:
         raise ValueError("no rollouts")
-    ref = SampleRef(id=str(line["prompt_id"]), shard=str(line["shard"]), offset=int(_number(line["offset"])))
+    ref = SampleRef(
+        id=str(line["prompt_id"]),
+        shard=str(line["shard"]),
+        offset=int(_number(line["offset"])),
+        size=int(_number(line["size"])),
+    )
     return AnswerGroup(
         step=int(_number(line["step"])),
         ref=ref,
@@ -236,7 +241,7 @@ def _answer(rollout: Json) -> Answer:
     )
 
 
-def _thumbnails(folder: Path, ref: SampleRef) -> tuple[bytes, ...] | None:
+def _thumbnails(folder: str, ref: SampleRef) -> tuple[bytes, ...] | None:
     try:
         return tuple(_thumbnail(data) for data in read_sample(folder, ref).images)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # shard gone or damaged

@@ -33,6 +33,11 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if device() == "cuda" else "cpu"
 
 
+def pins_memory() -> bool:
+    """Whether batches are copied to the device faster from pinned memory."""
+    return device() == "cuda"
+
+
 def distributed_backend() -> str:
     return "nccl" if device() == "cuda" else "gloo"
 

@@ -78,6 +78,7 @@ def build_loader(config: SFTConfig, ranks: Ranks) -> Loader:
         dp_rank=ranks.dp_rank,
         dp_size=ranks.dp_size,
         multiple=config.parallel.sequence_multiple,
+        pin=cpu.pins_memory(),
     )
 
 

@@ -101,7 +101,7 @@ class RLConfig:
     model: str
     """Hugging Face folder to start from (the SFT result)."""
     prompts: str
-    """Folder of shards whose samples are asked."""
+    """Shards whose samples are asked, or a mixture: a folder, or an address."""
     steps: int = 1_232
     prompts_per_step: int = 128
     seed: int = 42
@@ -156,7 +156,7 @@ class EvalConfig:
     model: str
     """Hugging Face folder."""
     prompts: str
-    """Folder of shards with the held-out samples."""
+    """Shards with the held-out samples: a folder, or an address."""
     out: str
     """Folder for answers.jsonl and summary.json."""
     limit: int = 0

@@ -83,6 +83,7 @@ def gallery_row(folder: str | Path, group: Group) -> dict[str, Any]:
         "prompt_id": ref.id,
         "shard": ref.shard,
         "offset": ref.offset,
+        "size": ref.size,
         "kind": group.prompt.kind,
         "question": question.replace(IMAGE_MARK, "").strip(),
         "answer": group.prompt.answer,

@@ -1,4 +1,4 @@
-"""The stream of questions: endless over epochs, shuffled by (seed, epoch), with a cursor that resumes exactly."""
+"""The stream of questions: endless over epochs, in the order of data_pipeline/order.py, with a cursor that resumes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import logging
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from data_pipeline.config import ImageConfig
 from data_pipeline.images import load_image
-from data_pipeline.shard_index import ShardIndex
+from data_pipeline.order import draws
+from data_pipeline.shard_index import ShardIndex, load_samples
 from data_pipeline.shards import read_sample
 from data_pipeline.types import BadSample, SampleRef
 from rl.types import Prompt
@@ -22,26 +21,24 @@ MAX_BAD_PROMPTS = 100
 
 
 class PromptStream:
-    """Hands out prompts by reference; an epoch asks every question once before any is asked again."""
+    """Hands out prompts by reference; an epoch asks every question once before any is asked again.
 
-    def __init__(self, folder: str | Path, *, seed: int, image: ImageConfig) -> None:
-        self._folder, self._seed, self._image = Path(folder), seed, image
+    Of a mixture it asks as many of each source as the mixture says.
+    """
+
+    def __init__(self, place: str | Path, *, seed: int, image: ImageConfig) -> None:
+        self._place, self._seed, self._image = place, seed, image
         self.num_skipped = 0  # unreadable prompts since this process began
-        self._refs = ShardIndex.load(folder).refs
-        self._epoch, self._position = 0, 0
-        self._order = self._shuffle()
+        self._index = load_samples(place)
+        self._go_to(0, 0)
 
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts."""
         prompts = []
         while len(prompts) < count:
-            if self._position == len(self._order):
-                self._epoch, self._position = self._epoch + 1, 0
-                self._order = self._shuffle()
-            ref = self._refs[self._order[self._position]]
-            self._position += 1
+            ref, _, self._epoch, self._position = next(self._order)
             try:
-                prompts.append(read_prompt(self._folder, ref, self._image))
+                prompts.append(read_prompt(self._place, ref, self._image))
             except BadSample as error:
                 self._skip(ref, error)
         return prompts
@@ -54,46 +51,46 @@ class PromptStream:
                 f"more than {MAX_BAD_PROMPTS} prompts are bad, the last one {ref.id}: {error}; mend the data"
             )
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | str]:
         return {
             "seed": self._seed,
-            "num_prompts": len(self._refs),
+            "data": self._index.digest,
             "epoch": self._epoch,
             "position": self._position,
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Continue where `state` was taken.
 
         Raises:
             ValueError: it was taken from other data or with another seed.
         """
-        for name, wanted in (("seed", self._seed), ("num_prompts", len(self._refs))):
+        for name, wanted in (("seed", self._seed), ("data", self._index.digest)):
             if state[name] != wanted:
                 raise ValueError(
                     f"the checkpoint's prompts had {name}={state[name]}, this run has {wanted}; resume with the "
                     f"same prompts and seed, or start a new run folder"
                 )
-        self._epoch, self._position = state["epoch"], state["position"]
-        self._order = self._shuffle()
+        self._go_to(int(state["epoch"]), int(state["position"]))
 
-    def _shuffle(self) -> np.ndarray:
-        return np.random.default_rng([self._seed, self._epoch]).permutation(len(self._refs))
+    def _go_to(self, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._order = draws(self._index, self._seed, epoch, position)
 
 
-def read_prompt(folder: Path, ref: SampleRef, image: ImageConfig) -> Prompt:
+def read_prompt(place: str | Path, ref: SampleRef, image: ImageConfig) -> Prompt:
     """The question that lies at `ref`.
 
     Raises:
         BadSample: it cannot be read, or one of its images cannot be decoded.
     """
-    sample = read_sample(folder, ref)
+    sample = read_sample(place, ref)
     for data in sample.images:
         load_image(data, image)
     return Prompt(ref=ref, answer=sample.answer, kind=str(sample.metadata.get("kind", "")))
 
 
-def read_prompts(folder: str | Path, limit: int = 0, *, image: ImageConfig) -> list[Prompt]:
-    """The questions of `folder` in the order of its shards; the first `limit` of them when it is not 0."""
-    refs = ShardIndex.load(folder).refs
-    return [read_prompt(Path(folder), ref, image) for ref in islice(refs, limit or None)]
+def read_prompts(place: str | Path, limit: int = 0, *, image: ImageConfig) -> list[Prompt]:
+    """The questions of `place` in the order of its shards; the first `limit` of them when it is not 0."""
+    refs = ShardIndex.load(place).refs
+    return [read_prompt(place, ref, image) for ref in islice(refs, limit or None)]

@@ -102,6 +102,7 @@ def _group(
         "prompt_id": ref.id,
         "shard": ref.shard,
         "offset": ref.offset,
+        "size": ref.size,
         "kind": kinds[place] if number != 2 else HOSTILE,
         "question": questions[place] if number != 2 else HOSTILE,
         "answer": str(place % 12),

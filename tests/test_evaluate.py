@@ -30,7 +30,7 @@ def some_group(number: int, kind: str, accuracies: tuple[float, ...], length: in
     rewards = [
         RewardParts(total=a, accuracy=a, format=1.0, decided_by="exact" if a else "none") for a in accuracies
     ]
-    prompt = Prompt(ref=SampleRef(id=str(number), shard="", offset=0), answer="", kind=kind)
+    prompt = Prompt(ref=SampleRef(id=str(number), shard="", offset=0, size=0), answer="", kind=kind)
     return Group(prompt=prompt, rollouts=(rollout,) * len(accuracies), rewards=tuple(rewards))
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline import loader as loader_module
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.digits import digit_samples
-from data_pipeline.loader import Loader, epoch_order
+from data_pipeline.loader import Loader
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shard_writer import write_shards
 from data_pipeline.types import Message, PackedBatch, Sample
@@ -61,30 +60,6 @@ def test_steps_do_not_depend_on_the_number_of_ranks(config, encoder):
     assert (
         take(config, encoder, 6) == take(config, encoder, 6, dp_size=2) == take(config, encoder, 6, dp_size=4)
     )
-
-
-def test_order_depends_on_seed_and_epoch_alone(config):
-    index = ShardIndex.load(config.shards)
-    first = list(epoch_order(index, 1, 0))
-    assert sorted(first) == list(range(NUM_SAMPLES)) and first != sorted(first)
-    assert first == list(epoch_order(index, 1, 0))
-    assert first != list(epoch_order(index, 1, 1)) and first != list(epoch_order(index, 2, 0))
-
-
-def test_even_a_single_shard_has_a_new_order_every_epoch(tmp_path):
-    index = write_shards(digit_samples("train", 20, 0), tmp_path / "s")
-    orders = [list(epoch_order(index, 1, epoch)) for epoch in range(3)]
-    assert orders[0] != orders[1] != orders[2] != orders[0]
-
-
-@pytest.mark.parametrize("window", [1, 3, 64])
-def test_order_can_start_anywhere(config, monkeypatch, window):
-    monkeypatch.setattr(loader_module, "SHUFFLE_SHARDS", window)
-    index = ShardIndex.load(config.shards)
-    whole = list(epoch_order(index, 1, 0))
-    assert sorted(whole) == list(range(NUM_SAMPLES))
-    for position in range(NUM_SAMPLES + 1):
-        assert list(epoch_order(index, 1, 0, position)) == whole[position:]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -165,7 +140,7 @@ def test_bad_samples_are_skipped_counted_and_named(encoder, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         batches = next(iter(loader))
     assert _ids((batches,)) == sorted(sample.id for n, sample in enumerate(good) if n != 3)
-    assert loader.skipped == {"unreadable": 1, "image": 1, "text": 2, "too_long": 1}
+    assert loader.skipped == {"checksum": 1, "image": 1, "text": 2, "too_long": 1}
     for sample in (good[3], *bad):
         assert f"skipped sample {sample.id}:" in caplog.text
 

@@ -113,7 +113,7 @@ class EchoPark:
 
 
 def some_prompts(count: int) -> list[Prompt]:
-    return [Prompt(ref=SampleRef(id=str(i), shard="", offset=0), answer="") for i in range(count)]
+    return [Prompt(ref=SampleRef(id=str(i), shard="", offset=0, size=0), answer="") for i in range(count)]
 
 
 def weights_of(version: int) -> WeightManifest:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -161,18 +162,24 @@ def test_any_damage_to_a_header_is_caught(folder):
     whole = path.read_bytes()
     for place in (0, 50, 110, 130, 150, 300):
         path.write_bytes(whole[: ref.offset + place] + b"\xa5" + whole[ref.offset + place + 1 :])
-        with pytest.raises(BadSample, match="unreadable"):
+        with pytest.raises(BadSample, match="checksum"):
             read_sample(folder, ref)
+        with pytest.raises(BadSample, match="unreadable"):
+            read_sample(folder, replace(ref, crc32=None))
 
 
 @pytest.mark.parametrize(
     "ref",
     [
         SampleRef(
-            id="digits/train/0/000001", shard="shard-000000-0000.tar", offset=0
+            id="digits/train/0/000001", shard="shard-000000-0000.tar", offset=0, size=4096
         ),  # another sample lies there
-        SampleRef(id="digits/train/0/000000", shard="shard-000000-0000.tar", offset=512),  # not a header
-        SampleRef(id="digits/train/0/000000", shard="shard-000000-0099.tar", offset=0),  # no such shard
+        SampleRef(
+            id="digits/train/0/000000", shard="shard-000000-0000.tar", offset=512, size=4096
+        ),  # not a header
+        SampleRef(
+            id="digits/train/0/000000", shard="shard-000000-0099.tar", offset=0, size=4096
+        ),  # no such shard
     ],
 )
 def test_wrong_references_are_caught(folder, ref):

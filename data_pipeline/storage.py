@@ -1,0 +1,98 @@
+"""Bytes of files, wherever they lie: local paths, http(s), and every address that fsspec opens.
+
+A *place* is a local path or an address with "://": https://, s3://, gs://, hf://, memory://, and fsspec's chains
+such as simplecache::https://. Reading an address is tried again while the fault may pass. What stays unreachable
+is a ConnectionError: it says nothing about the data, so that nobody counts a sample as bad for it.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import time
+from pathlib import Path
+
+ATTEMPTS, FIRST_WAIT = 6, 0.2
+"""How often an address is tried, and seconds before the second time; each wait doubles the last: 6 s in all."""
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+"""How long a server of http may take to be there, and then to send its next bytes."""
+_PASSING = (408, 425, 429)  # HTTP statuses below 500 that another attempt may change
+
+
+def is_local(place: str | Path) -> bool:
+    return "://" not in str(place)
+
+
+def join(place: str | Path, name: str) -> str:
+    """The place of `name`, which is relative to `place`, or absolute, or an address of its own."""
+    if not is_local(name):
+        return name
+    if is_local(place):
+        return os.path.join(place, name)
+    scheme, _, path = str(place).partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path, name))}"
+
+
+def read_bytes(place: str | Path) -> bytes:
+    """The whole file.
+
+    Raises:
+        OSError: it is not there, or cannot be reached (ConnectionError).
+    """
+    return Path(place).read_bytes() if is_local(place) else _fetch(str(place), None, None)
+
+
+def read_range(place: str | Path, start: int, length: int) -> bytes:
+    """`length` bytes from `start` on; fewer where the file ends before.
+
+    Raises:
+        OSError: it is not there, or cannot be reached (ConnectionError).
+        ValueError: the server sends whole files only.
+    """
+    if not is_local(place):
+        return _fetch_range(str(place), start, length)
+    file = os.open(place, os.O_RDONLY)
+    try:
+        return os.pread(file, length, start)
+    finally:
+        os.close(file)
+
+
+def _fetch_range(place: str, start: int, length: int) -> bytes:
+    """Reading whole shards instead, unasked, would move each of them once for every one of its samples."""
+    data = _fetch(place, start, start + length)
+    if len(data) > length:
+        folder = place.removesuffix(posixpath.basename(place))
+        raise ValueError(
+            f"{place}: asked for {length} bytes, the server sent {len(data)}: it ignores Range requests; serve the "
+            f"shards with one that does not (nginx, Caddy, an object store), copy them here, or give "
+            f"simplecache::{folder}, which copies each shard when it is first read"
+        )
+    return data
+
+
+def _fetch(place: str, start: int | None, end: int | None) -> bytes:
+    import aiohttp
+    import fsspec
+
+    options = {}
+    if place.startswith(("http://", "https://")):
+        limits = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        options = {"client_kwargs": {"timeout": limits}}
+    files, path = fsspec.url_to_fs(place, **options)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+        try:
+            return files.cat_file(path, start=start, end=end)
+        except FileNotFoundError:
+            raise
+        except aiohttp.ClientResponseError as error:
+            if error.status == 416:  # the file ends before `start`
+                return b""
+            problem = error
+            if error.status < 500 and error.status not in _PASSING:
+                break
+        except (aiohttp.ClientError, OSError) as error:
+            problem = error
+    raise ConnectionError(f"{place} cannot be read: {problem!r}; the same command goes on when it can")
