@@ -1,7 +1,8 @@
 """Texts and images -> vectors whose cosine tells how alike they are. Rows are of length 1.
 
-The defaults need no download: counts of letter n-grams hashed into 256 numbers, and the 63 lowest frequencies of a
-grey thumbnail, which scaling, compression, light and colour hardly change. Legend: N texts or images, D numbers each.
+The defaults need no download: counts of words, pairs and triples of them (so that their order matters, and case and
+punctuation do not) hashed into 256 numbers; and the 63 lowest frequencies of a grey thumbnail, which scaling,
+compression, light and colour hardly change. Legend: N texts or images, D numbers each.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _count_ngrams(texts: Sequence[str]) -> np.ndarray:
 def _vectorizer() -> HashingVectorizer:
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    return HashingVectorizer(analyzer="char_wb", ngram_range=(3, 4), n_features=TEXT_DIM)
+    return HashingVectorizer(ngram_range=(1, 3), n_features=TEXT_DIM, token_pattern=r"\w+")
 
 
 def _low_frequencies(images: Sequence[Image.Image]) -> np.ndarray:

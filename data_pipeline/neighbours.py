@@ -35,19 +35,17 @@ class Neighbours:
         cosines = np.full((len(vectors), count), -1.0, dtype=np.float32)
         if not len(self) or not len(vectors):
             return keys, cosines
-        is_exact = len(self) <= self._exact_below
         found = self._index.search(
-            vectors.astype(np.float16).reshape(len(vectors), -1),
+            vectors.astype(np.float16),
             count,
-            exact=is_exact,
+            exact=len(self) <= self._exact_below,
             threads=self._threads,
         )
-        shown_keys, distances = (np.atleast_2d(x) for x in (found.keys, found.distances))
-        counts = np.atleast_1d(found.counts)
-        there = np.arange(shown_keys.shape[1]) < counts[:, None]
-        width = shown_keys.shape[1]
-        keys[:, :width][there] = shown_keys[there]
-        cosines[:, :width][there] = 1.0 - distances[there]
+        width = min(count, len(self))
+        counts = found.counts[:, None] if len(vectors) > 1 else len(found)  # one query has a form of its own
+        there = np.arange(width) < np.broadcast_to(counts, (len(vectors), 1))
+        keys[:, :width][there] = found.keys.reshape(len(vectors), -1)[:, :width][there]
+        cosines[:, :width][there] = 1.0 - found.distances.reshape(len(vectors), -1)[:, :width][there]
         return keys, cosines
 
     def vectors(self, keys: np.ndarray) -> np.ndarray:
