@@ -141,13 +141,13 @@ def test_the_earlier_one_stays_whatever_the_shards(tmp_path: Path):
 def test_agrees_with_a_comparison_of_all_pairs(tmp_path: Path):
     """The greedy rule over scikit-learn's cosines of the stored vectors."""
     rng = random.Random(3)
-    nouns = ["cat", "dog", "tree", "house", "river", "mountain", "sea", "bread"]
+    nouns = ["cat", "dog", "tree", "house"]
     samples = []
     for number in range(250):
         text = " ".join(rng.choice(nouns) for _ in range(5)) + " of the big green garden"
         samples.append(ask(str(number), text + rng.choice(["", ".", "!", " "])))
     cosines = cosine_similarity(fingerprint_shard(samples, ENCODERS).text.astype(np.float64))
-    values = np.unique(cosines[(cosines > 0.8) & (cosines < 0.95)])
+    values = np.unique(cosines[(cosines > 0.75) & (cosines < 0.85)])
     widest = int(np.diff(values).argmax())  # where no rounding can change sides
     threshold = float(values[widest : widest + 2].mean())
     kept: list[int] = []
