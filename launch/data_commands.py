@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from tyro import MISSING
 
 from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, MixConfig, ValidateConfig
-from launch.arguments import Command, leading_word, parse
+from data_pipeline.select_config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
+from launch.arguments import Command, leading_word, parse, pick
 from launch.config import DigitsConfig
+
+T = TypeVar("T")
 
 
 def data(args: list[str]) -> None:
@@ -141,10 +148,67 @@ def mix(args: list[str]) -> None:
     print(f"{'total':<{width}} {sum(p.size for p in parts):>10} {'':>8} {total:>10}\nin {config.out}")
 
 
+def dedup(args: list[str]) -> None:
+    """List what is there twice, or stands in a benchmark: omr data dedup IN [IN ...] --out OUT.
+
+    Each IN is a folder of shards, one corpus; of two equal samples the one of the earlier folder is kept. --preset
+    every_pair (the default) or openmmreasoner (the paper's rule: across corpora only, cosine 0.99) sets the fields of
+    --dedup, which can then be changed one by one. Nothing is deleted: `omr data select --duplicates` leaves them out.
+
+    Examples:
+      omr data dedup shards/mmk12 shards/virl39k --out dedup
+      omr data dedup shards/mmk12 shards/virl39k --out dedup --against shards/mathvista shards/mathverse
+      omr data dedup shards/mmk12 shards/virl39k --out dedup --preset openmmreasoner
+    """
+    preset, rest = _preset(DEDUP_PRESETS, args, "every_pair")
+    default = DedupRunConfig(inputs=MISSING, dedup=preset)
+    config = parse(dedup, "data dedup", DedupRunConfig, rest, default=default)
+    from data_pipeline.deduplicate import DUPLICATES, deduplicate, table
+
+    print(table(deduplicate(config)))
+    print(f"listed in {Path(config.out) / DUPLICATES}")
+
+
+def select_data(args: list[str]) -> None:
+    """Keep the samples that pass filters: omr data select IN OUT.
+
+    Every filter is off unless asked for: by its field, or by --preset (openmmreasoner, mmfinereason or
+    mmfinereason_hardest), whose fields can then be changed one by one.
+
+    Examples:
+      omr data select shards/distilled shards/selected --filters.min_words 100 --filters.repetition_count 3
+      omr data select shards/distilled shards/selected --preset mmfinereason
+      omr data select shards/virl39k shards/virl39k_clean --duplicates dedup/duplicates.jsonl
+    """
+    preset, rest = _preset(FILTER_PRESETS, args, "openmmreasoner")
+    default = SelectConfig(source=MISSING, out=MISSING, filters=preset)
+    config = parse(select_data, "data select", SelectConfig, rest, default=default)
+    from data_pipeline.selecting import select
+
+    found = select(config)
+    if found is None:
+        print(f"{config.out} is complete already")
+        return
+    print(f"{found.samples} samples: {found.kept} kept in {config.out}")
+    for reason, count in sorted(found.dropped.items(), key=lambda item: -item[1]):
+        print(f"  {count} dropped: {reason}")
+
+
+def _preset(presets: dict[str, Callable[[], T]], args: list[str], default: str) -> tuple[T, list[str]]:
+    """Take `--preset NAME` out of the words; the config it names, and the other words."""
+    if "--preset" not in args:
+        return presets[default](), args
+    place = args.index("--preset")
+    name = args[place + 1] if place + 1 < len(args) else ""
+    return pick("preset", presets, name)(), [*args[:place], *args[place + 2 :]]
+
+
 DATA_COMMANDS: dict[str, Command] = {
     "digits": digits,
     "import": import_data,
     "inspect": inspect,
     "validate": validate,
     "mix": mix,
+    "dedup": dedup,
+    "select": select_data,
 }
