@@ -104,7 +104,7 @@ class ShardSummary:
 
     k: int
     checker: str
-    failed: int
+    failed: int  # answers that did not come, or were not judged
     digest: str  # of the answers that were kept
     yields: dict[str, Yield]
 
@@ -202,7 +202,7 @@ class AnswerLog:
             for group in answers:
                 file.writelines(_line(answer) for answer in group)
                 yields.setdefault(group[0].source, Yield()).add(group)
-                failed += sum(answer.is_failed for answer in group)
+                failed += sum(answer.is_failed or answer.reason == "not_judged" for answer in group)
                 kept = [(answer.key, answer.response) for answer in group if not answer.reason]
                 digest.update(json.dumps(kept).encode())
             file.flush()

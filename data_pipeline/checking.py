@@ -29,13 +29,21 @@ def check_answers(pool: VerifyPool, answers: Sequence[Answer], checker: str) -> 
 
 
 async def judge_answer(client: ChatClient, sample: Sample, answer: Answer) -> Answer:
-    """An answer that the rules found wrong, with the judge's word on it; without a clear word it stays wrong."""
+    """An answer that the rules found wrong, with the judge's word on it.
+
+    Without a clear word it stays wrong, for the reason not_judged, and counts as not checked.
+    """
     question = "\n".join(clean_question(turn.content) for turn in question_turns(sample))
     is_equal, detail = await judge(client, question, answer.answer, answer.extracted)
+    was_wrong = answer.reason == "wrong"
+    if is_equal is None:
+        reason = "not_judged" if was_wrong else answer.reason
+        return replace(answer, checker="", reason=reason, detail=detail)
     if not is_equal:
         return replace(answer, detail=detail)
-    reason = "" if answer.reason == "wrong" else answer.reason
-    return replace(answer, accuracy=1.0, decided_by="judge", reason=reason, detail=detail)
+    return replace(
+        answer, accuracy=1.0, decided_by="judge", reason="" if was_wrong else answer.reason, detail=detail
+    )
 
 
 def _checked(answer: Answer, verdict: Verdict, parsed: tuple[str, str], checker: str) -> Answer:

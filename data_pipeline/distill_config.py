@@ -88,7 +88,7 @@ class AskConfig(ServerConfig):
     max_bad_samples: float = 0.05
     """Answers that fail are counted by reason; past this many (from 1 on) or this share (below 1) it stops."""
     ask_failed_again: bool = False
-    """Ask again what failed in an earlier run (never what was answered, right or wrong)."""
+    """Ask again what failed in an earlier run, of the server or of the judge (never what was answered)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,9 @@ from data_pipeline.distill_config import ServerConfig
 MAX_ANSWER_LEN = 1_000
 """Characters past which an answer is not judged, but wrong."""
 
+MAX_TOKENS = 1_024
+"""Of a reply; one that is longer has no form."""
+
 INSTRUCTIONS = """\
 You compare a candidate answer with the reference answer to a question. They are equivalent only when the candidate \
 states the same final answer: the same value, option, set or meaning, in whatever notation. A candidate that is \
@@ -49,7 +52,7 @@ async def judge(client: ChatClient, question: str, reference: str, answer: str) 
         ],
         "temperature": 0.0,
         "seed": 0,
-        "max_tokens": 2_048,
+        "max_tokens": MAX_TOKENS,
     }
     try:
         reply = await client.ask(body, f"{reference}/{answer}")
