@@ -10,6 +10,7 @@ from typing import TypeVar
 from tyro import MISSING
 
 from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, MixConfig, ValidateConfig
+from data_pipeline.distill_config import DistillConfig, ScoreConfig
 from data_pipeline.select_config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
 from launch.arguments import Command, leading_word, parse, pick
 from launch.config import DigitsConfig
@@ -203,6 +204,48 @@ def _preset(presets: dict[str, Callable[[], T]], args: list[str], default: str) 
     return pick("preset", presets, name)(), [*args[:place], *args[place + 2 :]]
 
 
+def distill(args: list[str]) -> None:
+    """Ask a served teacher k times per question, keep what is right: omr data distill SHARDS OUT.
+
+    OUT/answers holds every answer with its verdict, OUT/shards the right ones as samples to learn from. The server
+    is any that speaks OpenAI's chat completions. The same command continues, and asks for nothing that it has;
+    docs/distill.md tells more.
+
+    Examples:
+      omr data distill shards/mine runs/distilled --base_url http://127.0.0.1:8000/v1
+      omr data distill shards/mine runs/distilled --k 8 --per_question 4 --concurrency 256 --hedge_after 900
+      omr data distill shards/mine runs/distilled --judge http://127.0.0.1:8001/v1
+    """
+    config = parse(distill, "data distill", DistillConfig, args)
+    from data_pipeline.distill import distill_shards, finish_distill, yields_table
+    from data_pipeline.shard_index import ShardIndex
+
+    distill_shards(config, range(len(ShardIndex.load(config.shards).shards)))
+    yields, index = finish_distill(config)
+    print(yields_table(yields))
+    print(f"{len(index)} samples in {index.folder}")
+
+
+def score(args: list[str]) -> None:
+    """Score samples by a served model, pass rate or perplexity: omr data score SHARDS OUT.
+
+    OUT/scores.jsonl gets a line per sample, which filters read. The same command continues.
+
+    Examples:
+      omr data score shards/mine runs/difficulty --kind pass_rate --k 4
+      omr data score shards/mine runs/perplexity --kind perplexity
+    """
+    config = parse(score, "data score", ScoreConfig, args)
+    from data_pipeline.distill import yields_table
+    from data_pipeline.scoring import finish_scores, score_shards
+    from data_pipeline.shard_index import ShardIndex
+
+    yields = score_shards(config, range(len(ShardIndex.load(config.shards).shards)))
+    if config.kind == "pass_rate":
+        print(yields_table(yields))
+    print(f"scores in {finish_scores(config)}")
+
+
 DATA_COMMANDS: dict[str, Command] = {
     "digits": digits,
     "import": import_data,
@@ -211,4 +254,6 @@ DATA_COMMANDS: dict[str, Command] = {
     "mix": mix,
     "dedup": dedup,
     "select": select_data,
+    "distill": distill,
+    "score": score,
 }

@@ -1,0 +1,157 @@
+"""Distillation: a teacher's answers to the questions of some shards, checked, and the right ones as new shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from data_pipeline.answers import Answer, ShardSummary, Yield, read_answers, write_json
+from data_pipeline.asking import ask_shards, read_yields
+from data_pipeline.chat_client import ChatClient
+from data_pipeline.distill_config import AskConfig, DistillConfig, parse_extra_body
+from data_pipeline.shard_index import INDEX, ShardIndex
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_sample
+from data_pipeline.teacher import distilled_samples, teacher_messages
+from data_pipeline.types import BadSample, Sample
+
+MANIFEST = "distill.json"
+YIELDS = "yields.json"
+
+
+def distill_shards(config: AskConfig, numbers: Sequence[int]) -> dict[str, Yield]:
+    """Ask for `config.k` answers to each question of the shards of these numbers, and check them.
+
+    Returns: what came of it by source.
+
+    Raises:
+        ValueError: the folder holds answers to something else, the server is down or refuses everybody, or
+            more fails than `max_bad_samples` allows.
+    """
+
+    async def ask(client: ChatClient, sample: Sample, rollout: int) -> Answer:
+        return await ask_question(client, config, sample, rollout)
+
+    return ask_shards(config, numbers, ask, kind="answers")
+
+
+async def ask_question(client: ChatClient, config: AskConfig, sample: Sample, rollout: int) -> Answer:
+    """Ask a question for the n-th time; which answer comes depends on the seed, its id and n.
+
+    Raises:
+        BadSample: it cannot be asked, or no answer could be checked.
+        NoAnswer: the server gave none.
+    """
+    if not sample.answer:
+        raise BadSample("no_reference", "no reference answer to check against")
+    key = f"{config.seed}/{sample.id}/{rollout}"
+    body: dict[str, object] = {
+        "messages": teacher_messages(sample, config.system_prompt),
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "seed": int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1,  # 31 bits suit every server
+    }
+    if config.top_p is not None:
+        body["top_p"] = config.top_p
+    reply = await client.ask(body | parse_extra_body(config.extra_body), key)
+    return Answer(
+        id=sample.id,
+        rollout=rollout,
+        source=sample.source,
+        answer=sample.answer,
+        teacher=client.model,
+        response=reply.text,
+        finish_reason=reply.finish_reason,
+        tokens_in=reply.tokens_in,
+        tokens_out=reply.tokens_out,
+        seconds=round(reply.seconds, 3),
+        attempts=reply.attempts,
+        hedged=reply.hedged,
+    )
+
+
+def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]:
+    """Once all shards are asked: yields.json, and the kept answers as samples in OUT/shards.
+
+    The same call again changes nothing. Returns both.
+
+    Raises:
+        ValueError: not all shards were asked, or OUT/shards was written from other answers.
+    """
+    index, out = ShardIndex.load(config.shards), Path(config.out)
+    yields = read_yields(out, index, range(len(index.shards)))
+    write_json(out / YIELDS, {source: asdict(found) for source, found in yields.items()})
+    wanted = {"per_question": config.per_question, "answers": _fingerprint(config, index)}
+    shards, manifest = out / "shards", out / "shards" / MANIFEST
+    if (shards / INDEX).exists():
+        if manifest.exists() and json.loads(manifest.read_text()) == wanted:
+            return yields, ShardIndex.load(shards)
+        raise ValueError(
+            f"{shards} was written from other answers or with another per_question; delete it (the answers lie "
+            "beside it) and give the command again"
+        )
+    shards.mkdir(parents=True, exist_ok=True)
+    write_json(manifest, wanted)
+    return yields, write_shards(_all_distilled(config, index), shards)
+
+
+def yields_table(yields: Mapping[str, Yield]) -> str:
+    """A line per source, and one for all; then why answers were not kept."""
+    total = Yield()
+    for found in yields.values():
+        total.merge(found)
+    head = (
+        "source",
+        "questions",
+        "solved",
+        "asked",
+        "answered",
+        "right",
+        "kept",
+        "tokens in",
+        "tokens out",
+        "hours",
+    )
+    rows = [head, *(_cells(source, found) for source, found in sorted(yields.items())), _cells("all", total)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    reasons = sorted(total.reasons.items(), key=lambda item: -item[1])
+    if reasons:
+        lines.append("not kept: " + ", ".join(f"{reason} {count}" for reason, count in reasons))
+    return "\n".join(lines)
+
+
+def _cells(source: str, found: Yield) -> tuple[str, ...]:
+    counts = (found.questions, found.solved, found.asked, found.answered, found.right, found.kept)
+    tokens = (found.tokens_in, found.tokens_out)
+    return source, *(f"{count:,}" for count in (*counts, *tokens)), f"{found.seconds / 3600:.2f}"
+
+
+def _fingerprint(config: DistillConfig, index: ShardIndex) -> str:
+    """Of all answers that would be written."""
+    digest = hashlib.sha256()
+    for shard in index.shards:
+        summary = ShardSummary.load(config.out, shard)
+        if summary is None:
+            raise ValueError(f"{config.out} lacks answers to {shard.file}; distill again: it continues")
+        digest.update(summary.digest.encode())
+    return digest.hexdigest()[:16]
+
+
+def _all_distilled(config: DistillConfig, index: ShardIndex) -> Iterator[Sample]:
+    for number, shard in enumerate(index.shards):
+        answers = read_answers(config.out, shard)
+        yield from distilled_samples(_samples(index, number), answers, config.per_question)
+
+
+def _samples(index: ShardIndex, number: int) -> Iterator[Sample]:
+    """The readable samples of a shard; the others were counted when they should have been asked."""
+    start = sum(shard.count for shard in index.shards[:number])
+    for ref in index.refs[start : start + index.shards[number].count]:
+        try:
+            yield read_sample(index.folder, ref)
+        except BadSample:
+            continue
