@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.config import RowsConfig, ShardConfig, WorkConfig
-from data_pipeline.distill_config import AskConfig
+from data_pipeline.distill_config import TeacherConfig
 from data_pipeline.select_config import DedupConfig, FilterConfig
 
 SHARDS = "shards"
@@ -23,6 +23,8 @@ class SourceConfig(RowsConfig):
     """Its adapter, see `omr data import`; or `shards` where path holds shards already."""
     answers: Literal["keep", "distill"] = "keep"
     """Take the corpus as it is, or ask the teacher its questions and keep what is right."""
+    max_bad_samples: float = 0.05
+    """Rows that do not fit are dropped and counted; past this many (from 1 on) or this share (below 1) it stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,13 @@ class CurateConfig(WorkConfig, ShardConfig):
     dedup: DedupConfig = field(default_factory=DedupConfig)
     against: tuple[str, ...] = ()
     """Folders of evaluation benchmarks as shards."""
-    teacher: AskConfig = field(default_factory=AskConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """Who answers the questions of sources with answers=distill."""
     per_question: int = 8
     """Right answers of the teacher to keep of each question: 1, 2, 4 or 8 give the paper's x1 to x8."""
     difficulty: bool = False
     """Ask a student, too, for the pass rates that a filter of `responses` wants."""
-    student: AskConfig = field(default_factory=lambda: AskConfig(k=4))
+    student: TeacherConfig = field(default_factory=lambda: TeacherConfig(k=4))
     """The model whose pass rates say how difficult a question is."""
     responses: FilterConfig = field(default_factory=FilterConfig)
     """What is kept of the answers."""
@@ -64,6 +66,8 @@ class CurateConfig(WorkConfig, ShardConfig):
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"sources={names} must be at least one, each with a name of its own")
+        if self.against and not self.deduplicate:
+            raise ValueError("against names benchmarks, but deduplicate is off; turn it on to refuse them")
         if self.per_question < 1:
             raise ValueError(f"per_question={self.per_question} must be at least 1")
         rates = (self.responses.min_pass_rate, self.responses.max_pass_rate)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.answers import Yield, answers_digest, pass_rates, read_answers
+from data_pipeline.answers import Yield, pass_rates, read_answers
+from data_pipeline.asking import read_yields
 from data_pipeline.config import ImportConfig, MixConfig, RowsConfig, ShardConfig
 from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.deduplicate import DUPLICATES, deduplicate
-from data_pipeline.distill import distill_shards
-from data_pipeline.distill_config import AskConfig
+from data_pipeline.distill import answers_digest, distill_shards
+from data_pipeline.distill_config import AskConfig, TeacherConfig
 from data_pipeline.duplicates import read_dropped, without_duplicates
 from data_pipeline.executor import run_parts
 from data_pipeline.filters import build_filters, keep
@@ -42,7 +43,14 @@ def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]
     if source.corpus != SHARDS:
         options = {f.name: getattr(source, f.name) for f in fields(RowsConfig)}
         limits = {f.name: getattr(config, f.name) for f in fields(ShardConfig)}
-        wanted = ImportConfig(**options, **limits, out=out, workers=config.workers, executor=config.executor)
+        wanted = ImportConfig(
+            **options,
+            **limits,
+            out=out,
+            max_bad_samples=source.max_bad_samples,
+            workers=config.workers,
+            executor=config.executor,
+        )
         import_corpus(source.corpus, wanted)
         dropped = json.loads((Path(out) / MANIFEST).read_text())["dropped"]
     index = ShardIndex.load(out)
@@ -57,8 +65,6 @@ def find_duplicates(config: CurateConfig) -> None:
             out=f"{config.out}/dedup",
             against=config.against,
             dedup=config.dedup,
-            workers=config.workers,
-            executor=config.executor,
         )
     )
 
@@ -114,7 +120,9 @@ def mix_sources(config: CurateConfig) -> list[FunnelRow]:
             seed=config.seed,
         )
     )
-    return [FunnelRow(stage="mixed", source=part.name, count=part.count, digest=part.digest) for part in parts]
+    return [
+        FunnelRow(stage="mixed", source=part.name, count=part.count, digest=part.digest) for part in parts
+    ]
 
 
 # --- in the workers: what happens to the samples of one shard
@@ -165,9 +173,11 @@ def _run(
     )
 
 
-def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: ServerConfig) -> Yield:
+def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: TeacherConfig) -> Yield:
     """Ask a model the questions of a source; on Ray each task goes through some of the shards."""
-    asked = AskConfig(**asdict(server), shards=folder(config, "standardised", source), out=folder(config, stage, source))
+    asked = AskConfig(
+        **asdict(server), shards=folder(config, "standardised", source), out=folder(config, stage, source)
+    )
     index = ShardIndex.load(asked.shards)
     numbers = range(len(index.shards))
     runs = 1 if config.executor == "local" else min(len(numbers), config.workers or len(numbers))

@@ -84,7 +84,7 @@ def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]
     index, out = ShardIndex.load(config.shards), Path(config.out)
     yields = read_yields(out, index, range(len(index.shards)))
     write_json(out / YIELDS, {source: asdict(found) for source, found in yields.items()})
-    wanted = {"per_question": config.per_question, "answers": _fingerprint(config, index)}
+    wanted = {"per_question": config.per_question, "answers": answers_digest(config.out, index)}
     shards, manifest = out / "shards", out / "shards" / MANIFEST
     if (shards / INDEX).exists():
         if manifest.exists() and json.loads(manifest.read_text()) == wanted:
@@ -130,13 +130,17 @@ def _cells(source: str, found: Yield) -> tuple[str, ...]:
     return source, *(f"{count:,}" for count in (*counts, *tokens)), f"{found.seconds / 3600:.2f}"
 
 
-def _fingerprint(config: DistillConfig, index: ShardIndex) -> str:
-    """Of all answers that would be written."""
+def answers_digest(out: str | Path, index: ShardIndex) -> str:
+    """Identifies the checked answers to all shards of `index`.
+
+    Raises:
+        ValueError: not all shards were asked.
+    """
     digest = hashlib.sha256()
     for shard in index.shards:
-        summary = ShardSummary.load(config.out, shard)
+        summary = ShardSummary.load(out, shard)
         if summary is None:
-            raise ValueError(f"{config.out} lacks answers to {shard.file}; distill again: it continues")
+            raise ValueError(f"{out} lacks answers to {shard.file}; distill again: it continues")
         digest.update(summary.digest.encode())
     return digest.hexdigest()[:16]
 

@@ -54,13 +54,9 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(ServerConfig):
-    """Questions from shards, k answers to each, checked."""
+class TeacherConfig(ServerConfig):
+    """A model that answers questions, k times each, and how its answers are checked."""
 
-    shards: str
-    """Folder of shards that holds the questions."""
-    out: str
-    """Folder that gets the answers; the same command continues there."""
     k: int = 8
     """Answers to each question. Raising it later asks for the missing ones only."""
     temperature: float = 1.0
@@ -113,6 +109,16 @@ class AskConfig(ServerConfig):
     def checker(self) -> str:
         """Names what decides whether an answer is right; answers checked by another are checked again."""
         return f"{self.mode}+{self.judge_model or self.judge}" if self.judge else self.mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskConfig(TeacherConfig):
+    """Questions from shards, k answers to each, checked."""
+
+    shards: str
+    """Folder of shards that holds the questions."""
+    out: str
+    """Folder that gets the answers; the same command continues there."""
 
 
 @dataclass(frozen=True, kw_only=True)

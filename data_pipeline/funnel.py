@@ -84,3 +84,23 @@ class Funnel:
         for row in self.rows:
             counts.setdefault(row.stage, Counter()).update(row.dropped)
         return {stage: dict(reasons.most_common()) for stage, reasons in counts.items() if reasons}
+
+    def table(self) -> str:
+        """A line per source, a column per stage; then what was dropped, by stage and reason."""
+        stages = list(self.totals)
+        counts = {(row.source, row.stage): row.count for row in self.rows}
+        names = list(dict.fromkeys(row.source for row in self.rows))
+        lines = [["source", *stages]]
+        lines += [
+            [name, *(f"{counts[name, s]:,}" if (name, s) in counts else "" for s in stages)] for name in names
+        ]
+        lines += [["all", *(f"{total:,}" for total in self.totals.values())]]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+        ]
+        for stage, reasons in self.dropped().items():
+            text.append(
+                f"{stage} without " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            )
+        return "\n".join(text)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from tyro import MISSING
 
 from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, MixConfig, ValidateConfig
+from data_pipeline.curate_config import CurateConfig
 from data_pipeline.distill_config import DistillConfig, ScoreConfig
 from data_pipeline.select_config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
 from launch.arguments import Command, leading_word, parse, pick
@@ -246,6 +247,30 @@ def score(args: list[str]) -> None:
     print(f"scores in {finish_scores(config)}")
 
 
+def curate(args: list[str]) -> None:
+    """From corpora to a mixture of shards, all stages of a recipe: omr data curate RECIPE.
+
+    Imports the corpora, leaves out duplicates and what stands in benchmarks, asks a teacher, checks its answers, keeps
+    what the recipe wants, mixes, and counts every stage in OUT/funnel.json, which `omr report OUT` draws. The same
+    command continues where it stopped.
+
+    Examples:
+      omr data curate own --sources.0.path mine.jsonl --out data/mine --teacher.base_url http://127.0.0.1:8000/v1
+      omr data curate openmmreasoner_rl --against shards/mathvista shards/mathverse --workers 16
+      omr data curate openmmreasoner_sft --executor ray --workers 0
+    """
+    from launch.recipes.data import DATA_RECIPES
+
+    recipe, rest = leading_word(curate, "recipe", DATA_RECIPES, args)
+    default = DATA_RECIPES[recipe]()
+    config = parse(curate, f"data curate {recipe}", CurateConfig, rest, default=default)
+    from data_pipeline.curate import curate as run_curate
+
+    funnel = run_curate(config)
+    print(funnel.table())
+    print(f"mixed in {config.out}/mixed; look at samples with `omr data inspect {config.out}/selected/NAME`")
+
+
 DATA_COMMANDS: dict[str, Command] = {
     "digits": digits,
     "import": import_data,
@@ -256,4 +281,5 @@ DATA_COMMANDS: dict[str, Command] = {
     "select": select_data,
     "distill": distill,
     "score": score,
+    "curate": curate,
 }
