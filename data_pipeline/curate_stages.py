@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from functools import partial
@@ -16,7 +15,7 @@ from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.deduplicate import DUPLICATES, deduplicate
 from data_pipeline.distill import answers_digest, distill_shards
 from data_pipeline.distill_config import AskConfig, TeacherConfig
-from data_pipeline.duplicates import read_dropped, without_duplicates
+from data_pipeline.duplicates import read_duplicates, without_duplicates
 from data_pipeline.executor import run_parts
 from data_pipeline.filters import build_filters, keep
 from data_pipeline.funnel import FunnelRow
@@ -71,13 +70,11 @@ def find_duplicates(config: CurateConfig) -> None:
 
 def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Leave out the questions that are listed as duplicates, and what the filters of questions drop."""
-    raw, listed = folder(config, "raw", source), Path(config.out) / "dedup" / DUPLICATES
+    raw = folder(config, "raw", source)
     settings: dict[str, object] = {"filters": asdict(config.questions)}
     if config.deduplicate:
-        settings["duplicates"] = {
-            str(part): sorted(ids.elements())
-            for part, ids in sorted(read_dropped(listed, ShardIndex.load(raw).digest).items())
-        }
+        listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, ShardIndex.load(raw).digest)
+        settings["duplicates"] = digest_of(listed)
     return [_row("standardised", source, _run(config, source, "raw", "standardised", _standardise, settings))]
 
 
@@ -133,8 +130,8 @@ def _standardise(
 ) -> Iterator[Sample]:
     if config.deduplicate:
         digest = ShardIndex.load(folder(config, "raw", source)).digest
-        listed = read_dropped(Path(config.out) / "dedup" / DUPLICATES, digest)
-        samples = without_duplicates(samples, listed.get(part, Counter()), drop)
+        listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, digest)
+        samples = without_duplicates(samples, listed.get(part, []), drop)
     return keep(samples, build_filters(config.questions), drop)
 
 

@@ -36,27 +36,43 @@ class Corpus:
 
 
 def find_duplicates(
-    corpora: Sequence[Corpus], config: DedupConfig, against: Sequence[Corpus] = ()
+    corpora: Sequence[Corpus],
+    config: DedupConfig,
+    against: Sequence[Corpus] = (),
+    *,
+    share: int = 0,
+    num_shares: int = 1,
 ) -> Iterator[Duplicate]:
     """Each duplicate in `corpora` by the rule of `config`, and what is near a sample of `against`.
 
+    Where near samples must agree in their symbols, samples fall apart into `num_shares` shares by them that never
+    meet: machines can each take one `share` of the same files, and together find what one alone does.
+
     Raises:
-        ValueError: a file holds no fingerprints, or those of other encoders.
+        ValueError: a file holds no fingerprints, or those of other encoders; or shares without `same_symbols`.
     """
+    if num_shares > 1 and not config.same_symbols:
+        raise ValueError(
+            f"num_shares={num_shares} needs dedup.same_symbols, which says what never meets; use 1 share"
+        )
     benchmarks, shared = _Kept(config), _Kept(config)
     for corpus in against:
         for path in corpus.parts:
-            benchmarks.add(_Part(Fingerprints.load(path)))
+            benchmarks.add(_load(path, share, num_shares))
     by_corpus: list[_Kept] = []
     judge = _Judge(config, benchmarks)
     for corpus in tqdm(corpora, desc="compare", unit=" corpora", disable=None):
         own = shared if config.scope == "both" else _Kept(config)
         searched = by_corpus if config.scope == "across" else [own]
         for number, path in enumerate(corpus.parts):
-            part = _Part(Fingerprints.load(path))
-            for found in judge.judge(part, own, searched):
+            for found in judge.judge(_load(path, share, num_shares), own, searched):
                 yield replace(found, corpus=corpus.digest, shard=number)
         by_corpus = [*by_corpus, own]
+
+
+def _load(path: Path, share: int, num_shares: int) -> _Part:
+    prints = Fingerprints.load(path)
+    return _Part(prints if num_shares == 1 else prints.where(prints.symbols % num_shares == share))
 
 
 class _Part:

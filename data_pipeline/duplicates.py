@@ -29,30 +29,33 @@ class Duplicate:
 
 
 def without_duplicates(
-    samples: Iterable[Sample], dropped: Counter[str], drop: Callable[[Sample, str], None]
+    samples: Iterable[Sample], listed: Iterable[Duplicate], drop: Callable[[Sample, str], None]
 ) -> Iterator[Sample]:
-    """Samples of a shard but those `dropped` (read_dropped), for each of which `drop` is called with "duplicate".
+    """Samples of a shard but those `listed` (read_duplicates); reasons are "duplicate" and "contamination".
 
-    Samples that share an id are equal: as many of them are left out as were dropped.
+    Samples that share an id are equal: as many of them are left out as were listed.
     """
-    left = Counter(dropped)
+    reasons: dict[str, list[str]] = {}
+    for found in listed:
+        reasons.setdefault(found.id, []).append(
+            "contamination" if found.kind == "contamination" else "duplicate"
+        )
     for sample in samples:
-        if left[sample.id] > 0:
-            left[sample.id] -= 1
-            drop(sample, "duplicate")
+        if left := reasons.get(sample.id):
+            drop(sample, left.pop())
         else:
             yield sample
 
 
-def read_dropped(path: Path, digest: str) -> dict[int, Counter[str]]:
-    """Ids to drop, and how often each, by shard of the corpus `digest`, from a duplicates.jsonl.
+def read_duplicates(path: Path, digest: str) -> dict[int, list[Duplicate]]:
+    """What is to be dropped of the corpus `digest`, by shard, from a duplicates.jsonl.
 
     Raises:
         ValueError: there is no such file, or a line of it is none of ours.
     """
     if not path.is_file():
         raise ValueError(f"duplicates={path} is not a file; give the duplicates.jsonl of `omr data dedup`")
-    by_shard: dict[int, Counter[str]] = {}
+    by_shard: dict[int, list[Duplicate]] = {}
     with path.open() as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -62,7 +65,7 @@ def read_dropped(path: Path, digest: str) -> dict[int, Counter[str]]:
                     f"{path}:{number} is no duplicate ({error}); write the file again"
                 ) from error
             if found.corpus == digest and found.dropped:
-                by_shard.setdefault(found.shard, Counter())[found.id] += 1
+                by_shard.setdefault(found.shard, []).append(found)
     return by_shard
 
 

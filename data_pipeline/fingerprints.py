@@ -11,7 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +28,10 @@ INSTRUCTIONS = (
 """What corpora append to questions; the recipe takes it off before it asks the teacher."""
 
 _SYMBOL = re.compile(r"\d+(?:[.,]\d+)*|(?<![^\W_])[^\W\d_](?![^\W_])|[+*/=<>^%±×÷√∑∫≤≥≠°]|-(?![^\W\d_]{2})")
+
+
+NAMES = ("encoders", "ids", "sources")
+"""Fields that are no arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,10 +52,17 @@ class Fingerprints:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def where(self, mask: np.ndarray) -> Fingerprints:
+        """Those rows where `mask` [N] is true."""
+        rows = np.flatnonzero(mask)
+        named = {name: tuple(getattr(self, name)[row] for row in rows) for name in ("ids", "sources")}
+        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in NAMES}
+        return replace(self, **named, **arrays)
+
     def save(self, path: Path) -> None:
         """Write an .npz that appears when it is whole; the same samples give the same bytes."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        names = {name: arrays.pop(name) for name in ("encoders", "ids", "sources")}
+        names = {name: arrays.pop(name) for name in NAMES}
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)

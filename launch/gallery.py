@@ -18,7 +18,7 @@ from data_pipeline.config import ImageConfig, InspectConfig
 from data_pipeline.survey import Survey, survey
 from data_pipeline.types import BadSample, Message, Sample
 from launch.page import figure, fill_page, section
-from launch.report_charts import format_number, named_bars
+from launch.report_charts import format_number, value_bars
 from launch.report_gallery import IMAGE_SIDE, image_html, question_html
 
 MAX_SOURCES = 12
@@ -109,7 +109,7 @@ def _charts(found: Survey) -> list[str]:
 
 
 def _bars(label: str, rows: Sequence[tuple[str, float]]) -> str:
-    return named_bars(label, rows, write=format_number)
+    return value_bars(label, [(name, value, format_number(value)) for name, value in rows])
 
 
 def _by_tokens(tokens: Sequence[int]) -> list[tuple[str, int]]:

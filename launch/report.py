@@ -26,6 +26,7 @@ from launch.report_charts import (
     stacked_bars,
 )
 from launch.report_data import Evaluation, Metrics, Run, load_run
+from launch.report_funnel import funnel_charts
 from launch.report_gallery import gallery
 
 LABELS = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
@@ -47,6 +48,7 @@ def render(run: Run) -> str:
     """The page as a string; the same run gives the same bytes."""
     sections = {
         "Accuracy": _accuracy(run),
+        "Data": _data(run),
         "Supervised fine-tuning": _sft(run.sft),
         "Reinforcement learning": _rl(run.rl),
         "Speed": _speed(run),
@@ -166,6 +168,18 @@ def _flips(evaluations: Sequence[Evaluation]) -> str:
     lost = sum(after[key] < 0.5 <= before[key] for key in shared)
     counts = f"{gained} turned right and {lost} turned wrong"
     return f'<p class="meta">Of {len(shared):,} questions: {counts} from first to last evaluation.</p>'
+
+
+def _data(run: Run) -> str:
+    if not run.funnel.rows:
+        return ""
+    figures = [
+        _figure(name, title, escape(caption), content)
+        for name, title, caption, content in funnel_charts(run.funnel)
+    ]
+    return _section(
+        "Data", "How many samples each stage of the recipe left, and what took the others.", figures
+    )
 
 
 def _sft(metrics: Metrics | None) -> str:

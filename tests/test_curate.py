@@ -67,9 +67,74 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> CurateConfig:
     )
 
 
+@pytest.fixture(scope="module")
+def reference(recipe, tmp_path_factory) -> dict[str, bytes]:
+    """What an undisturbed local curation leaves."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    curate(replace(recipe, out=str(out)))
+    return files(out)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def ids(folder: Path) -> list[str]:
+    return [sample.id.removeprefix("messages/") for sample in read_shards(folder)]
+
+
 def test_every_stage_is_counted(recipe, tmp_path):
-    config = replace(recipe, out=str(tmp_path / "out"), responses=FilterConfig())
-    funnel = curate(config)
-    assert funnel == Funnel.load(tmp_path / "out" / FUNNEL)
-    assert funnel.totals["raw"] == 12 + 5 + 9
-    print(funnel.table())
+    out = tmp_path / "out"
+    funnel = curate(replace(recipe, out=str(out)))
+    assert funnel == Funnel.load(out / FUNNEL)
+    assert funnel.totals == {"raw": 12 + 5 + 9, "standardised": 12 + 3 + 7, "selected": 12 + 2, "mixed": 14}
+    assert funnel.dropped() == {
+        "raw": {"schema": 1},
+        "standardised": {"duplicate": 2, "contamination": 2},
+        "selected": {"length": 8},  # one short answer, and digits' all
+    }
+    assert [len(ids(out / "selected" / name)) for name in ("first", "second", "digits")] == [12, 2, 0]
+    mixed = ShardIndex.load(out / "mixed")
+    assert [source.count for source in mixed.sources] == [12, 2, 0]
+    text = funnel.table()
+    assert "standardised without 2 duplicate, 2 contamination" in text
+    dropped = [pair for path in (out / "standardised").rglob("dropped/*") for pair in json.loads(path.read_text())]
+    assert len(dropped) == 4, "each drop is named on disk"
+
+
+def test_again_changes_nothing_and_other_settings_are_refused(recipe, tmp_path):
+    config = replace(recipe, out=str(tmp_path / "out"))
+    curate(config)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    curate(config)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    with pytest.raises(ValueError, match="selected/first was made with another filters"):
+        curate(replace(config, responses=FilterConfig(min_words=5)))
+
+
+@pytest.mark.parametrize(("executor", "workers"), [("local", 2), ("ray", 2)])
+def test_any_executor_leaves_the_same_bytes(executor, workers, recipe, reference, tmp_path):
+    try:
+        curate(replace(recipe, out=str(tmp_path), executor=executor, workers=workers))
+    finally:
+        stop_ray()
+    found = files(tmp_path)
+    assert found.keys() == reference.keys()
+    assert [name for name in found if found[name] != reference[name]] == ["dedup/dedup.json"]  # has its folder
+
+
+@pytest.mark.parametrize("moment", ["raw/second", "dedup/fingerprints", "standardised/second", "selected/first"])
+def test_a_killed_curation_continues_to_the_same_bytes(moment, recipe, reference, tmp_path):
+    config = replace(recipe, out=str(tmp_path))
+    process = multiprocessing.get_context("spawn").Process(target=curate, args=(config,))
+    process.start()
+    while not list((tmp_path / moment).glob("*")):
+        assert process.is_alive(), f"ended before {moment}"
+        time.sleep(0.001)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / FUNNEL).exists() or Funnel.load(tmp_path / FUNNEL).totals.get("mixed") is None
+    curate(config)
+    found = files(tmp_path)
+    assert {name for name in found if found[name] != reference.get(name)} == {"dedup/dedup.json"}
+    assert found.keys() == reference.keys()

@@ -163,6 +163,18 @@ def test_agrees_with_a_comparison_of_all_pairs(tmp_path: Path):
         assert {d.id for d in found} == expected
 
 
+def test_shares_together_find_what_one_finds(tmp_path: Path):
+    texts = [f"{LONG} {n % 40} goats{'.' * (n % 3)} {'then' * (n % 2)} {n % 5}" for n in range(200)]
+    given = [corpus(tmp_path, "c", [ask(str(i), text) for i, text in enumerate(texts)], shard=30)]
+    bench = [corpus(tmp_path, "b", [ask("bench", texts[7])])]
+    alone = list(find_duplicates(given, DedupConfig(), bench))
+    shares = [list(find_duplicates(given, DedupConfig(), bench, share=i, num_shares=3)) for i in range(3)]
+    assert sorted(sum(shares, []), key=str) == sorted(alone, key=str)
+    assert len(alone) == 160 + 1 and sum(map(bool, shares)) > 1
+    with pytest.raises(ValueError, match="num_shares=2 needs dedup.same_symbols"):
+        next(find_duplicates(given, openmmreasoner_dedup(), num_shares=2))
+
+
 def test_scopes(tmp_path: Path):
     first = [ask("a1", "Who?"), ask("a2", "Who?"), ask("a3", "Where?")]
     second = [ask("b1", "Who?"), ask("b2", "When?"), ask("b3", "When?")]
@@ -242,7 +254,7 @@ def test_a_repeated_id_is_left_out_as_often_as_it_was_dropped(tmp_path: Path):
     samples = [ask("same", "Who?"), ask("other", "When?"), ask("same", "Who?")]
     found = find(tmp_path, samples)
     dropped: list[str] = []
-    kept = without_duplicates(samples, Counter(d.id for d in found), lambda s, reason: dropped.append(s.id))
+    kept = without_duplicates(samples, found, lambda s, reason: dropped.append(s.id))
     assert sorted(s.id for s in kept) == ["other", "same"] and dropped == ["same"]
 
 

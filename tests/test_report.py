@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from browser import contrast, open_page, text_colors, texts_outside
 
+from data_pipeline.funnel import FUNNEL
 from launch.report import write_report
-from report_run import HOSTILE, rl_row, sft_row, write_json, write_lines, write_run
+from report_run import HOSTILE, make_funnel, rl_row, sft_row, write_json, write_lines, write_run
 
 CHARTS = {
     "accuracy": {"chart-accuracy"},
+    "data": {"chart-funnel", "chart-funnel-published-0", "chart-funnel-published-1"},
     "supervised-fine-tuning": {"chart-sft-loss", "chart-sft-grad-norm"},
     "reinforcement-learning": {
         *("chart-rl-reward", "chart-rl-entropy", "chart-rl-clip", "chart-rl-mismatch"),
@@ -130,6 +132,29 @@ def test_numbers_of_the_run_are_on_the_page(page):
     for step in (1, 13, 25, 31, 43, 55):  # six of the ten logged steps, first and last among them
         assert f"Step {step}" in text
     assert "torch 2.13.0" in text and "seed 42" in text
+
+
+def test_the_funnel_is_drawn_beside_the_published_ones(page):
+    parsed = _Page(page)
+    texts = {text.strip() for text in parsed.texts}
+    assert {"103,103 (100%)", "820,019 (795%)", "583,794 (566%)"} <= texts, "shares of this run's first stage"
+    assert {"824,000 (800%)", "583,000 (566%)", "874,357 (849%)"} <= texts, "OpenMMReasoner's"
+    assert {"2,372,320 (100%)", "2,286,030 (96%)", "586,000 (25%)", "123,000 (5%)"} <= texts, "MMFineReason's"
+    assert {"verified: wrong", "235,989", "selected: near", "12,345", "llava_cot"} <= texts
+    assert parsed.texts.index("selected: near") < parsed.texts.index("selected: exact")
+
+
+def test_a_funnel_alone_makes_a_page_and_none_leaves_it_out(tmp_path):
+    make_funnel().save(tmp_path / FUNNEL)
+    parsed = _Page(write_report(tmp_path))
+    assert "chart-funnel" in parsed.ids and "chart-accuracy" not in parsed.ids
+    (tmp_path / FUNNEL).write_text('{"rows": [{"stage": "cooked"}]}')
+    write_lines(tmp_path / "sft/metrics.jsonl", [sft_row(1)])
+    parsed = _Page(write_report(tmp_path))
+    assert "data" not in parsed.ids and "funnel.json is not readable" in parsed.text
+    (tmp_path / FUNNEL).unlink()
+    parsed = _Page(write_report(tmp_path))
+    assert "data" not in parsed.ids and "As published" not in parsed.text
 
 
 def test_outside_text_is_escaped(page):
