@@ -79,11 +79,13 @@ def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]
     The same call again changes nothing. Returns both.
 
     Raises:
-        ValueError: not all shards were asked, or OUT/shards was written from other answers.
+        ValueError: not all shards were asked, no answer was kept, or OUT/shards was written from other answers.
     """
     index, out = ShardIndex.load(config.shards), Path(config.out)
     yields = read_yields(out, index, range(len(index.shards)))
     write_json(out / YIELDS, {source: asdict(found) for source, found in yields.items()})
+    if not sum(found.kept for found in yields.values()):
+        raise ValueError(f"no answer was kept, look at them in {out / 'answers'}:\n{yields_table(yields)}")
     wanted = {"per_question": config.per_question, "answers": _fingerprint(config, index)}
     shards, manifest = out / "shards", out / "shards" / MANIFEST
     if (shards / INDEX).exists():
