@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
@@ -134,9 +135,10 @@ class _Run:
     ) -> None:
         self._config, self._index = config, index
         self._pool, self._judge, self._bar = pool, judge, bar
-        self._logs: list[AnswerLog] = []
+        self._logs: set[AnswerLog] = set()  # of the shards that are open
         self._answers, self._tokens, self._kept = 0, 0, 0
-        self._failures: dict[str, list[str]] = {}  # reason -> cases
+        self._failures: Counter[str] = Counter()  # by reason
+        self._cases: dict[str, str] = {}  # the first of each
 
     def jobs(self, numbers: Sequence[int], tasks: asyncio.TaskGroup) -> Iterator[_Job]:
         """The missing answers, shard by shard; a sample is read when its turn comes."""
@@ -169,7 +171,7 @@ class _Run:
     def _open(self, number: int) -> _Shard:
         row, rows, k = self._index.shards[number], self._index.rows(number), self._config.k
         log = AnswerLog(answers_path(self._config.out, row))
-        self._logs.append(log)
+        self._logs.add(log)
         places = zip(rows.ids, rows.offsets, strict=True)
         refs = {id: SampleRef(id=id, shard=row.file, offset=offset) for id, offset in places}
         again = log.failed if self._config.ask_failed_again else set()
@@ -191,10 +193,13 @@ class _Run:
         self._bar.set_postfix(tokens=self._tokens, kept=self._kept, refresh=False)
         self._bar.update()
         if answer.is_failed:
-            self._failures.setdefault(answer.reason, []).append(f"{answer.id!r}: {answer.detail}")
-        failed, most = sum(map(len, self._failures.values())), self._config.max_bad_samples
+            self._failures[answer.reason] += 1
+            self._cases.setdefault(answer.reason, f"{answer.id!r}: {answer.detail}")
+        failed, most = self._failures.total(), self._config.max_bad_samples
         if failed > (most * max(self._answers, MIN_ANSWERS) if most < 1 else most):
-            cases = [f"  {len(cases)} {why}, the first {cases[0]}" for why, cases in self._failures.items()]
+            cases = [
+                f"  {count} {why}, the first {self._cases[why]}" for why, count in self._failures.items()
+            ]
             raise ValueError(
                 f"{failed} of {self._answers} answers failed, more than max_bad_samples={most:g} allows:\n"
                 + "\n".join(cases)
@@ -216,6 +221,7 @@ class _Run:
                 log.add(answer)
         in_order = (list(group) for _, group in groupby(map(log.read, keys), lambda answer: answer.id))
         summary = await asyncio.to_thread(log.finish, in_order, k=self._config.k, checker=checker)
+        self._logs.remove(log)
         self._kept += sum(found.kept for found in summary.yields.values())
 
     async def _have_judged(self, shard: _Shard, answer: Answer) -> None:

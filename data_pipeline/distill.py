@@ -18,7 +18,6 @@ from data_pipeline.shards import read_sample
 from data_pipeline.teacher import distilled_samples, teacher_messages
 from data_pipeline.types import BadSample, Sample
 
-MANIFEST = "distill.json"
 YIELDS = "yields.json"
 
 
@@ -79,23 +78,27 @@ def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]
     The same call again changes nothing. Returns both.
 
     Raises:
-        ValueError: not all shards were asked, or OUT/shards was written from other answers.
+        ValueError: not all shards were asked, no answer was kept, or OUT/shards was written from other answers.
     """
     index, out = ShardIndex.load(config.shards), Path(config.out)
     yields = read_yields(out, index, range(len(index.shards)))
     write_json(out / YIELDS, {source: asdict(found) for source, found in yields.items()})
-    wanted = {"per_question": config.per_question, "answers": answers_digest(config.out, index)}
-    shards, manifest = out / "shards", out / "shards" / MANIFEST
-    if (shards / INDEX).exists():
-        if manifest.exists() and json.loads(manifest.read_text()) == wanted:
-            return yields, ShardIndex.load(shards)
-        raise ValueError(
-            f"{shards} was written from other answers or with another per_question; delete it (the answers lie "
-            "beside it) and give the command again"
-        )
-    shards.mkdir(parents=True, exist_ok=True)
-    write_json(manifest, wanted)
-    return yields, write_shards(_all_distilled(config, index), shards)
+    if not sum(found.kept for found in yields.values()):
+        raise ValueError(f"no answer was kept, look at them in {out / 'answers'}:\n{yields_table(yields)}")
+    settings: dict[str, object] = {
+        "per_question": config.per_question,
+        "answers": answers_digest(config.out, index),
+    }
+    report = run_stage(
+        partial(_distilled, config),
+        config.shards,
+        str(out / "shards"),
+        settings=settings,
+        limits=ShardConfig(),
+        executor=config.executor,
+        workers=config.workers,
+    )
+    return yields, report.index
 
 
 def yields_table(yields: Mapping[str, Yield]) -> str:
@@ -145,17 +148,6 @@ def answers_digest(out: str | Path, index: ShardIndex) -> str:
     return digest.hexdigest()[:16]
 
 
-def _all_distilled(config: DistillConfig, index: ShardIndex) -> Iterator[Sample]:
-    for number, shard in enumerate(index.shards):
-        answers = read_answers(config.out, shard)
-        yield from distilled_samples(_samples(index, number), answers, config.per_question)
-
-
-def _samples(index: ShardIndex, number: int) -> Iterator[Sample]:
-    """The readable samples of a shard; the others were counted when they should have been asked."""
-    start = sum(shard.count for shard in index.shards[:number])
-    for ref in index.refs[start : start + index.shards[number].count]:
-        try:
-            yield read_sample(index.folder, ref)
-        except BadSample:
-            continue
+def _distilled(config: DistillConfig, samples: Iterator[Sample], _: Drop, part: int) -> Iterator[Sample]:
+    shard = ShardIndex.load(config.shards).shards[part]
+    return distilled_samples(samples, read_answers(config.out, shard), config.per_question)

@@ -44,6 +44,10 @@ class ServerConfig:
                 f"base_url={self.base_url!r} must begin with http:// or https://; servers of this kind "
                 "usually end in /v1"
             )
+        if "@" in self.base_url:
+            raise ValueError(
+                "base_url holds a name or key before its @, and configs are saved; use api_key_env"
+            )
         if not 1 <= self.concurrency <= 1_000:
             raise ValueError(f"concurrency={self.concurrency} must be between 1 and 1000")
         if self.timeout <= 0 or min(self.hedge_after, self.retries, self.patience) < 0:
@@ -163,4 +167,8 @@ def parse_extra_body(text: str) -> dict[str, object]:
         raise ValueError(f"extra_body={text!r} is not JSON ({error}); write '{{\"top_k\": 20}}'") from error
     if not isinstance(body, dict):
         raise ValueError(f"extra_body={text!r} must be a JSON object, such as '{{\"top_k\": 20}}'")
+    if taken := {"messages", "model", "n", "stream"} & set(body):
+        raise ValueError(
+            f"extra_body sets {', '.join(sorted(taken))}, which is not for it to decide; leave it out"
+        )
     return body

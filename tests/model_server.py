@@ -17,10 +17,12 @@ ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with the executor uni: one process less to start
 }
 OPTIONS = """--host 127.0.0.1 --served-model-name tiny --dtype float32 --max-model-len 2048 --max-num-seqs 16
     --max-num-batched-tokens 2048 --no-enable-chunked-prefill --enforce-eager --skip-mm-profiling --block-size 32
-    --mm-processor-cache-gb 0 --kv-cache-memory-bytes 134217728 --disable-uvicorn-access-log"""
+    --mm-processor-cache-gb 0 --kv-cache-memory-bytes 134217728 --distributed-executor-backend uni
+    --disable-uvicorn-access-log"""
 START_TIMEOUT = 240  # seconds
 
 

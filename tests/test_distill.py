@@ -382,11 +382,9 @@ def test_a_judge_rules_on_what_the_rules_find_wrong(
     assert sum(found.kept for found in yields.values()) == (48 if word == "Equivalent" else 48 - len(wrong))
 
     with FlakyProxy(server.url, extra=verdict) as judge:
-        files = {
-            "source": str(answers_path(reference, ShardIndex.load(shards).shards[0])),
-            "out": str(tmp_path / "v"),
-        }
-        summary = verify_file(VerifyConfig(**files, workers=1, judge=judge.url))
+        source = answers_path(reference, ShardIndex.load(shards).shards[0])
+        out = tmp_path / "verified.jsonl"
+        summary = verify_file(VerifyConfig(source=str(source), out=str(out), workers=1, judge=judge.url))
     wrong = [old for old in rules[:16] if not old.accuracy]
     assert summary.decided_by.get("judge", 0) == (len(wrong) if word == "Equivalent" else 0)
     assert summary.not_judged == (len(wrong) if word == "Perhaps" else 0)
