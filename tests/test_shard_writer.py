@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import multiprocessing
 import os
@@ -90,6 +91,9 @@ def test_a_finished_part_is_returned_and_its_samples_stay_unread(tmp_path: Path)
     unread = iter(samples_of(0))
     assert write_part(unread, tmp_path, 0) == first
     assert next(unread) == next(iter(samples_of(0)))
+    with (tmp_path / "part-000000.json.partial").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert write_part(unread, tmp_path, 0) == first, "whoever else is asking for it"
     assert (tmp_path / first[0].file).stat().st_mtime_ns == stamp
 
 

@@ -128,6 +128,7 @@ EDITS: dict[str, tuple[str, Callable[[Members], Members], str]] = {
     "a pipe": ("link", inserted(member(f"{KEY}.png", kind=tarfile.FIFOTYPE)), f"{KEY}.png"),
     "a name without extension": ("name", inserted(member("README", b"hello")), "README"),
     "a decompression bomb": ("bomb", with_image(png_bomb()), ID),
+    "an image just too large": ("bomb", with_image(png_bomb(10_000)), ID),
     "no image": ("image", with_image(b"what?"), ID),
     "the same sample again": ("duplicate", lambda m: [*m, *((again(i), d) for i, d in m[4:6])], ID),
 }
