@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
         loss_mask=torch.cat([_next(e.loss_mask) for e in padded]),
         position_ids=torch.cat([e.position_ids for e in padded], dim=1),
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-        pixels=torch.cat([e.pixels for e in padded]),
+        pixels=torch.from_numpy(np.concatenate([e.pixels.numpy() for e in padded])),
         image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
         parents=_parents(trees),
     )
