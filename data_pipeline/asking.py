@@ -69,7 +69,7 @@ async def _ask_all(config: AskConfig, index: ShardIndex, todo: Sequence[int], as
         client = await stack.enter_async_context(ChatClient(config))
         judge = config.judge_server and await stack.enter_async_context(ChatClient(config.judge_server))
         _record(config, index, client.model, kind)
-        pool = stack.enter_context(VerifyPool(config.workers, config.deadline, mode=config.mode))
+        pool = stack.enter_context(VerifyPool(config.checkers, config.deadline, mode=config.mode))
         bar = tqdm(total=total, desc="ask", unit=" answers", disable=None, dynamic_ncols=True)
         run = _Run(config, index, pool=pool, judge=judge, bar=stack.enter_context(bar))
         stack.callback(run.close)

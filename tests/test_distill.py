@@ -75,7 +75,14 @@ def reference(server: ModelServer, shards: Path, tmp_path_factory: pytest.TempPa
 
 
 def config(proxy: FlakyProxy, shards: Path, out: Path, **options: object) -> DistillConfig:
-    common = {"k": 4, "max_tokens": 64, "concurrency": 8, "extra_body": FORM, "workers": 1, "patience": 120.0}
+    common = {
+        "k": 4,
+        "max_tokens": 64,
+        "concurrency": 8,
+        "extra_body": FORM,
+        "checkers": 1,
+        "patience": 120.0,
+    }
     return DistillConfig(base_url=proxy.url, shards=str(shards), out=str(out), **common | options)  # pyright: ignore
 
 
@@ -85,7 +92,7 @@ def distill(config: DistillConfig) -> ShardIndex:
 
 
 def command(config: DistillConfig) -> list[str]:
-    names = ("base_url", "k", "max_tokens", "concurrency", "extra_body", "workers", "patience")
+    names = ("base_url", "k", "max_tokens", "concurrency", "extra_body", "checkers", "patience")
     options = [text for name in names for text in (f"--{name}", str(getattr(config, name)))]
     return [sys.executable, "-m", "launch.cli", "data", "distill", config.shards, config.out, *options]
 
@@ -315,7 +322,7 @@ def test_perplexity_is_transformers(
 
     with FlakyProxy(server.url) as proxy:
         wanted = ScoreConfig(
-            base_url=proxy.url, shards=str(shards), out=str(tmp_path), kind="perplexity", workers=1
+            base_url=proxy.url, shards=str(shards), out=str(tmp_path), kind="perplexity", checkers=1
         )
         score_shards(wanted, SHARDS)
         assert len(proxy.asked) == 24
@@ -349,7 +356,7 @@ def test_pass_rate_is_the_share_of_right_answers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with FlakyProxy(server.url) as proxy:
-        options = ["--base_url", proxy.url, "--max_tokens", "64", "--extra_body", FORM, "--workers", "1"]
+        options = ["--base_url", proxy.url, "--max_tokens", "64", "--extra_body", FORM, "--checkers", "1"]
         assert main(["data", "score", str(shards), str(tmp_path), "--kind", "pass_rate", *options]) == 0
     assert "questions" in capsys.readouterr().out
     scores = read_scores(tmp_path / "scores.jsonl")
