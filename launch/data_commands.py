@@ -87,6 +87,8 @@ def import_data(args: list[str]) -> None:
     print(f"{tally.rows} rows: {tally.samples} samples in {config.out}, {tally.num_dropped} dropped")
     if tally.dropped:
         print(tally.cases())
+    if tally.scaled:
+        print(f"{tally.scaled} images were larger than max_pixels={config.max_pixels} and are scaled down")
 
 
 def validate(args: list[str]) -> None:
