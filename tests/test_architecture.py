@@ -44,7 +44,13 @@ CONFINED = {
 }
 PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollout/manager.py")
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
-CONFIGS = ["data_pipeline/config.py", "megatron_omr/config.py", "rl/config.py", "launch/config.py"]
+CONFIGS = [
+    "data_pipeline/config.py",
+    "data_pipeline/select_config.py",
+    "megatron_omr/config.py",
+    "rl/config.py",
+    "launch/config.py",
+]
 
 MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING = 400, 60, 100, 3
 PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate.py", "launch/demo.py")
