@@ -46,7 +46,9 @@ PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollou
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
     "data_pipeline/config.py",
+    "data_pipeline/curate_config.py",
     "data_pipeline/distill_config.py",
+    "data_pipeline/select_config.py",
     "megatron_omr/config.py",
     "rl/config.py",
     "launch/config.py",

@@ -74,6 +74,16 @@ def test_from_the_command_line(shards: Path, capsys, monkeypatch):
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["dedup", "select"])
+def test_help_explains_and_ends_with_examples(command: str, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["data", command, "--help"])
+    assert not left.value.code
+    text, _, examples = capsys.readouterr().out.partition("examples:\n")
+    assert "--preset" in text and "--max_bad_samples" in text
+    assert all(line.startswith(f"  omr data {command} ") for line in examples.strip("\n").splitlines())
+
+
 def test_presets_and_fields_go_together(shards: Path, capsys, monkeypatch):
     monkeypatch.chdir(shards)
     words = ["data", "dedup", "first", "second", "--out", "dd", "--preset", "openmmreasoner"]
