@@ -147,9 +147,7 @@ class _Judge:
     def __init__(self, config: DedupConfig, benchmarks: _Kept) -> None:
         self._config = config
         self._benchmarks = benchmarks
-        self._questions: dict[
-            int, Duplicate | None
-        ] = {}  # those asked several times: what became of the first
+        self._questions: dict[int, Duplicate | None] = {}  # what became of the first answer to each
 
     def judge(self, part: _Part, own: _Kept, searched: Sequence[_Kept]) -> Iterator[Duplicate]:
         """The duplicates among the samples of `part`; the others are added to `own`."""
