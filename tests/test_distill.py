@@ -373,9 +373,13 @@ def test_a_judge_rules_on_what_the_rules_find_wrong(
         judged = len(judge.asked)
         distill_shards(wanted, SHARDS)
         assert len(judge.asked) == judged, "judgements are not paid twice either"
-    answers = stored(shards, tmp_path)
+        answers = stored(shards, tmp_path)
+        distill_shards(replace(wanted, k=5), SHARDS)
+    is_clear = word != "Perhaps"
+    fifth = [a for a in stored(shards, tmp_path) if a.rollout == 4 and (a.reason or a.decided_by == "judge")]
+    assert len(judge.asked) == judged * (1 if is_clear else 2) + len(fifth), "nor when more answers come"
     wrong = [old.key for old in rules if not old.accuracy]
-    assert judged == len(wrong) and {b["temperature"] for b in judge.asked} == {0.0}
+    assert judged == len(wrong) and {body["temperature"] for body in judge.asked} == {0.0}
     assert {a.key for a in answers if a.decided_by == "judge"} == set(wrong if word == "Equivalent" else ())
     reason = {"Equivalent": "", "Different": "wrong", "Perhaps": "not_judged"}[word]
     assert {a.reason for a in answers if a.key in wrong} == {reason}
