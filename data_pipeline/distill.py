@@ -141,7 +141,7 @@ def yields_table(yields: Mapping[str, Yield]) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     reasons = sorted(total.reasons.items(), key=lambda item: -item[1])
     if reasons:
-        lines.append("not kept: " + ", ".join(f"{reason} {count}" for reason, count in reasons))
+        lines.append("not kept: " + ", ".join(f"{reason} {count:,}" for reason, count in reasons))
     return "\n".join(lines)
 
 
