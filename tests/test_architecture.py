@@ -188,7 +188,9 @@ def heavy_configs(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for found in imports(source) if source.path in CONFIGS else ():
             name = found.names[0]
-            if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith((".config", "_config")):
+            if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith(
+                (".config", "_config")
+            ):
                 yield f"{source.path}:{found.line}: a config must not import {name}"
 
 
