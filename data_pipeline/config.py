@@ -213,6 +213,12 @@ class VerifyConfig:
     """Processes that ask math-verify."""
     deadline: float = 5.0
     """Seconds one answer may take; past it the answer is counted as wrong."""
+    judge: str = ""
+    """URL of an OpenAI-compatible server whose model judges what the rules find wrong; empty asks none."""
+    judge_model: str = ""
+    """The judge's model; empty takes the only one that is served."""
+    judge_key_env: str = ""
+    """Environment variable that holds the judge's key."""
     max_bad_lines: int = 100
     """Lines that are not JSON or lack a field are named and left out; past this many, scoring stops."""
 

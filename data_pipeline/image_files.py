@@ -30,6 +30,17 @@ def image_bytes(value: object, folder: Path | None) -> bytes:
     return data
 
 
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height by the file's header, no pixel is read; None of what is no image, or far too large."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            return header.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
 def _from_data_url(url: str) -> bytes:
     head, comma, body = url.partition(",")
     if not comma or not head.endswith(";base64"):

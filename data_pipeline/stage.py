@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.config import ShardConfig
 from data_pipeline.executor import Executor, run_parts
 from data_pipeline.shard_index import INDEX, ShardIndex
 from data_pipeline.shard_writer import finish_shards, write_atomically, write_part
@@ -50,6 +51,7 @@ def run_stage(
     out: str,
     *,
     settings: dict[str, object],
+    limits: ShardConfig,
     executor: Executor = "local",
     workers: int = 1,
 ) -> StageReport:
@@ -57,17 +59,18 @@ def run_stage(
 
     Args:
         chain: a module's function or a functools.partial of one; deterministic.
-        settings: what decides the result besides the input, as JSON holds it; a finished or interrupted stage
-            with other settings is not touched.
+        settings: what decides the result besides the input and `limits`, as JSON holds it; a finished or
+            interrupted stage with other settings is not touched.
 
     Raises:
         ValueError: `out` holds a stage of another input or of other settings.
     """
     folder, index = Path(out), ShardIndex.load(source)
-    _claim(folder, {"input": index.digest, **settings})
+    cut = {field.name: getattr(limits, field.name) for field in fields(ShardConfig)}
+    _claim(folder, {"input": index.digest, **settings, **cut})
     parts = range(len(index.shards))
     if not (folder / INDEX).exists():
-        work = partial(_run_part, chain, source, out)
+        work = partial(_run_part, chain, source, out, ShardConfig(**cut))
         run_parts(work, parts, executor=executor, workers=workers, desc=f"write {folder.name}")
         finish_shards(folder, len(parts))
     return StageReport(index=ShardIndex.load(folder), dropped=_count_drops(folder, parts))
@@ -87,7 +90,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
     write_atomically(manifest, json.dumps(wanted, indent=1).encode())
 
 
-def _run_part(chain: Chain, source: str, out: str, part: int) -> None:
+def _run_part(chain: Chain, source: str, out: str, limits: ShardConfig, part: int) -> None:
     """Write part `part` of a stage; done already, it is left as it is."""
     index, drops = ShardIndex.load(source), list[tuple[str, str]]()
     num_bad = 0
@@ -108,7 +111,7 @@ def _run_part(chain: Chain, source: str, out: str, part: int) -> None:
         # Before the writer sees the end and calls the part finished: a finished part has its list.
         write_atomically(_drops_path(Path(out), part), json.dumps(drops, ensure_ascii=False).encode())
 
-    write_part(samples(), Path(out), part)
+    write_part(samples(), Path(out), part, **asdict(limits))
 
 
 def _drops_path(out: Path, part: int) -> Path:

@@ -23,7 +23,9 @@ class Verdict:
     accuracy: float  # 1 right, 0 wrong
     format: float  # 1 as asked, 0.8 a solution without the tags, 0 neither
     extracted: str  # what was taken as the answer
-    decided_by: str  # what found it right: exact | choice | number | math; else none | timeout | error
+    decided_by: (
+        str  # what found it right: exact | choice | number | math | judge; else none | timeout | error
+    )
 
 
 def check_answer(response: str, answer: str, mode: Mode = "strict") -> Verdict:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -14,6 +14,8 @@ from typing import BinaryIO, TextIO
 from tqdm import tqdm
 
 from data_pipeline.config import VerifyConfig
+from data_pipeline.distill_config import ServerConfig, judge_server
+from data_pipeline.judge import judge_pairs
 from data_pipeline.verify import Verdict
 from data_pipeline.verify_pool import VerifyPool
 
@@ -29,6 +31,7 @@ class VerifySummary:
     format: float  # mean score of the format
     decided_by: dict[str, int]
     bad_lines: int
+    not_judged: int = 0  # answers on which the judge gave no clear word
 
 
 def verify_file(config: VerifyConfig) -> VerifySummary:
@@ -61,12 +64,18 @@ def verify_file(config: VerifyConfig) -> VerifySummary:
 def _verify(config: VerifyConfig, lines: BinaryIO, verified: TextIO, pool: VerifyPool) -> VerifySummary:
     bad: list[str] = []
     counts: Counter[str] = Counter()
-    form = 0.0
+    decided_by: Counter[str] = Counter()
+    judge = judge_server(config.judge, config.judge_model, config.judge_key_env)
+    form, not_judged = 0.0, 0
     size = Path(config.source).stat().st_size
     with tqdm(total=size, desc="verify", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
         rows = _rows(lines, config, bad, bar)
         while chunk := list(islice(rows, CHUNK)):
             verdicts = pool.check_many([(row["response"], str(row["answer"])) for row in chunk])
+            if judge:
+                verdicts, unclear = _judged(judge, chunk, verdicts)
+                not_judged += unclear
+            decided_by.update(verdict.decided_by for verdict in verdicts)
             verified.writelines(_line(row, verdict) for row, verdict in zip(chunk, verdicts, strict=True))
             counts.update(answers=len(verdicts), right=sum(v.accuracy > 0 for v in verdicts))
             form += sum(verdict.format for verdict in verdicts)
@@ -75,9 +84,22 @@ def _verify(config: VerifyConfig, lines: BinaryIO, verified: TextIO, pool: Verif
         answers=counts["answers"],
         right=counts["right"],
         format=form / max(1, counts["answers"]),
-        decided_by=dict(pool.counts.most_common()),
+        decided_by=dict(decided_by.most_common()),
         bad_lines=len(bad),
+        not_judged=not_judged,
     )
+
+
+def _judged(judge: ServerConfig, rows: Sequence[dict], verdicts: list[Verdict]) -> tuple[list[Verdict], int]:
+    """The verdicts, by the judge where it found right what the rules had not; and on how many it gave no word."""
+    asked = [i for i, verdict in enumerate(verdicts) if not verdict.accuracy and verdict.extracted]
+    pairs = [(str(rows[i].get("question", "")), str(rows[i]["answer"]), verdicts[i].extracted) for i in asked]
+    judged = list(verdicts)
+    found = judge_pairs(judge, pairs)
+    for i, is_equal in zip(asked, found, strict=True):
+        if is_equal:
+            judged[i] = replace(verdicts[i], accuracy=1.0, decided_by="judge")
+    return judged, found.count(None)
 
 
 def _rows(lines: BinaryIO, config: VerifyConfig, bad: list[str], bar: tqdm) -> Iterator[dict]:

@@ -67,7 +67,7 @@ def leading_word(
 def parse(
     command: Command, name: str, target: Callable[..., T], args: Sequence[str], *, default: T | None = None
 ) -> T:
-    """Fill `target` from `args`; fields without a default are positional.
+    """Fill `target` from `args`; fields without a default, or whose default is tyro.MISSING, are positional.
 
     A typo exits with 2 and names the nearest field; so does a value that the config refuses.
     """
@@ -80,7 +80,7 @@ def parse(
             prog=f"omr {name}",
             description=description,
             use_underscores=True,
-            config=() if defaults else (tyro.conf.PositionalRequiredArgs,),
+            config=(tyro.conf.PositionalRequiredArgs,),
             **defaults,
         )
     except SystemExit as leave:

@@ -126,6 +126,7 @@ def verify(args: list[str]) -> None:
       omr verify answers.jsonl scored.jsonl
       omr verify --mode released answers.jsonl scored.jsonl
       omr verify answers.jsonl scored.jsonl --workers 8 --deadline 2
+      omr verify answers.jsonl scored.jsonl --judge http://127.0.0.1:8001/v1
     """
     config = parse(verify, "verify", VerifyConfig, args)
     from data_pipeline.verify_file import verify_file
@@ -134,6 +135,8 @@ def verify(args: list[str]) -> None:
     print(
         f"{summary.right} of {summary.answers} right, format {summary.format:.3f}, bad lines {summary.bad_lines}"
     )
+    if config.judge:
+        print(f"the judge gave no clear word on {summary.not_judged}, which count as wrong")
     print("decided by " + ", ".join(f"{rule} {count}" for rule, count in summary.decided_by.items()))
 
 

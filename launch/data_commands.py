@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from data_pipeline.config import CheckConfig, ImportConfig, MixConfig
-from launch.arguments import Command, leading_word, parse
+from tyro import MISSING
+
+from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, MixConfig, ValidateConfig
+from data_pipeline.curate_config import CurateConfig
+from data_pipeline.distill_config import DistillConfig, ScoreConfig
+from data_pipeline.select_config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
+from launch.arguments import Command, leading_word, parse, pick
 from launch.config import DigitsConfig
+
+T = TypeVar("T")
 
 
 def data(args: list[str]) -> None:
@@ -80,6 +89,38 @@ def import_data(args: list[str]) -> None:
         print(tally.cases())
 
 
+def validate(args: list[str]) -> None:
+    """Find what is broken in a folder of shards: omr data validate FOLDER.
+
+    Names shard, place and sample of every problem, and exits with 1 when there is one. Nothing is extracted or
+    changed. Folders that other WebDataset writers wrote have no index; of those the tars alone are looked at.
+
+    Examples:
+      omr data validate shards/mine
+      omr data validate shards/mine --images --workers 8
+      omr data validate shards/mine --quick --json
+    """
+    config = parse(validate, "data validate", ValidateConfig, args)
+    from data_pipeline.validate import validate as look_through
+
+    report = look_through(config)
+    print(report.json if config.json else "\n".join(report.lines))
+    sys.exit(0 if report.ok else 1)
+
+
+def inspect(args: list[str]) -> None:
+    """Draw samples of a folder of shards on one page, with the folder in numbers: omr data inspect FOLDER.
+
+    Examples:
+      omr data inspect shards/mine
+      omr data inspect shards/mine --sample 100 --seed 7 --out mine.html
+    """
+    config = parse(inspect, "data inspect", InspectConfig, args)
+    from launch.gallery import write_gallery
+
+    print(write_gallery(config))
+
+
 def mix(args: list[str]) -> None:
     """Mix folders of shards, by weights or counts: omr data mix SOURCE [SOURCE ...] --out OUT.
 
@@ -109,4 +150,136 @@ def mix(args: list[str]) -> None:
     print(f"{'total':<{width}} {sum(p.size for p in parts):>10} {'':>8} {total:>10}\nin {config.out}")
 
 
-DATA_COMMANDS: dict[str, Command] = {"digits": digits, "import": import_data, "mix": mix}
+def dedup(args: list[str]) -> None:
+    """List what is there twice, or stands in a benchmark: omr data dedup IN [IN ...] --out OUT.
+
+    Each IN is a folder of shards, one corpus; of two equal samples the one of the earlier folder is kept. --preset
+    every_pair (the default) or openmmreasoner (the paper's rule: across corpora only, cosine 0.99) sets the fields of
+    --dedup, which can then be changed one by one. Nothing is deleted: `omr data select --duplicates` leaves them out.
+
+    Examples:
+      omr data dedup shards/mmk12 shards/virl39k --out dedup
+      omr data dedup shards/mmk12 shards/virl39k --out dedup --against shards/mathvista shards/mathverse
+      omr data dedup shards/mmk12 shards/virl39k --out dedup --preset openmmreasoner
+    """
+    preset, rest = _preset(DEDUP_PRESETS, args, "every_pair")
+    default = DedupRunConfig(inputs=MISSING, dedup=preset)
+    config = parse(dedup, "data dedup", DedupRunConfig, rest, default=default)
+    from data_pipeline.deduplicate import DUPLICATES, deduplicate, table
+
+    print(table(deduplicate(config)))
+    print(f"listed in {Path(config.out) / DUPLICATES}")
+
+
+def select_data(args: list[str]) -> None:
+    """Keep the samples that pass filters: omr data select IN OUT.
+
+    Every filter is off unless asked for: by its field, or by --preset (openmmreasoner, mmfinereason or
+    mmfinereason_hardest), whose fields can then be changed one by one.
+
+    Examples:
+      omr data select shards/distilled shards/selected --filters.min_words 100 --filters.repetition_count 3
+      omr data select shards/distilled shards/selected --preset mmfinereason
+      omr data select shards/virl39k shards/virl39k_clean --duplicates dedup/duplicates.jsonl
+    """
+    preset, rest = _preset(FILTER_PRESETS, args, "openmmreasoner")
+    default = SelectConfig(source=MISSING, out=MISSING, filters=preset)
+    config = parse(select_data, "data select", SelectConfig, rest, default=default)
+    from data_pipeline.selecting import select
+
+    found = select(config)
+    if found is None:
+        print(f"{config.out} is complete already")
+        return
+    print(f"{found.samples} samples: {found.kept} kept in {config.out}")
+    for reason, count in sorted(found.dropped.items(), key=lambda item: -item[1]):
+        print(f"  {count} dropped: {reason}")
+
+
+def _preset(presets: dict[str, Callable[[], T]], args: list[str], default: str) -> tuple[T, list[str]]:
+    """Take `--preset NAME` out of the words; the config it names, and the other words."""
+    if "--preset" not in args:
+        return presets[default](), args
+    place = args.index("--preset")
+    name = args[place + 1] if place + 1 < len(args) else ""
+    return pick("preset", presets, name)(), [*args[:place], *args[place + 2 :]]
+
+
+def distill(args: list[str]) -> None:
+    """Ask a served teacher k times per question, keep what is right: omr data distill SHARDS OUT.
+
+    OUT/answers holds every answer with its verdict, OUT/shards the right ones as samples to learn from. The server
+    is any that speaks OpenAI's chat completions. The same command continues, and asks for nothing that it has;
+    docs/distill.md tells more.
+
+    Examples:
+      omr data distill shards/mine runs/distilled --base_url http://127.0.0.1:8000/v1
+      omr data distill shards/mine runs/distilled --k 8 --per_question 4 --concurrency 256 --hedge_after 900
+      omr data distill shards/mine runs/distilled --judge http://127.0.0.1:8001/v1
+    """
+    config = parse(distill, "data distill", DistillConfig, args)
+    from data_pipeline.distill import distill_shards, finish_distill, yields_table
+    from data_pipeline.shard_index import ShardIndex
+
+    distill_shards(config, range(len(ShardIndex.load(config.shards).shards)))
+    yields, index = finish_distill(config)
+    print(yields_table(yields))
+    print(f"{len(index)} samples in {index.folder}")
+
+
+def score(args: list[str]) -> None:
+    """Score samples by a served model, pass rate or perplexity: omr data score SHARDS OUT.
+
+    OUT/scores.jsonl gets a line per sample, which filters read. The same command continues.
+
+    Examples:
+      omr data score shards/mine runs/difficulty --kind pass_rate --k 4
+      omr data score shards/mine runs/perplexity --kind perplexity
+    """
+    config = parse(score, "data score", ScoreConfig, args)
+    from data_pipeline.distill import yields_table
+    from data_pipeline.scoring import finish_scores, score_shards
+    from data_pipeline.shard_index import ShardIndex
+
+    yields = score_shards(config, range(len(ShardIndex.load(config.shards).shards)))
+    if config.kind == "pass_rate":
+        print(yields_table(yields))
+    print(f"scores in {finish_scores(config)}")
+
+
+def curate(args: list[str]) -> None:
+    """From corpora to a mixture of shards, all stages of a recipe: omr data curate RECIPE.
+
+    Imports the corpora, leaves out duplicates and what stands in benchmarks, asks a teacher, checks its answers, keeps
+    what the recipe wants, mixes, and counts every stage in OUT/funnel.json, which `omr report OUT` draws. The same
+    command continues where it stopped.
+
+    Examples:
+      omr data curate own --sources.0.path mine.jsonl --out data/mine --teacher.base_url http://127.0.0.1:8000/v1
+      omr data curate openmmreasoner_rl --against shards/mathvista shards/mathverse --workers 16
+      omr data curate openmmreasoner_sft --executor ray --workers 0
+    """
+    from launch.recipes.data import DATA_RECIPES
+
+    recipe, rest = leading_word(curate, "recipe", DATA_RECIPES, args)
+    default = DATA_RECIPES[recipe]()
+    config = parse(curate, f"data curate {recipe}", CurateConfig, rest, default=default)
+    from data_pipeline.curate import curate as run_curate
+
+    funnel = run_curate(config)
+    print(funnel.table())
+    print(f"mixed in {config.out}/mixed; look at samples with `omr data inspect {config.out}/selected/NAME`")
+
+
+DATA_COMMANDS: dict[str, Command] = {
+    "digits": digits,
+    "import": import_data,
+    "inspect": inspect,
+    "validate": validate,
+    "mix": mix,
+    "dedup": dedup,
+    "select": select_data,
+    "distill": distill,
+    "score": score,
+    "curate": curate,
+}

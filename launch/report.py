@@ -6,14 +6,14 @@ escaped where it is placed, and the page's content policy lets nothing but its o
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 
+from launch.page import figure as _figure
+from launch.page import fill_page, slug
+from launch.page import section as _section
 from launch.report_charts import (
     NUM_COLORS,
     Interval,
@@ -26,6 +26,7 @@ from launch.report_charts import (
     stacked_bars,
 )
 from launch.report_data import Evaluation, Metrics, Run, load_run
+from launch.report_funnel import funnel_charts
 from launch.report_gallery import gallery
 
 LABELS = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
@@ -45,20 +46,16 @@ def write_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as a string; the same run gives the same bytes."""
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    script = template.split("<script>")[1].split("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     sections = {
         "Accuracy": _accuracy(run),
+        "Data": _data(run),
         "Supervised fine-tuning": _sft(run.sft),
         "Reinforcement learning": _rl(run.rl),
         "Speed": _speed(run),
         "Rollouts": _rollouts(run),
     }
     body = _header(run, sections) + "".join(sections.values()) + _footer(run)
-    return Template(template).substitute(
-        title=escape(f"{run.name} · run report"), script_hash=f"sha256-{digest}", body=body
-    )
+    return fill_page(f"{run.name} · run report", body)
 
 
 # --- head and foot
@@ -74,7 +71,7 @@ def _header(run: Run, sections: dict[str, str]) -> str:
     }
     notes = [text for name, text in missing.items() if not sections[name]] + list(run.notes)
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    links = "".join(f'<a href="#{_slug(name)}">{name}</a>' for name, section in sections.items() if section)
+    links = "".join(f'<a href="#{slug(name)}">{name}</a>' for name, section in sections.items() if section)
     return (
         f'<header id="summary"><div class="eyebrow">Megatron-OMR · run report</div>'
         f'<h1>{escape(run.name)}</h1><p class="lead">{_summary(run)}</p>{_tiles(run)}<nav>{links}</nav>'
@@ -173,6 +170,18 @@ def _flips(evaluations: Sequence[Evaluation]) -> str:
     return f'<p class="meta">Of {len(shared):,} questions: {counts} from first to last evaluation.</p>'
 
 
+def _data(run: Run) -> str:
+    if not run.funnel.rows:
+        return ""
+    figures = [
+        _figure(name, title, escape(caption), content)
+        for name, title, caption, content in funnel_charts(run.funnel)
+    ]
+    return _section(
+        "Data", "How many samples each stage of the recipe left, and what took the others.", figures
+    )
+
+
 def _sft(metrics: Metrics | None) -> str:
     if metrics is None:
         return ""
@@ -260,18 +269,6 @@ def _rollouts(run: Run) -> str:
 # --- parts
 
 
-def _section(title: str, intro: str, parts: Sequence[str], *, layout: str = "charts") -> str:
-    inner = f'<div class="{layout}">{"".join(parts)}</div>'
-    return (
-        f'<section id="{_slug(title)}"><h2>{title}</h2><p class="intro">{escape(intro)}</p>{inner}</section>'
-    )
-
-
-def _figure(name: str, title: str, caption: str, content: str) -> str:
-    """A titled box; `caption` is HTML."""
-    return f'<figure id="chart-{name}"><figcaption><b>{title}</b>{caption}</figcaption>{content}</figure>'
-
-
 def _lines(
     metrics: Metrics,
     name: str,
@@ -306,10 +303,6 @@ def _smoothing_note(metrics: Metrics) -> str:
 
 def _label(evaluation: Evaluation) -> str:
     return LABELS.get(evaluation.name, evaluation.name)
-
-
-def _slug(title: str) -> str:
-    return title.lower().replace(" ", "-")
 
 
 def _tile_time(seconds: float) -> str:

@@ -127,17 +127,24 @@ def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None
 
 def duration_bars(label: str, seconds: Sequence[tuple[str, float]]) -> str:
     """A horizontal bar per phase, with its time written at the bar's end."""
-    left = 16 + 7.0 * max(len(_shorten(name)) for name, _ in seconds)
-    x = Scale(low=0.0, high=max(max(value for _, value in seconds), 1e-9), start=left, end=WIDTH - 84)
+    return value_bars(label, [(name, value, format_seconds(value)) for name, value in seconds])
+
+
+def value_bars(label: str, bars: Sequence[tuple[str, float, str]]) -> str:
+    """A horizontal bar per (name, value from 0 on, text), with the text written at the bar's end."""
+    left = 16 + 7.0 * max(len(_shorten(name)) for name, _, _ in bars)
+    room = 16 + 7.0 * max(len(text) for _, _, text in bars)
+    high = max(max(value for _, value, _ in bars), 1e-9)
+    x = Scale(low=0.0, high=high, start=left, end=WIDTH - max(84.0, room))
     parts = []
-    for i, (name, value) in enumerate(seconds):
+    for i, (name, value, text) in enumerate(bars):
         y = TOP + 30 * i
         parts.append(f'<text class="name" x="0" y="{y + 12}">{escape(_shorten(name))}</text>')
         parts.append(
             f'<rect class="c0" x="{left}" y="{y}" width="{max(x(value) - left, 1):.1f}" height="16" rx="2"/>'
         )
-        parts.append(f'<text class="name" x="{x(value) + 8:.1f}" y="{y + 12}">{format_seconds(value)}</text>')
-    return _svg(label, "".join(parts), TOP + 30 * len(seconds), [])
+        parts.append(f'<text class="name" x="{x(value) + 8:.1f}" y="{y + 12}">{escape(text)}</text>')
+    return _svg(label, "".join(parts), TOP + 30 * len(bars), [])
 
 
 def smooth(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from data_pipeline.funnel import FUNNEL, Funnel
 from data_pipeline.shards import read_sample
 from data_pipeline.types import SampleRef
 from launch.report_charts import Interval
@@ -93,6 +94,7 @@ class Run:
     facts: dict[str, str]  # seed, versions
     groups: tuple[AnswerGroup, ...]
     notes: tuple[str, ...]
+    funnel: Funnel = Funnel()  # of the data, empty where there is none
 
 
 def load_run(run: Path) -> Run:
@@ -101,10 +103,11 @@ def load_run(run: Path) -> Run:
     stages = _load_stages(run, notes)
     summary = _read_object(run / "summary.json", notes)
     evaluations = _load_evaluations(run, summary, notes)
-    if not stages and not evaluations:
+    funnel = _load_funnel(run / FUNNEL, notes)
+    if not stages and not evaluations and not funnel.rows:
         raise ValueError(
-            f"run={run} has none of sft/metrics.jsonl, rl/metrics.jsonl, metrics.jsonl, summary.json and "
-            "eval/*/summary.json; give the folder of a run, for example runs/demo"
+            f"run={run} has none of sft/metrics.jsonl, rl/metrics.jsonl, metrics.jsonl, summary.json, "
+            f"eval/*/summary.json and {FUNNEL}; give the folder of a run, for example runs/demo"
         )
     rl_folder = run / "rl" if (run / "rl").is_dir() else run
     return Run(
@@ -117,7 +120,16 @@ def load_run(run: Path) -> Run:
         facts=_facts(summary),
         groups=_load_groups(rl_folder, notes),
         notes=tuple(notes),
+        funnel=funnel,
     )
+
+
+def _load_funnel(path: Path, notes: list[str]) -> Funnel:
+    try:
+        return Funnel.load(path)
+    except ValueError:
+        notes.append(f"{_short(path)} is not readable and is left out.")
+        return Funnel()
 
 
 def _load_stages(run: Path, notes: list[str]) -> dict[str, Metrics]:

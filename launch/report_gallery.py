@@ -36,8 +36,7 @@ def _card(group: AnswerGroup) -> str:
     more = (
         f"<details><summary>{len(rest)} more</summary>{''.join(map(_answer, rest))}</details>" if rest else ""
     )
-    text = re.sub(rf"^(\s*{IMAGE_MARK})+", "", group.question).strip()  # the images stand before it anyway
-    question = escape(text).replace(escape(IMAGE_MARK), '<span class="mark">image</span> ')
+    question = question_html(group.question)
     right = sum(answer.accuracy >= 0.5 for answer in answers)
     facts = [
         group.kind.replace("_", " "),
@@ -53,19 +52,26 @@ def _card(group: AnswerGroup) -> str:
     )
 
 
+def question_html(text: str) -> str:
+    """A user's text, escaped, with its image marks as small labels; the images stand before it anyway."""
+    text = re.sub(rf"^(\s*{IMAGE_MARK})+", "", text).strip()
+    return escape(text).replace(escape(IMAGE_MARK), '<span class="mark">image</span> ')
+
+
 def _images(group: AnswerGroup) -> str:
     if group.images is None:
         return '<div class="lost">image not<br>readable</div>'
-    return f'<div class="images">{"".join(map(_image, group.images))}</div>'
+    return f'<div class="images">{"".join(map(image_html, group.images))}</div>'
 
 
-def _image(data: bytes) -> str:
+def image_html(data: bytes, alt: str = "image of the question") -> str:
+    """A PNG file as an image of the page."""
     with Image.open(io.BytesIO(data)) as header:
         width, height = header.size
     scale = min(3.0, IMAGE_SIDE / max(width, height))
     size = f'width="{max(1, round(width * scale))}" height="{max(1, round(height * scale))}"'
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return f'<img {size} alt="image of the question" src="{source}">'
+    return f'<img {size} alt="{escape(alt)}" src="{source}">'
 
 
 def _answer(answer: Answer) -> str:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from data_pipeline.digits import digit_samples
+from data_pipeline.funnel import FUNNEL, Funnel, FunnelRow
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shard_writer import write_shards
 
@@ -27,6 +28,7 @@ def write_run(run: Path) -> Path:
     ]
     write_lines(run / "rl/rollouts.jsonl", groups)
     write_json(run / "rl/config.json", {"prompts": str(run / "shards"), "steps": 60})
+    make_funnel().save(run / FUNNEL)
     _write_evaluation(run / "eval/sft", 0.435, right=175)
     _write_evaluation(run / "eval/rl", 0.672, right=270)
     write_json(
@@ -41,6 +43,19 @@ def write_run(run: Path) -> Path:
         },
     )
     return run
+
+
+def make_funnel() -> Funnel:
+    """Two sources through all six stages; one is called, and dropped for, what tries to break a page."""
+    funnel = Funnel()
+    counts = {"raw": 103_000, "standardised": 102_400, "distilled": 819_200, "verified": 583_211}
+    for stage, count in (counts | {"selected": 560_000, "mixed": 874_357}).items():
+        drops = {"wrong": 235_989} if stage == "verified" else {}
+        if stage == "selected":
+            drops = {"near": 12_345, "exact": 10_000, HOSTILE: 866}
+        funnel = funnel.with_row(FunnelRow(stage=stage, source="llava_cot", count=count, dropped=drops))
+        funnel = funnel.with_row(FunnelRow(stage=stage, source=HOSTILE, count=count // 1000))
+    return funnel
 
 
 def _noise(step: int, salt: int) -> float:

@@ -44,7 +44,13 @@ CONFINED = {
 }
 PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollout/manager.py")
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
-CONFIGS = ["data_pipeline/config.py", "megatron_omr/config.py", "rl/config.py", "launch/config.py"]
+CONFIGS = [
+    "data_pipeline/config.py",
+    "data_pipeline/distill_config.py",
+    "megatron_omr/config.py",
+    "rl/config.py",
+    "launch/config.py",
+]
 
 MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING = 400, 60, 100, 3
 PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate.py", "launch/demo.py")
@@ -52,6 +58,8 @@ PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate.py", "launch
 BROAD_EXCEPTS = {
     # decoding a sample: image decoders raise all sorts of errors; the loader counts it and names the sample
     "data_pipeline/images.py": {"load_image"},
+    # the same, where the broken image is a finding
+    "data_pipeline/sample_check.py": {"_image_problem"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
     # the same from a Ray Data task, to the process that asked for it

@@ -1,18 +1,113 @@
-"""Data recipes: which shards `omr data` writes."""
+"""Data recipes: which corpora `omr data curate` reads, what it asks a teacher, what it keeps and mixes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from launch.config import DigitsConfig
+from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
+from data_pipeline.distill_config import TeacherConfig
+from data_pipeline.select_config import FilterConfig, mmfinereason, mmfinereason_hardest, openmmreasoner_dedup
 
 DEMO_ROOT = "runs/demo"
 """Folder of the demo: its data, model, runs and evaluations."""
 
 
-def digits(out: str = f"{DEMO_ROOT}/data", *, seed: int = 42) -> DigitsConfig:
-    """The demo's corpus: arithmetic over scanned digits that scikit-learn ships."""
-    return DigitsConfig(out=out, seed=seed)
+def openmmreasoner_sft(root: str = "corpora") -> CurateConfig:
+    """OpenMMReasoner's cold start: 103k questions, 8 verified answers each, mixed with image and text maths: 874k.
+
+    The paper does not say how the 291k of image and text maths divide: here evenly. The weights mean that all
+    distilled samples go in before the two share what is left of the total.
+    """
+    distilled = ("llava_cot", "openvlthinker", "we_math_sft")
+    return CurateConfig(
+        out="data/openmmreasoner_sft",
+        sources=(
+            *(corpus(name, root, answers="distill") for name in distilled),
+            corpus("mmr1", root),
+            corpus("miromind_m1", root),
+        ),
+        deduplicate=False,
+        teacher=TeacherConfig(k=8, temperature=1.0, max_tokens=16_384),
+        per_question=8,
+        weights=",".join(f"{name}=1e6" for name in distilled),
+        samples=874_357,
+    )
 
 
-DATA_RECIPES: dict[str, Callable[..., DigitsConfig]] = {"digits": digits}
+def openmmreasoner_rl(root: str = "corpora") -> CurateConfig:
+    """OpenMMReasoner's RL questions: eight corpora without what one has from an earlier one: 74k."""
+    names = (
+        "algopuzzlevqa",
+        "mmk12",
+        "puzzlevqa",
+        "thinklite_hard",
+        "tqa",
+        "virl39k",
+        "we_math_standard",
+        "we_math_pro",
+    )
+    return CurateConfig(
+        out="data/openmmreasoner_rl",
+        sources=tuple(corpus(name, root) for name in names),
+        dedup=openmmreasoner_dedup(),
+    )
+
+
+def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
+    """MMFineReason's 586k: a thinking teacher's answer, right, long enough, and not too easy for a 4B model."""
+    return CurateConfig(
+        out="data/mmfinereason_sft",
+        sources=(corpus("mmfinereason", root, answers="distill"),),
+        questions=FilterConfig(max_images=1),
+        max_pixels=2_048 * 2_048,
+        teacher=TeacherConfig(k=1, temperature=1.0, top_p=0.95, max_tokens=16_384),
+        per_question=1,
+        difficulty=True,
+        student=TeacherConfig(k=4, temperature=1.0, max_tokens=16_384, base_url="http://127.0.0.1:8001/v1"),
+        responses=mmfinereason(),
+    )
+
+
+def mmfinereason_sft_hardest(root: str = "corpora") -> CurateConfig:
+    """MMFineReason's 123k: the same, but only what the 4B model never answers right."""
+    return replace(
+        mmfinereason_sft(root), out="data/mmfinereason_sft_hardest", responses=mmfinereason_hardest()
+    )
+
+
+def own(path: str = "mine.jsonl") -> CurateConfig:
+    """Your own questions, answered 8 times and checked: give --sources.0.path and a teacher's --teacher.base_url."""
+    return CurateConfig(
+        out="data/own",
+        sources=(SourceConfig(name="own", corpus="questions", path=path, answers="distill"),),
+    )
+
+
+def demo(root: str = DEMO_ROOT) -> CurateConfig:
+    """The demo's questions, answered by the demo's own model: `vllm serve runs/demo/rl/hf` first."""
+    return CurateConfig(
+        out=f"{root}/curated",
+        sources=(
+            SourceConfig(name="digits", corpus=SHARDS, path=f"{root}/data/validation", answers="distill"),
+        ),
+        against=(f"{root}/data/test",),
+        teacher=TeacherConfig(k=8, max_tokens=64),
+    )
+
+
+def corpus(name: str, root: str, *, answers: str = "keep") -> SourceConfig:
+    """A corpus of the recipes in the folder of that name under `root`."""
+    return SourceConfig(
+        name=name, corpus=name, path=f"{root}/{name}", answers="distill" if answers == "distill" else "keep"
+    )
+
+
+DATA_RECIPES: dict[str, Callable[..., CurateConfig]] = {
+    "openmmreasoner_sft": openmmreasoner_sft,
+    "openmmreasoner_rl": openmmreasoner_rl,
+    "mmfinereason_sft": mmfinereason_sft,
+    "mmfinereason_sft_hardest": mmfinereason_sft_hardest,
+    "own": own,
+    "demo": demo,
+}

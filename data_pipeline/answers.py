@@ -1,0 +1,255 @@
+"""Answers on disk: what was asked of a model about each sample of a shard, and what came of it.
+
+    OUT/answers/shard-000012.jsonl          all answers to a shard, checked, by sample and rollout
+    OUT/answers/shard-000012.jsonl.partial  the same while asking: one line is appended as each answer comes
+    OUT/answers/shard-000012.summary.json   counts of a shard, so that nobody has to read it for them
+
+An answer is paid for: its line is written before anything else is done with it, and a later line of the same
+sample and rollout takes the place of an earlier one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from data_pipeline.shard_index import Shard
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer to one sample, or why there is none."""
+
+    id: str  # the sample's
+    rollout: int
+    source: str
+    answer: str = ""  # the reference, so that the lines can be checked on their own
+    teacher: str = ""  # the model that answered
+    response: str | None = None  # None: no answer came
+    finish_reason: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+    attempts: int = 0
+    hedged: bool = False
+    perplexity: float | None = None  # where this was asked instead of an answer
+    checker: str = ""  # whose verdict follows; "" before the check
+    accuracy: float = 0.0
+    format: float = 0.0
+    extracted: str = ""
+    decided_by: str = ""
+    reason: str = ""  # why it is not kept: truncated, no_think, no_answer, wrong, ..., or why none came
+    detail: str = ""  # of a failure, in words
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.rollout
+
+    @property
+    def is_failed(self) -> bool:
+        """No answer came, and neither did what was asked instead."""
+        return self.response is None and self.perplexity is None
+
+
+@dataclass(kw_only=True)
+class Yield:
+    """What was asked about the samples of one source, and what came of it."""
+
+    questions: int = 0
+    asked: int = 0  # answers asked for
+    answered: int = 0
+    right: int = 0
+    kept: int = 0  # right, whole and in form
+    solved: int = 0  # questions with an answer that was kept
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0  # of requests, many of which ran at once
+    hedged: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)  # of what was not kept
+
+    def add(self, answers: list[Answer]) -> None:
+        """Count the answers to one question."""
+        self.questions += 1
+        self.solved += any(not answer.reason for answer in answers)
+        for answer in answers:
+            self.asked += 1
+            self.answered += not answer.is_failed
+            self.right += answer.accuracy > 0
+            self.kept += not answer.reason
+            self.tokens_in += answer.tokens_in
+            self.tokens_out += answer.tokens_out
+            self.seconds += answer.seconds
+            self.hedged += answer.hedged
+            if answer.reason:
+                self.reasons[answer.reason] = self.reasons.get(answer.reason, 0) + 1
+
+    def merge(self, other: Yield) -> None:
+        for name, value in asdict(other).items():
+            if name != "reasons":
+                setattr(self, name, getattr(self, name) + value)
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSummary:
+    """How far a shard was asked, and its yields by source."""
+
+    k: int
+    checker: str
+    failed: int  # answers that did not come, or were not judged
+    digest: str  # of the answers that were kept
+    yields: dict[str, Yield]
+
+    @classmethod
+    def load(cls, out: str | Path, shard: Shard) -> ShardSummary | None:
+        """The summary of a shard that was asked to its end, else None."""
+        path = _summary_path(answers_path(out, shard))
+        if not path.exists():
+            return None
+        fields = json.loads(path.read_text())
+        fields["yields"] = {source: Yield(**found) for source, found in fields["yields"].items()}
+        return cls(**fields)
+
+
+def answers_path(out: str | Path, shard: Shard) -> Path:
+    return Path(out) / "answers" / Path(shard.file).with_suffix(".jsonl").name
+
+
+def read_answers(out: str | Path, shard: Shard) -> Iterator[Answer]:
+    """The checked answers to a shard, by sample and rollout.
+
+    Raises:
+        ValueError: the shard was not asked to its end.
+    """
+    path = answers_path(out, shard)
+    if not path.exists() or not _summary_path(path).exists():
+        raise ValueError(f"{path} is not complete; give the command that writes it again, it continues")
+    with path.open("rb") as lines:
+        for line in lines:
+            yield Answer(**json.loads(line))
+
+
+def pass_rates(answers: Iterable[Answer]) -> dict[str, float]:
+    """Share of right answers among those that came, for each sample that got one."""
+    right: dict[str, list[bool]] = {}
+    for answer in answers:
+        if not answer.is_failed:
+            right.setdefault(answer.id, []).append(answer.accuracy > 0)
+    return {id: sum(found) / len(found) for id, found in right.items()}
+
+
+class AnswerLog:
+    """The answers to one shard while they are asked for; only their places in the file are held in memory.
+
+    What a killed run left is continued: a line that was torn is dropped, so its answer is asked for again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open, or open again, the log of the answers that will be at `path`.
+
+        Raises:
+            ValueError: another process is at it, or a line is not one of ours.
+        """
+        self._path, self._partial = path, path.with_name(path.name + ".partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _summary_path(path).unlink(missing_ok=True)
+        if path.exists() and not self._partial.exists():
+            path.replace(self._partial)  # complete, but more is asked for now
+        self._file = self._partial.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ValueError(f"another process is writing {self._partial}; wait for it, or end it") from error
+        self.failed: set[Key] = set()
+        self._places: dict[Key, int] = {}
+        self._load()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, answer: Answer) -> None:
+        self._note(answer, self._file.seek(0, os.SEEK_END))
+        self._file.write(_line(answer))
+        self._file.flush()  # now it outlives this process
+
+    def read(self, key: Key) -> Answer:
+        self._file.seek(self._places[key])
+        return Answer(**json.loads(self._file.readline()))
+
+    def keys(self, ids: Iterable[str]) -> list[Key]:
+        """All keys in canonical order: by sample, then by rollout."""
+        order = {id: number for number, id in enumerate(ids)}
+        return sorted(self._places, key=lambda key: (order[key[0]], key[1]))
+
+    def finish(self, answers: Iterable[list[Answer]], *, k: int, checker: str) -> ShardSummary:
+        """Put the checked answers in the place of the log, sample by sample; from then on the shard is done."""
+        yields: dict[str, Yield] = {}
+        failed, digest = 0, hashlib.sha256()
+        whole = self._path.with_name(self._path.name + ".whole")
+        with whole.open("wb") as file:
+            for group in answers:
+                file.writelines(_line(answer) for answer in group)
+                yields.setdefault(group[0].source, Yield()).add(group)
+                failed += sum(answer.is_failed or answer.reason == "not_judged" for answer in group)
+                kept = [(answer.key, answer.response) for answer in group if not answer.reason]
+                digest.update(json.dumps(kept).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        whole.replace(self._path)
+        summary = ShardSummary(k=k, checker=checker, failed=failed, digest=digest.hexdigest(), yields=yields)
+        write_json(_summary_path(self._path), asdict(summary))
+        self._partial.unlink()
+        self._file.close()
+        return summary
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _load(self) -> None:
+        self._file.seek(0)
+        place = 0
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(place)  # torn by a kill
+                break
+            try:
+                self._note(Answer(**json.loads(line)), place)
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{self._partial}:{number} is no answer ({error}); delete that line"
+                ) from error
+            place += len(line)
+
+    def _note(self, answer: Answer, place: int) -> None:
+        self._places[answer.key] = place
+        if answer.is_failed:
+            self.failed.add(answer.key)
+        else:
+            self.failed.discard(answer.key)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file that is either whole or not there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    partial.replace(path)
+
+
+def _summary_path(path: Path) -> Path:
+    return path.with_suffix(".summary.json")
+
+
+def _line(answer: Answer) -> bytes:
+    return json.dumps(asdict(answer), ensure_ascii=True).encode() + b"\n"

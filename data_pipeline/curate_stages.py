@@ -1,0 +1,197 @@
+"""The stages of a curation, one function each: what it does to one source, and the rows of the funnel it gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+
+from data_pipeline.answers import Yield, pass_rates, read_answers
+from data_pipeline.asking import read_yields
+from data_pipeline.config import ImportConfig, MixConfig, RowsConfig, ShardConfig
+from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
+from data_pipeline.deduplicate import DUPLICATES, deduplicate
+from data_pipeline.distill import answers_digest, distill_shards
+from data_pipeline.distill_config import AskConfig, TeacherConfig
+from data_pipeline.duplicates import read_duplicates, without_duplicates
+from data_pipeline.executor import run_parts
+from data_pipeline.filters import build_filters, keep
+from data_pipeline.funnel import FunnelRow
+from data_pipeline.importing import MANIFEST, import_corpus
+from data_pipeline.mixture import mix
+from data_pipeline.scoring import with_scores
+from data_pipeline.select_config import DedupRunConfig
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.stage import Drop, StageReport, run_stage
+from data_pipeline.teacher import distilled_samples
+from data_pipeline.types import Sample
+
+
+def folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
+    """Where a stage's samples or answers of a source lie."""
+    if stage == "raw" and source.corpus == SHARDS:
+        return source.path
+    return f"{config.out}/{stage}/{source.name}"
+
+
+def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """Rows of the corpus -> samples in shards."""
+    out, dropped = folder(config, "raw", source), {}
+    if source.corpus != SHARDS:
+        options = {f.name: getattr(source, f.name) for f in fields(RowsConfig)}
+        limits = {f.name: getattr(config, f.name) for f in fields(ShardConfig)}
+        wanted = ImportConfig(
+            **options,
+            **limits,
+            out=out,
+            max_bad_samples=source.max_bad_samples,
+            workers=config.workers,
+            executor=config.executor,
+        )
+        import_corpus(source.corpus, wanted)
+        dropped = json.loads((Path(out) / MANIFEST).read_text())["dropped"]
+    index = ShardIndex.load(out)
+    return [_row("raw", source, StageReport(index=index, dropped=dropped))]
+
+
+def find_duplicates(config: CurateConfig) -> None:
+    """List the questions of all sources that are there twice, or stand in a benchmark."""
+    deduplicate(
+        DedupRunConfig(
+            inputs=tuple(folder(config, "raw", source) for source in config.sources),
+            out=f"{config.out}/dedup",
+            against=config.against,
+            dedup=config.dedup,
+        )
+    )
+
+
+def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """Leave out the questions that are listed as duplicates, and what the filters of questions drop."""
+    raw = folder(config, "raw", source)
+    settings: dict[str, object] = {"filters": asdict(config.questions)}
+    if config.deduplicate:
+        listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, ShardIndex.load(raw).digest)
+        settings["duplicates"] = digest_of(listed)
+    return [_row("standardised", source, _run(config, source, "raw", "standardised", _standardise, settings))]
+
+
+def distil(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """Ask the teacher the questions, and check its answers."""
+    found = _ask(config, source, "distilled", config.teacher)
+    failed = {"failed": found.asked - found.answered} if found.asked > found.answered else {}
+    return [
+        FunnelRow(stage="distilled", source=source.name, count=found.answered, dropped=failed),
+        FunnelRow(stage="verified", source=source.name, count=found.kept, dropped=found.reasons),
+    ]
+
+
+def measure_difficulty(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """Ask the student the questions; how often it is right goes with the samples."""
+    _ask(config, source, "difficulty", config.student)
+    return []
+
+
+def select(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """What the teacher answered right, or the corpus' own answers, as far as the filters let them pass."""
+    settings: dict[str, object] = {"filters": asdict(config.responses)}
+    if source.answers == "distill":
+        settings["per_question"] = config.per_question
+        settings["answers"] = _answers_digest(config, source, "distilled")
+    if config.difficulty:
+        settings["difficulty"] = _answers_digest(config, source, "difficulty")
+    return [_row("selected", source, _run(config, source, "standardised", "selected", _select, settings))]
+
+
+def mix_sources(config: CurateConfig) -> list[FunnelRow]:
+    """How many samples of each source make an epoch."""
+    parts = mix(
+        MixConfig(
+            sources=tuple(folder(config, "selected", source) for source in config.sources),
+            out=f"{config.out}/mixed",
+            samples=config.samples,
+            weights=config.weights,
+            max_epochs=config.max_epochs,
+            seed=config.seed,
+        )
+    )
+    return [
+        FunnelRow(stage="mixed", source=part.name, count=part.count, digest=part.digest) for part in parts
+    ]
+
+
+# --- in the workers: what happens to the samples of one shard
+
+
+def _standardise(
+    config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, part: int
+) -> Iterator[Sample]:
+    if config.deduplicate:
+        digest = ShardIndex.load(folder(config, "raw", source)).digest
+        listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, digest)
+        samples = without_duplicates(samples, listed.get(part, []), drop)
+    return keep(samples, build_filters(config.questions), drop)
+
+
+def _select(
+    config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, part: int
+) -> Iterator[Sample]:
+    shard = ShardIndex.load(folder(config, "standardised", source)).shards[part]
+    if config.difficulty:
+        rates = pass_rates(read_answers(folder(config, "difficulty", source), shard))
+        samples = with_scores(samples, {name: {"pass_rate": rate} for name, rate in rates.items()})
+    if source.answers == "distill":
+        answers = read_answers(folder(config, "distilled", source), shard)
+        samples = distilled_samples(samples, answers, config.per_question)
+    return keep(samples, build_filters(config.responses), drop)
+
+
+# --- helpers
+
+
+def _run(
+    config: CurateConfig,
+    source: SourceConfig,
+    before: str,
+    stage: str,
+    chain: Callable[[CurateConfig, SourceConfig, Iterator[Sample], Drop, int], Iterator[Sample]],
+    settings: dict[str, object],
+) -> StageReport:
+    return run_stage(
+        partial(chain, config, source),
+        folder(config, before, source),
+        folder(config, stage, source),
+        settings=settings,
+        limits=config,
+        executor=config.executor,
+        workers=config.workers,
+    )
+
+
+def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: TeacherConfig) -> Yield:
+    """Ask a model the questions of a source; on Ray each task goes through some of the shards."""
+    asked = AskConfig(
+        **asdict(server), shards=folder(config, "standardised", source), out=folder(config, stage, source)
+    )
+    index = ShardIndex.load(asked.shards)
+    numbers = range(len(index.shards))
+    runs = 1 if config.executor == "local" else min(len(numbers), config.workers or len(numbers))
+    chunks = [numbers[first::runs] for first in range(runs)]
+    run_parts(partial(distill_shards, asked), chunks, executor=config.executor, workers=config.workers)
+    total = Yield()
+    for found in read_yields(asked.out, index, numbers).values():
+        total.merge(found)
+    return total
+
+
+def _answers_digest(config: CurateConfig, source: SourceConfig, stage: str) -> str:
+    index = ShardIndex.load(folder(config, "standardised", source))
+    return answers_digest(folder(config, stage, source), index)
+
+
+def _row(stage: str, source: SourceConfig, report: StageReport) -> FunnelRow:
+    return FunnelRow(
+        stage=stage, source=source.name, count=report.kept, dropped=report.dropped, digest=report.index.digest
+    )

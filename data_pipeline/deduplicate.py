@@ -1,0 +1,132 @@
+"""`omr data dedup`: folders of shards -> fingerprints, one file per shard -> duplicates.jsonl with its counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipeline.dedup import Corpus, find_duplicates
+from data_pipeline.duplicates import write_duplicates
+from data_pipeline.encoders import load_encoders
+from data_pipeline.fingerprints import fingerprint_shard
+from data_pipeline.select_config import DedupConfig, DedupRunConfig
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_stream import stream_shard
+
+KINDS = ("exact", "near", "contamination", "reported")
+DUPLICATES, SUMMARY = "duplicates.jsonl", "dedup.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusCount:
+    """What became of one corpus."""
+
+    folder: str
+    digest: str
+    samples: int
+    unreadable: int
+    dropped: dict[str, int]  # by kind; `reported` are not dropped
+
+    @property
+    def kept(self) -> int:
+        lost = sum(count for kind, count in self.dropped.items() if kind != "reported")
+        return self.samples - self.unreadable - lost
+
+
+def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
+    """Write `out`/duplicates.jsonl and `out`/dedup.json. Fingerprints of shards seen before are not made again.
+
+    Raises:
+        ValueError: a folder holds no shards or is given twice, or too many samples are unreadable.
+    """
+    out = Path(config.out)
+    indexes = [ShardIndex.load(folder) for folder in (*config.inputs, *config.against)]
+    _check(config, [index.digest for index in indexes])
+    places = [
+        (index, number, fingerprint_path(out, index, number, config.dedup))
+        for index in indexes
+        for number in range(len(index.shards))
+    ]
+    for index, number, path in tqdm(places, desc="fingerprint", unit=" shards", disable=None):
+        fingerprint_part(index, number, path, config.dedup)
+    unreadable = {index.digest: 0 for index in indexes}
+    for index, _, path in places:
+        unreadable[index.digest] += json.loads(path.with_suffix(".json").read_text())["unreadable"]
+    if sum(unreadable.values()) > config.max_bad_samples:
+        raise ValueError(
+            f"{sum(unreadable.values())} samples cannot be read, more than max_bad_samples="
+            f"{config.max_bad_samples}; write their shards again, or raise the limit"
+        )
+    corpora = [
+        Corpus(digest=index.digest, parts=tuple(path for owner, _, path in places if owner is index))
+        for index in indexes
+    ]
+    num = len(config.inputs)
+    counts = write_duplicates(out / DUPLICATES, find_duplicates(corpora[:num], config.dedup, corpora[num:]))
+    rows = tuple(
+        CorpusCount(
+            folder=folder,
+            digest=index.digest,
+            samples=len(index),
+            unreadable=unreadable[index.digest],
+            dropped={kind: counts[index.digest, kind] for kind in KINDS},
+        )
+        for folder, index in zip(config.inputs, indexes, strict=False)
+    )
+    summary = {"corpora": [asdict(row) for row in rows], "config": asdict(config)}
+    (out / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    return rows
+
+
+def fingerprint_path(out: Path, index: ShardIndex, number: int, config: DedupConfig) -> Path:
+    """Where the fingerprints of a shard belong: a name of what is in it and of the encoders."""
+    encoders = f"{config.text_encoder} {config.image_encoder}"
+    key = hashlib.sha256(f"{index.shards[number].sha256} {encoders}".encode()).hexdigest()[:24]
+    return out / "fingerprints" / f"{key}.npz"
+
+
+def fingerprint_part(index: ShardIndex, number: int, path: Path, config: DedupConfig) -> None:
+    """Write the fingerprints of a shard to `path`, unless they are there. Any process may do any part."""
+    done = path.with_suffix(".json")  # written last
+    if done.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bad: list[str] = []
+    encoders = load_encoders(config.text_encoder, config.image_encoder)
+    samples = stream_shard(index, number, lambda id, _: bad.append(id))
+    fingerprint_shard(samples, encoders).save(path)
+    partial = done.with_name(done.name + ".partial")
+    partial.write_text(json.dumps({"unreadable": len(bad), "ids": bad}))
+    partial.replace(done)
+
+
+def table(rows: tuple[CorpusCount, ...]) -> str:
+    """Samples and drops by kind, a line per corpus."""
+    head = ("corpus", "samples", *KINDS, "unreadable", "kept")
+    lines = [
+        (row.folder, row.samples, *(row.dropped[kind] for kind in KINDS), row.unreadable, row.kept)
+        for row in rows
+    ]
+    totals = ("all", *(sum(column) for column in list(zip(*lines, strict=True))[1:]))
+    cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in line] for line in (*lines, totals)]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in (list(head), *cells)
+    )
+
+
+def _check(config: DedupRunConfig, digests: list[str]) -> None:
+    folders = (*config.inputs, *config.against)
+    if not config.inputs:
+        raise ValueError("inputs is empty; give at least one folder of shards")
+    for number, digest in enumerate(digests):
+        if digest in digests[:number]:
+            twin = folders[digests.index(digest)]
+            raise ValueError(f"{folders[number]} holds the same shards as {twin}; give each corpus once")

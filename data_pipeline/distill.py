@@ -1,0 +1,153 @@
+"""Distillation: a teacher's answers to the questions of some shards, checked, and the right ones as new shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from data_pipeline.answers import Answer, ShardSummary, Yield, read_answers, write_json
+from data_pipeline.asking import ask_shards, read_yields
+from data_pipeline.chat_client import ChatClient
+from data_pipeline.distill_config import AskConfig, DistillConfig, parse_extra_body
+from data_pipeline.shard_index import INDEX, ShardIndex
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_sample
+from data_pipeline.teacher import distilled_samples, teacher_messages
+from data_pipeline.types import BadSample, Sample
+
+YIELDS = "yields.json"
+
+
+def distill_shards(config: AskConfig, numbers: Sequence[int]) -> dict[str, Yield]:
+    """Ask for `config.k` answers to each question of the shards of these numbers, and check them.
+
+    Returns: what came of it by source.
+
+    Raises:
+        ValueError: the folder holds answers to something else, the server is down or refuses everybody, or
+            more fails than `max_bad_samples` allows.
+    """
+
+    async def ask(client: ChatClient, sample: Sample, rollout: int) -> Answer:
+        return await ask_question(client, config, sample, rollout)
+
+    return ask_shards(config, numbers, ask, kind="answers")
+
+
+async def ask_question(client: ChatClient, config: AskConfig, sample: Sample, rollout: int) -> Answer:
+    """Ask a question for the n-th time; which answer comes depends on the seed, its id and n.
+
+    Raises:
+        BadSample: it cannot be asked, or no answer could be checked.
+        NoAnswer: the server gave none.
+    """
+    if not sample.answer:
+        raise BadSample("no_reference", "no reference answer to check against")
+    key = f"{config.seed}/{sample.id}/{rollout}"
+    body: dict[str, object] = {
+        "messages": teacher_messages(sample, config.system_prompt),
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "seed": int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1,  # 31 bits suit every server
+    }
+    if config.top_p is not None:
+        body["top_p"] = config.top_p
+    reply = await client.ask(body | parse_extra_body(config.extra_body), key)
+    return Answer(
+        id=sample.id,
+        rollout=rollout,
+        source=sample.source,
+        answer=sample.answer,
+        teacher=client.model,
+        response=reply.text,
+        finish_reason=reply.finish_reason,
+        tokens_in=reply.tokens_in,
+        tokens_out=reply.tokens_out,
+        seconds=round(reply.seconds, 3),
+        attempts=reply.attempts,
+        hedged=reply.hedged,
+    )
+
+
+def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]:
+    """Once all shards are asked: yields.json, and the kept answers as samples in OUT/shards.
+
+    The same call again changes nothing. Returns both.
+
+    Raises:
+        ValueError: not all shards were asked, no answer was kept, or OUT/shards was written from other answers.
+    """
+    index, out = ShardIndex.load(config.shards), Path(config.out)
+    yields = read_yields(out, index, range(len(index.shards)))
+    write_json(out / YIELDS, {source: asdict(found) for source, found in yields.items()})
+    if not sum(found.kept for found in yields.values()):
+        raise ValueError(f"no answer was kept, look at them in {out / 'answers'}:\n{yields_table(yields)}")
+    settings: dict[str, object] = {
+        "per_question": config.per_question,
+        "answers": answers_digest(config.out, index),
+    }
+    report = run_stage(
+        partial(_distilled, config),
+        config.shards,
+        str(out / "shards"),
+        settings=settings,
+        limits=ShardConfig(),
+        executor=config.executor,
+        workers=config.workers,
+    )
+    return yields, report.index
+
+
+def yields_table(yields: Mapping[str, Yield]) -> str:
+    """A line per source, and one for all; then why answers were not kept."""
+    total = Yield()
+    for found in yields.values():
+        total.merge(found)
+    head = (
+        "source",
+        "questions",
+        "solved",
+        "asked",
+        "answered",
+        "right",
+        "kept",
+        "tokens in",
+        "tokens out",
+        "hours",
+    )
+    rows = [head, *(_cells(source, found) for source, found in sorted(yields.items())), _cells("all", total)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    reasons = sorted(total.reasons.items(), key=lambda item: -item[1])
+    if reasons:
+        lines.append("not kept: " + ", ".join(f"{reason} {count}" for reason, count in reasons))
+    return "\n".join(lines)
+
+
+def _cells(source: str, found: Yield) -> tuple[str, ...]:
+    counts = (found.questions, found.solved, found.asked, found.answered, found.right, found.kept)
+    tokens = (found.tokens_in, found.tokens_out)
+    return source, *(f"{count:,}" for count in (*counts, *tokens)), f"{found.seconds / 3600:.2f}"
+
+
+def answers_digest(out: str | Path, index: ShardIndex) -> str:
+    """Identifies the checked answers to all shards of `index`.
+
+    Raises:
+        ValueError: not all shards were asked.
+    """
+    digest = hashlib.sha256()
+    for shard in index.shards:
+        summary = ShardSummary.load(out, shard)
+        if summary is None:
+            raise ValueError(f"{out} lacks answers to {shard.file}; distill again: it continues")
+        digest.update(summary.digest.encode())
+    return digest.hexdigest()[:16]
+
+
+def _distilled(config: DistillConfig, samples: Iterator[Sample], _: Drop, part: int) -> Iterator[Sample]:
+    shard = ShardIndex.load(config.shards).shards[part]
+    return distilled_samples(samples, read_answers(config.out, shard), config.per_question)

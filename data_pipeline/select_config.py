@@ -1,0 +1,186 @@
+"""Configs of selection (standard library only): filters, duplicates, and the recipes' presets of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which samples are kept. Every filter is off unless its field is set; docs/selection.md tells what each does."""
+
+    min_words: int = 0
+    """Fewest words of the response."""
+    max_words: int = 0
+    """Most words of the response; 0 sets no limit."""
+    max_answer_chars: int = 0
+    """Most characters of the reference answer; 0 sets no limit (the RL recipe: 50)."""
+    max_images: int | None = None
+    """Most images of a sample."""
+    format: Literal["none", "think_answer", "mmfinereason"] = "none"
+    """Form of the response: <think>..</think><answer>..</answer> and nothing else, or MMFineReason's template."""
+    repetition_words: int = 50
+    """Length of the runs of words that are counted by repetition_count."""
+    repetition_count: int = 0
+    """Drop responses that hold one run of words this often (MMFineReason: 3); 0 is off."""
+    correct: bool = False
+    """Keep only what the answer checker found right (metadata accuracy of 1)."""
+    max_perplexity: float | None = None
+    """Keep responses whose perplexity (metadata perplexity) is at most this."""
+    min_pass_rate: float | None = None
+    """Keep questions that the scoring model answers right at least this often (metadata pass_rate, 0 to 1)."""
+    max_pass_rate: float | None = None
+    """Keep questions that the scoring model answers right at most this often."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_words", "max_words", "max_answer_chars", "repetition_count"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"filters.{name}={getattr(self, name)} must be at least 0; 0 turns it off")
+        if 0 < self.max_words < self.min_words:
+            raise ValueError(
+                f"filters.max_words={self.max_words} is below min_words={self.min_words}; nothing would be kept"
+            )
+        if self.repetition_words < 1 or self.repetition_count == 1:
+            raise ValueError(
+                f"filters.repetition_words={self.repetition_words} must be at least 1 and repetition_count="
+                f"{self.repetition_count} 0 or at least 2; the published rule is 50 and 3"
+            )
+        for name in ("min_pass_rate", "max_pass_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate <= 1:
+                raise ValueError(f"filters.{name}={rate} must lie between 0 and 1; it is a share of answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupConfig:
+    """When two samples are the same question. The earlier one, by order of corpora and rows, is kept."""
+
+    scope: Literal["within", "across", "both"] = "both"
+    """Compare samples of one corpus, of different corpora, or all."""
+    rule: Literal["each", "joined"] = "each"
+    """Text and images must be near, each by its own threshold; or one cosine of both vectors end to end."""
+    threshold: float = 0.99
+    """Least cosine of two texts; by the rule `joined`, of the joined vectors."""
+    image_threshold: float = 0.95
+    """Least cosine of two samples' images, by the rule `each`."""
+    same_symbols: bool = True
+    """Near texts must agree in numbers, lone letters and operators: templates differ in nothing else."""
+    same_answer: bool = True
+    """Near samples must agree in their reference answer where both have one (not asked of benchmarks)."""
+    contamination: Literal["refuse", "report"] = "refuse"
+    """Drop what is near a benchmark's sample, or only list it."""
+    text_encoder: str = "ngrams"
+    """ngrams (needs no download), model2vec:NAME_OR_FOLDER or sentence-transformers:NAME_OR_FOLDER."""
+    image_encoder: str = "dct"
+    """dct (perceptual, needs no download) or sentence-transformers:NAME_OR_FOLDER of a model that takes images."""
+    exact_below: int = 20_000
+    """Up to this many kept samples every pair is compared; beyond, neighbours are searched for in a graph."""
+    threads: int = 0
+    """Threads that search; 0 takes all cores. The result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "image_threshold"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"dedup.{name}={getattr(self, name)} must be above 0 and at most 1; it is a cosine"
+                )
+        if self.exact_below < 0 or self.threads < 0:
+            raise ValueError(
+                f"dedup.exact_below={self.exact_below} and threads={self.threads} must be 0 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Shards -> the samples that pass, as shards."""
+
+    source: str
+    """Folder of shards to select from."""
+    out: str
+    """Folder that gets the kept samples, dropped.jsonl (id and reason of the others) and select.json (counts)."""
+    duplicates: str = ""
+    """duplicates.jsonl that `omr data dedup` wrote; what it drops of this folder is dropped first."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    max_bad_samples: int = 100
+    """Unreadable samples are dropped and counted; past this many, selection stops."""
+    samples_per_shard: int = 1_000
+    """Samples in one .tar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupRunConfig:
+    """Folders of shards -> a list of what in them is there twice, or stands in a benchmark."""
+
+    inputs: tuple[str, ...]
+    """Folders of shards, one corpus each; of two equal samples the one in the earlier folder is kept."""
+    out: str = "dedup"
+    """Folder that gets duplicates.jsonl, dedup.json (counts) and fingerprints/ (kept for the next time)."""
+    against: tuple[str, ...] = ()
+    """Folders of evaluation benchmarks as shards."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    max_bad_samples: int = 100
+    """Unreadable samples are left out and counted; past this many, it stops."""
+
+
+BELOW_ONE = math.nextafter(1.0, 0.0)
+"""Largest pass rate of a question that was not answered right every time."""
+
+
+def openmmreasoner() -> FilterConfig:
+    """No filter: the paper finds length (-1.0 points) and difficulty (-3.9) filters harmful after x8 distillation.
+
+    Answers were checked when they were distilled, which is not repeated here.
+    """
+    return FilterConfig()
+
+
+def mmfinereason() -> FilterConfig:
+    """MMFineReason's three steps and its 586k: what a 4B model does not answer right four times in four."""
+    return FilterConfig(
+        max_images=1,
+        min_words=100,
+        format="mmfinereason",
+        repetition_count=3,
+        correct=True,
+        max_pass_rate=BELOW_ONE,
+    )
+
+
+def mmfinereason_hardest() -> FilterConfig:
+    """MMFineReason's 123k, 7 % of its data: what a 4B model answers right in none of four times."""
+    return FilterConfig(
+        max_images=1,
+        min_words=100,
+        format="mmfinereason",
+        repetition_count=3,
+        correct=True,
+        max_pass_rate=0.0,
+    )
+
+
+def every_pair() -> DedupConfig:
+    """Ours: within and across corpora; text and images both near, numbers and answers the same."""
+    return DedupConfig()
+
+
+def openmmreasoner_dedup() -> DedupConfig:
+    """The paper's: across corpora only, cosine of joined text and image vectors of at least 0.99.
+
+    The earlier corpus loses nothing, as the paper has it; the released code drops from the earlier one instead. The
+    paper's text encoder is model2vec:minishlab/potion-base-8M, to be set where it can be downloaded.
+    """
+    return DedupConfig(scope="across", rule="joined", threshold=0.99, same_symbols=False, same_answer=False)
+
+
+FILTER_PRESETS: dict[str, Callable[[], FilterConfig]] = {
+    "openmmreasoner": openmmreasoner,
+    "mmfinereason": mmfinereason,
+    "mmfinereason_hardest": mmfinereason_hardest,
+}
+DEDUP_PRESETS: dict[str, Callable[[], DedupConfig]] = {
+    "every_pair": every_pair,
+    "openmmreasoner": openmmreasoner_dedup,
+}

@@ -1,0 +1,180 @@
+"""`omr data dedup` and `omr data select` on real shards: what is written, resumed, refused and said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from alike import ask, jpeg, photographs, png
+
+from data_pipeline.deduplicate import deduplicate
+from data_pipeline.select_config import DedupConfig, DedupRunConfig, FilterConfig, SelectConfig
+from data_pipeline.selecting import select
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.shard_writer import write_shards
+from data_pipeline.shards import read_shards
+from launch import cli
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two corpora and a benchmark."""
+    a, b, c = (png(photographs()[i]) for i in (3, 5, 7))
+    first = [ask(f"a{i}", f"How many are {i}?", answer=str(i), response="so " * i) for i in range(7)]
+    first += [ask("a7", "Who is it?", a, response="x")]
+    second = [
+        ask("b0", "Who is it?", a, response="y"),
+        ask("b1", "Who is it?", jpeg(photographs()[3]), response="y"),
+        ask("b2", "Who is it?", b, response="y"),
+        ask("b3", "What time is it?", c, response="y"),
+    ]
+    write_shards(first, tmp_path / "first", samples_per_shard=3)
+    write_shards(second, tmp_path / "second", samples_per_shard=3)
+    write_shards([ask("t0", "What time is it?", jpeg(photographs()[7], 80))], tmp_path / "bench")
+    return tmp_path
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_from_the_command_line(shards: Path, capsys, monkeypatch):
+    monkeypatch.chdir(shards)
+    assert cli.main(["data", "dedup", "first", "second", "--out", "dd", "--against", "bench"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == [
+        "corpus", "samples", "exact", "near", "contamination", "reported", "unreadable", "kept",
+    ]  # fmt: skip
+    assert [line.split() for line in printed[1:4]] == [
+        ["first", "8", "0", "0", "0", "0", "0", "8"],
+        ["second", "4", "1", "1", "1", "0", "0", "1"],
+        ["all", "12", "1", "1", "1", "0", "0", "9"],
+    ]
+    found = lines(shards / "dd/duplicates.jsonl")
+    assert [(row["id"], row["of"], row["kind"], row["shard"], row["source"]) for row in found] == [
+        ("b0", "a7", "exact", 0, "made"),
+        ("b1", "a7", "near", 0, "made"),
+        ("b3", "t0", "contamination", 1, "made"),
+    ]
+    for name, kept in (("first", [f"a{i}" for i in range(8)]), ("second", ["b2"])):
+        words = ["data", "select", name, f"{name}_kept", "--duplicates", "dd/duplicates.jsonl"]
+        assert cli.main(words) == 0
+        assert [sample.id for sample in read_shards(f"{name}_kept")] == kept
+    assert lines(shards / "second_kept/dropped.jsonl") == [
+        {"id": id, "reason": "duplicate"} for id in ("b0", "b1", "b3")
+    ]
+    assert "4 samples: 1 kept in second_kept\n  3 dropped: duplicate" in capsys.readouterr().out
+
+
+def test_presets_and_fields_go_together(shards: Path, capsys, monkeypatch):
+    monkeypatch.chdir(shards)
+    words = ["data", "dedup", "first", "second", "--out", "dd", "--preset", "openmmreasoner"]
+    assert cli.main([*words, "--dedup.threshold", "0.999"]) == 0
+    used = json.loads((shards / "dd/dedup.json").read_text())["config"]["dedup"]
+    assert (used["scope"], used["rule"], used["threshold"]) == ("across", "joined", 0.999)
+    capsys.readouterr()
+    assert cli.main(["data", "select", "first", "x", "--preset", "mmfinereasn"]) == 2
+    assert "did you mean 'mmfinereason'?" in capsys.readouterr().err
+    assert cli.main(["data", "select", "first", "x", "--preset", "mmfinereason"]) == 2
+    assert "has metadata accuracy=None" in capsys.readouterr().err
+
+
+def test_selecting_drops_by_reason_and_says_the_same_twice(shards: Path):
+    config = SelectConfig(
+        source=str(shards / "first"),
+        out=str(shards / "out"),
+        filters=FilterConfig(min_words=2, max_words=5),
+        samples_per_shard=2,
+    )
+    found = select(config)
+    assert found and (found.samples, found.kept, found.dropped) == (8, 4, {"length": 4})
+    assert [sample.id for sample in read_shards(shards / "out")] == ["a2", "a3", "a4", "a5"]
+    assert [row["id"] for row in lines(shards / "out/dropped.jsonl")] == ["a0", "a1", "a6", "a7"]
+    written = json.loads((shards / "out/select.json").read_text())
+    assert written["digest"] == ShardIndex.load(shards / "out").digest and written["kept"] == 4
+    assert select(config) is None
+    with pytest.raises(ValueError, match="holds other shards"):
+        select(SelectConfig(source=config.source, out=config.out))
+
+
+def test_a_killed_selection_starts_over(shards: Path, monkeypatch):
+    config = SelectConfig(source=str(shards / "first"), out=str(shards / "out"), samples_per_shard=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("data_pipeline.selecting.keep", _killed)
+        select(config)
+    assert not (shards / "out/index.json").exists() and not (shards / "out/dropped.jsonl").exists()
+    found = select(config)
+    assert found and found.kept == 8 and len(list(read_shards(shards / "out"))) == 8
+
+
+def _killed(samples, filters, drop):
+    for number, sample in enumerate(samples):
+        if number == 2:
+            raise KeyboardInterrupt
+        yield sample
+
+
+def test_nothing_kept_is_an_error(shards: Path):
+    config = SelectConfig(
+        source=str(shards / "first"), out=str(shards / "out"), filters=FilterConfig(min_words=99)
+    )
+    with pytest.raises(ValueError, match=r"no sample of .* is kept \({'length': 8}\)"):
+        select(config)
+    assert not (shards / "out/index.json").exists()
+
+
+def test_torn_shards_are_counted_and_too_many_stop(shards: Path):
+    path = shards / "second/shard-000000.tar"
+    path.write_bytes(path.read_bytes()[:2000])
+    found = select(SelectConfig(source=str(shards / "second"), out=str(shards / "out")))
+    assert found and found.dropped == {"unreadable": 3} and found.kept == 1
+    rows = deduplicate(DedupRunConfig(inputs=(str(shards / "second"),), out=str(shards / "dd")))
+    assert (rows[0].unreadable, rows[0].kept) == (3, 1)
+    with pytest.raises(ValueError, match="more than max_bad_samples=2 samples of"):
+        select(SelectConfig(source=str(shards / "second"), out=str(shards / "out2"), max_bad_samples=2))
+    with pytest.raises(ValueError, match="3 samples cannot be read, more than max_bad_samples=2"):
+        deduplicate(
+            DedupRunConfig(inputs=(str(shards / "second"),), out=str(shards / "dd"), max_bad_samples=2)
+        )
+
+
+def test_fingerprints_are_made_once(shards: Path, monkeypatch):
+    config = DedupRunConfig(inputs=(str(shards / "first"), str(shards / "second")), out=str(shards / "dd"))
+    deduplicate(config)
+    before = (shards / "dd/duplicates.jsonl").read_bytes()
+    monkeypatch.setattr("data_pipeline.deduplicate.fingerprint_shard", None)  # must not be called again
+    deduplicate(config)
+    assert (shards / "dd/duplicates.jsonl").read_bytes() == before
+    monkeypatch.undo()
+    (shards / "moved").mkdir()
+    for path in (shards / "second").iterdir():
+        path.rename(shards / "moved" / path.name)
+    found = select(
+        SelectConfig(
+            source=str(shards / "moved"),
+            out=str(shards / "out"),
+            duplicates=str(shards / "dd/duplicates.jsonl"),
+        )
+    )
+    assert found and found.dropped == {"duplicate": 2}, "a corpus is known by its content"
+
+
+def test_mistakes_are_named(shards: Path, tmp_path: Path):
+    twice = DedupRunConfig(inputs=(str(shards / "first"), str(shards / "first")), out=str(tmp_path / "dd"))
+    with pytest.raises(ValueError, match="holds the same shards as"):
+        deduplicate(twice)
+    with pytest.raises(ValueError, match="inputs is empty"):
+        deduplicate(DedupRunConfig(inputs=()))
+    missing = SelectConfig(source=str(shards / "first"), out=str(tmp_path / "o"), duplicates="nowhere.jsonl")
+    with pytest.raises(ValueError, match="duplicates=nowhere.jsonl is not a file"):
+        select(missing)
+    (tmp_path / "bad.jsonl").write_text('{"id": 1}\n')
+    bad = SelectConfig(
+        source=str(shards / "first"), out=str(tmp_path / "o"), duplicates=str(tmp_path / "bad.jsonl")
+    )
+    with pytest.raises(ValueError, match="bad.jsonl:1 is no duplicate"):
+        select(bad)
+    for fault in (dict(threshold=0.0), dict(image_threshold=1.5), dict(exact_below=-1)):
+        with pytest.raises(ValueError, match="dedup."):
+            DedupConfig(**fault)
