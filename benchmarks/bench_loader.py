@@ -11,6 +11,7 @@ all with Pillow alone: no loader can leave these out. The loader tokenises, cuts
 from __future__ import annotations
 
 import io
+import resource
 import tarfile
 import tempfile
 import time
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.bench_index import resident_mib
 from benchmarks.environment import write_result
 from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig, LoaderConfig
@@ -77,15 +77,19 @@ def measure(index: ShardIndex, encoder: ChatEncoder) -> dict[str, float]:
             assert samples == len(index), f"{name} gave {samples} of {len(index)} samples"
     speeds = {name: len(index) / seconds for name, seconds in best.items()}
     ratios = {f"loader / {name}": speeds["loader"] / speeds[name] for name in list(ways)[:4]}
-    memory = {"memory grown in a further epoch, MiB": memory_growth(threads, encoder, len(index))}
+    memory = {"peak memory grown in a further epoch, MiB": memory_growth(threads, encoder, len(index))}
     return {name: round(value, 3) for name, value in (speeds | ratios | memory).items()}
 
 
 def memory_growth(config: LoaderConfig, encoder: ChatEncoder, count: int) -> float:
-    """What this process holds more at the end of an epoch than at its beginning, epochs having gone before."""
-    before = resident_mib()
+    """How much further the most that this process ever held goes up in an epoch, others having gone before."""
+    before = peak_mib()
     run_loader(config, encoder, count)
-    return resident_mib() - before
+    return peak_mib() - before
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def read_webdataset(index: ShardIndex) -> int:
