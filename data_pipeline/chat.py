@@ -165,8 +165,11 @@ class ChatEncoder:
         )
 
     def _tokenize(self, text: str) -> list[int]:
-        """The tokenizer's ids of `text`. It cuts at plain special tokens and takes the pieces by themselves, so pieces that
-        come again and again, such as the system prompt, need not be tokenised again."""
+        """The tokenizer's ids of `text`.
+
+        It cuts at plain special tokens and takes the pieces by themselves, so pieces that come again and again,
+        such as the system prompt, need not be tokenised again.
+        """
         ids: list[int] = []
         for piece in self._cuts.split(text):
             if piece in self._special:
