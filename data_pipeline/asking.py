@@ -69,7 +69,7 @@ async def _ask_all(config: AskConfig, index: ShardIndex, todo: Sequence[int], as
         client = await stack.enter_async_context(ChatClient(config))
         judge = config.judge_server and await stack.enter_async_context(ChatClient(config.judge_server))
         _record(config, index, client.model, kind)
-        pool = stack.enter_context(VerifyPool(config.workers, config.deadline, mode=config.mode))
+        pool = stack.enter_context(VerifyPool(config.checkers, config.deadline, mode=config.mode))
         bar = tqdm(total=total, desc="ask", unit=" answers", disable=None, dynamic_ncols=True)
         run = _Run(config, index, pool=pool, judge=judge, bar=stack.enter_context(bar))
         stack.callback(run.close)
@@ -172,8 +172,7 @@ class _Run:
         row, rows, k = self._index.shards[number], self._index.rows(number), self._config.k
         log = AnswerLog(answers_path(self._config.out, row))
         self._logs.add(log)
-        places = zip(rows.ids, rows.offsets, strict=True)
-        refs = {id: SampleRef(id=id, shard=row.file, offset=offset) for id, offset in places}
+        refs = {id: rows.ref(row, place) for place, id in enumerate(rows.ids)}
         again = log.failed if self._config.ask_failed_again else set()
         keys = {(id, rollout) for id in refs for rollout in range(k)}
         missing = {key for key in keys if key not in log or key in again}

@@ -50,7 +50,7 @@ def _checked(answer: Answer, verdict: Verdict, parsed: tuple[str, str], checker:
     thought, final = parsed
     ended = {"stop": "", "length": "truncated"}.get(answer.finish_reason, answer.finish_reason)
     lacks = "no_think" if not thought else "" if final else "no_answer"
-    wrong = verdict.decided_by if verdict.decided_by in ("timeout", "error") else "wrong"
+    wrong = f"check_{verdict.decided_by}" if verdict.decided_by in ("timeout", "error") else "wrong"
     return replace(
         answer,
         checker=checker,

@@ -172,7 +172,7 @@ class ValidateConfig(WorkConfig):
     """Find what is broken in a folder of shards."""
 
     folder: str
-    """Folder of shards: ours, or any WebDataset."""
+    """Folder of shards: ours, a mixture of such, or any WebDataset."""
     quick: bool = False
     """Only what the index, names and sizes tell; no shard is read."""
     images: bool = False

@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from data_pipeline.answers import Yield, pass_rates, read_answers
-from data_pipeline.asking import read_yields
 from data_pipeline.config import ImportConfig, MixConfig, RowsConfig, ShardConfig
 from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.deduplicate import DUPLICATES, deduplicate
-from data_pipeline.distill import answers_digest, distill_shards
+from data_pipeline.distill import answers_digest, distill
 from data_pipeline.distill_config import AskConfig, TeacherConfig
 from data_pipeline.duplicates import read_duplicates, without_duplicates
-from data_pipeline.executor import run_parts
 from data_pipeline.filters import build_filters, keep
 from data_pipeline.funnel import FunnelRow
 from data_pipeline.importing import MANIFEST, import_corpus
@@ -64,6 +62,8 @@ def find_duplicates(config: CurateConfig) -> None:
             out=f"{config.out}/dedup",
             against=config.against,
             dedup=config.dedup,
+            workers=config.workers,
+            executor=config.executor,
         )
     )
 
@@ -74,7 +74,9 @@ def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     settings: dict[str, object] = {"filters": asdict(config.questions)}
     if config.deduplicate:
         listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, ShardIndex.load(raw).digest)
-        settings["duplicates"] = digest_of(listed)
+        settings["duplicates"] = [
+            [part, found.id, found.kind] for part in sorted(listed) for found in listed[part]
+        ]
     return [_row("standardised", source, _run(config, source, "raw", "standardised", _standardise, settings))]
 
 
@@ -171,17 +173,16 @@ def _run(
 
 
 def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: TeacherConfig) -> Yield:
-    """Ask a model the questions of a source; on Ray each task goes through some of the shards."""
+    """Ask a model the questions of a source."""
     asked = AskConfig(
-        **asdict(server), shards=folder(config, "standardised", source), out=folder(config, stage, source)
+        **asdict(server),
+        shards=folder(config, "standardised", source),
+        out=folder(config, stage, source),
+        executor=config.executor,
+        workers=config.workers if config.executor == "ray" else 1,  # one run keeps a server busiest
     )
-    index = ShardIndex.load(asked.shards)
-    numbers = range(len(index.shards))
-    runs = 1 if config.executor == "local" else min(len(numbers), config.workers or len(numbers))
-    chunks = [numbers[first::runs] for first in range(runs)]
-    run_parts(partial(distill_shards, asked), chunks, executor=config.executor, workers=config.workers)
     total = Yield()
-    for found in read_yields(asked.out, index, numbers).values():
+    for found in distill(asked).values():
         total.merge(found)
     return total
 

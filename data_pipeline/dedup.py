@@ -46,7 +46,8 @@ def find_duplicates(
     """Each duplicate in `corpora` by the rule of `config`, and what is near a sample of `against`.
 
     Where near samples must agree in their symbols, samples fall apart into `num_shares` shares by them that never
-    meet: machines can each take one `share` of the same files, and together find what one alone does.
+    meet: machines can each take one `share` of the same files, and together find what one alone does. Questions
+    without any symbol all fall into one share.
 
     Raises:
         ValueError: a file holds no fingerprints, or those of other encoders; or shares without `same_symbols`.
@@ -147,9 +148,7 @@ class _Judge:
     def __init__(self, config: DedupConfig, benchmarks: _Kept) -> None:
         self._config = config
         self._benchmarks = benchmarks
-        self._questions: dict[
-            int, Duplicate | None
-        ] = {}  # those asked several times: what became of the first
+        self._questions: dict[int, Duplicate | None] = {}  # what became of the first answer to each
 
     def judge(self, part: _Part, own: _Kept, searched: Sequence[_Kept]) -> Iterator[Duplicate]:
         """The duplicates among the samples of `part`; the others are added to `own`."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from data_pipeline.dedup import Corpus, find_duplicates
 from data_pipeline.duplicates import write_duplicates
 from data_pipeline.encoders import load_encoders
+from data_pipeline.executor import run_parts
 from data_pipeline.fingerprints import fingerprint_shard
 from data_pipeline.select_config import DedupConfig, DedupRunConfig
 from data_pipeline.shard_index import ShardIndex
-from data_pipeline.shard_stream import stream_shard
+from data_pipeline.shard_writer import write_atomically
+from data_pipeline.shards import read_shard
 
 KINDS = ("exact", "near", "contamination", "reported")
 DUPLICATES, SUMMARY = "duplicates.jsonl", "dedup.json"
@@ -51,8 +52,9 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
         for index in indexes
         for number in range(len(index.shards))
     ]
-    for index, number, path in tqdm(places, desc="fingerprint", unit=" shards", disable=None):
-        fingerprint_part(index, number, path, config.dedup)
+    work = partial(_fingerprint_part, config.dedup)
+    parts = [(str(index.folder), number, path) for index, number, path in places]
+    run_parts(work, parts, executor=config.executor, workers=config.workers, desc="fingerprint")
     unreadable = {index.digest: 0 for index in indexes}
     for index, _, path in places:
         unreadable[index.digest] += json.loads(path.with_suffix(".json").read_text())["unreadable"]
@@ -89,19 +91,18 @@ def fingerprint_path(out: Path, index: ShardIndex, number: int, config: DedupCon
     return out / "fingerprints" / f"{key}.npz"
 
 
-def fingerprint_part(index: ShardIndex, number: int, path: Path, config: DedupConfig) -> None:
-    """Write the fingerprints of a shard to `path`, unless they are there. Any process may do any part."""
+def _fingerprint_part(config: DedupConfig, place: tuple[str, int, Path]) -> None:
+    """Write the fingerprints of a shard, (its folder, its number, their path), unless they are there."""
+    folder, number, path = place
     done = path.with_suffix(".json")  # written last
     if done.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     bad: list[str] = []
     encoders = load_encoders(config.text_encoder, config.image_encoder)
-    samples = stream_shard(index, number, lambda id, _: bad.append(id))
+    samples = read_shard(ShardIndex.load(folder), number, lambda id, _: bad.append(id))
     fingerprint_shard(samples, encoders).save(path)
-    partial = done.with_name(done.name + ".partial")
-    partial.write_text(json.dumps({"unreadable": len(bad), "ids": bad}))
-    partial.replace(done)
+    write_atomically(done, json.dumps({"unreadable": len(bad), "ids": bad}).encode())
 
 
 def table(rows: tuple[CorpusCount, ...]) -> str:

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.answers import Answer, ShardSummary, Yield, read_answers, write_json
 from data_pipeline.asking import ask_shards, read_yields
 from data_pipeline.chat_client import ChatClient
+from data_pipeline.config import ShardConfig
 from data_pipeline.distill_config import AskConfig, DistillConfig, parse_extra_body
-from data_pipeline.shard_index import INDEX, ShardIndex
-from data_pipeline.shard_writer import write_shards
-from data_pipeline.shards import read_sample
+from data_pipeline.executor import run_parts
+from data_pipeline.shard_index import ShardIndex
+from data_pipeline.stage import Drop, run_stage
 from data_pipeline.teacher import distilled_samples, teacher_messages
 from data_pipeline.types import BadSample, Sample
 
 YIELDS = "yields.json"
+
+
+def distill(config: AskConfig) -> dict[str, Yield]:
+    """Ask for `config.k` answers to each question, and check them; returns what came of it by source.
+
+    One run goes through all shards and keeps the server busy from one into the next; several `workers` take turns
+    at the shards, each with `concurrency` requests of its own.
+
+    Raises:
+        ValueError: as distill_shards.
+    """
+    index = ShardIndex.load(config.shards)
+    numbers = range(len(index.shards))
+    runs = min(len(numbers), config.workers or len(numbers))
+    chunks = [numbers[first::runs] for first in range(runs)]
+    run_parts(partial(distill_shards, config), chunks, executor=config.executor, workers=config.workers)
+    return read_yields(config.out, index, numbers)
 
 
 def distill_shards(config: AskConfig, numbers: Sequence[int]) -> dict[str, Yield]:
@@ -123,7 +141,7 @@ def yields_table(yields: Mapping[str, Yield]) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     reasons = sorted(total.reasons.items(), key=lambda item: -item[1])
     if reasons:
-        lines.append("not kept: " + ", ".join(f"{reason} {count}" for reason, count in reasons))
+        lines.append("not kept: " + ", ".join(f"{reason} {count:,}" for reason, count in reasons))
     return "\n".join(lines)
 
 

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from data_pipeline.config import WorkConfig
+
 TEACHER_SYSTEM_PROMPT = (
     "You are a helpful assistant. When the user asks a question, your response must include two parts and "
     "nothing else: first, the reasoning process enclosed in <think>...</think> tags, then the final answer "
@@ -75,7 +77,7 @@ class TeacherConfig(ServerConfig):
     """A JSON object of further fields of every request, such as {"top_k": 20}."""
     mode: Literal["strict", "released"] = "strict"
     """Rules of the answer checker."""
-    workers: int = 2
+    checkers: int = 2
     """Processes that ask math-verify."""
     deadline: float = 5.0
     """Seconds that the check of one answer may take; past it the answer is counted as wrong."""
@@ -92,7 +94,7 @@ class TeacherConfig(ServerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("k", "max_tokens", "workers"):
+        for name in ("k", "max_tokens", "checkers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("temperature", "max_bad_samples"):
@@ -116,7 +118,7 @@ class TeacherConfig(ServerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(TeacherConfig):
+class AskConfig(WorkConfig, TeacherConfig):
     """Questions from shards, k answers to each, checked."""
 
     shards: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,14 @@ def read_duplicates(path: Path, digest: str) -> dict[int, list[Duplicate]]:
             if found.corpus == digest and found.dropped:
                 by_shard.setdefault(found.shard, []).append(found)
     return by_shard
+
+
+def digest_of(listed: Mapping[int, Sequence[Duplicate]]) -> str:
+    """Identifies what is to be dropped of a corpus."""
+    digest = hashlib.sha256()
+    for part in sorted(listed):
+        digest.update(json.dumps([part, *(asdict(found) for found in listed[part])]).encode())
+    return digest.hexdigest()[:16]
 
 
 def write_duplicates(path: Path, duplicates: Iterable[Duplicate]) -> Counter[tuple[str, str]]:

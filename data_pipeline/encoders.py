@@ -1,7 +1,7 @@
 """Texts and images -> vectors whose cosine tells how alike they are. Rows are of length 1.
 
 The defaults need no download: counts of words, pairs and triples of them (so that their order matters, and case and
-punctuation do not) hashed into 256 numbers; and the 63 lowest frequencies of a grey thumbnail, which scaling,
+punctuation do not) hashed into 256 numbers; and the 143 lowest frequencies of a grey thumbnail, which scaling,
 compression, light and colour hardly change. Legend: N texts or images, D numbers each.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TEXT_DIM = 256
 THUMBNAIL = 32  # pixels of a side
-FREQUENCIES = 8
+FREQUENCIES = 12
 FLAT = 1.0
 """Standard deviation of a thumbnail's greys (of 256) below which it shows nothing but its compression."""
 
@@ -96,7 +96,7 @@ def _vectorizer() -> HashingVectorizer:
 
 
 def _low_frequencies(images: Sequence[Image.Image]) -> np.ndarray:
-    """Discrete cosine transform of grey thumbnails, without their mean: shape [N, 63]."""
+    """Discrete cosine transform of grey thumbnails, without their mean: shape [N, 143]."""
     side = (THUMBNAIL, THUMBNAIL)
     greys = np.array([image.convert("L").resize(side, Image.Resampling.LANCZOS) for image in images])
     greys = greys.astype(np.float32)

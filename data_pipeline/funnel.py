@@ -59,6 +59,7 @@ class Funnel:
     def save(self, path: str | Path) -> None:
         """Write the rows; the file is replaced as a whole."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(
             json.dumps({"version": 1, "rows": [asdict(row) for row in self.rows]}, indent=1) + "\n"

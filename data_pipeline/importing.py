@@ -33,6 +33,7 @@ class Tally:
     samples: int = 0
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     first: dict[str, str] = field(default_factory=dict)  # reason -> its first case
+    scaled: int = 0  # images that max_pixels scaled down
 
     @property
     def num_dropped(self) -> int:
@@ -132,6 +133,7 @@ def import_corpus(corpus: str, config: ImportConfig) -> Tally | None:
     if not tally.samples:
         raise ValueError(f"no row of {config.path} is a sample of {corpus}; look at them with --check")
     index = finish_shards(out, len(parts))
+    tally.scaled = sum(shard.scaled for shard in index.shards)
     write_atomically(manifest, _json({"import": wanted, "digest": index.digest, **asdict(tally)}))
     for part in parts:
         _tally_path(out, part.number).unlink(missing_ok=True)

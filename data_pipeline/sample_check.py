@@ -13,13 +13,13 @@ from PIL import Image
 
 from data_pipeline.config import ImageConfig
 from data_pipeline.findings import Findings
+from data_pipeline.shards import FIELDS
 from data_pipeline.tar_walk import TarMember
 from data_pipeline.types import IMAGE_MARK
 
 MAX_JSON, MAX_IMAGE = 1 << 24, 1 << 28
 """Bytes of a member that are read at all."""
 _IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
-_FIELDS = {"id": str, "source": str, "messages": list, "images": list, "answer": str, "metadata": dict}
 _ROLES = ("system", "user", "assistant")
 
 
@@ -74,7 +74,7 @@ def _check_fields(
         found.add("json", fields, place=place, sample=name)
     if fields is None and strict:
         found.add("missing-member", f"{record.key}.json", place=place, sample=name)
-    if not isinstance(fields, dict) or not (strict or _FIELDS.keys() <= fields.keys()):
+    if not isinstance(fields, dict) or not (strict or FIELDS.keys() <= fields.keys()):
         return
     wrong = list(_wrong_fields(fields))
     for detail in wrong:
@@ -104,7 +104,7 @@ def _check_fields(
 
 
 def _wrong_fields(fields: dict) -> Iterator[str]:
-    for name, kind in _FIELDS.items():
+    for name, kind in FIELDS.items():
         if not isinstance(fields.get(name), kind):
             yield f"{name}: wanted {kind.__name__}, saw {type(fields.get(name)).__name__}"
     turns, images = fields.get("messages"), fields.get("images")

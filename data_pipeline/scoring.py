@@ -58,9 +58,13 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def with_scores(samples: Iterable[Sample], scores: Mapping[str, Mapping[str, float]]) -> Iterator[Sample]:
-    """The samples with their scores in their metadata; those that have none as they are."""
+    """The samples with their scores, or those of the questions they answer, in their metadata.
+
+    Those that have none stay as they are.
+    """
     for sample in samples:
-        yield replace(sample, metadata={**sample.metadata, **scores.get(sample.id, {})})
+        found = scores.get(sample.id) or scores.get(str(sample.metadata.get("question")), {})
+        yield replace(sample, metadata={**sample.metadata, **found})
 
 
 async def ask_perplexity(client: ChatClient, sample: Sample, rollout: int) -> Answer:

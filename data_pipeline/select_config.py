@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.config import ShardConfig, WorkConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
@@ -94,24 +96,24 @@ class DedupConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectConfig:
+class SelectConfig(WorkConfig, ShardConfig):
     """Shards -> the samples that pass, as shards."""
 
     source: str
     """Folder of shards to select from."""
     out: str
-    """Folder that gets the kept samples, dropped.jsonl (id and reason of the others) and select.json (counts)."""
+    """Folder that gets the kept samples, and in dropped/ the ids of the others with the reasons."""
     duplicates: str = ""
     """duplicates.jsonl that `omr data dedup` wrote; what it drops of this folder is dropped first."""
+    scores: tuple[str, ...] = ()
+    """scores.jsonl files that `omr data score` wrote, of these samples or of the questions they answer."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     max_bad_samples: int = 100
     """Unreadable samples are dropped and counted; past this many, selection stops."""
-    samples_per_shard: int = 1_000
-    """Samples in one .tar."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DedupRunConfig:
+class DedupRunConfig(WorkConfig):
     """Folders of shards -> a list of what in them is there twice, or stands in a benchmark."""
 
     inputs: tuple[str, ...]

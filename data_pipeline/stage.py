@@ -1,7 +1,7 @@
 """One stage of curation: shards -> a chain of generators -> shards, part by part, on any executor.
 
-    out/stage.json               what the stage was made of: its input's digest and the chain's settings
-    out/dropped/000003.json      the samples of input shard 3 that were dropped: [[id, reason], ...]
+    out/stage.json               what the stage was made of: its input's digest and its settings
+    out/dropped/000003.json      who of input shard 3 was dropped, and who could not be read: ids and reasons
     out/shard-*.tar, index.json  what was kept, see shards.py
 
 A stage that is finished is not run again; one that was killed continues behind its finished parts.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,6 @@ from data_pipeline.shards import read_shard
 from data_pipeline.types import BadSample, Sample
 
 MANIFEST = "stage.json"
-MAX_BAD = 0.05
-"""Share of a shard's samples that may be unreadable; they are dropped and counted, past this the stage stops."""
 
 Drop = Callable[[Sample, str], None]
 Chain = Callable[[Iterator[Sample], Drop, int], Iterator[Sample]]
@@ -38,7 +36,7 @@ class StageReport:
     """What a stage left."""
 
     index: ShardIndex
-    dropped: dict[str, int]  # by reason
+    dropped: dict[str, int]  # by reason, the most frequent first
 
     @property
     def kept(self) -> int:
@@ -52,6 +50,7 @@ def run_stage(
     *,
     settings: dict[str, object],
     limits: ShardConfig,
+    max_bad_samples: int = 100,
     executor: Executor = "local",
     workers: int = 1,
 ) -> StageReport:
@@ -59,21 +58,23 @@ def run_stage(
 
     Args:
         chain: a module's function or a functools.partial of one; deterministic.
-        settings: what decides the result besides the input and `limits`, as JSON holds it; a finished or
-            interrupted stage with other settings is not touched.
+        settings: what decides the result besides the input and `limits`, as JSON holds it.
+        max_bad_samples: samples that cannot be read are dropped and counted; past this many the stage stops.
 
     Raises:
-        ValueError: `out` holds a stage of another input or of other settings.
+        ValueError: `out` holds a stage of another input or of other settings, or too much cannot be read.
     """
     folder, index = Path(out), ShardIndex.load(source)
-    cut = {field.name: getattr(limits, field.name) for field in fields(ShardConfig)}
-    _claim(folder, {"input": index.digest, **settings, **cut})
+    cut = ShardConfig(**{field.name: getattr(limits, field.name) for field in fields(ShardConfig)})
+    _claim(folder, {"input": index.digest, **settings, **asdict(cut)})
     parts = range(len(index.shards))
     if not (folder / INDEX).exists():
-        work = partial(_run_part, chain, source, out, ShardConfig(**cut))
+        work = partial(_run_part, chain, source, out, cut, max_bad_samples)
         run_parts(work, parts, executor=executor, workers=workers, desc=f"write {folder.name}")
-        finish_shards(folder, len(parts))
-    return StageReport(index=ShardIndex.load(folder), dropped=_count_drops(folder, parts))
+    lists = [json.loads(_drops_path(folder, part).read_text()) for part in parts]
+    _check_bad(source, [pair for found in lists for pair in found["bad"]], max_bad_samples)
+    reasons = Counter(reason for found in lists for kind in ("dropped", "bad") for _, reason in found[kind])
+    return StageReport(index=finish_shards(folder, len(parts)), dropped=dict(reasons.most_common()))
 
 
 def _claim(folder: Path, settings: dict[str, object]) -> None:
@@ -90,26 +91,21 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
     write_atomically(manifest, json.dumps(wanted, indent=1).encode())
 
 
-def _run_part(chain: Chain, source: str, out: str, limits: ShardConfig, part: int) -> None:
+def _run_part(
+    chain: Chain, source: str, out: str, limits: ShardConfig, max_bad_samples: int, part: int
+) -> None:
     """Write part `part` of a stage; done already, it is left as it is."""
-    index, drops = ShardIndex.load(source), list[tuple[str, str]]()
-    num_bad = 0
+    bad, dropped = list[tuple[str, str]](), list[tuple[str, str]]()
 
     def drop_bad(name: str, error: BadSample) -> None:
-        nonlocal num_bad
-        drops.append((name, error.reason))
-        num_bad += 1
-        if num_bad > max(1, MAX_BAD * index.shards[part].count):
-            raise ValueError(
-                f"{num_bad} samples of {index.shards[part].file} in {source} cannot be read, the last one {name}: "
-                f"{error}; `omr data validate {source}` says what is broken"
-            )
+        bad.append((name, error.reason))
+        _check_bad(source, bad, max_bad_samples)
 
     def samples() -> Iterator[Sample]:
-        read = read_shard(index, part, drop_bad)
-        yield from chain(read, lambda sample, reason: drops.append((sample.id, reason)), part)
-        # Before the writer sees the end and calls the part finished: a finished part has its list.
-        write_atomically(_drops_path(Path(out), part), json.dumps(drops, ensure_ascii=False).encode())
+        read = read_shard(ShardIndex.load(source), part, drop_bad)
+        yield from chain(read, lambda sample, reason: dropped.append((sample.id, reason)), part)
+        # Before the writer sees the end and calls the part finished: a finished part has its lists.
+        write_atomically(_drops_path(Path(out), part), json.dumps({"bad": bad, "dropped": dropped}).encode())
 
     write_part(samples(), Path(out), part, **asdict(limits))
 
@@ -118,8 +114,10 @@ def _drops_path(out: Path, part: int) -> Path:
     return out / "dropped" / f"{part:06d}.json"
 
 
-def _count_drops(out: Path, parts: Iterable[int]) -> dict[str, int]:
-    reasons: Counter[str] = Counter()
-    for part in parts:
-        reasons.update(reason for _, reason in json.loads(_drops_path(out, part).read_text()))
-    return dict(sorted(reasons.items()))
+def _check_bad(source: str, bad: list[tuple[str, str]], most: int) -> None:
+    if len(bad) > most:
+        name, reason = bad[-1]
+        raise ValueError(
+            f"{len(bad)} samples of {source} cannot be read, more than max_bad_samples={most}, the last one {name} "
+            f"({reason}); `omr data validate {source}` says what is broken"
+        )

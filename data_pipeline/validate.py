@@ -16,7 +16,7 @@ from data_pipeline.config import ValidateConfig
 from data_pipeline.executor import run_parts
 from data_pipeline.findings import KEPT, Findings, Problem, printable
 from data_pipeline.shard_check import ShardJob, check_shard, sample_ids
-from data_pipeline.shard_index import INDEX, ShardIndex, rows_path
+from data_pipeline.shard_index import INDEX, MIXTURE, ShardIndex, rows_path
 
 SHOWN = 5
 """Problems of a kind that are printed; --json has more."""
@@ -57,7 +57,7 @@ class ValidationReport:
 
 
 def validate(config: ValidateConfig) -> ValidationReport:
-    """Look through a folder of shards; what is broken is reported, not raised.
+    """Look through a folder of shards, or all of a mixture of local folders; what is broken is reported, not raised.
 
     Raises:
         ValueError: it is no folder, or there is nothing in it to look at.
@@ -100,13 +100,13 @@ def _read_index(folder: Path) -> tuple[Sequence | None, list[Problem]]:
     problems = [
         Problem(kind="leftover", shard=printable(name), detail="of a write that did not end") for name in left
     ]
-    if INDEX not in names:
+    if not {INDEX, MIXTURE} & set(names):
         if ours:
             problems.append(Problem(kind="index", detail=f"there is no {INDEX}: the write did not end"))
         return None, problems
     try:
         shards = ShardIndex.load(folder).shards
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         return None, [*problems, Problem(kind="index", detail=printable(str(error)))]
     files = Counter(shard.file for shard in shards)
     if not shards:

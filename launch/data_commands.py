@@ -87,6 +87,8 @@ def import_data(args: list[str]) -> None:
     print(f"{tally.rows} rows: {tally.samples} samples in {config.out}, {tally.num_dropped} dropped")
     if tally.dropped:
         print(tally.cases())
+    if tally.scaled:
+        print(f"{tally.scaled} images were larger than max_pixels={config.max_pixels} and are scaled down")
 
 
 def validate(args: list[str]) -> None:
@@ -187,12 +189,9 @@ def select_data(args: list[str]) -> None:
     config = parse(select_data, "data select", SelectConfig, rest, default=default)
     from data_pipeline.selecting import select
 
-    found = select(config)
-    if found is None:
-        print(f"{config.out} is complete already")
-        return
-    print(f"{found.samples} samples: {found.kept} kept in {config.out}")
-    for reason, count in sorted(found.dropped.items(), key=lambda item: -item[1]):
+    report = select(config)
+    print(f"{report.kept} samples kept in {config.out}")
+    for reason, count in report.dropped.items():
         print(f"  {count} dropped: {reason}")
 
 
@@ -218,10 +217,10 @@ def distill(args: list[str]) -> None:
       omr data distill shards/mine runs/distilled --judge http://127.0.0.1:8001/v1
     """
     config = parse(distill, "data distill", DistillConfig, args)
-    from data_pipeline.distill import distill_shards, finish_distill, yields_table
-    from data_pipeline.shard_index import ShardIndex
+    from data_pipeline.distill import distill as ask_teacher
+    from data_pipeline.distill import finish_distill, yields_table
 
-    distill_shards(config, range(len(ShardIndex.load(config.shards).shards)))
+    ask_teacher(config)
     yields, index = finish_distill(config)
     print(yields_table(yields))
     print(f"{len(index)} samples in {index.folder}")

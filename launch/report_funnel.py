@@ -111,7 +111,8 @@ def _table(label: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[s
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, cells in rows
     )
-    return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}"><table><tr>{titles}</tr>{"".join(lines)}</table></div>'
+    box = f'class="wide" tabindex="0" role="region" aria-label="{escape(label)}"'
+    return f"<div {box}><table><tr>{titles}</tr>{''.join(lines)}</table></div>"
 
 
 def _counted(count: int, first: int) -> str:

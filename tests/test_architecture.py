@@ -46,7 +46,9 @@ PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollou
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
     "data_pipeline/config.py",
+    "data_pipeline/curate_config.py",
     "data_pipeline/distill_config.py",
+    "data_pipeline/select_config.py",
     "megatron_omr/config.py",
     "rl/config.py",
     "launch/config.py",
@@ -186,7 +188,7 @@ def heavy_configs(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for found in imports(source) if source.path in CONFIGS else ():
             name = found.names[0]
-            if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith(".config"):
+            if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith((".config", "_config")):
                 yield f"{source.path}:{found.line}: a config must not import {name}"
 
 

@@ -75,7 +75,14 @@ def reference(server: ModelServer, shards: Path, tmp_path_factory: pytest.TempPa
 
 
 def config(proxy: FlakyProxy, shards: Path, out: Path, **options: object) -> DistillConfig:
-    common = {"k": 4, "max_tokens": 64, "concurrency": 8, "extra_body": FORM, "workers": 1, "patience": 120.0}
+    common = {
+        "k": 4,
+        "max_tokens": 64,
+        "concurrency": 8,
+        "extra_body": FORM,
+        "checkers": 1,
+        "patience": 120.0,
+    }
     return DistillConfig(base_url=proxy.url, shards=str(shards), out=str(out), **common | options)  # pyright: ignore
 
 
@@ -85,7 +92,7 @@ def distill(config: DistillConfig) -> ShardIndex:
 
 
 def command(config: DistillConfig) -> list[str]:
-    names = ("base_url", "k", "max_tokens", "concurrency", "extra_body", "workers", "patience")
+    names = ("base_url", "k", "max_tokens", "concurrency", "extra_body", "checkers", "patience")
     options = [text for name in names for text in (f"--{name}", str(getattr(config, name)))]
     return [sys.executable, "-m", "launch.cli", "data", "distill", config.shards, config.out, *options]
 
@@ -232,6 +239,31 @@ def test_what_fails_for_good_is_counted_by_reason_and_asked_again_when_told(
     assert not any(answer.is_failed for answer in stored(shards, tmp_path))
 
 
+def test_samples_that_cannot_be_asked_are_counted_and_the_others_asked(
+    samples: list[Sample], server: ModelServer, tmp_path: Path
+) -> None:
+    broken = [
+        replace(samples[0], answer=""),
+        replace(samples[1], images=(b"RIFF and no picture",)),
+        replace(samples[2], messages=samples[2].messages[:1]),
+        *samples[3:],
+    ]
+    folder = tmp_path / "shards"
+    index = write_shards(broken, folder)
+    with (folder / index.shards[0].file).open("r+b") as tar:
+        tar.seek(index.refs[3].offset)
+        tar.write(b"torn" * 64)
+    with FlakyProxy(server.url) as proxy:
+        wanted = config(proxy, folder, tmp_path / "out", max_bad_samples=16)
+        distill_shards(wanted, [0])
+        kept = list(read_shards(finish_distill(wanted)[1].folder))
+    failed = Counter((a.id, a.reason) for a in stored(folder, tmp_path / "out") if a.is_failed)
+    reasons = ("no_reference", "image", "text", "unreadable")
+    assert failed == {(samples[n].id, reason): 4 for n, reason in enumerate(reasons)}
+    assert len(proxy.asked) == 4 * (len(samples) - 4)
+    assert {s.metadata["question"] for s in kept} <= {sample.id for sample in samples[4:]}
+
+
 def test_too_many_failures_stop_the_run(shards: Path, server: ModelServer, tmp_path: Path) -> None:
     with (
         FlakyProxy(server.url, lambda _seen, _body: "400") as proxy,
@@ -315,7 +347,7 @@ def test_perplexity_is_transformers(
 
     with FlakyProxy(server.url) as proxy:
         wanted = ScoreConfig(
-            base_url=proxy.url, shards=str(shards), out=str(tmp_path), kind="perplexity", workers=1
+            base_url=proxy.url, shards=str(shards), out=str(tmp_path), kind="perplexity", checkers=1
         )
         score_shards(wanted, SHARDS)
         assert len(proxy.asked) == 24
@@ -349,7 +381,7 @@ def test_pass_rate_is_the_share_of_right_answers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with FlakyProxy(server.url) as proxy:
-        options = ["--base_url", proxy.url, "--max_tokens", "64", "--extra_body", FORM, "--workers", "1"]
+        options = ["--base_url", proxy.url, "--max_tokens", "64", "--extra_body", FORM, "--checkers", "1"]
         assert main(["data", "score", str(shards), str(tmp_path), "--kind", "pass_rate", *options]) == 0
     assert "questions" in capsys.readouterr().out
     scores = read_scores(tmp_path / "scores.jsonl")
@@ -373,9 +405,13 @@ def test_a_judge_rules_on_what_the_rules_find_wrong(
         judged = len(judge.asked)
         distill_shards(wanted, SHARDS)
         assert len(judge.asked) == judged, "judgements are not paid twice either"
-    answers = stored(shards, tmp_path)
+        answers = stored(shards, tmp_path)
+        distill_shards(replace(wanted, k=5), SHARDS)
+    is_clear = word != "Perhaps"
+    fifth = [a for a in stored(shards, tmp_path) if a.rollout == 4 and (a.reason or a.decided_by == "judge")]
+    assert len(judge.asked) == judged * (1 if is_clear else 2) + len(fifth), "nor when more answers come"
     wrong = [old.key for old in rules if not old.accuracy]
-    assert judged == len(wrong) and {b["temperature"] for b in judge.asked} == {0.0}
+    assert judged == len(wrong) and {body["temperature"] for body in judge.asked} == {0.0}
     assert {a.key for a in answers if a.decided_by == "judge"} == set(wrong if word == "Equivalent" else ())
     reason = {"Equivalent": "", "Different": "wrong", "Perhaps": "not_judged"}[word]
     assert {a.reason for a in answers if a.key in wrong} == {reason}

@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_shard_writer import contents
 
 from data_pipeline.config import ImportConfig
+from data_pipeline.image_files import image_size
 from data_pipeline.importing import import_corpus
 from data_pipeline.shard_index import ShardIndex, rows_path
 from data_pipeline.shards import read_shards
+from launch import cli
 
 
 def write_sources(folder: Path, num_files: int, rows: int) -> Path:
@@ -138,3 +141,15 @@ def test_a_limit_counts_over_all_files(tmp_path: Path):
     assert [sample.metadata["file"] for sample in samples] == ["train-00000.jsonl"] * 9 + [
         "train-00001.jsonl"
     ] * 6
+
+
+def test_a_pixel_cap_is_kept_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number, side in enumerate((100, 300, 500)):
+        Image.new("RGB", (side, side), "red").save(tmp_path / f"{number}.png")
+    rows = [{"question": f"What is {n}?", "answer": n, "image": f"{n}.png"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["data", "import", "questions", str(tmp_path / "rows.jsonl"), str(tmp_path / "out")]
+    assert cli.main([*words, "--max_pixels", "50000"]) == 0
+    assert "2 images were larger than max_pixels=50000 and are scaled down" in capsys.readouterr().out
+    images = [image_size(sample.images[0]) for sample in read_shards(tmp_path / "out")]
+    assert images == [(100, 100), (196, 196), (196, 196)]

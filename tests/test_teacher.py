@@ -209,6 +209,9 @@ def test_a_log_continues_after_every_kind_of_end(tmp_path: Path):
     assert [answer.key in log for answer in answers] == [True, True, False, False]
     for answer in (*answers[2:], replace(answers[0], response="later")):
         log.add(answer)
+    log.close()
+    log = AnswerLog(path)  # nothing of the torn line is left in the way
+    assert len(log) == 4 and log.read(("b", 1)).response == "later"
     keys = log.keys(["b", "a"])
     assert keys == [("b", 0), ("b", 1), ("a", 0), ("a", 1)]
     log.finish(([log.read(key)] for key in keys), k=2, checker="strict")

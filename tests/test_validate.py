@@ -15,8 +15,9 @@ import pytest
 from broken_shards import Members, edit_tar, header, member, png_bomb
 from PIL import Image
 
-from data_pipeline.config import ValidateConfig
+from data_pipeline.config import MixConfig, ValidateConfig
 from data_pipeline.digits import digit_samples
+from data_pipeline.mixture import mix
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shard_writer import finish_shards, write_part, write_shards
 from data_pipeline.types import Sample
@@ -240,7 +241,8 @@ def test_bytes_behind_the_end_are_found(folder: Path):
         ("crc32", lambda sums: [*sums[:2], sums[2] ^ 1, *sums[3:]], "CRC-32"),
         ("tokens", lambda tokens: tokens[:-1], "lists 4 samples where index.json counts 4"),
         ("offsets", lambda offsets: ["here"] * 4, "cannot be read"),
-        ("ids", lambda ids: [7] * 4, "other things than ids and numbers"),
+        ("offsets", lambda offsets: [-512, *offsets[1:]], "a number below 0"),
+        ("ids", lambda ids: [1, 2, 3, 4], "an id that is no text"),
     ],
 )
 def test_rows_that_do_not_match_are_found(folder: Path, column: str, change: Callable, said: str):
@@ -288,6 +290,23 @@ def test_ids_are_named_even_when_they_hold_what_terminals_act_on(tmp_path: Path)
     write_shards([sample, sample], tmp_path)
     lines = "\n".join(check(tmp_path).lines)
     assert "a\\x1b[2Jb" in lines and "\x1b" not in lines
+
+
+def test_a_mixture_is_looked_through_with_all_its_folders(tmp_path: Path, good: Path, folder: Path):
+    write_shards(digit_samples("test", 5, 0), tmp_path / "other")
+    mix(MixConfig(sources=(str(tmp_path / "other"), str(folder)), out=str(tmp_path / "mix")))
+    report = check(tmp_path / "mix")
+    assert report.ok and (report.shards, report.samples) == (4, 17)
+    (folder / SECOND).unlink()
+    problem = check(tmp_path / "mix").problems[0]
+    assert problem.kind == "missing-shard" and problem.shard.endswith(f"shards/{SECOND}")
+    (tmp_path / "mix" / "mixture.json").unlink()
+    mix(
+        MixConfig(
+            sources=(str(good), str(shutil.copytree(good, tmp_path / "twin"))), out=str(tmp_path / "mix")
+        )
+    )
+    assert check(tmp_path / "mix", quick=True).counts == {"duplicate": 12}
 
 
 # ---- folders of others
