@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks import bench_dedup, bench_loader, bench_train_step, bench_verify, bench_weight_sync
+from benchmarks import (
+    bench_dedup,
+    bench_index,
+    bench_loader,
+    bench_train_step,
+    bench_verify,
+    bench_weight_sync,
+)
 
-for benchmark in (bench_train_step, bench_loader, bench_weight_sync, bench_verify, bench_dedup):
+ALL = (bench_train_step, bench_loader, bench_index, bench_weight_sync, bench_verify, bench_dedup)
+for benchmark in ALL:
     print(f"--- {benchmark.__name__}")
     benchmark.main()

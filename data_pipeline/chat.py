@@ -41,7 +41,12 @@ class ChatEncoder:
         self._special = {
             str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        self._cuts = re.compile(f"({'|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))})")
+        plain = [
+            re.escape(str(token))
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+        ]
+        self._cuts = re.compile(f"({'|'.join(sorted(plain, key=len, reverse=True))})")
         self._tokenize_piece = lru_cache(maxsize=PIECES)(
             lambda piece: tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False).ids
         )
@@ -160,8 +165,11 @@ class ChatEncoder:
         )
 
     def _tokenize(self, text: str) -> list[int]:
-        """The tokenizer's ids of `text`. It cuts at special tokens and takes the pieces by themselves, so pieces that
-        come again and again, such as the system prompt, need not be tokenised again."""
+        """The tokenizer's ids of `text`.
+
+        It cuts at plain special tokens and takes the pieces by themselves, so pieces that come again and again,
+        such as the system prompt, need not be tokenised again.
+        """
         ids: list[int] = []
         for piece in self._cuts.split(text):
             if piece in self._special:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_pipeline.chat import ChatEncoder
@@ -189,3 +191,14 @@ def _copy_without_weights(tiny_hf: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_hf, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     assert json.loads((folder / "preprocessor_config.json").read_text())
     return folder
+
+
+MARKS = st.sampled_from(["<|im_start|>", "<|im_end|>", "<|image_pad|>", "\n", " ", "e\u0301"])
+TEXTS = st.lists(st.one_of(MARKS, st.text(max_size=9))).map("".join)
+
+
+@settings(deadline=None)
+@given(text=TEXTS)
+def test_pieces_give_the_ids_of_the_whole_text(encoder, text):
+    whole = encoder._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert encoder._tokenize(text) == whole == encoder._tokenize(text)
