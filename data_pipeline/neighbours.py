@@ -5,7 +5,15 @@ Vectors are added by one thread, because the graph depends on the order; searchi
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import numpy as np
+
+if sys.platform == "linux":
+    # USEARCH brings C++ symbols of its own, which abort Ray when it is loaded later; loaded first, these are used.
+    ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
+
 from usearch.index import Index
 
 

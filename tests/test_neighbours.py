@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
@@ -53,3 +56,14 @@ def test_few_vectors_and_single_queries():
     assert keys[0, 0] == 1 and cosines[0, 0] == pytest.approx(1, abs=1e-3) and cosines[0, 2] == -1
     assert index.find(vectors[:0], 3)[0].shape == (0, 3)
     assert (index.vectors(np.array([1, 0])) == vectors[[1, 0]]).all()
+
+
+def test_ray_starts_in_a_process_that_searched_before():
+    """Their libraries clash where USEARCH's is loaded first with nothing done about it."""
+    code = (
+        "import data_pipeline.neighbours\n"
+        "from data_pipeline.ray_session import start_ray, stop_ray\n"
+        "start_ray(); stop_ray(); print('both work')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "both work" in done.stdout, done.stderr[-2000:]
