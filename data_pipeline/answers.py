@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from data_pipeline.files import write_json
 from data_pipeline.shard_index import Shard
 
 Key = tuple[str, int]
@@ -238,13 +239,6 @@ class AnswerLog:
             self.failed.add(answer.key)
         else:
             self.failed.discard(answer.key)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a file that is either whole or not there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
 
 
 def _summary_path(path: Path) -> Path:

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.answers import Answer, AnswerLog, ShardSummary, Yield, answers_path, write_json
+from data_pipeline.answers import Answer, AnswerLog, ShardSummary, Yield, answers_path
 from data_pipeline.chat_client import ChatClient, NoAnswer
 from data_pipeline.checking import check_answers, judge_answer
 from data_pipeline.distill_config import AskConfig
+from data_pipeline.files import write_json
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shards import read_sample
 from data_pipeline.types import BadSample, Sample, SampleRef

@@ -14,13 +14,14 @@ from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.deduplicate import DUPLICATES, deduplicate
 from data_pipeline.distill import answers_digest, distill
 from data_pipeline.distill_config import AskConfig, TeacherConfig
-from data_pipeline.duplicates import read_duplicates, without_duplicates
+from data_pipeline.duplicates import digest_of, read_duplicates, without_duplicates
 from data_pipeline.filters import build_filters, keep
 from data_pipeline.funnel import FunnelRow
 from data_pipeline.importing import MANIFEST, import_corpus
 from data_pipeline.mixture import mix
 from data_pipeline.scoring import with_scores
 from data_pipeline.select_config import DedupRunConfig
+from data_pipeline.selecting import with_verdicts
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.stage import Drop, StageReport, run_stage
 from data_pipeline.teacher import distilled_samples
@@ -74,18 +75,15 @@ def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     settings: dict[str, object] = {"filters": asdict(config.questions)}
     if config.deduplicate:
         listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, ShardIndex.load(raw).digest)
-        settings["duplicates"] = [
-            [part, found.id, found.kind] for part in sorted(listed) for found in listed[part]
-        ]
+        settings["duplicates"] = digest_of(listed)
     return [_row("standardised", source, _run(config, source, "raw", "standardised", _standardise, settings))]
 
 
 def distil(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Ask the teacher the questions, and check its answers."""
     found = _ask(config, source, "distilled", config.teacher)
-    failed = {"failed": found.asked - found.answered} if found.asked > found.answered else {}
     return [
-        FunnelRow(stage="distilled", source=source.name, count=found.answered, dropped=failed),
+        FunnelRow(stage="distilled", source=source.name, count=found.asked),
         FunnelRow(stage="verified", source=source.name, count=found.kept, dropped=found.reasons),
     ]
 
@@ -146,7 +144,9 @@ def _select(
         samples = with_scores(samples, {name: {"pass_rate": rate} for name, rate in rates.items()})
     if source.answers == "distill":
         answers = read_answers(folder(config, "distilled", source), shard)
-        samples = distilled_samples(samples, answers, config.per_question)
+        samples = distilled_samples(samples, answers, config.per_question, drop)
+    if config.responses.correct:
+        samples = with_verdicts(samples)
     return keep(samples, build_filters(config.responses), drop)
 
 

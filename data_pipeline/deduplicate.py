@@ -12,10 +12,10 @@ from data_pipeline.dedup import Corpus, find_duplicates
 from data_pipeline.duplicates import write_duplicates
 from data_pipeline.encoders import load_encoders
 from data_pipeline.executor import run_parts
+from data_pipeline.files import write_json
 from data_pipeline.fingerprints import fingerprint_shard
 from data_pipeline.select_config import DedupConfig, DedupRunConfig
 from data_pipeline.shard_index import ShardIndex
-from data_pipeline.shard_writer import write_atomically
 from data_pipeline.shards import read_shard
 
 KINDS = ("exact", "near", "contamination", "reported")
@@ -80,7 +80,7 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
         for folder, index in zip(config.inputs, indexes, strict=False)
     )
     summary = {"corpora": [asdict(row) for row in rows], "config": asdict(config)}
-    (out / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(out / SUMMARY, summary)
     return rows
 
 
@@ -102,7 +102,7 @@ def _fingerprint_part(config: DedupConfig, place: tuple[str, int, Path]) -> None
     encoders = load_encoders(config.text_encoder, config.image_encoder)
     samples = read_shard(ShardIndex.load(folder), number, lambda id, _: bad.append(id))
     fingerprint_shard(samples, encoders).save(path)
-    write_atomically(done, json.dumps({"unreadable": len(bad), "ids": bad}).encode())
+    write_json(done, {"unreadable": len(bad), "ids": bad})
 
 
 def table(rows: tuple[CorpusCount, ...]) -> str:

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.answers import Answer, ShardSummary, Yield, read_answers, write_json
+from data_pipeline.answers import Answer, ShardSummary, Yield, read_answers
 from data_pipeline.asking import ask_shards, read_yields
 from data_pipeline.chat_client import ChatClient
 from data_pipeline.config import ShardConfig
 from data_pipeline.distill_config import AskConfig, DistillConfig, parse_extra_body
 from data_pipeline.executor import run_parts
+from data_pipeline.files import write_json
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.stage import Drop, run_stage
 from data_pipeline.teacher import distilled_samples, teacher_messages
@@ -166,6 +167,6 @@ def answers_digest(out: str | Path, index: ShardIndex) -> str:
     return digest.hexdigest()[:16]
 
 
-def _distilled(config: DistillConfig, samples: Iterator[Sample], _: Drop, part: int) -> Iterator[Sample]:
+def _distilled(config: DistillConfig, samples: Iterator[Sample], drop: Drop, part: int) -> Iterator[Sample]:
     shard = ShardIndex.load(config.shards).shards[part]
-    return distilled_samples(samples, read_answers(config.out, shard), config.per_question)
+    return distilled_samples(samples, read_answers(config.out, shard), config.per_question, drop)

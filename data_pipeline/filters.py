@@ -22,7 +22,7 @@ _WITHOUT_ANSWER_TAGS = ("visualwebinstruct", "llavacot", "ai2d")
 _THINK_ANSWER = re.compile(r"\s*<think>(.+?)</think>\s*<answer>(.+?)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
 _PROVIDERS = {
-    "accuracy": "`omr data distill`, which checks each answer",
+    "accuracy": "a check against a reference answer",
     "perplexity": "`omr data score`",
     "pass_rate": "`omr data score`, or the corpus itself",
 }

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from data_pipeline.files import write_json
+
 FUNNEL = "funnel.json"
 STAGES = ("raw", "standardised", "distilled", "verified", "selected", "mixed")
 
@@ -58,13 +60,7 @@ class Funnel:
 
     def save(self, path: str | Path) -> None:
         """Write the rows; the file is replaced as a whole."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(
-            json.dumps({"version": 1, "rows": [asdict(row) for row in self.rows]}, indent=1) + "\n"
-        )
-        partial.replace(path)
+        write_json(Path(path), {"version": 1, "rows": [asdict(row) for row in self.rows]})
 
     def with_row(self, row: FunnelRow) -> Funnel:
         """With `row` in place of the one of the same stage and source, if there is one."""

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from data_pipeline.config import ImportConfig, RowsConfig
 from data_pipeline.corpora import CORPORA, EXPANSIONS
 from data_pipeline.executor import run_parts
+from data_pipeline.files import write_json
 from data_pipeline.rows import Row
 from data_pipeline.shard_index import INDEX
-from data_pipeline.shard_writer import finish_shards, write_atomically, write_part
+from data_pipeline.shard_writer import finish_shards, write_part
 from data_pipeline.sources import RawRow, read_rows, source_files
 from data_pipeline.types import SYSTEM_PROMPT, BadSample, Sample
 
@@ -134,7 +135,7 @@ def import_corpus(corpus: str, config: ImportConfig) -> Tally | None:
         raise ValueError(f"no row of {config.path} is a sample of {corpus}; look at them with --check")
     index = finish_shards(out, len(parts))
     tally.scaled = sum(shard.scaled for shard in index.shards)
-    write_atomically(manifest, _json({"import": wanted, "digest": index.digest, **asdict(tally)}))
+    write_json(manifest, {"import": wanted, "digest": index.digest, **asdict(tally)})
     for part in parts:
         _tally_path(out, part.number).unlink(missing_ok=True)
     return tally
@@ -162,7 +163,7 @@ def _claim(out: Path, wanted: dict[str, object]) -> bool:
         for record in out.glob("part-*.json"):  # of parts without any sample
             record.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(manifest, _json({"import": wanted}))  # before the index: what has one has the other
+    write_json(manifest, {"import": wanted})  # before the index: what has one has the other
     return True
 
 
@@ -204,15 +205,11 @@ def _counted(corpus: str, config: ImportConfig, part: _Part) -> Iterator[Sample]
         yield found
         if tally.samples == config.limit:
             break
-    write_atomically(_tally_path(Path(config.out), part.number), _json(asdict(tally)))
+    write_json(_tally_path(Path(config.out), part.number), asdict(tally))
 
 
 def _tally_path(out: Path, part: int) -> Path:
     return out / f"tally-{part:06d}.json"
-
-
-def _json(value: dict[str, object]) -> bytes:
-    return json.dumps(value, indent=1).encode()
 
 
 def _numbered(corpus: str, config: RowsConfig, files: Sequence[Path]) -> Iterator[tuple[str, int, RawRow]]:

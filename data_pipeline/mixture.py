@@ -6,13 +6,13 @@ or by weights, and what a small source cannot give the others do.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.config import MixConfig
+from data_pipeline.files import write_json
 from data_pipeline.shard_index import INDEX, MIXTURE, ShardIndex
 from data_pipeline.storage import is_local
 
@@ -54,11 +54,8 @@ def mix(config: MixConfig) -> list[Part]:
         Part(name=name, place=place, digest=index.digest, size=size, weight=weight, count=count)
         for name, place, index, size, weight, count in rows
     ]
-    out.mkdir(parents=True, exist_ok=True)
     said = {"version": 1, "seed": config.seed, "sources": [asdict(part) for part in parts]}
-    draft = out / f"{MIXTURE}.partial"
-    draft.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(out / MIXTURE)
+    write_json(out / MIXTURE, said)
     return parts
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from data_pipeline.duplicates import Duplicate, digest_of, read_duplicates, without_duplicates
-from data_pipeline.filters import build_filters, keep
+from data_pipeline.filters import build_filters, keep, response
 from data_pipeline.scoring import read_scores, with_scores
 from data_pipeline.select_config import SelectConfig
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.stage import Drop, StageReport, run_stage
 from data_pipeline.types import Sample
+from data_pipeline.verify_pool import VerifyPool
+
+CHUNK, DEADLINE = 256, 5.0
+"""Answers that are checked at once, and the seconds that each may take."""
 
 
 def select(config: SelectConfig) -> StageReport:
@@ -47,6 +52,8 @@ def _select(config: SelectConfig, samples: Iterator[Sample], drop: Drop, part: i
     samples = without_duplicates(samples, _listed(config).get(part, []), drop)
     for path in config.scores:
         samples = with_scores(samples, read_scores(path))
+    if config.filters.correct:
+        samples = with_verdicts(samples)
     return keep(samples, build_filters(config.filters), drop)
 
 
@@ -54,3 +61,20 @@ def _listed(config: SelectConfig) -> dict[int, list[Duplicate]]:
     if not config.duplicates:
         return {}
     return read_duplicates(Path(config.duplicates), ShardIndex.load(config.source).digest)
+
+
+def with_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples with accuracy and decided_by of their last turn in their metadata, by the strict rules.
+
+    Those that were checked before, or hold no reference answer, stay as they are.
+    """
+    waiting = iter(samples)
+    with VerifyPool(1, DEADLINE) as pool:
+        while chunk := list(islice(waiting, CHUNK)):
+            asked = [sample for sample in chunk if sample.answer and "accuracy" not in sample.metadata]
+            verdicts = pool.check_many([(response(sample), sample.answer) for sample in asked])
+            found = {id(sample): verdict for sample, verdict in zip(asked, verdicts, strict=True)}
+            for sample in chunk:
+                verdict = found.get(id(sample))
+                said = {"accuracy": verdict.accuracy, "decided_by": verdict.decided_by} if verdict else {}
+                yield replace(sample, metadata={**sample.metadata, **said})

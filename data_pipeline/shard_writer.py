@@ -24,6 +24,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from data_pipeline.config import ImageConfig, ShardConfig
+from data_pipeline.files import write_whole
 from data_pipeline.image_files import image_size
 from data_pipeline.shard_index import INDEX, VERSION, Shard, ShardIndex, rows_path
 from data_pipeline.shards import to_fields
@@ -121,9 +122,7 @@ def finish_shards(out: str | Path, num_parts: int) -> ShardIndex:
         ours = {shard.file for shard in shards}
         if strangers := sorted(path.name for path in out.glob("*.tar") if path.name not in ours):
             raise ValueError(f"{out} holds {strangers[0]!r}, which is not ours; move it away, and repeat")
-        write_atomically(
-            out / INDEX, _json({"version": VERSION, "shards": [asdict(shard) for shard in shards]})
-        )
+        write_whole(out / INDEX, _json({"version": VERSION, "shards": [asdict(shard) for shard in shards]}))
     for record in records:
         record.unlink(missing_ok=True)
     return ShardIndex.load(out)
@@ -167,8 +166,10 @@ def _refuse_strangers(out: Path) -> None:
 def _remove_unfinished(out: Path, part: int) -> None:
     """Delete what a killed write of this part left, and nothing else; the last first, so that no gap arises."""
     shards = (out / shard_name(part, number) for number in count())
-    files = ((shard, rows_path(shard), _partial(shard), _partial(rows_path(shard))) for shard in shards)
-    left = list(takewhile(lambda four: any(path.exists() for path in four), files))
+    files = ((shard, rows_path(shard), _partial(shard)) for shard in shards)
+    left = list(takewhile(lambda three: any(path.exists() for path in three), files))
+    for path in out.glob(f"{rows_path(left[-1][0]).name}.*.partial") if left else ():
+        path.unlink(missing_ok=True)
     for path in chain.from_iterable(reversed(left)):
         path.unlink(missing_ok=True)
 
@@ -208,7 +209,7 @@ def _write_shard(samples: Iterator[Sample], path: Path, limits: ShardConfig) -> 
         end += bytes(-(offset + len(end)) % tarfile.RECORDSIZE)
         sha256.update(end)
         _write_through(file, end)
-    write_atomically(rows_path(path), _json(rows))  # before the shard: see _refuse_strangers
+    write_whole(rows_path(path), _json(rows))  # before the shard: see _refuse_strangers
     _partial(path).replace(path)
     return Shard(
         file=path.name,
@@ -268,13 +269,6 @@ def _area(image: bytes) -> int:
 
 
 # --- files
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none of it, also when the machine fails."""
-    with _partial(path).open("wb") as file:
-        _write_through(file, data)
-    _partial(path).replace(path)
 
 
 def _write_through(file: BinaryIO, data: bytes) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from data_pipeline.config import ShardConfig
 from data_pipeline.executor import Executor, run_parts
+from data_pipeline.files import write_json
 from data_pipeline.shard_index import INDEX, ShardIndex
-from data_pipeline.shard_writer import finish_shards, write_atomically, write_part
+from data_pipeline.shard_writer import finish_shards, write_part
 from data_pipeline.shards import read_shard
 from data_pipeline.types import BadSample, Sample
 
@@ -78,7 +79,6 @@ def run_stage(
 
 
 def _claim(folder: Path, settings: dict[str, object]) -> None:
-    (folder / "dropped").mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST
     wanted = json.loads(json.dumps(settings))
     if manifest.exists() and (found := json.loads(manifest.read_text())) != wanted:
@@ -88,7 +88,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
         )
     if not manifest.exists() and (folder / INDEX).exists():
         raise ValueError(f"{folder} holds shards that are no stage's; choose another folder")
-    write_atomically(manifest, json.dumps(wanted, indent=1).encode())
+    write_json(manifest, wanted)
 
 
 def _run_part(
@@ -105,7 +105,7 @@ def _run_part(
         read = read_shard(ShardIndex.load(source), part, drop_bad)
         yield from chain(read, lambda sample, reason: dropped.append((sample.id, reason)), part)
         # Before the writer sees the end and calls the part finished: a finished part has its lists.
-        write_atomically(_drops_path(Path(out), part), json.dumps({"bad": bad, "dropped": dropped}).encode())
+        write_json(_drops_path(Path(out), part), {"bad": bad, "dropped": dropped})
 
     write_part(samples(), Path(out), part, **asdict(limits))
 

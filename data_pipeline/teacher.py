@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from data_pipeline.answers import Answer
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Message, Sample
@@ -105,20 +104,28 @@ def target(thought: str, answer: str) -> str:
 
 
 def distilled_samples(
-    samples: Iterable[Sample], answers: Iterable[Answer], per_question: int
+    samples: Iterable[Sample],
+    answers: Iterable[Answer],
+    per_question: int,
+    drop: Callable[[Sample, str], None] = lambda sample, reason: None,
 ) -> Iterator[Sample]:
     """The first `per_question` kept answers to each sample, as samples `{id}#{rollout}` in the samples' order.
 
     Args:
         answers: those to these samples; their kept ones are held in memory.
+        drop: is called with each right answer beyond `per_question`, and "surplus".
     """
     kept: dict[str, list[Answer]] = {}
     for answer in answers:
         if not answer.reason:
             kept.setdefault(answer.id, []).append(answer)
     for sample in samples:
-        for answer in islice(kept.get(sample.id, ()), per_question):
-            yield _distilled(sample, answer)
+        for number, answer in enumerate(kept.get(sample.id, ())):
+            learned = _distilled(sample, answer)
+            if number < per_question:
+                yield learned
+            else:
+                drop(learned, "surplus")
 
 
 def _distilled(sample: Sample, answer: Answer) -> Sample:

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.files import write_json
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -43,9 +45,7 @@ def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
                 f"{run} holds a run with other settings: {shown}. Set them back, or choose another run"
             )
     run.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(new, indent=2) + "\n")
-    draft.replace(path)
+    write_json(path, new)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ Accuracy is averaged over the `n` answers of a question first (avg@n), and quest
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.files import write_json
 from data_pipeline.verify_pool import VerifyPool
 from megatron_omr.run_folder import save_config
 from rl.config import EvalConfig
@@ -89,7 +89,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
             bar.update(len(chunk))
         engine.close()
     summary = summarize(groups, seed=config.seed)
-    _write_atomically(out / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+    write_json(out / "summary.json", asdict(summary))
     return summary
 
 
@@ -189,12 +189,3 @@ def _score(groups: Sequence[Group], seed: int) -> Score:
     return Score(
         accuracy=float(np.mean(accuracies)), ci95=bootstrap_ci95(accuracies, seed=seed), count=len(groups)
     )
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_suffix(".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

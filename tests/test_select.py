@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,27 @@ def test_presets_and_fields_go_together(shards: Path, capsys, monkeypatch):
     assert cli.main(["data", "select", "first", "x", "--preset", "mmfinereasn"]) == 2
     assert "did you mean 'mmfinereason'?" in capsys.readouterr().err
     assert cli.main(["data", "select", "first", "x", "--preset", "mmfinereason"]) == 2
-    assert "has metadata accuracy=None" in capsys.readouterr().err
+    assert "a check against a reference answer provides" in capsys.readouterr().err
+
+
+def test_responses_that_nobody_checked_are_checked(tmp_path: Path):
+    said = {"right": "<answer>$\\frac{1}{2}$</answer>", "wrong": "<answer>0.25</answer>", "known": "nonsense"}
+    samples = [ask(id, "How much?", answer="0.5", response=text) for id, text in said.items()]
+    samples[2] = replace(samples[2], metadata={"accuracy": 1.0})
+    samples.append(ask("unanswered", "How much?", response="no reference"))
+    write_shards(samples[:3], tmp_path / "in")
+    config = SelectConfig(
+        source=str(tmp_path / "in"), out=str(tmp_path / "out"), filters=FilterConfig(correct=True)
+    )
+    assert select(config).dropped == {"wrong": 1}
+    kept = list(read_shards(tmp_path / "out"))
+    assert [(s.id, s.metadata) for s in kept] == [
+        ("right", {"accuracy": 1.0, "decided_by": "number"}),
+        ("known", {"accuracy": 1.0}),
+    ]
+    write_shards(samples, tmp_path / "more")
+    with pytest.raises(ValueError, match="'unanswered' has metadata accuracy=None"):
+        select(replace(config, source=str(tmp_path / "more"), out=str(tmp_path / "out2")))
 
 
 def test_selecting_drops_by_reason_and_says_the_same_twice(shards: Path):

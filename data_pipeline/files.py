@@ -1,0 +1,23 @@
+"""Small files that are either whole or not there, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` into `path` in one step, also where several processes do so at once; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """write_whole of `value` as JSON, readable and always the same for the same value."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
