@@ -184,7 +184,7 @@ def test_a_sentence_that_says_not_equivalent_is_wrong():
 @pytest.mark.parametrize("value", [None, "0.5", True])
 def test_a_missing_value_says_who_provides_it(config: dict, name: str, value):
     sample = said("x") if value is None else said("x", **{name: value})
-    with pytest.raises(ValueError, match=f"'0' has metadata {name}={value!r}.*omr data"):
+    with pytest.raises(ValueError, match=f"'0' has metadata {name}={value!r}.* provides"):
         reasons(FilterConfig(**config), sample)
 
 
