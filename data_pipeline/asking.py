@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -22,11 +24,14 @@ from data_pipeline.answers import Answer, AnswerLog, ShardSummary, Yield, answer
 from data_pipeline.chat_client import ChatClient, NoAnswer
 from data_pipeline.checking import check_answers, judge_answer
 from data_pipeline.distill_config import AskConfig
+from data_pipeline.executor import run_parts
 from data_pipeline.files import write_json
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shards import read_sample
 from data_pipeline.types import BadSample, Sample, SampleRef
 from data_pipeline.verify_pool import VerifyPool
+
+C = TypeVar("C", bound=AskConfig)
 
 MANIFEST = "asked.json"
 MIN_ANSWERS = 100
@@ -35,6 +40,20 @@ CHUNK = 512  # answers in memory while a shard is checked
 
 Ask = Callable[[ChatClient, Sample, int], Awaitable[Answer]]
 """Asks about a sample for the n-th time. Raises BadSample or NoAnswer where nothing comes of it."""
+
+
+def ask_all(work: Callable[[C, Sequence[int]], object], config: C) -> dict[str, Yield]:
+    """`work` on all shards, distill_shards for one; returns what came of it by source.
+
+    One run goes through all shards and keeps the server busy from one into the next. Several `config.workers`
+    share the shards out among them, each with `config.concurrency` requests of its own.
+    """
+    index = ShardIndex.load(config.shards)
+    numbers = range(len(index.shards))
+    runs = min(len(numbers), config.workers or len(numbers))
+    chunks = [numbers[first::runs] for first in range(runs)]
+    run_parts(partial(work, config), chunks, executor=config.executor, workers=config.workers)
+    return read_yields(config.out, index, numbers)
 
 
 def ask_shards(config: AskConfig, numbers: Sequence[int], ask: Ask, *, kind: str) -> dict[str, Yield]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from data_pipeline.dedup import Corpus, find_duplicates
-from data_pipeline.duplicates import write_duplicates
+from data_pipeline.duplicates import Duplicate, write_duplicates
 from data_pipeline.encoders import load_encoders
 from data_pipeline.executor import run_parts
 from data_pipeline.files import write_json
@@ -67,8 +69,10 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
         Corpus(digest=index.digest, parts=tuple(path for owner, _, path in places if owner is index))
         for index in indexes
     ]
-    num = len(config.inputs)
-    counts = write_duplicates(out / DUPLICATES, find_duplicates(corpora[:num], config.dedup, corpora[num:]))
+    work = partial(_compare_share, config, corpora)
+    shares = range(config.shares)
+    found = run_parts(work, shares, executor=config.executor, workers=config.workers, desc="compare")
+    counts = write_duplicates(out / DUPLICATES, chain.from_iterable(found))
     rows = tuple(
         CorpusCount(
             folder=folder,
@@ -103,6 +107,13 @@ def _fingerprint_part(config: DedupConfig, place: tuple[str, int, Path]) -> None
     samples = read_shard(ShardIndex.load(folder), number, lambda id, _: bad.append(id))
     fingerprint_shard(samples, encoders).save(path)
     write_json(done, {"unreadable": len(bad), "ids": bad})
+
+
+def _compare_share(config: DedupRunConfig, corpora: Sequence[Corpus], share: int) -> list[Duplicate]:
+    num = len(config.inputs)
+    return list(
+        find_duplicates(corpora[:num], config.dedup, corpora[num:], share=share, num_shares=config.shares)
+    )
 
 
 def table(rows: tuple[CorpusCount, ...]) -> str:

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from data_pipeline.answers import Answer, ShardSummary, Yield, read_answers
-from data_pipeline.asking import ask_shards, read_yields
+from data_pipeline.asking import ask_all, ask_shards, read_yields
 from data_pipeline.chat_client import ChatClient
 from data_pipeline.config import ShardConfig
 from data_pipeline.distill_config import AskConfig, DistillConfig, parse_extra_body
-from data_pipeline.executor import run_parts
 from data_pipeline.files import write_json
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.stage import Drop, run_stage
@@ -24,20 +23,8 @@ YIELDS = "yields.json"
 
 
 def distill(config: AskConfig) -> dict[str, Yield]:
-    """Ask for `config.k` answers to each question, and check them; returns what came of it by source.
-
-    One run goes through all shards and keeps the server busy from one into the next; several `workers` take turns
-    at the shards, each with `concurrency` requests of its own.
-
-    Raises:
-        ValueError: as distill_shards.
-    """
-    index = ShardIndex.load(config.shards)
-    numbers = range(len(index.shards))
-    runs = min(len(numbers), config.workers or len(numbers))
-    chunks = [numbers[first::runs] for first in range(runs)]
-    run_parts(partial(distill_shards, config), chunks, executor=config.executor, workers=config.workers)
-    return read_yields(config.out, index, numbers)
+    """distill_shards of all shards, on the executor that `config` names."""
+    return ask_all(distill_shards, config)
 
 
 def distill_shards(config: AskConfig, numbers: Sequence[int]) -> dict[str, Yield]:

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from data_pipeline.answers import Answer, Yield, pass_rates, read_answers
-from data_pipeline.asking import ask_shards
+from data_pipeline.asking import ask_all, ask_shards
 from data_pipeline.chat_client import ChatClient
 from data_pipeline.distill import distill_shards
 from data_pipeline.distill_config import ScoreConfig
@@ -19,6 +19,11 @@ from data_pipeline.teacher import chat_messages
 from data_pipeline.types import BadSample, Sample
 
 SCORES = "scores.jsonl"
+
+
+def score(config: ScoreConfig) -> dict[str, Yield]:
+    """score_shards of all shards, on the executor that `config` names."""
+    return ask_all(score_shards, config)
 
 
 def score_shards(config: ScoreConfig, numbers: Sequence[int]) -> dict[str, Yield]:

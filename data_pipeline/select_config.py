@@ -123,8 +123,14 @@ class DedupRunConfig(WorkConfig):
     against: tuple[str, ...] = ()
     """Folders of evaluation benchmarks as shards."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
+    shares: int = 1
+    """Parts that the comparison falls into (samples whose symbols differ never meet), for several workers."""
     max_bad_samples: int = 100
     """Unreadable samples are left out and counted; past this many, it stops."""
+
+    def __post_init__(self) -> None:
+        if self.shares < 1:
+            raise ValueError(f"shares={self.shares} must be at least 1")
 
 
 BELOW_ONE = math.nextafter(1.0, 0.0)

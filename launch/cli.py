@@ -5,6 +5,7 @@ Heavy packages are imported inside the command that needs them, so help and mist
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except (RankError, CalledProcessError) as failure:
         print(f"omr: error: {failure}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who read our output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("omr: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130

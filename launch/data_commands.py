@@ -23,10 +23,10 @@ def data(args: list[str]) -> None:
     """From anybody's rows to shards: omr data COMMAND.
 
     Examples:
-      omr data digits runs/demo/data
-      omr data import messages mine.jsonl --check
-      omr data mix shards/a shards/b --out shards/mix
-      omr data import --help
+      omr data curate own --sources.0.path mine.jsonl
+      omr data import messages mine.jsonl shards/mine
+      omr data inspect shards/mine
+      omr data distill --help
     """
     name, rest = leading_word(data, "command", DATA_COMMANDS, args)
     DATA_COMMANDS[name](rest)
@@ -123,35 +123,6 @@ def inspect(args: list[str]) -> None:
     print(write_gallery(config))
 
 
-def mix(args: list[str]) -> None:
-    """Mix folders of shards, by weights or counts: omr data mix SOURCE [SOURCE ...] --out OUT.
-
-    Nothing is copied: OUT gets a mixture.json, and is used like a folder of shards. By default every sample of every
-    source comes once an epoch; with --samples, sources share evenly or by --weights, and the rest of a small source's
-    share goes to the others.
-
-    Examples:
-      omr data mix shards/mmr1 shards/miromind_m1 --out shards/mix
-      omr data mix shards/mmr1 shards/miromind_m1 --out shards/mix --samples 100000 --weights mmr1=2
-      omr data mix shards/mmk12 shards/tqa --out shards/mix --counts mmk12=5000,tqa=8000 --max_epochs 2
-      omr sft qwen2_5_vl_7b_sft --loader.shards shards/mix
-    """
-    config = parse(mix, "data mix", MixConfig, args)
-    from data_pipeline.mixture import mix as mix_sources
-
-    parts = mix_sources(config)
-    total = sum(part.count for part in parts)
-    width = max(6, *(len(part.name) for part in parts))
-    print(f"{'source':<{width}} {'samples':>10} {'weight':>8} {'count':>10} {'share':>7} {'epochs':>7}")
-    for part in parts:
-        weight = "" if part.weight is None else f"{part.weight:g}"
-        share, epochs = part.count / max(1, total), part.count / max(1, part.size)
-        print(
-            f"{part.name:<{width}} {part.size:>10} {weight:>8} {part.count:>10} {share:>7.1%} {epochs:>7.2f}"
-        )
-    print(f"{'total':<{width}} {sum(p.size for p in parts):>10} {'':>8} {total:>10}\nin {config.out}")
-
-
 def dedup(args: list[str]) -> None:
     """List what is there twice, or stands in a benchmark: omr data dedup IN [IN ...] --out OUT.
 
@@ -171,37 +142,6 @@ def dedup(args: list[str]) -> None:
 
     print(table(deduplicate(config)))
     print(f"listed in {Path(config.out) / DUPLICATES}")
-
-
-def select_data(args: list[str]) -> None:
-    """Keep the samples that pass filters: omr data select IN OUT.
-
-    Every filter is off unless asked for: by its field, or by --preset (openmmreasoner, mmfinereason or
-    mmfinereason_hardest), whose fields can then be changed one by one.
-
-    Examples:
-      omr data select shards/distilled shards/selected --filters.min_words 100 --filters.repetition_count 3
-      omr data select shards/distilled shards/selected --preset mmfinereason
-      omr data select shards/virl39k shards/virl39k_clean --duplicates dedup/duplicates.jsonl
-    """
-    preset, rest = _preset(FILTER_PRESETS, args, "openmmreasoner")
-    default = SelectConfig(source=MISSING, out=MISSING, filters=preset)
-    config = parse(select_data, "data select", SelectConfig, rest, default=default)
-    from data_pipeline.selecting import select
-
-    report = select(config)
-    print(f"{report.kept} samples kept in {config.out}")
-    for reason, count in report.dropped.items():
-        print(f"  {count} dropped: {reason}")
-
-
-def _preset(presets: dict[str, Callable[[], T]], args: list[str], default: str) -> tuple[T, list[str]]:
-    """Take `--preset NAME` out of the words; the config it names, and the other words."""
-    if "--preset" not in args:
-        return presets[default](), args
-    place = args.index("--preset")
-    name = args[place + 1] if place + 1 < len(args) else ""
-    return pick("preset", presets, name)(), [*args[:place], *args[place + 2 :]]
 
 
 def distill(args: list[str]) -> None:
@@ -237,13 +177,64 @@ def score(args: list[str]) -> None:
     """
     config = parse(score, "data score", ScoreConfig, args)
     from data_pipeline.distill import yields_table
-    from data_pipeline.scoring import finish_scores, score_shards
-    from data_pipeline.shard_index import ShardIndex
+    from data_pipeline.scoring import finish_scores
+    from data_pipeline.scoring import score as ask_model
 
-    yields = score_shards(config, range(len(ShardIndex.load(config.shards).shards)))
+    yields = ask_model(config)
     if config.kind == "pass_rate":
         print(yields_table(yields))
     print(f"scores in {finish_scores(config)}")
+
+
+def select_data(args: list[str]) -> None:
+    """Keep the samples that pass filters: omr data select IN OUT.
+
+    Every filter is off unless asked for: by its field, or by --preset (openmmreasoner, mmfinereason or
+    mmfinereason_hardest), whose fields can then be changed one by one.
+
+    Examples:
+      omr data select shards/distilled shards/selected --filters.min_words 100 --filters.repetition_count 3
+      omr data select shards/distilled shards/selected --preset mmfinereason
+      omr data select shards/virl39k shards/virl39k_clean --duplicates dedup/duplicates.jsonl
+    """
+    preset, rest = _preset(FILTER_PRESETS, args, "openmmreasoner")
+    default = SelectConfig(source=MISSING, out=MISSING, filters=preset)
+    config = parse(select_data, "data select", SelectConfig, rest, default=default)
+    from data_pipeline.selecting import select
+
+    report = select(config)
+    print(f"{report.kept} samples kept in {config.out}")
+    for reason, count in report.dropped.items():
+        print(f"  {count} dropped: {reason}")
+
+
+def mix(args: list[str]) -> None:
+    """Mix folders of shards, by weights or counts: omr data mix SOURCE [SOURCE ...] --out OUT.
+
+    Nothing is copied: OUT gets a mixture.json, and is used like a folder of shards. By default every sample of every
+    source comes once an epoch; with --samples, sources share evenly or by --weights, and the rest of a small source's
+    share goes to the others.
+
+    Examples:
+      omr data mix shards/mmr1 shards/miromind_m1 --out shards/mix
+      omr data mix shards/mmr1 shards/miromind_m1 --out shards/mix --samples 100000 --weights mmr1=2
+      omr data mix shards/mmk12 shards/tqa --out shards/mix --counts mmk12=5000,tqa=8000 --max_epochs 2
+      omr sft qwen2_5_vl_7b_sft --loader.shards shards/mix
+    """
+    config = parse(mix, "data mix", MixConfig, args)
+    from data_pipeline.mixture import mix as mix_sources
+
+    parts = mix_sources(config)
+    total = sum(part.count for part in parts)
+    width = max(6, *(len(part.name) for part in parts))
+    print(f"{'source':<{width}} {'samples':>10} {'weight':>8} {'count':>10} {'share':>7} {'epochs':>7}")
+    for part in parts:
+        weight = "" if part.weight is None else f"{part.weight:g}"
+        share, epochs = part.count / max(1, total), part.count / max(1, part.size)
+        print(
+            f"{part.name:<{width}} {part.size:>10} {weight:>8} {part.count:>10} {share:>7.1%} {epochs:>7.2f}"
+        )
+    print(f"{'total':<{width}} {sum(p.size for p in parts):>10} {'':>8} {total:>10}\nin {config.out}")
 
 
 def curate(args: list[str]) -> None:
@@ -270,15 +261,24 @@ def curate(args: list[str]) -> None:
     print(f"mixed in {config.out}/mixed; look at samples with `omr data inspect {config.out}/selected/NAME`")
 
 
+def _preset(presets: dict[str, Callable[[], T]], args: list[str], default: str) -> tuple[T, list[str]]:
+    """Take `--preset NAME` out of the words; the config it names, and the other words."""
+    if "--preset" not in args:
+        return presets[default](), args
+    place = args.index("--preset")
+    name = args[place + 1] if place + 1 < len(args) else ""
+    return pick("preset", presets, name)(), [*args[:place], *args[place + 2 :]]
+
+
 DATA_COMMANDS: dict[str, Command] = {
-    "digits": digits,
+    "curate": curate,
     "import": import_data,
-    "inspect": inspect,
-    "validate": validate,
-    "mix": mix,
     "dedup": dedup,
-    "select": select_data,
     "distill": distill,
     "score": score,
-    "curate": curate,
+    "select": select_data,
+    "mix": mix,
+    "inspect": inspect,
+    "validate": validate,
+    "digits": digits,
 }

@@ -57,6 +57,10 @@ def test_from_the_command_line(shards: Path, capsys, monkeypatch):
         ["all", "12", "1", "1", "1", "0", "0", "9"],
     ]
     found = lines(shards / "dd/duplicates.jsonl")
+    shares = ["data", "dedup", "first", "second", "--out", "d5", "--against", "bench", "--shares", "5"]
+    assert cli.main([*shares, "--workers", "2"]) == 0
+    capsys.readouterr()
+    assert sorted(map(str, lines(shards / "d5/duplicates.jsonl"))) == sorted(map(str, found))
     assert [(row["id"], row["of"], row["kind"], row["shard"], row["source"]) for row in found] == [
         ("b0", "a7", "exact", 0, "made"),
         ("b1", "a7", "near", 0, "made"),
