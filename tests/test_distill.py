@@ -258,7 +258,7 @@ def test_samples_that_cannot_be_asked_are_counted_and_the_others_asked(
         distill_shards(wanted, [0])
         kept = list(read_shards(finish_distill(wanted)[1].folder))
     failed = Counter((a.id, a.reason) for a in stored(folder, tmp_path / "out") if a.is_failed)
-    reasons = ("no_reference", "image", "text", "unreadable")
+    reasons = ("no_reference", "image", "text", "checksum")
     assert failed == {(samples[n].id, reason): 4 for n, reason in enumerate(reasons)}
     assert len(proxy.asked) == 4 * (len(samples) - 4)
     assert {s.metadata["question"] for s in kept} <= {sample.id for sample in samples[4:]}

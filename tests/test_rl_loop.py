@@ -107,11 +107,8 @@ def kill_engine_when_generating(run: Path, after_rows: int) -> None:
     while len(rows(run)) < after_rows:
         time.sleep(0.02)
     time.sleep(0.15)
-    engines = [
-        p
-        for p in psutil.Process().children(recursive=True)
-        if (p.cmdline() or [""])[0].startswith("ray::Engine")
-    ]
+    running = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    engines = [p for p in running if (p.cmdline() or [""])[0].startswith("ray::Engine")]
     for engine in engines:
         os.kill(engine.pid, signal.SIGKILL)
 
