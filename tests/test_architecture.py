@@ -30,7 +30,7 @@ CONFINED = {
     "transformer_engine": ("megatron_omr/",),
     "ray": ("rl/", "data_pipeline/executor.py", "data_pipeline/ray_session.py"),
     "vllm": ("rl/",),
-    "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py", "data_pipeline/sources.py"),
+    "webdataset": ("data_pipeline/sources.py",),
     "datasets": ("data_pipeline/sources.py",),
     "fsspec": ("data_pipeline/storage.py",),
     "openai": ("data_pipeline/chat_client.py",),
