@@ -75,8 +75,10 @@ class MixConfig:
     """Decides which samples of a source come first."""
 
     def __post_init__(self) -> None:
-        if not self.out:
-            raise ValueError("out is empty; give a folder, e.g. --out shards/mix")
+        if not self.out or not self.sources:
+            raise ValueError(
+                f"out={self.out!r} and sources={self.sources} must both be given: shards/a shards/b --out shards/mix"
+            )
         if self.counts and (self.weights or self.samples):
             raise ValueError("counts say all; leave out weights and samples, or give these instead of counts")
         if len(set(self.sources)) != len(self.sources):

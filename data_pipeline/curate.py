@@ -15,10 +15,12 @@ Each stage of each source is done once: a killed curation continues where it sto
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.curate_config import CurateConfig, SourceConfig
 from data_pipeline.curate_stages import (
+    check_sources,
     distil,
     find_duplicates,
     import_source,
@@ -36,7 +38,10 @@ def curate(config: CurateConfig) -> Funnel:
     Raises:
         ValueError: a source cannot be read, `config.out` holds another curation, or the teacher does not answer.
     """
-    funnel = Funnel()
+    check_sources(config)
+    before = Funnel.load(Path(config.out) / FUNNEL)  # so that a report has all stages while this goes on
+    names = {source.name for source in config.sources}
+    funnel = replace(before, rows=tuple(row for row in before.rows if row.source in names))
 
     def stage(work: Callable[[CurateConfig, SourceConfig], list[FunnelRow]], only: str = "") -> None:
         nonlocal funnel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,7 @@ from data_pipeline.config import RowsConfig, ShardConfig, WorkConfig
 from data_pipeline.distill_config import TeacherConfig
 from data_pipeline.select_config import DedupConfig, FilterConfig
 
+NAME = re.compile(r"[\w-]+")
 SHARDS = "shards"
 """As a corpus: `path` holds shards already, nothing is imported."""
 
@@ -55,7 +57,7 @@ class CurateConfig(WorkConfig, ShardConfig):
     weights: str = ""
     """Shares of the sources in the mixture, e.g. mmr1=2; 1 where nothing is said. See `omr data mix`."""
     samples: int = 0
-    """Samples of the mixture's epoch; 0 takes everything."""
+    """Most samples of the mixture's epoch; 0 takes everything."""
     max_epochs: float = 1.0
     """How often a source may come in one epoch of the mixture."""
     seed: int = 42
@@ -64,8 +66,20 @@ class CurateConfig(WorkConfig, ShardConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = [source.name for source in self.sources]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"sources={names} must be at least one, each with a name of its own")
+        if not names or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
+            raise ValueError(
+                f"sources={names} must be at least one, each with a name of its own of letters, digits, - and _"
+            )
+        if not self.out or self.samples < 0 or self.max_epochs <= 0:
+            raise ValueError(
+                f"out={self.out!r} must be a folder, samples={self.samples} 0 or more, max_epochs="
+                f"{self.max_epochs:g} above 0"
+            )
+        weighed = [pair.rpartition("=")[0] for pair in filter(None, self.weights.split(","))]
+        if unknown := set(weighed) - set(names):
+            raise ValueError(
+                f"weights={self.weights!r} names {unknown.pop()!r}; the sources are {', '.join(names)}"
+            )
         if self.against and not self.deduplicate:
             raise ValueError("against names benchmarks, but deduplicate is off; turn it on to refuse them")
         if self.per_question < 1:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from data_pipeline.answers import Yield, pass_rates, read_answers
 from data_pipeline.config import ImportConfig, MixConfig, RowsConfig, ShardConfig
+from data_pipeline.corpora import CORPORA
 from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.deduplicate import DUPLICATES, deduplicate
 from data_pipeline.distill import answers_digest, distill
 from data_pipeline.distill_config import AskConfig, TeacherConfig
 from data_pipeline.duplicates import digest_of, read_duplicates, without_duplicates
+from data_pipeline.files import read_json
 from data_pipeline.filters import build_filters, keep
 from data_pipeline.funnel import FunnelRow
 from data_pipeline.importing import MANIFEST, import_corpus
@@ -27,12 +30,35 @@ from data_pipeline.stage import Drop, StageReport, run_stage
 from data_pipeline.teacher import distilled_samples
 from data_pipeline.types import Sample
 
+log = logging.getLogger(__name__)
+
 
 def folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
     """Where a stage's samples or answers of a source lie."""
     if stage == "raw" and source.corpus == SHARDS:
         return source.path
     return f"{config.out}/{stage}/{source.name}"
+
+
+def check_sources(config: CurateConfig) -> None:
+    """Find now what would stop a later stage.
+
+    Raises:
+        ValueError: a source has no adapter of that name, or is nowhere.
+    """
+    for source in config.sources:
+        if source.corpus not in (SHARDS, *CORPORA):
+            near = get_close_matches(source.corpus, CORPORA, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"{source.name}: no corpus {source.corpus!r}; {hint}there are {', '.join(CORPORA)}"
+            )
+        if source.path.startswith((".", "/")) and not Path(source.path).exists():
+            raise ValueError(
+                f"{source.name}: {source.path} does not exist; download it there, or give its path"
+            )
+    if not config.against:
+        log.warning("no benchmarks in `against`: contamination is not looked for")
 
 
 def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
@@ -50,7 +76,7 @@ def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]
             executor=config.executor,
         )
         import_corpus(source.corpus, wanted)
-        dropped = json.loads((Path(out) / MANIFEST).read_text())["dropped"]
+        dropped = read_json(Path(out) / MANIFEST)["dropped"]
     index = ShardIndex.load(out)
     return [_row("raw", source, StageReport(index=index, dropped=dropped))]
 
@@ -106,13 +132,16 @@ def select(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
 
 
 def mix_sources(config: CurateConfig) -> list[FunnelRow]:
-    """How many samples of each source make an epoch."""
+    """How many samples of each source make an epoch: `config.samples`, or all where there are no more."""
+    sources = tuple(folder(config, "selected", source) for source in config.sources)
+    held = sum(int(config.max_epochs * len(ShardIndex.load(source))) for source in sources)
+    has_more = config.samples < held
     parts = mix(
         MixConfig(
-            sources=tuple(folder(config, "selected", source) for source in config.sources),
+            sources=sources,
             out=f"{config.out}/mixed",
-            samples=config.samples,
-            weights=config.weights,
+            samples=config.samples if has_more else 0,
+            weights=config.weights if has_more and config.samples else "",
             max_epochs=config.max_epochs,
             seed=config.seed,
         )
@@ -167,6 +196,7 @@ def _run(
         folder(config, stage, source),
         settings=settings,
         limits=config,
+        rewrite=True,
         executor=config.executor,
         workers=config.workers,
     )

@@ -66,10 +66,10 @@ def _in_processes(work: Callable[[P], R], parts: Sequence[P], workers: int) -> I
         except BrokenProcessPool as error:
             breaks = breaks + 1 if len(missing) == before else 1
             if breaks == MAX_BREAKS:
-                raise RuntimeError(
-                    f"{breaks} times in a row a worker died before any of the {len(missing)} parts left was "
-                    "finished, out of memory perhaps; use fewer workers, or smaller shards"
-                ) from error
+                seen = (
+                    f"{breaks} times in a row a worker died before any of {len(missing)} parts was finished"
+                )
+                raise _keeps_dying(seen) from error
 
 
 def _in_one_pool(work: Callable[[P], R], parts: dict[int, P], workers: int) -> Iterator[tuple[int, R]]:
@@ -111,7 +111,15 @@ def _on_ray(work: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterato
             return {"number": row["id"], "result": [None], "error": [error]}
 
     numbers = ray.data.range(len(parts), override_num_blocks=max(1, len(parts)))
-    for row in numbers.map(run, concurrency=workers or None, max_retries=-1).iter_rows():
-        if row["error"][0] is not None:
-            raise row["error"][0]
-        yield row["number"], row["result"][0]
+    rows = numbers.map(run, concurrency=workers or None, max_retries=MAX_BREAKS - 1).iter_rows()
+    try:
+        for row in rows:
+            if row["error"][0] is not None:
+                raise row["error"][0]
+            yield row["number"], row["result"][0]
+    except ray.exceptions.WorkerCrashedError as error:
+        raise _keeps_dying(f"{MAX_BREAKS} times a worker died of the same part") from error
+
+
+def _keeps_dying(seen: str) -> RuntimeError:
+    return RuntimeError(f"{seen}, out of memory perhaps; use fewer workers, or smaller shards")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -21,3 +22,17 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """write_whole of `value` as JSON, readable and always the same for the same value."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """What write_json wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not what was written there ({error}); delete it and run again"
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from data_pipeline.config import ImportConfig, RowsConfig
 from data_pipeline.corpora import CORPORA, EXPANSIONS
 from data_pipeline.executor import run_parts
-from data_pipeline.files import write_json
+from data_pipeline.files import read_json, write_json
 from data_pipeline.rows import Row
 from data_pipeline.shard_index import INDEX
 from data_pipeline.shard_writer import finish_shards, write_part
@@ -133,11 +132,13 @@ def import_corpus(corpus: str, config: ImportConfig) -> Tally | None:
     tally.check(config.max_bad_samples, at_end=True)
     if not tally.samples:
         raise ValueError(f"no row of {config.path} is a sample of {corpus}; look at them with --check")
+    write_json(
+        manifest, {"import": wanted, **asdict(tally)}
+    )  # before the index, which says that all is there
     index = finish_shards(out, len(parts))
     tally.scaled = sum(shard.scaled for shard in index.shards)
     write_json(manifest, {"import": wanted, "digest": index.digest, **asdict(tally)})
-    for part in parts:
-        _tally_path(out, part.number).unlink(missing_ok=True)
+    _remove_tallies(out)
     return tally
 
 
@@ -154,8 +155,9 @@ def _claim(out: Path, wanted: dict[str, object]) -> bool:
         ValueError: it holds shards of something else, whole or not.
     """
     manifest = out / MANIFEST
-    is_this = manifest.exists() and json.loads(manifest.read_text()).get("import") == wanted
+    is_this = manifest.exists() and read_json(manifest).get("import") == wanted
     if (out / INDEX).exists() and is_this:
+        _remove_tallies(out)
         return False
     if not is_this and any(out.glob("*.tar")):
         raise ValueError(f"{out} holds shards of another import; choose another folder, or delete it first")
@@ -163,7 +165,8 @@ def _claim(out: Path, wanted: dict[str, object]) -> bool:
         for record in out.glob("part-*.json"):  # of parts without any sample
             record.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    write_json(manifest, {"import": wanted})  # before the index: what has one has the other
+    if not is_this:
+        write_json(manifest, {"import": wanted})  # before the index: what has one has the other
     return True
 
 
@@ -172,7 +175,7 @@ def _fingerprint(corpus: str, config: ImportConfig, files: Sequence[Path]) -> di
     options = asdict(config)
     for name in ("out", "max_bad_samples", "workers", "executor"):
         del options[name]
-    names = "".join(f"{file} {file.stat().st_size}\n" for file in files)
+    names = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in files)
     return {"corpus": corpus, **options, "files": hashlib.sha256(names.encode()).hexdigest()[:16]}
 
 
@@ -189,7 +192,7 @@ def _import_part(corpus: str, config: ImportConfig, part: _Part) -> Tally:
         samples_per_shard=config.samples_per_shard,
         max_pixels=config.max_pixels,
     )
-    return Tally(**json.loads(_tally_path(out, part.number).read_text()))
+    return Tally(**read_json(_tally_path(out, part.number)))
 
 
 def _counted(corpus: str, config: ImportConfig, part: _Part) -> Iterator[Sample]:
@@ -210,6 +213,11 @@ def _counted(corpus: str, config: ImportConfig, part: _Part) -> Iterator[Sample]
 
 def _tally_path(out: Path, part: int) -> Path:
     return out / f"tally-{part:06d}.json"
+
+
+def _remove_tallies(out: Path) -> None:
+    for path in out.glob("tally-*"):
+        path.unlink()
 
 
 def _numbered(corpus: str, config: RowsConfig, files: Sequence[Path]) -> Iterator[tuple[str, int, RawRow]]:

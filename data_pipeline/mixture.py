@@ -39,6 +39,7 @@ def mix(config: MixConfig) -> list[Part]:
     if (out / INDEX).exists():
         raise ValueError(f"out={out} holds shards; choose another folder")
     indexes = [_load_source(place) for place in config.sources]
+    _refuse_twins(config.sources, indexes)
     names, sizes = source_names(config.sources), [len(index) for index in indexes]
     weights: list[float | None] = [None] * len(names)
     if config.counts:
@@ -46,15 +47,28 @@ def mix(config: MixConfig) -> list[Part]:
     else:
         numbers = _numbers("weights", config.weights, names)
         chosen = [numbers.get(name, 1.0) for name in names]
+        if not config.samples and set(chosen) - {0.0, 1.0}:
+            raise ValueError(
+                f"weights={config.weights!r} say how samples divide, but without samples everything goes in; give "
+                "samples as well, or counts instead"
+            )
         counts = allocate(sizes, chosen, config.samples or None, config.max_epochs)
         weights = [*chosen]
+    if not sum(counts):
+        raise ValueError(f"nothing goes in: the sources hold {sum(sizes)} samples, counts are {counts}")
     places = [_relative(place, out) for place in config.sources]
     rows = zip(names, places, indexes, sizes, weights, counts, strict=True)
     parts = [
         Part(name=name, place=place, digest=index.digest, size=size, weight=weight, count=count)
         for name, place, index, size, weight, count in rows
     ]
-    said = {"version": 1, "seed": config.seed, "sources": [asdict(part) for part in parts]}
+    said = {
+        "version": 1,
+        "seed": config.seed,
+        "samples": config.samples,
+        "max_epochs": config.max_epochs,
+        "sources": [asdict(part) for part in parts],
+    }
     write_json(out / MIXTURE, said)
     return parts
 
@@ -112,6 +126,8 @@ def _whole(shares: dict[int, float], total: int, num_sources: int) -> list[int]:
 
 def _given_counts(config: MixConfig, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
     numbers = _numbers("counts", config.counts, names)
+    if fractions := [number for number in numbers.values() if number != int(number)]:
+        raise ValueError(f"counts={config.counts!r}: {fractions[0]} must be a whole number")
     counts = [int(numbers.get(name, 0)) for name in names]
     for name, size, count in zip(names, sizes, counts, strict=True):
         if count > config.max_epochs * size:
@@ -138,6 +154,16 @@ def _numbers(field: str, text: str, names: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
+def _refuse_twins(places: Sequence[str], indexes: Sequence[ShardIndex]) -> None:
+    first: dict[str, str] = {}
+    for place, index in zip(places, indexes, strict=True):
+        if len(index) and index.digest in first:
+            raise ValueError(
+                f"{place} holds the same shards as {first[index.digest]}; name it once and raise its weight"
+            )
+        first[index.digest] = place
+
+
 def _load_source(place: str) -> ShardIndex:
     index = ShardIndex.load(place)
     if index.mixed:
@@ -149,4 +175,4 @@ def _load_source(place: str) -> ShardIndex:
 
 def _relative(place: str, out: Path) -> str:
     """A local place as seen from `out`, so that both can move together."""
-    return os.path.relpath(place, out) if is_local(place) else place
+    return os.path.relpath(os.path.realpath(place), os.path.realpath(out)) if is_local(place) else place

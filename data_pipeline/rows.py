@@ -165,8 +165,8 @@ def build_sample(
 ) -> Sample:
     """Put a sample together: marks, system prompt, id and lineage.
 
-    The id is made of the corpus and `row_id`, never of the reading order. A sample with an answer to learn from
-    gets a hash of its content behind that: published rows repeat their id for each answer to a question.
+    The id is made of the corpus, `row_id` and a hash of the content, never of the reading order: rows repeat their
+    id for each answer to a question, and ids of one's own may come twice.
     """
     encoded = tuple(image_bytes(image, row.images) for image in images)
     turns = with_marks(messages, len(encoded))
@@ -175,7 +175,7 @@ def build_sample(
         raise BadSample("answer", "neither a response to learn from nor a reference answer; drop the row")
     digest = _digest(turns, encoded, answer)
     own = "" if row_id is None else str(row_id)  # 0 is a name, too
-    name = digest[:16] if not own else f"{own}-{digest[:8]}" if has_response else own
+    name = f"{own}-{digest[:8]}" if own else digest[:16]
     metadata = lineage(row, keep)
     metadata |= {"row_id": own} if own else {}
     metadata |= {"teacher": teacher} if teacher and has_response else {}

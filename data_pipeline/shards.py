@@ -79,8 +79,9 @@ def read_shard(
         ref = rows.ref(shard, row)
         if ref.offset + ref.size > start + len(data):
             start, data = ref.offset, read_range(place, ref.offset, max(ref.size, READ_BYTES))
+        at = ref.offset - start
         try:
-            yield parse_sample(data[ref.offset - start :][: ref.size], ref)
+            yield parse_sample(data[at : at + ref.size], ref)
         except BadSample as error:
             if bad is None:
                 raise

@@ -10,6 +10,7 @@ A stage that is finished is not run again; one that was killed continues behind 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from data_pipeline.config import ShardConfig
 from data_pipeline.executor import Executor, run_parts
-from data_pipeline.files import write_json
+from data_pipeline.files import read_json, write_json
 from data_pipeline.shard_index import INDEX, ShardIndex
 from data_pipeline.shard_writer import finish_shards, write_part
 from data_pipeline.shards import read_shard
@@ -52,6 +53,7 @@ def run_stage(
     settings: dict[str, object],
     limits: ShardConfig,
     max_bad_samples: int = 100,
+    rewrite: bool = False,
     executor: Executor = "local",
     workers: int = 1,
 ) -> StageReport:
@@ -60,6 +62,7 @@ def run_stage(
     Args:
         chain: a module's function or a functools.partial of one; deterministic.
         settings: what decides the result besides the input and `limits`, as JSON holds it.
+        rewrite: a stage of other settings or input is removed and made anew, instead of refused.
         max_bad_samples: samples that cannot be read are dropped and counted; past this many the stage stops.
 
     Raises:
@@ -67,27 +70,37 @@ def run_stage(
     """
     folder, index = Path(out), ShardIndex.load(source)
     cut = ShardConfig(**{field.name: getattr(limits, field.name) for field in fields(ShardConfig)})
-    _claim(folder, {"input": index.digest, **settings, **asdict(cut)})
+    _claim(folder, {"input": index.digest, **settings, **asdict(cut)}, rewrite)
     parts = range(len(index.shards))
     if not (folder / INDEX).exists():
         work = partial(_run_part, chain, source, out, cut, max_bad_samples)
         run_parts(work, parts, executor=executor, workers=workers, desc=f"write {folder.name}")
-    lists = [json.loads(_drops_path(folder, part).read_text()) for part in parts]
-    _check_bad(source, [pair for found in lists for pair in found["bad"]], max_bad_samples)
-    reasons = Counter(reason for found in lists for kind in ("dropped", "bad") for _, reason in found[kind])
+        for left in (folder / "dropped").glob("*.partial"):  # by workers that were killed
+            left.unlink()
+    bad, reasons = list[tuple[str, str]](), Counter[str]()
+    for part in parts:
+        found = read_json(_drops_path(folder, part))
+        bad += found["bad"]
+        reasons.update(reason for kind in ("dropped", "bad") for _, reason in found[kind])
+    _check_bad(source, bad, max_bad_samples)
     return StageReport(index=finish_shards(folder, len(parts)), dropped=dict(reasons.most_common()))
 
 
-def _claim(folder: Path, settings: dict[str, object]) -> None:
+def _claim(folder: Path, settings: dict[str, object], rewrite: bool) -> None:
     manifest = folder / MANIFEST
     wanted = json.loads(json.dumps(settings))
-    if manifest.exists() and (found := json.loads(manifest.read_text())) != wanted:
+    found = read_json(manifest) if manifest.exists() else {}
+    if found == wanted:
+        return
+    if not found and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something that is no stage's; choose another folder")
+    if found and (rewrite or not any(folder.glob("*.tar"))):  # or nothing came of it
+        shutil.rmtree(folder)
+    elif found:
         changed = ", ".join(sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)))
         raise ValueError(
             f"{folder} was made with another {changed}; choose another folder, or delete it to make it anew"
         )
-    if not manifest.exists() and (folder / INDEX).exists():
-        raise ValueError(f"{folder} holds shards that are no stage's; choose another folder")
     write_json(manifest, wanted)
 
 

@@ -37,12 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as mistake:
         print(f"omr: error: {mistake}", file=sys.stderr)
         return 2
-    except (RankError, CalledProcessError) as failure:
-        print(f"omr: error: {failure}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # who read our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (OSError, RankError, CalledProcessError) as failure:
+        print(f"omr: error: {failure}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("omr: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130

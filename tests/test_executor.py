@@ -85,9 +85,10 @@ def test_a_killed_worker_loses_nothing(executor, workers, tmp_path, on_ray):
     assert (tmp_path / "died-2").exists() and (tmp_path / "died-5").exists()
 
 
-def test_parts_that_always_kill_their_worker_end_the_stage():
-    with pytest.raises(RuntimeError, match=f"{MAX_BREAKS} times in a row a worker died"):
-        run_parts(dies_always, range(4), workers=2)
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_parts_that_always_kill_their_worker_end_the_stage(executor, on_ray):
+    with pytest.raises(RuntimeError, match=f"{MAX_BREAKS} times .*a worker died"):
+        run_parts(dies_always, range(4), executor=executor, workers=2)
 
 
 @pytest.mark.parametrize(("executor", "workers"), EXECUTORS)

@@ -11,6 +11,8 @@ from data_pipeline.select_config import FilterConfig, mmfinereason, mmfinereason
 
 DEMO_ROOT = "runs/demo"
 """Folder of the demo: its data, model, runs and evaluations."""
+SPLITS = {"mmk12": "train", "thinklite_hard": "train", "mmfinereason": "sft"}
+"""What corpora call the part to learn from, where they publish another beside it."""
 
 
 def openmmreasoner_sft(root: str = "corpora") -> CurateConfig:
@@ -23,7 +25,7 @@ def openmmreasoner_sft(root: str = "corpora") -> CurateConfig:
     return CurateConfig(
         out="data/openmmreasoner_sft",
         sources=(
-            *(corpus(name, root, answers="distill") for name in distilled),
+            *(corpus(name, root, distill=True) for name in distilled),
             corpus("mmr1", root),
             corpus("miromind_m1", root),
         ),
@@ -50,6 +52,7 @@ def openmmreasoner_rl(root: str = "corpora") -> CurateConfig:
     return CurateConfig(
         out="data/openmmreasoner_rl",
         sources=tuple(corpus(name, root) for name in names),
+        questions=FilterConfig(max_answer_chars=50),
         dedup=openmmreasoner_dedup(),
     )
 
@@ -58,7 +61,7 @@ def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
     """MMFineReason's 586k: a thinking teacher's answer, right, long enough, and not too easy for a 4B model."""
     return CurateConfig(
         out="data/mmfinereason_sft",
-        sources=(corpus("mmfinereason", root, answers="distill"),),
+        sources=(corpus("mmfinereason", root, distill=True),),
         questions=FilterConfig(max_images=1),
         max_pixels=2_048 * 2_048,
         teacher=TeacherConfig(k=1, temperature=1.0, top_p=0.95, max_tokens=16_384),
@@ -85,7 +88,7 @@ def own(path: str = "mine.jsonl") -> CurateConfig:
 
 
 def demo(root: str = DEMO_ROOT) -> CurateConfig:
-    """The demo's questions, answered by the demo's own model: `vllm serve runs/demo/rl/hf` first."""
+    """The demo's questions, answered by the demo's own model; docs/own_data.md says how to serve it."""
     return CurateConfig(
         out=f"{root}/curated",
         sources=(
@@ -96,10 +99,14 @@ def demo(root: str = DEMO_ROOT) -> CurateConfig:
     )
 
 
-def corpus(name: str, root: str, *, answers: str = "keep") -> SourceConfig:
+def corpus(name: str, root: str, *, distill: bool = False) -> SourceConfig:
     """A corpus of the recipes in the folder of that name under `root`."""
     return SourceConfig(
-        name=name, corpus=name, path=f"{root}/{name}", answers="distill" if answers == "distill" else "keep"
+        name=name,
+        corpus=name,
+        path=f"./{root}/{name}",  # not OWNER/NAME on the hub
+        split=SPLITS.get(name, ""),
+        answers="distill" if distill else "keep",
     )
 
 
