@@ -133,7 +133,7 @@ def test_answers_to_one_question_keep_apart(tmp_path: Path):
 def test_columns_of_a_corpus_travel_with_its_samples(tmp_path: Path):
     sample = imported("we_math_pro", tmp_path)[0]
     assert sample.metadata["knowledge points"] == "Right angle; Triangle"
-    assert sample.id == "we_math_pro/0_s1"
+    assert sample.id.startswith("we_math_pro/0_s1-")
 
 
 def test_fixtures_have_the_published_columns():
@@ -277,7 +277,7 @@ def test_a_wrong_column_is_named(corpus: str, change: dict, said: str):
 def test_a_number_is_an_answer_and_zero_is_a_number():
     fields = {**fixture_rows("prompts")[0], "reward_model": {"ground_truth": 0}}
     assert CORPORA["prompts"](Row(fields=fields, corpus="mine", number=0)).answer == "0"
-    assert CORPORA["questions"](row(question="1 - 1?", answer=0, id=0)).id == "mine/0"
+    assert CORPORA["questions"](row(question="1 - 1?", answer=0, id=0)).id.startswith("mine/0-")
 
 
 def test_the_system_prompt_goes_before_rows_that_have_none():

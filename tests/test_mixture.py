@@ -115,7 +115,10 @@ def test_a_mixture_reads_like_a_folder_and_moves_with_its_sources(folders, tmp_p
         (dict(counts="a=4", samples=3), "counts say all"),
         (dict(samples=48), "hold 47"),
         (dict(max_epochs=0), "above 0"),
-        (dict(out=""), "give a folder"),
+        (dict(out=""), "must both be given"),
+        (dict(weights="a=2"), "without samples everything goes in"),
+        (dict(counts="a=0"), "nothing goes in"),
+        (dict(counts="a=1.5"), "must be a whole number"),
     ],
 )
 def test_mistakes_say_what_to_do(folders, options, problem):

@@ -196,9 +196,8 @@ def test_bad_rows_are_dropped_and_counted(tmp_path: Path):
         tally.cases()
         == "  1 text, the first: row 20: text: question: wanted text, saw an empty one; drop the row"
     )
-    assert [ref.id for ref in ShardIndex.load(tmp_path / "shards").refs] == [
-        f"questions/q{n}" for n in range(40)
-    ]
+    refs = ShardIndex.load(tmp_path / "shards").refs
+    assert [ref.id.rpartition("-")[0] for ref in refs] == [f"questions/q{n}" for n in range(40)]
     said = json.loads((tmp_path / "shards" / "import.json").read_text())
     assert said["dropped"] == {"text": 1} and said["digest"] == ShardIndex.load(tmp_path / "shards").digest
 
