@@ -54,8 +54,10 @@ def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Ex
     pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else no_patches()
     return Example(
         id=id,
-        input_ids=torch.from_numpy(np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)),
-        loss_mask=torch.from_numpy(np.repeat(np.float32([0, 1]), (tail, count))),
+        input_ids=torch.from_numpy(
+            np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)
+        ),
+        loss_mask=torch.from_numpy(np.repeat(np.array([0, 1], np.float32), (tail, count))),
         position_ids=torch.from_numpy(np.concatenate([positions[:, cut:], [following] * 3], axis=1)),
         pixels=pixels,
         image_grid_thw=image_grid_thw,
