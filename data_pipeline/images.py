@@ -97,7 +97,7 @@ def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
     """Patches of RGB images whose sides are multiples of 28.
 
     Returns:
-        pixels [P, 3 * 14 * 14] uint8, the patches of a merged token next to each other;
+        pixels [P, 14 * 14 * 3] uint8, the patches of a merged token next to each other, colours last;
         image_grid_thw [I, 3] int64, in patches.
     """
     if not images:
@@ -114,26 +114,24 @@ def no_patches() -> tuple[Tensor, Tensor]:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Patches [P, 3 * 14 * 14] uint8 -> [P, 3 * 2 * 14 * 14] float32, both frames of each, on the same device.
+    """Patches [P, 14 * 14 * 3] uint8 -> [P, 3 * 2 * 14 * 14] float32, both frames of each, on the same device.
 
     These are Hugging Face's pixel_values to the last bit: values are looked up, not computed.
     """
     tables = torch.from_numpy(_value_tables()).to(pixels.device)
     row = 256 * torch.arange(3, device=pixels.device)[:, None]
-    values = tables.flatten()[pixels.view(-1, 3, PATCH * PATCH).long() + row]
+    values = tables.flatten()[pixels.view(-1, PATCH * PATCH, 3).mT.long() + row]
     return values[:, :, None].expand(-1, -1, TEMPORAL, -1).flatten(1)
 
 
 def _patchify(image: Image.Image) -> np.ndarray:
-    """An RGB image -> patches [P, 3 * 14 * 14] uint8. Pillow separates the colours of each row: a row of a patch
-    is then one piece of 14 bytes, and moving pieces takes less time than moving bytes."""
+    """An RGB image -> patches [P, 14 * 14 * 3] uint8. A row of a patch is one piece of 42 bytes in the image too:
+    moving pieces takes a fraction of the time of moving bytes."""
     width, height = image.size
     step = PATCH * MERGE
-    pieces = np.frombuffer(image.tobytes("raw", "RGB;L"), dtype=f"V{PATCH}")
-    blocks = pieces.reshape(height // step, MERGE, PATCH, 3, width // step, MERGE)
-    blocks = blocks.transpose(
-        0, 4, 1, 5, 3, 2
-    )  # token row, token column, patch row, patch column, channel, y
+    pieces = np.frombuffer(image.tobytes(), dtype=f"V{3 * PATCH}")
+    blocks = pieces.reshape(height // step, MERGE, PATCH, width // step, MERGE)
+    blocks = blocks.transpose(0, 3, 1, 4, 2)  # token row, token column, patch row, patch column, y
     return np.ascontiguousarray(blocks).view(np.uint8).reshape(-1, PATCH_PIXELS)
 
 

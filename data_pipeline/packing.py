@@ -65,14 +65,15 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
                 "cut it with share_prompt(multiple=...)"
             )
     padded = [_pad(example, multiple, pad_token_id) for tree in trees for example in tree.examples]
-    lengths = [len(example) for example in padded]
+    cu_seqlens = torch.tensor([0, *accumulate(len(e) for e in padded)], dtype=torch.int32)
+    input_ids = torch.cat([e.input_ids for e in padded])
     return PackedBatch(
         ids=tuple(example.id for example in padded),
-        input_ids=torch.cat([e.input_ids for e in padded]),
-        labels=torch.cat([_next(e.input_ids) for e in padded]),
-        loss_mask=torch.cat([_next(e.loss_mask) for e in padded]),
+        input_ids=input_ids,
+        labels=_next(input_ids, cu_seqlens),
+        loss_mask=_next(torch.cat([e.loss_mask for e in padded]), cu_seqlens),
         position_ids=torch.cat([e.position_ids for e in padded], dim=1),
-        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        cu_seqlens=cu_seqlens,
         pixels=torch.from_numpy(np.concatenate([e.pixels.numpy() for e in padded])),
         image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
         parents=_parents(trees),
@@ -162,6 +163,8 @@ def _pad(example: Example, multiple: int, pad_token_id: int) -> Example:
     )
 
 
-def _next(values: Tensor) -> Tensor:
-    """Each position gets its successor's value; the last predicts nothing and gets 0."""
-    return torch.cat([values[1:], values.new_zeros(1)])
+def _next(values: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Each position gets its successor's value; the last of a sequence predicts nothing and gets 0."""
+    following = values.roll(-1)
+    following[cu_seqlens[1:] - 1] = 0
+    return following

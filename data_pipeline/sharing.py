@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from data_pipeline.images import no_patches
@@ -47,15 +48,17 @@ def share_prompt(
 
 def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Example:
     """The prompt from token `cut` on, then the response: text, so its positions go on from the largest."""
-    tail = len(prompt) - cut
-    first = int(prompt.position_ids.max()) + 1
-    positions = torch.arange(first, first + len(response)).expand(3, -1)
+    tail, count = len(prompt) - cut, len(response)
+    positions = prompt.position_ids.numpy()
+    following = np.arange(count) + (positions.max() + 1)
     pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else no_patches()
     return Example(
         id=id,
-        input_ids=torch.cat([prompt.input_ids[cut:], torch.tensor(response)]),
-        loss_mask=torch.cat([torch.zeros(tail), torch.ones(len(response))]),
-        position_ids=torch.cat([prompt.position_ids[:, cut:], positions], dim=1),
+        input_ids=torch.from_numpy(
+            np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)
+        ),
+        loss_mask=torch.from_numpy(np.repeat(np.array([0, 1], np.float32), (tail, count))),
+        position_ids=torch.from_numpy(np.concatenate([positions[:, cut:], [following] * 3], axis=1)),
         pixels=pixels,
         image_grid_thw=image_grid_thw,
     )

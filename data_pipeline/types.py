@@ -74,7 +74,7 @@ class Example:
     input_ids: Tensor  # [T] int64, image pads expanded to one per merged patch group
     loss_mask: Tensor  # [T] float32
     position_ids: Tensor  # [3, T] int64, M-RoPE (time, height, width)
-    pixels: Tensor  # [P, 3 * 14 * 14] uint8, see images.py
+    pixels: Tensor  # [P, 14 * 14 * 3] uint8, see images.py
     image_grid_thw: Tensor  # [I, 3] int64, in patches
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class PackedBatch:
     loss_mask: Tensor  # [T] float32, 1 where labels[t] is to be learned
     position_ids: Tensor  # [3, T] int64
     cu_seqlens: Tensor  # [S + 1] int32, 0 = first
-    pixels: Tensor  # [P, 3 * 14 * 14] uint8 (P = 0 for text only)
+    pixels: Tensor  # [P, 14 * 14 * 3] uint8 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
     # [S] int64, the sequence that each goes on from, -1 for none; None where none does
     parents: Tensor | None = None

@@ -118,7 +118,7 @@ class VisionModel(MegatronModule):
         )
 
     def forward(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
-        """pixels [P, 3 * 14 * 14] uint8, grid_thw [I, 3] -> [M, hidden size of the language model]."""
+        """pixels [P, 14 * 14 * 3] uint8, grid_thw [I, 3] -> [M, hidden size of the language model]."""
         geometry = VisionGeometry.create(grid_thw, self.vision)
         order_P = geometry.window_order_P
         sequences = VisionSequences.create(
