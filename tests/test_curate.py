@@ -21,6 +21,7 @@ from data_pipeline.select_config import DedupConfig, FilterConfig
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shard_writer import write_shards
 from data_pipeline.shards import read_shards
+from launch.recipes.data import DATA_RECIPES
 
 LONG = "We count the bars one after the other, and then once more to be sure. " * 3
 
@@ -58,7 +59,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> CurateConfig:
         SourceConfig(name="digits", corpus=SHARDS, path=str(root / "digits")),
     )
     return CurateConfig(
-        out="",
+        out="unused",
         sources=sources,
         against=(str(root / "benchmark"),),
         dedup=DedupConfig(same_symbols=True),
@@ -104,14 +105,43 @@ def test_every_stage_is_counted(recipe, tmp_path):
     assert sum(len(found["dropped"]) for found in lists) == 4, "each drop is named on disk"
 
 
-def test_again_changes_nothing_and_other_settings_are_refused(recipe, tmp_path):
+def test_again_changes_nothing_and_other_filters_only_what_they_touch(recipe, tmp_path):
     config = replace(recipe, out=str(tmp_path / "out"))
     curate(config)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
     curate(config)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
-    with pytest.raises(ValueError, match="selected/first was made with another filters"):
-        curate(replace(config, responses=FilterConfig(min_words=5)))
+    funnel = curate(replace(config, responses=FilterConfig(min_words=1)))
+    assert funnel.totals["selected"] == 12 + 3 + 7, "the short answer, and digits', are in now"
+    kept = [path for path in before if "selected" not in path.parts]
+    assert kept and all(path.stat().st_mtime_ns == before[path] for path in kept)
+
+
+def test_mistakes_are_named_before_anything_is_done(recipe, tmp_path):
+    config = replace(recipe, out=str(tmp_path / "out"))
+    source = recipe.sources[0]
+    with pytest.raises(ValueError, match="no corpus 'mesages'; did you mean 'messages'"):
+        curate(replace(config, sources=(replace(source, corpus="mesages"),)))
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        curate(replace(config, sources=(replace(source, path="./nowhere"),)))
+    for fault, problem in (
+        (dict(sources=(replace(source, name="../up"),)), "a name of its own of letters"),
+        (dict(sources=(source, source)), "a name of its own"),
+        (dict(weights="frist=2"), "names 'frist'"),
+        (dict(samples=-1), "samples=-1 0 or more"),
+        (dict(deduplicate=False), "deduplicate is off"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            replace(config, **fault)
+    assert not (tmp_path / "out").exists()
+
+
+def test_published_recipes_name_what_is_missing(monkeypatch, tmp_path):
+    """Their corpora are not here; what they ask for is found out at once, and never asked of the hub."""
+    monkeypatch.chdir(tmp_path)
+    for recipe in DATA_RECIPES.values():
+        with pytest.raises(ValueError, match="does not exist; download it there"):
+            curate(recipe())
 
 
 @pytest.mark.parametrize(("executor", "workers"), [("local", 2), ("ray", 2)])

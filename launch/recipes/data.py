@@ -79,7 +79,7 @@ def mmfinereason_sft_hardest(root: str = "corpora") -> CurateConfig:
     )
 
 
-def own(path: str = "mine.jsonl") -> CurateConfig:
+def own(path: str = "./mine.jsonl") -> CurateConfig:
     """Your own questions, answered 8 times and checked: give --sources.0.path and a teacher's --teacher.base_url."""
     return CurateConfig(
         out="data/own",
@@ -92,7 +92,7 @@ def demo(root: str = DEMO_ROOT) -> CurateConfig:
     return CurateConfig(
         out=f"{root}/curated",
         sources=(
-            SourceConfig(name="digits", corpus=SHARDS, path=f"{root}/data/validation", answers="distill"),
+            SourceConfig(name="digits", corpus=SHARDS, path=f"./{root}/data/validation", answers="distill"),
         ),
         against=(f"{root}/data/test",),
         teacher=TeacherConfig(k=8, max_tokens=64),
