@@ -120,14 +120,14 @@ def test_again_changes_nothing_and_other_filters_only_what_they_touch(recipe, tm
 def test_mistakes_are_named_before_anything_is_done(recipe, tmp_path):
     config = replace(recipe, out=str(tmp_path / "out"))
     source = recipe.sources[0]
-    with pytest.raises(ValueError, match="no corpus 'mesages'; did you mean 'messages'"):
-        curate(replace(config, sources=(replace(source, corpus="mesages"),)))
+    with pytest.raises(ValueError, match="no corpus .messges.; did you mean 'messages'"):
+        curate(replace(config, sources=(replace(source, corpus="messges"),)))
     with pytest.raises(ValueError, match="nowhere does not exist"):
         curate(replace(config, sources=(replace(source, path="./nowhere"),)))
     for fault, problem in (
         (dict(sources=(replace(source, name="../up"),)), "a name of its own of letters"),
         (dict(sources=(source, source)), "a name of its own"),
-        (dict(weights="frist=2"), "names 'frist'"),
+        (dict(weights="other=2"), "names .other."),
         (dict(samples=-1), "samples=-1 0 or more"),
         (dict(deduplicate=False), "deduplicate is off"),
     ):
