@@ -10,6 +10,7 @@ A stage that is finished is not run again; one that was killed continues behind 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -52,6 +53,7 @@ def run_stage(
     settings: dict[str, object],
     limits: ShardConfig,
     max_bad_samples: int = 100,
+    rewrite: bool = False,
     executor: Executor = "local",
     workers: int = 1,
 ) -> StageReport:
@@ -61,13 +63,14 @@ def run_stage(
         chain: a module's function or a functools.partial of one; deterministic.
         settings: what decides the result besides the input and `limits`, as JSON holds it.
         max_bad_samples: samples that cannot be read are dropped and counted; past this many the stage stops.
+        rewrite: a stage of another input or of other settings in `out` is removed, and made anew.
 
     Raises:
         ValueError: `out` holds a stage of another input or of other settings, or too much cannot be read.
     """
     folder, index = Path(out), ShardIndex.load(source)
     cut = ShardConfig(**{field.name: getattr(limits, field.name) for field in fields(ShardConfig)})
-    _claim(folder, {"input": index.digest, **settings, **asdict(cut)})
+    _claim(folder, {"input": index.digest, **settings, **asdict(cut)}, rewrite)
     parts = range(len(index.shards))
     if not (folder / INDEX).exists():
         work = partial(_run_part, chain, source, out, cut, max_bad_samples)
@@ -78,17 +81,27 @@ def run_stage(
     return StageReport(index=finish_shards(folder, len(parts)), dropped=dict(reasons.most_common()))
 
 
-def _claim(folder: Path, settings: dict[str, object]) -> None:
+def _claim(folder: Path, settings: dict[str, object], rewrite: bool) -> None:
     manifest = folder / MANIFEST
     wanted = json.loads(json.dumps(settings))
     if manifest.exists() and (found := json.loads(manifest.read_text())) != wanted:
         changed = ", ".join(sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)))
-        raise ValueError(
-            f"{folder} was made with another {changed}; choose another folder, or delete it to make it anew"
-        )
+        if not rewrite:
+            raise ValueError(
+                f"{folder} was made with another {changed}; choose another folder, or delete it to make it anew"
+            )
+        _remove(folder)
     if not manifest.exists() and (folder / INDEX).exists():
         raise ValueError(f"{folder} holds shards that are no stage's; choose another folder")
     write_json(manifest, wanted)
+
+
+def _remove(folder: Path) -> None:
+    """In one step, so that a kill leaves no half of it in the way."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a removal that was killed
+    folder.replace(old)
+    shutil.rmtree(old)
 
 
 def _run_part(
