@@ -115,8 +115,8 @@ def _is_done(config: AskConfig, index: ShardIndex, number: int) -> bool:
 def _what_decides(config: AskConfig, index: ShardIndex, kind: str) -> dict[str, object]:
     """What decides the answers, as far as it is known before the server is asked which model it serves."""
     decisive = ("temperature", "top_p", "max_tokens", "seed", "system_prompt", "extra_body")
-    asked = {"kind": kind, "shards": index.digest} | {name: getattr(config, name) for name in decisive}
-    return asked | ({"model": config.model} if config.model else {})
+    known = ("model", *decisive) if config.model else decisive
+    return {"kind": kind, "shards": index.digest, **{name: getattr(config, name) for name in known}}
 
 
 def _compare(out: str, asked: dict[str, object]) -> None:

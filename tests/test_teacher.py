@@ -133,6 +133,9 @@ def test_the_first_kept_answers_become_samples(sample: Sample):
     assert pass_rates(answers) == {sample.id: 0.6}
     others = [replace(sample, id="before"), sample, replace(sample, id="behind")]
     assert list(distilled_samples(others, answers, 2)) == kept, "samples without a kept answer give none"
+    asked = iter([replace(answer, id=id) for id in "abc" for answer in answers])
+    stream = distilled_samples((replace(sample, id=id) for id in "abc"), asked, 2)
+    assert next(stream).id == "a#1" and len(list(asked)) >= 3 * 5 - 2, "no more is read than was asked for"
     with pytest.raises(ValueError, match="'gone', but no such question"):
         list(distilled_samples(others, [*answers, replace(answers[1], id="gone")], 2))
     assert pass_rates([*answers, Answer(id="x", rollout=0, source="", reason="timeout")]) == {sample.id: 0.6}
