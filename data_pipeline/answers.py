@@ -1,8 +1,10 @@
 """Answers on disk: what was asked of a model about each sample of a shard, and what came of it.
 
-    OUT/answers/shard-000012.jsonl          all answers to a shard, checked, by sample and rollout
-    OUT/answers/shard-000012.jsonl.partial  the same while asking: one line is appended as each answer comes
-    OUT/answers/shard-000012.summary.json   counts of a shard, so that nobody has to read it for them
+    OUT/answers/000012.jsonl          all answers to shard 12 of the questions, checked, by sample and rollout
+    OUT/answers/000012.jsonl.partial  the same while asking: one line is appended as each answer comes
+    OUT/answers/000012.summary.json   counts of a shard, so that nobody has to read it for them
+
+Files go by the shard's number in the index: the sources of a mixture may name their shards alike.
 
 An answer is paid for: its line is written before anything else is done with it, and a later line of the same
 sample and rollout takes the place of an earlier one.
@@ -14,12 +16,13 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_pipeline.files import write_json
-from data_pipeline.shard_index import Shard
+from data_pipeline.shard_index import ShardIndex
 
 Key = tuple[str, int]
 
@@ -73,7 +76,8 @@ class Yield:
     tokens_out: int = 0
     seconds: float = 0.0  # of requests, many of which ran at once
     hedged: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)  # of what was not kept
+    failed: dict[str, int] = field(default_factory=dict)  # why no answer came
+    reasons: dict[str, int] = field(default_factory=dict)  # why an answer that came was not kept
 
     def add(self, answers: list[Answer]) -> None:
         """Count the answers to one question."""
@@ -89,49 +93,62 @@ class Yield:
             self.seconds += answer.seconds
             self.hedged += answer.hedged
             if answer.reason:
-                self.reasons[answer.reason] = self.reasons.get(answer.reason, 0) + 1
+                counts = self.failed if answer.is_failed else self.reasons
+                counts[answer.reason] = counts.get(answer.reason, 0) + 1
 
     def merge(self, other: Yield) -> None:
         for name, value in asdict(other).items():
-            if name != "reasons":
-                setattr(self, name, getattr(self, name) + value)
-        for reason, count in other.reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
+            mine = getattr(self, name)
+            if isinstance(mine, dict):
+                mine |= {reason: mine.get(reason, 0) + count for reason, count in value.items()}
+            else:
+                setattr(self, name, mine + value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
     """How far a shard was asked, and its yields by source."""
 
+    sha256: str  # of the shard that was asked about
     k: int
     checker: str
     failed: int  # answers that did not come, or were not judged
-    digest: str  # of the answers that were kept
+    digest: str  # of the verdicts, and of the answers that were kept
     yields: dict[str, Yield]
 
     @classmethod
-    def load(cls, out: str | Path, shard: Shard) -> ShardSummary | None:
-        """The summary of a shard that was asked to its end, else None."""
-        path = _summary_path(answers_path(out, shard))
+    def load(cls, out: str | Path, index: ShardIndex, number: int) -> ShardSummary | None:
+        """The summary of the `number`-th shard where that was asked to its end, else None.
+
+        Raises:
+            ValueError: another shard was asked about.
+        """
+        path = _summary_path(answers_path(out, number))
         if not path.exists():
             return None
         fields = json.loads(path.read_text())
+        if fields["sha256"] != (shard := index.shards[number]).sha256:
+            raise ValueError(
+                f"{path} is of other questions than {shard.file} holds now; choose another folder for the answers "
+                "to these"
+            )
         fields["yields"] = {source: Yield(**found) for source, found in fields["yields"].items()}
         return cls(**fields)
 
 
-def answers_path(out: str | Path, shard: Shard) -> Path:
-    return Path(out) / "answers" / Path(shard.file).with_suffix(".jsonl").name
+def answers_path(out: str | Path, number: int) -> Path:
+    """Where the answers to the `number`-th shard lie."""
+    return Path(out) / "answers" / f"{number:06d}.jsonl"
 
 
-def read_answers(out: str | Path, shard: Shard) -> Iterator[Answer]:
-    """The checked answers to a shard, by sample and rollout.
+def read_answers(out: str | Path, index: ShardIndex, number: int) -> Iterator[Answer]:
+    """The checked answers to the `number`-th shard, by sample and rollout.
 
     Raises:
-        ValueError: the shard was not asked to its end.
+        ValueError: the shard was not asked to its end, or another one was.
     """
-    path = answers_path(out, shard)
-    if not path.exists() or not _summary_path(path).exists():
+    path = answers_path(out, number)
+    if ShardSummary.load(out, index, number) is None or not path.exists():
         raise ValueError(f"{path} is not complete; give the command that writes it again, it continues")
     with path.open("rb") as lines:
         for line in lines:
@@ -157,22 +174,21 @@ class AnswerLog:
         """Open, or open again, the log of the answers that will be at `path`.
 
         Raises:
-            ValueError: another process is at it, or a line is not one of ours.
+            ValueError: another process is at it or just was, or a line is not one of ours.
         """
         self._path, self._partial = path, path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _summary_path(path).unlink(missing_ok=True)
-        if path.exists() and not self._partial.exists():
-            path.replace(self._partial)  # complete, but more is asked for now
         self._file = self._partial.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise ValueError(f"another process is writing {self._partial}; wait for it, or end it") from error
         self.failed: set[Key] = set()
         self._places: dict[Key, int] = {}
-        self._load()
+        try:
+            self._lock()
+            _summary_path(path).unlink(missing_ok=True)
+            self._reopen()
+            self._load()
+        except ValueError:
+            self._file.close()
+            raise
 
     def __contains__(self, key: Key) -> bool:
         return key in self._places
@@ -194,7 +210,7 @@ class AnswerLog:
         order = {id: number for number, id in enumerate(ids)}
         return sorted(self._places, key=lambda key: (order[key[0]], key[1]))
 
-    def finish(self, answers: Iterable[list[Answer]], *, k: int, checker: str) -> ShardSummary:
+    def finish(self, answers: Iterable[list[Answer]], *, sha256: str, k: int, checker: str) -> ShardSummary:
         """Put the checked answers in the place of the log, sample by sample; from then on the shard is done."""
         yields: dict[str, Yield] = {}
         failed, digest = 0, hashlib.sha256()
@@ -204,12 +220,13 @@ class AnswerLog:
                 file.writelines(_line(answer) for answer in group)
                 yields.setdefault(group[0].source, Yield()).add(group)
                 failed += sum(answer.is_failed or answer.reason == "not_judged" for answer in group)
-                kept = [(answer.key, answer.response) for answer in group if not answer.reason]
-                digest.update(json.dumps(kept).encode())
+                digest.update(json.dumps([_decisive(answer) for answer in group]).encode())
             file.flush()
             os.fsync(file.fileno())
         whole.replace(self._path)
-        summary = ShardSummary(k=k, checker=checker, failed=failed, digest=digest.hexdigest(), yields=yields)
+        summary = ShardSummary(
+            sha256=sha256, k=k, checker=checker, failed=failed, digest=digest.hexdigest(), yields=yields
+        )
         write_json(_summary_path(self._path), asdict(summary))
         self._partial.unlink()
         self._file.close()
@@ -217,6 +234,28 @@ class AnswerLog:
 
     def close(self) -> None:
         self._file.close()
+
+    def _lock(self) -> None:
+        """Who has the file locked, and finds it still at its place, is the only one to touch what lies here."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another process is writing {self._partial}; wait for it, or end it") from error
+        if not self._partial.exists() or not os.path.samestat(
+            os.fstat(self._file.fileno()), self._partial.stat()
+        ):
+            raise ValueError(f"another process just finished {self._path}; give the command again")
+
+    def _reopen(self) -> None:
+        """A complete file holds all answers; more are asked for now, so they go back into the log."""
+        if not self._path.exists():
+            return
+        self._file.truncate(0)  # what an earlier copy, or the end of a killed run, left
+        with self._path.open("rb") as whole:
+            shutil.copyfileobj(whole, self._file)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._path.unlink()
 
     def _load(self) -> None:
         self._file.seek(0)
@@ -243,6 +282,12 @@ class AnswerLog:
 
 def _summary_path(path: Path) -> Path:
     return path.with_suffix(".summary.json")
+
+
+def _decisive(answer: Answer) -> list[object]:
+    """What scores and samples are made of."""
+    kept = None if answer.reason else answer.response
+    return [*answer.key, answer.is_failed, answer.accuracy, answer.decided_by, kept]
 
 
 def _line(answer: Answer) -> bytes:

@@ -64,10 +64,12 @@ def ask_shards(config: AskConfig, numbers: Sequence[int], ask: Ask, *, kind: str
             more fails than `max_bad_samples` allows.
     """
     index = ShardIndex.load(config.shards)
+    asked = _what_decides(config, index, kind)
+    _compare(config.out, asked)
     todo = [number for number in numbers if not _is_done(config, index, number)]
     if todo:
         try:
-            asyncio.run(_ask_all(config, index, todo, ask, kind))
+            asyncio.run(_ask_all(config, index, todo, ask, asked))
         except ExceptionGroup as group:  # one of many tasks failed, and the others were ended
             raise _first(group) from None
     return read_yields(config.out, index, numbers)
@@ -77,18 +79,22 @@ def read_yields(out: str | Path, index: ShardIndex, numbers: Sequence[int]) -> d
     """What came of asking, by source, of those shards among these that were asked to their end."""
     total: dict[str, Yield] = {}
     for number in numbers:
-        summary = ShardSummary.load(out, index.shards[number])
+        summary = ShardSummary.load(out, index, number)
         for source, found in summary.yields.items() if summary else ():
             total.setdefault(source, Yield()).merge(found)
     return total
 
 
-async def _ask_all(config: AskConfig, index: ShardIndex, todo: Sequence[int], ask: Ask, kind: str) -> None:
+async def _ask_all(
+    config: AskConfig, index: ShardIndex, todo: Sequence[int], ask: Ask, asked: dict[str, object]
+) -> None:
     total = config.k * sum(index.shards[number].count for number in todo)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(ChatClient(config))
         judge = config.judge_server and await stack.enter_async_context(ChatClient(config.judge_server))
-        _record(config, index, client.model, kind)
+        asked = asked | {"model": client.model}
+        _compare(config.out, asked)
+        write_json(Path(config.out) / MANIFEST, {"asked": asked, "config": asdict(config)})
         pool = stack.enter_context(VerifyPool(config.checkers, config.deadline, mode=config.mode))
         bar = tqdm(total=total, desc="ask", unit=" answers", disable=None, dynamic_ncols=True)
         run = _Run(config, index, pool=pool, judge=judge, bar=stack.enter_context(bar))
@@ -100,38 +106,36 @@ async def _ask_all(config: AskConfig, index: ShardIndex, todo: Sequence[int], as
 
 
 def _is_done(config: AskConfig, index: ShardIndex, number: int) -> bool:
-    summary = ShardSummary.load(config.out, index.shards[number])
+    summary = ShardSummary.load(config.out, index, number)
     if summary is None or summary.k < config.k or summary.checker != config.checker:
         return False
     return not (config.ask_failed_again and summary.failed)
 
 
-def _record(config: AskConfig, index: ShardIndex, model: str, kind: str) -> None:
-    """Note what decides the answers; one folder holds answers to one thing."""
+def _what_decides(config: AskConfig, index: ShardIndex, kind: str) -> dict[str, object]:
+    """What decides the answers, as far as it is known before the server is asked which model it serves."""
     decisive = ("temperature", "top_p", "max_tokens", "seed", "system_prompt", "extra_body")
-    options = asdict(config)
-    asked = {"kind": kind, "model": model, "shards": index.digest} | {
-        name: options[name] for name in decisive
-    }
-    path = Path(config.out) / MANIFEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        before = json.loads(path.read_text())["asked"]
-        if changed := [
-            f"{name} was {before.get(name)!r}" for name in asked if asked[name] != before.get(name)
-        ]:
-            raise ValueError(
-                f"{config.out} holds answers to something else: {'; '.join(changed)}; ask as then, or choose "
-                "another folder"
-            )
-    write_json(path, {"asked": asked, "config": options})
+    known = ("model", *decisive) if config.model else decisive
+    return {"kind": kind, "shards": index.digest, **{name: getattr(config, name) for name in known}}
+
+
+def _compare(out: str, asked: dict[str, object]) -> None:
+    """One folder holds answers to one thing."""
+    path = Path(out) / MANIFEST
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())["asked"]
+    if changed := [f"{name} was {before.get(name)!r}" for name in asked if asked[name] != before.get(name)]:
+        raise ValueError(
+            f"{out} holds answers to something else: {'; '.join(changed)}; ask as then, or choose another folder"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Shard:
     """A shard that is being asked about."""
 
-    file: str
+    sha256: str
     refs: dict[str, SampleRef]
     log: AnswerLog
     missing: set[tuple[str, int]]  # (id, rollout) of the answers it lacks
@@ -190,14 +194,20 @@ class _Run:
 
     def _open(self, number: int) -> _Shard:
         row, rows, k = self._index.shards[number], self._index.rows(number), self._config.k
-        log = AnswerLog(answers_path(self._config.out, row))
-        self._logs.add(log)
         refs = {id: rows.ref(row, place) for place, id in enumerate(rows.ids)}
+        if len(refs) < row.count:
+            twice = next(id for id, count in Counter(rows.ids).items() if count > 1)
+            raise ValueError(
+                f"{row.file} holds several samples with the id {twice!r}, whose answers could not be told apart; "
+                f"`omr data validate {self._index.folder}` lists them: give each an id of its own"
+            )
+        log = AnswerLog(answers_path(self._config.out, number))
+        self._logs.add(log)
         again = log.failed if self._config.ask_failed_again else set()
         keys = {(id, rollout) for id in refs for rollout in range(k)}
         missing = {key for key in keys if key not in log or key in again}
         self._bar.update(row.count * k - len(missing))
-        return _Shard(file=row.file, refs=refs, log=log, missing=missing)
+        return _Shard(sha256=row.sha256, refs=refs, log=log, missing=missing)
 
     def _read(self, ref: SampleRef) -> Sample | BadSample:
         try:
@@ -239,7 +249,9 @@ class _Run:
             for answer in checked:
                 log.add(answer)
         in_order = (list(group) for _, group in groupby(map(log.read, keys), lambda answer: answer.id))
-        summary = await asyncio.to_thread(log.finish, in_order, k=self._config.k, checker=checker)
+        summary = await asyncio.to_thread(
+            log.finish, in_order, sha256=shard.sha256, k=self._config.k, checker=checker
+        )
         self._logs.remove(log)
         self._kept += sum(found.kept for found in summary.yields.values())
 

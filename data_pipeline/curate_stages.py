@@ -108,9 +108,12 @@ def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
 def distil(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Ask the teacher the questions, and check its answers."""
     found = _ask(config, source, "distilled", config.teacher)
+    digest = _answers_digest(config, source, "distilled")
     return [
-        FunnelRow(stage="distilled", source=source.name, count=found.asked),
-        FunnelRow(stage="verified", source=source.name, count=found.kept, dropped=found.reasons),
+        FunnelRow(stage="distilled", source=source.name, count=found.answered, dropped=found.failed),
+        FunnelRow(
+            stage="verified", source=source.name, count=found.kept, dropped=found.reasons, digest=digest
+        ),
     ]
 
 
@@ -167,13 +170,14 @@ def _standardise(
 def _select(
     config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, part: int
 ) -> Iterator[Sample]:
-    shard = ShardIndex.load(folder(config, "standardised", source)).shards[part]
-    if config.difficulty:
-        rates = pass_rates(read_answers(folder(config, "difficulty", source), shard))
-        samples = with_scores(samples, {name: {"pass_rate": rate} for name, rate in rates.items()})
+    index = ShardIndex.load(folder(config, "standardised", source))
     if source.answers == "distill":
-        answers = read_answers(folder(config, "distilled", source), shard)
+        answers = read_answers(folder(config, "distilled", source), index, part)
         samples = distilled_samples(samples, answers, config.per_question, drop)
+    if config.difficulty:
+        rates = pass_rates(read_answers(folder(config, "difficulty", source), index, part))
+        scores = {name: {"pass_rate": rate} for name, rate in rates.items()}
+        samples = with_scores(samples, scores, ("pass_rate",), drop)
     if config.responses.correct:
         samples = with_verdicts(samples)
     return keep(samples, build_filters(config.responses), drop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +16,7 @@ from data_pipeline.config import ShardConfig
 from data_pipeline.distill_config import AskConfig, DistillConfig, parse_extra_body
 from data_pipeline.files import write_json
 from data_pipeline.shard_index import ShardIndex
-from data_pipeline.stage import Drop, run_stage
+from data_pipeline.stage import MANIFEST, Drop, run_stage
 from data_pipeline.teacher import distilled_samples, teacher_messages
 from data_pipeline.types import BadSample, Sample
 
@@ -81,16 +82,16 @@ async def ask_question(client: ChatClient, config: AskConfig, sample: Sample, ro
 def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]:
     """Once all shards are asked: yields.json, and the kept answers as samples in OUT/shards.
 
-    The same call again changes nothing. Returns both.
+    The same call again changes nothing; other answers, or another `per_question`, replace OUT/shards. Returns both.
 
     Raises:
-        ValueError: not all shards were asked, no answer was kept, or OUT/shards was written from other answers.
+        ValueError: not all shards were asked, no answer was kept, or OUT/shards is none of this function's.
     """
     index, out = ShardIndex.load(config.shards), Path(config.out)
     yields = read_yields(out, index, range(len(index.shards)))
     write_json(out / YIELDS, {source: asdict(found) for source, found in yields.items()})
     if not sum(found.kept for found in yields.values()):
-        raise ValueError(f"no answer was kept, look at them in {out / 'answers'}:\n{yields_table(yields)}")
+        raise ValueError(f"no answer was kept; look at them in {out / 'answers'}")
     settings: dict[str, object] = {
         "per_question": config.per_question,
         "answers": answers_digest(config.out, index),
@@ -101,14 +102,25 @@ def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]
         str(out / "shards"),
         settings=settings,
         limits=ShardConfig(),
+        rewrite=_is_ours(out / "shards", index, settings),
         executor=config.executor,
         workers=config.workers,
     )
     return yields, report.index
 
 
+def _is_ours(folder: Path, index: ShardIndex, settings: Mapping[str, object]) -> bool:
+    """The folder holds kept answers to these questions, of whatever settings."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return False
+    found = json.loads(manifest.read_text())
+    common = {"input": index.digest, **asdict(ShardConfig())}
+    return found == common | {name: found.get(name) for name in settings}
+
+
 def yields_table(yields: Mapping[str, Yield]) -> str:
-    """A line per source, and one for all; then why answers were not kept."""
+    """A line per source, and one for all; then why answers did not come, and why others were not kept."""
     total = Yield()
     for found in yields.values():
         total.merge(found)
@@ -127,9 +139,10 @@ def yields_table(yields: Mapping[str, Yield]) -> str:
     rows = [head, *(_cells(source, found) for source, found in sorted(yields.items())), _cells("all", total)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    reasons = sorted(total.reasons.items(), key=lambda item: -item[1])
-    if reasons:
-        lines.append("not kept: " + ", ".join(f"{reason} {count:,}" for reason, count in reasons))
+    for what, counts in (("not answered", total.failed), ("not kept", total.reasons)):
+        reasons = sorted(counts.items(), key=lambda item: -item[1])
+        if reasons:
+            lines.append(f"{what}: " + ", ".join(f"{reason} {count:,}" for reason, count in reasons))
     return "\n".join(lines)
 
 
@@ -146,8 +159,8 @@ def answers_digest(out: str | Path, index: ShardIndex) -> str:
         ValueError: not all shards were asked.
     """
     digest = hashlib.sha256()
-    for shard in index.shards:
-        summary = ShardSummary.load(out, shard)
+    for number, shard in enumerate(index.shards):
+        summary = ShardSummary.load(out, index, number)
         if summary is None:
             raise ValueError(f"{out} lacks answers to {shard.file}; distill again: it continues")
         digest.update(summary.digest.encode())
@@ -155,5 +168,5 @@ def answers_digest(out: str | Path, index: ShardIndex) -> str:
 
 
 def _distilled(config: DistillConfig, samples: Iterator[Sample], drop: Drop, part: int) -> Iterator[Sample]:
-    shard = ShardIndex.load(config.shards).shards[part]
-    return distilled_samples(samples, read_answers(config.out, shard), config.per_question, drop)
+    answers = read_answers(config.out, ShardIndex.load(config.shards), part)
+    return distilled_samples(samples, answers, config.per_question, drop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -48,8 +48,9 @@ def finish_scores(config: ScoreConfig) -> Path:
     path = Path(config.out) / SCORES
     partial = path.with_name(f"{SCORES}.partial")
     with partial.open("w") as file:
-        for shard in ShardIndex.load(config.shards).shards:
-            for _, answers in groupby(read_answers(config.out, shard), lambda answer: answer.id):
+        index = ShardIndex.load(config.shards)
+        for number in range(len(index.shards)):
+            for _, answers in groupby(read_answers(config.out, index, number), lambda answer: answer.id):
                 file.writelines(json.dumps(row) + "\n" for row in _rows(config.kind, list(answers)))
     partial.replace(path)
     return path
@@ -62,14 +63,25 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
         return {row.pop("id"): row for row in rows}
 
 
-def with_scores(samples: Iterable[Sample], scores: Mapping[str, Mapping[str, float]]) -> Iterator[Sample]:
-    """The samples with their scores, or those of the questions they answer, in their metadata.
+def with_scores(
+    samples: Iterable[Sample],
+    scores: Mapping[str, Mapping[str, float]],
+    names: Collection[str],
+    drop: Callable[[Sample, str], None],
+) -> Iterator[Sample]:
+    """The samples with their scores, and those of the questions they answer, in their metadata.
 
-    Those that have none stay as they are.
+    Args:
+        names: of the scores that were asked for; a sample that has one of them neither here nor from its corpus,
+            since nothing came from the model, is dropped as "unscored".
     """
     for sample in samples:
-        found = scores.get(sample.id) or scores.get(str(sample.metadata.get("question")), {})
-        yield replace(sample, metadata={**sample.metadata, **found})
+        of_question = scores.get(str(sample.metadata.get("question")), {})
+        scored = replace(sample, metadata={**sample.metadata, **of_question, **scores.get(sample.id, {})})
+        if all(name in scored.metadata for name in names):
+            yield scored
+        else:
+            drop(sample, "unscored")
 
 
 async def ask_perplexity(client: ChatClient, sample: Sample, rollout: int) -> Answer:

@@ -50,8 +50,11 @@ def select(config: SelectConfig) -> StageReport:
 def _select(config: SelectConfig, samples: Iterator[Sample], drop: Drop, part: int) -> Iterator[Sample]:
     """What passes of one shard."""
     samples = without_duplicates(samples, _listed(config).get(part, []), drop)
+    scores: dict[str, dict[str, float]] = {}
     for path in config.scores:
-        samples = with_scores(samples, read_scores(path))
+        for name, row in read_scores(path).items():
+            scores.setdefault(name, {}).update(row)
+    samples = with_scores(samples, scores, {kind for row in scores.values() for kind in row}, drop)
     if config.filters.correct:
         samples = with_verdicts(samples)
     return keep(samples, build_filters(config.filters), drop)

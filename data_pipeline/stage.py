@@ -95,13 +95,21 @@ def _claim(folder: Path, settings: dict[str, object], rewrite: bool) -> None:
     if not found and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something that is no stage's; choose another folder")
     if found and (rewrite or not any(folder.glob("*.tar"))):  # or nothing came of it
-        shutil.rmtree(folder)
+        _remove(folder)
     elif found:
         changed = ", ".join(sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)))
         raise ValueError(
             f"{folder} was made with another {changed}; choose another folder, or delete it to make it anew"
         )
     write_json(manifest, wanted)
+
+
+def _remove(folder: Path) -> None:
+    """In one step, so that a kill leaves no half of it in the way."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a removal that was killed
+    folder.replace(old)
+    shutil.rmtree(old)
 
 
 def _run_part(

@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from data_pipeline.answers import Answer
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Message, Sample
@@ -112,20 +113,29 @@ def distilled_samples(
     """The first `per_question` kept answers to each sample, as samples `{id}#{rollout}` in the samples' order.
 
     Args:
-        answers: those to these samples; their kept ones are held in memory.
+        answers: those to these samples, in their order.
         drop: is called with each right answer beyond `per_question`, and "surplus".
+
+    Raises:
+        ValueError: there are kept answers to a sample that does not come, or comes in another order.
     """
-    kept: dict[str, list[Answer]] = {}
-    for answer in answers:
-        if not answer.reason:
-            kept.setdefault(answer.id, []).append(answer)
+    kept = groupby((answer for answer in answers if not answer.reason), lambda answer: answer.id)
+    id, group = next(kept, ("", ()))
     for sample in samples:
-        for number, answer in enumerate(kept.get(sample.id, ())):
+        if sample.id != id:
+            continue
+        for number, answer in enumerate(group):
             learned = _distilled(sample, answer)
             if number < per_question:
                 yield learned
             else:
                 drop(learned, "surplus")
+        id, group = next(kept, ("", ()))
+    if id:
+        raise ValueError(
+            f"there are answers to {id!r}, but no such question can be read in its place; `omr data validate` the "
+            "questions, and ask about them in another folder where they were changed"
+        )
 
 
 def _distilled(sample: Sample, answer: Answer) -> Sample:

@@ -160,9 +160,8 @@ def distill(args: list[str]) -> None:
     from data_pipeline.distill import distill as ask_teacher
     from data_pipeline.distill import finish_distill, yields_table
 
-    ask_teacher(config)
-    yields, index = finish_distill(config)
-    print(yields_table(yields))
+    print(yields_table(ask_teacher(config)))
+    _, index = finish_distill(config)
     print(f"{len(index)} samples in {index.folder}")
 
 

@@ -120,8 +120,8 @@ def test_again_changes_nothing_and_other_filters_only_what_they_touch(recipe, tm
 def test_mistakes_are_named_before_anything_is_done(recipe, tmp_path):
     config = replace(recipe, out=str(tmp_path / "out"))
     source = recipe.sources[0]
-    with pytest.raises(ValueError, match="no corpus .messges.; did you mean 'messages'"):
-        curate(replace(config, sources=(replace(source, corpus="messges"),)))
+    with pytest.raises(ValueError, match="no corpus .massages.; did you mean 'messages'"):
+        curate(replace(config, sources=(replace(source, corpus="massages"),)))
     with pytest.raises(ValueError, match="nowhere does not exist"):
         curate(replace(config, sources=(replace(source, path="./nowhere"),)))
     for fault, problem in (

@@ -98,7 +98,8 @@ def command(config: DistillConfig) -> list[str]:
 
 
 def stored(shards: Path, out: Path) -> list[Answer]:
-    return [answer for shard in ShardIndex.load(shards).shards for answer in read_answers(out, shard)]
+    index = ShardIndex.load(shards)
+    return [answer for number in range(len(index.shards)) for answer in read_answers(out, index, number)]
 
 
 def content(answers: list[Answer]) -> list[Answer]:
@@ -172,8 +173,7 @@ def test_nothing_is_asked_twice_and_more_answers_cost_only_the_missing(
         assert len(distill(two)) == len(one_each)
         assert len(proxy.asked) == 24, "a complete run asks for nothing"
         assert len({s.metadata["question"] for s in read_shards(one_each.folder)}) == len(one_each)
-        with pytest.raises(ValueError, match="delete it"):
-            distill(replace(two, k=4, per_question=4))
+        assert len(distill(replace(two, k=4, per_question=4))) > len(one_each)
         assert len(proxy.asked) == len(set(proxy.seeds)) == 48
         with pytest.raises(ValueError, match="temperature was 1.0"):
             distill_shards(replace(two, temperature=0.5, k=5), SHARDS)
@@ -302,7 +302,7 @@ def test_a_killed_run_continues_and_pays_for_nothing_twice(
 ) -> None:
     with FlakyProxy(server.url, lambda _seen, _body: "late 0.3") as proxy:
         wanted = config(proxy, shards, tmp_path, concurrency=3)
-        logs = [answers_path(tmp_path, shard) for shard in ShardIndex.load(shards).shards]
+        logs = [answers_path(tmp_path, number) for number in SHARDS]
         process = subprocess.Popen(command(wanted), stderr=subprocess.DEVNULL)
         log = logs[1].with_name(logs[1].name + ".partial")
         until = time.monotonic() + 120
@@ -388,9 +388,8 @@ def test_pass_rate_is_the_share_of_right_answers(
     right = Counter(a.id for a in stored(shards, tmp_path) if a.accuracy)
     assert scores == {sample.id: {"pass_rate": right[sample.id] / 4} for sample in samples}
     assert 0 < sum(row["pass_rate"] for row in scores.values()) < len(samples)
-    scored = list(with_scores(samples, {samples[0].id: scores[samples[0].id]}))
+    scored = list(with_scores(samples, scores, ["pass_rate"], lambda sample, reason: None))
     assert scored[0].metadata == samples[0].metadata | {"pass_rate": right[samples[0].id] / 4}
-    assert scored[1:] == samples[1:]
 
 
 @pytest.mark.parametrize("word", ["Equivalent", "Different", "Perhaps"])
@@ -418,7 +417,7 @@ def test_a_judge_rules_on_what_the_rules_find_wrong(
     assert sum(found.kept for found in yields.values()) == (48 if word == "Equivalent" else 48 - len(wrong))
 
     with FlakyProxy(server.url, extra=verdict) as judge:
-        source = answers_path(reference, ShardIndex.load(shards).shards[0])
+        source = answers_path(reference, 0)
         out = tmp_path / "verified.jsonl"
         summary = verify_file(VerifyConfig(source=str(source), out=str(out), workers=1, judge=judge.url))
     wrong = [old for old in rules[:16] if not old.accuracy]

@@ -131,6 +131,13 @@ def test_the_first_kept_answers_become_samples(sample: Sample):
     assert kept[1].metadata["rollout"] == 3 and kept[1].metadata["question"] == sample.id
     assert [len(list(distilled_samples([sample], answers, n))) for n in (1, 4, 8)] == [1, 3, 3]
     assert pass_rates(answers) == {sample.id: 0.6}
+    others = [replace(sample, id="before"), sample, replace(sample, id="behind")]
+    assert list(distilled_samples(others, answers, 2)) == kept, "samples without a kept answer give none"
+    asked = iter([replace(answer, id=id) for id in "abc" for answer in answers])
+    stream = distilled_samples((replace(sample, id=id) for id in "abc"), asked, 2)
+    assert next(stream).id == "a#1" and len(list(asked)) >= 3 * 5 - 2, "no more is read than was asked for"
+    with pytest.raises(ValueError, match="'gone', but no such question"):
+        list(distilled_samples(others, [*answers, replace(answers[1], id="gone")], 2))
     assert pass_rates([*answers, Answer(id="x", rollout=0, source="", reason="timeout")]) == {sample.id: 0.6}
 
 
@@ -214,7 +221,7 @@ def test_a_log_continues_after_every_kind_of_end(tmp_path: Path):
     assert len(log) == 4 and log.read(("b", 1)).response == "later"
     keys = log.keys(["b", "a"])
     assert keys == [("b", 0), ("b", 1), ("a", 0), ("a", 1)]
-    log.finish(([log.read(key)] for key in keys), k=2, checker="strict")
+    log.finish(([log.read(key)] for key in keys), sha256="", k=2, checker="strict")
     assert not partial.exists() and b"later" in path.read_bytes()
 
     log = AnswerLog(path)  # more is asked for
@@ -223,6 +230,44 @@ def test_a_log_continues_after_every_kind_of_end(tmp_path: Path):
     partial.write_bytes(b"{}\n" + partial.read_bytes())
     with pytest.raises(ValueError, match=r"partial:1 is no answer"):
         AnswerLog(path)
+
+
+def test_one_process_at_a_time_touches_what_lies_there(tmp_path: Path):
+    path = tmp_path / "000000.jsonl"
+    summary = tmp_path / "000000.summary.json"
+    log = AnswerLog(path)
+    log.add(Answer(id="a", rollout=0, source="s", response="x"))
+    summary.write_text("the other's")
+    with pytest.raises(ValueError, match="another process is writing"):
+        AnswerLog(path)
+    assert summary.exists(), "who has no lock removes nothing"
+    late = path.with_name("000000.jsonl.partial").open("a+b")  # opened before the first one's end
+    log.finish(iter([[log.read(("a", 0))]]), sha256="", k=1, checker="strict")
+    done = path.read_bytes(), summary.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_: late)
+        with pytest.raises(ValueError, match="another process just finished"):
+            AnswerLog(path)
+    assert (path.read_bytes(), summary.read_bytes()) == done and late.closed
+
+    path.with_name("000000.jsonl.partial").write_bytes(b"what a kill left of a copy")
+    log = AnswerLog(path)
+    assert log.read(("a", 0)).response == "x" and not summary.exists() and not path.exists()
+    log.finish(iter([[log.read(("a", 0))]]), sha256="", k=1, checker="strict")
+    assert (path.read_bytes(), summary.read_bytes()) == done
+
+
+def test_the_digest_of_answers_knows_every_verdict(tmp_path: Path):
+    """Also of those that are not kept: pass rates count them."""
+
+    def digest(name: str, **changed: object) -> str:
+        answer = Answer(id="a", rollout=0, source="s", response="x", reason="wrong")
+        log, group = AnswerLog(tmp_path / name), [replace(answer, **changed)]
+        return log.finish(iter([group]), sha256="", k=1, checker="strict").digest
+
+    assert digest("0") == digest("1", seconds=3.0)
+    changes = [{}, {"accuracy": 1.0}, {"response": None}, {"decided_by": "judge"}, {"reason": ""}]
+    assert len({digest(str(n), **change) for n, change in enumerate(changes, 2)}) == 5
 
 
 def test_yields_add_up():
@@ -238,7 +283,7 @@ def test_yields_add_up():
     )
     one.merge(two)
     assert (one.questions, one.solved, one.asked, one.answered, one.right, one.kept) == (2, 1, 3, 2, 2, 1)
-    assert one.reasons == {"truncated": 1, "timeout": 1} and one.tokens_out == 5
+    assert one.reasons == {"truncated": 1} and one.failed == {"timeout": 1} and one.tokens_out == 5
 
 
 # ---- the judge ----
