@@ -13,10 +13,10 @@ from data_pipeline.answers import Yield, pass_rates, read_answers
 from data_pipeline.config import ImportConfig, MixConfig, RowsConfig, ShardConfig
 from data_pipeline.corpora import CORPORA
 from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
-from data_pipeline.deduplicate import DUPLICATES, deduplicate
+from data_pipeline.deduplicate import deduplicate
 from data_pipeline.distill import answers_digest, distill
 from data_pipeline.distill_config import AskConfig, TeacherConfig
-from data_pipeline.duplicates import digest_of, read_duplicates, without_duplicates
+from data_pipeline.duplicates import DUPLICATES, duplicates_digest, read_duplicates, without_duplicates
 from data_pipeline.files import read_json
 from data_pipeline.filters import build_filters, keep
 from data_pipeline.funnel import FunnelRow
@@ -97,11 +97,9 @@ def find_duplicates(config: CurateConfig) -> None:
 
 def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Leave out the questions that are listed as duplicates, and what the filters of questions drop."""
-    raw = folder(config, "raw", source)
     settings: dict[str, object] = {"filters": asdict(config.questions)}
     if config.deduplicate:
-        listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, ShardIndex.load(raw).digest)
-        settings["duplicates"] = digest_of(listed)
+        settings["duplicates"] = duplicates_digest(*_listed(config, source))
     return [_row("standardised", source, _run(config, source, "raw", "standardised", _standardise, settings))]
 
 
@@ -161,9 +159,7 @@ def _standardise(
     config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, part: int
 ) -> Iterator[Sample]:
     if config.deduplicate:
-        digest = ShardIndex.load(folder(config, "raw", source)).digest
-        listed = read_duplicates(Path(config.out) / "dedup" / DUPLICATES, digest)
-        samples = without_duplicates(samples, listed.get(part, []), drop)
+        samples = without_duplicates(samples, read_duplicates(*_listed(config, source), part), drop)
     return keep(samples, build_filters(config.questions), drop)
 
 
@@ -219,6 +215,12 @@ def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: Teacher
     for found in distill(asked).values():
         total.merge(found)
     return total
+
+
+def _listed(config: CurateConfig, source: SourceConfig) -> tuple[Path, str]:
+    """The list of duplicates, and by which digest it knows the source."""
+    raw = ShardIndex.load(folder(config, "raw", source))
+    return Path(config.out) / "dedup" / DUPLICATES, raw.digest
 
 
 def _answers_digest(config: CurateConfig, source: SourceConfig, stage: str) -> str:

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +24,8 @@ from data_pipeline.select_config import DedupConfig
 
 CANDIDATES = 8
 """Nearest kept samples that are looked at; the nearest by the joined vectors may fail on symbols or answer."""
+BLOCK = 2048
+"""Rows of a part whose cosines with the rows before them are held at once."""
 SLACK = 0.002
 """By how much a cosine of float16 vectors may be off, so that nothing at the threshold is missed."""
 
@@ -60,27 +63,32 @@ def find_duplicates(
     for corpus in against:
         for path in corpus.parts:
             benchmarks.add(_load(path, share, num_shares))
-    by_corpus: list[_Kept] = []
+    earlier: list[_Kept] = []
     judge = _Judge(config, benchmarks)
     for corpus in tqdm(corpora, desc="compare", unit=" corpora", disable=None):
         own = shared if config.scope == "both" else _Kept(config)
-        searched = by_corpus if config.scope == "across" else [own]
+        searched = earlier if config.scope == "across" else [own]
         for number, path in enumerate(corpus.parts):
             for found in judge.judge(_load(path, share, num_shares), own, searched):
                 yield replace(found, corpus=corpus.digest, shard=number)
-        by_corpus = [*by_corpus, own]
+        if config.scope == "across":
+            earlier.append(own)
 
 
 def _load(path: Path, share: int, num_shares: int) -> _Part:
     prints = Fingerprints.load(path)
-    return _Part(prints if num_shares == 1 else prints.where(prints.symbols % num_shares == share))
+    rows = np.flatnonzero(prints.symbols % num_shares == share)
+    return _Part(prints if num_shares == 1 else prints.at(rows), rows)
 
 
 class _Part:
-    """Fingerprints with their joined vectors [N, D] float32: text and images of equal weight, length 1."""
+    """Fingerprints with their joined vectors [N, D] float32: text and images of equal weight, length 1.
 
-    def __init__(self, prints: Fingerprints) -> None:
-        self.prints = prints
+    `rows` [N] are their numbers among all of the shard.
+    """
+
+    def __init__(self, prints: Fingerprints, rows: np.ndarray) -> None:
+        self.prints, self.rows = prints, rows
         has_image = prints.image.any(axis=1, keepdims=True)
         weight = np.where(has_image, np.float32(0.5**0.5), np.float32(1))
         both = np.concatenate([prints.text, prints.image], axis=1)
@@ -102,9 +110,9 @@ class _Kept:
         self.ids: list[str] = []
         self.by_content: dict[int, int] = {}
 
-    def add(self, part: _Part, rows: Sequence[int] | None = None) -> None:
-        """Add `rows` of a part, or all."""
-        chosen = np.arange(len(part)) if rows is None else np.array(rows, dtype=np.int64)
+    def add(self, part: _Part, mask: np.ndarray | None = None) -> None:
+        """Add the samples of a part where `mask` [N] is true, or all."""
+        chosen = np.arange(len(part)) if mask is None else np.flatnonzero(mask)
         index = self._checked(part)
         first = len(self.ids)
         index.add(part.joined[chosen])
@@ -154,13 +162,13 @@ class _Judge:
         """The duplicates among the samples of `part`; the others are added to `own`."""
         prints = part.prints
         near = _NearRule(self._config, part, self._benchmarks, searched, with_itself=own in searched)
-        kept: list[int] = []
+        kept = np.zeros(len(part), dtype=bool)
         seen: dict[int, int] = {}  # content -> row, of this part
         for row in range(len(part)):
             question = int(prints.question[row])
             if question and question in self._questions:
                 if twin := self._questions[question]:
-                    yield replace(twin, id=prints.ids[row], source=prints.sources[row])
+                    yield replace(twin, **_place(part, row))
                 continue
             found = near.contamination(row)
             if found and not found.dropped:
@@ -172,7 +180,7 @@ class _Judge:
             if found:
                 yield found
                 continue
-            kept.append(row)
+            kept[row] = True
             if own in searched:
                 seen[int(prints.content[row])] = row
         own.add(part, kept)
@@ -206,7 +214,8 @@ class _NearRule:
             joined_least = min(config.threshold, (config.threshold + config.image_threshold) / 2)
         self._tainted = benchmarks.find(part, joined_least) if benchmarks.ids else []
         self._candidates = [store.find(part, joined_least) if store.ids else [] for store in searched]
-        self._pairs = part.joined @ part.joined.T >= joined_least - SLACK if with_itself else None
+        self._least, self._with_itself = joined_least - SLACK, with_itself
+        self._block, self._pairs = -1, np.zeros((0, 0), dtype=bool)
 
     def contamination(self, row: int) -> Duplicate | None:
         """The benchmark's sample that sample `row` is, exactly or nearly; answers may differ in form."""
@@ -219,8 +228,8 @@ class _NearRule:
             return None
         return replace(_duplicate(self._part, row, store.ids[key], "contamination", cosine), dropped=dropped)
 
-    def twin(self, row: int, kept: Sequence[int]) -> Duplicate | None:
-        """The kept sample that sample `row` is near to, of those before this part first, then of this part."""
+    def twin(self, row: int, kept: np.ndarray) -> Duplicate | None:
+        """The kept sample that sample `row` is near to, of those before this part first, then of `kept` [N] in it."""
         same_answer = self._config.same_answer
         for store, candidates in zip(self._searched, self._candidates, strict=True):
             key, cosine = (
@@ -228,14 +237,20 @@ class _NearRule:
             )
             if key is not None:
                 return _duplicate(self._part, row, store.ids[key], "near", cosine)
-        if self._pairs is None or not kept:
-            return None
-        rows = np.array(kept)[self._pairs[row, kept]]
+        rows = self._rows_before(row, kept) if self._with_itself else np.arange(0)
         cosines = self._cosines(row, self._part.joined[rows], self._part.facts[rows], same_answer)
         if not len(rows) or cosines.max() < 0:
             return None
         best = int(cosines.argmax())
         return _duplicate(self._part, row, self._part.prints.ids[rows[best]], "near", float(cosines[best]))
+
+    def _rows_before(self, row: int, kept: np.ndarray) -> np.ndarray:
+        """Rows before `row`, of the `kept` ones, of about the least cosine or more; rows are asked for in order."""
+        block, joined = row // BLOCK, self._part.joined
+        if block != self._block:
+            start, end = block * BLOCK, (block + 1) * BLOCK
+            self._block, self._pairs = block, joined[start:end] @ joined[:end].T >= self._least
+        return np.flatnonzero(self._pairs[row % BLOCK, :row] & kept[:row])
 
     def _nearest(
         self, row: int, store: _Kept, keys: np.ndarray, same_answer: bool
@@ -271,11 +286,9 @@ class _NearRule:
 
 def _duplicate(part: _Part, row: int, of: str, kind: Kind, similarity: float) -> Duplicate:
     return Duplicate(
-        id=part.prints.ids[row],
-        source=part.prints.sources[row],
-        corpus="",
-        shard=0,
-        of=of,
-        kind=kind,
-        similarity=round(similarity, 4),
+        **_place(part, row), corpus="", shard=0, of=of, kind=kind, similarity=round(similarity, 4)
     )
+
+
+def _place(part: _Part, row: int) -> dict[str, Any]:
+    return {"id": part.prints.ids[row], "source": part.prints.sources[row], "row": int(part.rows[row])}

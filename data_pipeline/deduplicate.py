@@ -1,9 +1,10 @@
-"""`omr data dedup`: folders of shards -> fingerprints, one file per shard -> duplicates.jsonl with its counts."""
+"""`omr data dedup`: folders of shards -> fingerprints, one file per shard -> what is to be dropped, and counts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from data_pipeline.dedup import Corpus, find_duplicates
-from data_pipeline.duplicates import Duplicate, write_duplicates
+from data_pipeline.duplicates import DUPLICATES, SUMMARY, Duplicate, write_duplicates
 from data_pipeline.encoders import load_encoders
 from data_pipeline.executor import run_parts
 from data_pipeline.files import write_json
@@ -21,7 +22,6 @@ from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shards import read_shard
 
 KINDS = ("exact", "near", "contamination", "reported")
-DUPLICATES, SUMMARY = "duplicates.jsonl", "dedup.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class CorpusCount:
     samples: int
     unreadable: int
     dropped: dict[str, int]  # by kind; `reported` are not dropped
+    lists: str  # digest of what is to be dropped
 
     @property
     def kept(self) -> int:
@@ -41,12 +42,14 @@ class CorpusCount:
 
 
 def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
-    """Write `out`/duplicates.jsonl and `out`/dedup.json. Fingerprints of shards seen before are not made again.
+    """Write into `out` what duplicates.py tells of. Nothing that was done before is done again while it holds.
 
     Raises:
         ValueError: a folder holds no shards or is given twice, or too many samples are unreadable.
     """
     out = Path(config.out)
+    for left in out.rglob("*.partial"):  # of a run that was killed
+        left.unlink(missing_ok=True)
     indexes = [ShardIndex.load(folder) for folder in (*config.inputs, *config.against)]
     _check(config, [index.digest for index in indexes])
     places = [
@@ -57,14 +60,26 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
     work = partial(_fingerprint_part, config.dedup)
     parts = [(str(index.folder), number, path) for index, number, path in places]
     run_parts(work, parts, executor=config.executor, workers=config.workers, desc="fingerprint")
-    unreadable = {index.digest: 0 for index in indexes}
+    bad = {index.digest: list[int]() for index in indexes}  # unreadable samples by shard
     for index, _, path in places:
-        unreadable[index.digest] += json.loads(path.with_suffix(".json").read_text())["unreadable"]
-    if sum(unreadable.values()) > config.max_bad_samples:
+        bad[index.digest].append(json.loads(path.with_suffix(".json").read_text())["unreadable"])
+    if (total := sum(map(sum, bad.values()))) > config.max_bad_samples:
         raise ValueError(
-            f"{sum(unreadable.values())} samples cannot be read, more than max_bad_samples="
-            f"{config.max_bad_samples}; write their shards again, or raise the limit"
+            f"{total} samples cannot be read, more than max_bad_samples={config.max_bad_samples}; "
+            "write their shards again, or raise the limit"
         )
+    made_of = {
+        "inputs": [index.digest for index in indexes[: len(config.inputs)]],
+        "against": [index.digest for index in indexes[len(config.inputs) :]],
+        "unreadable": bad,
+        "dedup": asdict(config.dedup),
+        "shares": config.shares,
+    }
+    summary = out / SUMMARY
+    said = json.loads(summary.read_text()) if summary.exists() else {}
+    if said.get("made_of") == made_of:
+        named = zip(said["corpora"], config.inputs, strict=True)
+        return tuple(CorpusCount(**{**row, "folder": folder}) for row, folder in named)
     corpora = [
         Corpus(digest=index.digest, parts=tuple(path for owner, _, path in places if owner is index))
         for index in indexes
@@ -72,20 +87,37 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
     work = partial(_compare_share, config, corpora)
     shares = range(config.shares)
     found = run_parts(work, shares, executor=config.executor, workers=config.workers, desc="compare")
-    counts = write_duplicates(out / DUPLICATES, chain.from_iterable(found))
+    summary.unlink(missing_ok=True)  # so that lists without it are not whole
+    rows, lines = _write(config, indexes, bad, list(chain.from_iterable(found)))
+    write_json(summary, {"corpora": [asdict(row) for row in rows], DUPLICATES: lines, "made_of": made_of})
+    return rows
+
+
+def _write(
+    config: DedupRunConfig, indexes: Sequence[ShardIndex], bad: dict[str, list[int]], found: list[Duplicate]
+) -> tuple[tuple[CorpusCount, ...], str]:
+    """Write the lists; returns the counts, and the digest of duplicates.jsonl."""
+    named = list(zip(config.inputs, indexes, strict=False))
+    readable = {
+        index.digest: [
+            shard.count - lost for shard, lost in zip(index.shards, bad[index.digest], strict=True)
+        ]
+        for _, index in named
+    }
+    digests = write_duplicates(Path(config.out) / DUPLICATES, found, readable)
+    counts = Counter((each.corpus, each.kind if each.dropped else "reported") for each in found)
     rows = tuple(
         CorpusCount(
             folder=folder,
             digest=index.digest,
             samples=len(index),
-            unreadable=unreadable[index.digest],
+            unreadable=sum(bad[index.digest]),
             dropped={kind: counts[index.digest, kind] for kind in KINDS},
+            lists=digests[index.digest],
         )
-        for folder, index in zip(config.inputs, indexes, strict=False)
+        for folder, index in named
     )
-    summary = {"corpora": [asdict(row) for row in rows], "config": asdict(config)}
-    write_json(out / SUMMARY, summary)
-    return rows
+    return rows, digests[DUPLICATES]
 
 
 def fingerprint_path(out: Path, index: ShardIndex, number: int, config: DedupConfig) -> Path:
@@ -96,12 +128,11 @@ def fingerprint_path(out: Path, index: ShardIndex, number: int, config: DedupCon
 
 
 def _fingerprint_part(config: DedupConfig, place: tuple[str, int, Path]) -> None:
-    """Write the fingerprints of a shard, (its folder, its number, their path), unless they are there."""
+    """Write the fingerprints of a shard, (its folder, its number, their path), unless they are there, of all of it."""
     folder, number, path = place
     done = path.with_suffix(".json")  # written last
-    if done.exists():
+    if done.exists() and not json.loads(done.read_text())["unreadable"]:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     bad: list[str] = []
     encoders = load_encoders(config.text_encoder, config.image_encoder)
     samples = read_shard(ShardIndex.load(folder), number, lambda id, _: bad.append(id))

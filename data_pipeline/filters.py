@@ -107,8 +107,11 @@ def mmfinereason_template(sample: Sample) -> str:
 
 
 def repetition(sample: Sample, num_words: int = 50, count: int = 3) -> str:
-    """Drop a response that holds some run of `num_words` words `count` times or more, overlaps included."""
-    words = response(sample).split()
+    """Drop a response whose thought holds some run of `num_words` words `count` times or more, overlaps included.
+
+    A response without a thought counts as a whole; tags are no words.
+    """
+    words = _thought(response(sample)).split()
     if len(words) < num_words + count - 1:
         return ""
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
@@ -117,15 +120,23 @@ def repetition(sample: Sample, num_words: int = 50, count: int = 3) -> str:
     return "repetition" if max(runs.values()) >= count else ""
 
 
+def _thought(text: str) -> str:
+    """What stands before `</think>`, and behind `<think>` where that is; all of a text without a thought."""
+    head, is_closed, _ = text.partition("</think>")
+    before, is_open, rest = head.partition("<think>")
+    thought = (rest if is_open else before) if is_closed else text
+    return _TAG.sub(" ", thought)
+
+
 def _length(sample: Sample, least: int, most: int) -> str:
     num_words = len(response(sample).split())
     return "length" if num_words < least or 0 < most < num_words else ""
 
 
 def _outside(rate: float, low: float, high: float) -> str:
-    if rate > high:
-        return "too_easy"
-    return "too_hard" if rate < low else ""
+    if low <= rate <= high:
+        return ""
+    return "too_easy" if rate > high else "too_hard" if rate < low else "pass_rate"  # NaN is neither
 
 
 def _score(sample: Sample, name: str) -> float:

@@ -7,6 +7,7 @@ What counts is the question: the users' text and the images. Responses are not c
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import unicodedata
@@ -18,14 +19,9 @@ from typing import cast
 import numpy as np
 
 from data_pipeline.encoders import Encoders
+from data_pipeline.files import write_whole
+from data_pipeline.teacher import PHRASES
 from data_pipeline.types import IMAGE_MARK, BadSample, Sample
-
-INSTRUCTIONS = (
-    "Output the thinking process in <think> </think> and final answer in <answer> </answer> tags.",
-    "Answer the question using a single word or phrase.",
-    "Context: N/A",
-)
-"""What corpora append to questions; the recipe takes it off before it asks the teacher."""
 
 _SYMBOL = re.compile(r"\d+(?:[.,]\d+)*|(?<![^\W_])[^\W\d_](?![^\W_])|[+*/=<>^%±×÷√∑∫≤≥≠°]|-(?![^\W\d_]{2})")
 
@@ -42,7 +38,7 @@ class Fingerprints:
     ids: tuple[str, ...]
     sources: tuple[str, ...]
     content: np.ndarray  # [N] uint64, of the question's text and its images' pixels
-    question: np.ndarray  # [N] uint64, of metadata `question`: the same for all answers to one; 0 without it
+    question: np.ndarray  # [N] uint64, the same for all answers that distillation kept of one; 0 of others
     symbols: np.ndarray  # [N] uint64, of the text's numbers, lone letters and operators, in order
     answer: np.ndarray  # [N] uint64, of the reference answer; 0 without one
     num_images: np.ndarray  # [N] int32
@@ -52,9 +48,8 @@ class Fingerprints:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def where(self, mask: np.ndarray) -> Fingerprints:
-        """Those rows where `mask` [N] is true."""
-        rows = np.flatnonzero(mask)
+    def at(self, rows: np.ndarray) -> Fingerprints:
+        """Those of `rows`."""
         named = {name: tuple(getattr(self, name)[row] for row in rows) for name in ("ids", "sources")}
         arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in NAMES}
         return replace(self, **named, **arrays)
@@ -63,10 +58,9 @@ class Fingerprints:
         """Write an .npz that appears when it is whole; the same samples give the same bytes."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         names = {name: arrays.pop(name) for name in NAMES}
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
-        partial.replace(path)
+        file = io.BytesIO()
+        np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
+        write_whole(path, file.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Fingerprints:
@@ -105,11 +99,10 @@ def fingerprint_shard(samples: Iterable[Sample], encoders: Encoders) -> Fingerpr
         texts.append(text)
         counts.append(len(sample.images))
         images.append(vector)
-        asked = sample.metadata.get("question")
         hashes.append(
             (
                 _hash(text.encode(), *pixels),
-                0 if asked is None else _hash(sample.source.encode(), str(asked).encode()),
+                _asked(sample),
                 _hash(" ".join(_SYMBOL.findall(text.casefold())).encode()),
                 _hash("".join(sample.answer.casefold().split()).encode()) if sample.answer.strip() else 0,
             )
@@ -133,11 +126,17 @@ def fingerprint_shard(samples: Iterable[Sample], encoders: Encoders) -> Fingerpr
 
 
 def question_text(sample: Sample) -> str:
-    """The users' turns without image marks, instructions of corpora, and differences of white space."""
+    """The users' turns without image marks, what corpora append to questions, and differences of white space."""
     text = "\n".join(message.content for message in sample.messages if message.role == "user")
-    for phrase in (*INSTRUCTIONS, IMAGE_MARK):
-        text = text.replace(phrase, " ")
+    text = PHRASES.sub(" ", text).replace(IMAGE_MARK, " ")
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _asked(sample: Sample) -> int:
+    """Hash of the question that a distilled sample answers, 0 of others: metadata `question` alone says nothing."""
+    if not {"question", "rollout", "teacher"} <= sample.metadata.keys():
+        return 0
+    return _hash(sample.source.encode(), str(sample.metadata["question"]).encode())
 
 
 def _see(images: tuple[bytes, ...], encoders: Encoders) -> tuple[list[bytes], np.ndarray | None]:

@@ -54,6 +54,15 @@ class FilterConfig:
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate <= 1:
                 raise ValueError(f"filters.{name}={rate} must lie between 0 and 1; it is a share of answers")
+        low, high = self.min_pass_rate, self.max_pass_rate
+        if low is not None and high is not None and low > high:
+            raise ValueError(
+                f"filters.min_pass_rate={low} is above max_pass_rate={high}; nothing would be kept"
+            )
+        for name in ("max_images", "max_perplexity"):
+            most = getattr(self, name)
+            if most is not None and not most >= 0:
+                raise ValueError(f"filters.{name}={most} must be at least 0; leave it out to set no limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +113,7 @@ class SelectConfig(WorkConfig, ShardConfig):
     out: str
     """Folder that gets the kept samples, and in dropped/ the ids of the others with the reasons."""
     duplicates: str = ""
-    """duplicates.jsonl that `omr data dedup` wrote; what it drops of this folder is dropped first."""
+    """duplicates.jsonl in the folder that `omr data dedup` wrote; what it drops of this folder is dropped first."""
     scores: tuple[str, ...] = ()
     """scores.jsonl files that `omr data score` wrote, of these samples or of the questions they answer."""
     filters: FilterConfig = field(default_factory=FilterConfig)
@@ -119,7 +128,7 @@ class DedupRunConfig(WorkConfig):
     inputs: tuple[str, ...]
     """Folders of shards, one corpus each; of two equal samples the one in the earlier folder is kept."""
     out: str = "dedup"
-    """Folder that gets duplicates.jsonl, dedup.json (counts) and fingerprints/ (kept for the next time)."""
+    """Folder that gets duplicates.jsonl, dedup.json (counts), lists/ and fingerprints/ (kept for the next time)."""
     against: tuple[str, ...] = ()
     """Folders of evaluation benchmarks as shards."""
     dedup: DedupConfig = field(default_factory=DedupConfig)

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from data_pipeline.duplicates import Duplicate, digest_of, read_duplicates, without_duplicates
+from data_pipeline.duplicates import duplicates_digest, read_duplicates, without_duplicates
 from data_pipeline.filters import build_filters, keep, response
 from data_pipeline.scoring import read_scores, with_scores
 from data_pipeline.select_config import SelectConfig
@@ -34,7 +34,7 @@ def select(config: SelectConfig) -> StageReport:
         config.out,
         settings={
             "filters": asdict(config.filters),
-            "duplicates": digest_of(_listed(config)),
+            "duplicates": duplicates_digest(*_listed(config)) if config.duplicates else "",
             "scores": [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in config.scores],
         },
         limits=config,
@@ -49,7 +49,8 @@ def select(config: SelectConfig) -> StageReport:
 
 def _select(config: SelectConfig, samples: Iterator[Sample], drop: Drop, part: int) -> Iterator[Sample]:
     """What passes of one shard."""
-    samples = without_duplicates(samples, _listed(config).get(part, []), drop)
+    if config.duplicates:
+        samples = without_duplicates(samples, read_duplicates(*_listed(config), part), drop)
     scores: dict[str, dict[str, float]] = {}
     for path in config.scores:
         for name, row in read_scores(path).items():
@@ -60,10 +61,8 @@ def _select(config: SelectConfig, samples: Iterator[Sample], drop: Drop, part: i
     return keep(samples, build_filters(config.filters), drop)
 
 
-def _listed(config: SelectConfig) -> dict[int, list[Duplicate]]:
-    if not config.duplicates:
-        return {}
-    return read_duplicates(Path(config.duplicates), ShardIndex.load(config.source).digest)
+def _listed(config: SelectConfig) -> tuple[Path, str]:
+    return Path(config.duplicates), ShardIndex.load(config.source).digest
 
 
 def with_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:

@@ -16,10 +16,11 @@ from itertools import groupby
 from data_pipeline.answers import Answer
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Message, Sample
 
-_PHRASES = re.compile(
+PHRASES = re.compile(
     r"Context: N/A|Output the thinking process in <think> </think> and final answer in <answer> </answer> tags\."
     r"|Answer the question using a single word or phrase\."
 )
+"""What corpora append to questions; the recipe takes it off before it asks the teacher."""
 _MIME = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -66,7 +67,7 @@ def question_turns(sample: Sample) -> tuple[Message, ...]:
 
 def clean_question(text: str) -> str:
     """Without the phrases that the recipe takes out before it asks a teacher; image marks stay."""
-    return _PHRASES.sub("", text).strip()
+    return PHRASES.sub("", text).strip()
 
 
 def data_url(image: bytes) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import multiprocessing
 import random
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +18,12 @@ from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
 from data_pipeline.dedup import Corpus, find_duplicates
-from data_pipeline.duplicates import Duplicate, without_duplicates
+from data_pipeline.duplicates import DropList, Duplicate, without_duplicates
 from data_pipeline.encoders import load_encoders
-from data_pipeline.fingerprints import Fingerprints, fingerprint_shard
+from data_pipeline.fingerprints import Fingerprints, fingerprint_shard, question_text
+from data_pipeline.neighbours import Neighbours
 from data_pipeline.select_config import DedupConfig, openmmreasoner_dedup
+from data_pipeline.teacher import clean_question
 from data_pipeline.types import Sample
 
 ENCODERS = load_encoders("ngrams", "dct")
@@ -242,10 +247,13 @@ def test_contamination_is_refused_named_and_reported(tmp_path: Path):
 
 
 def test_answers_to_one_question_share_its_fate(tmp_path: Path):
-    rollouts = [ask(f"q#{i}", "Who?", response=f"answer {i}", question="q") for i in range(3)]
+    said = dict(question="q", teacher="t")
+    rollouts = [ask(f"q#{i}", "Who?", response=f"answer {i}", **said, rollout=i) for i in range(3)]
     assert not find(tmp_path, rollouts)
+    users = [replace(sample, metadata={"question": "q"}) for sample in rollouts]
+    assert [d.id for d in find(tmp_path, users)] == ["q#1", "q#2"], "a field that anyone's shards may have"
     found = find(tmp_path, [ask("z", "Who?")], rollouts)
-    assert [(d.id, d.of) for d in found] == [(f"q#{i}", "z") for i in range(3)]
+    assert [(d.id, d.of, d.row) for d in found] == [(f"q#{i}", "z", i) for i in range(3)]
 
 
 def test_number_and_order_of_images_count(tmp_path: Path):
@@ -268,12 +276,76 @@ def test_blank_images_are_one_image(tmp_path: Path):
     assert [d.kind for d in find(tmp_path, samples)] == ["near"]
 
 
-def test_a_repeated_id_is_left_out_as_often_as_it_was_dropped(tmp_path: Path):
-    samples = [ask("same", "Who?"), ask("other", "When?"), ask("same", "Who?")]
-    found = find(tmp_path, samples)
-    dropped: list[str] = []
-    kept = without_duplicates(samples, found, lambda s, reason: dropped.append(s.id))
-    assert sorted(s.id for s in kept) == ["other", "same"] and dropped == ["same"]
+def test_of_samples_with_one_id_the_right_one_is_left_out():
+    texts = ("Who?", "When?", "Where?", "Why?")
+    samples = [ask("other" if text == "When?" else "same", text) for text in texts]
+    listed = DropList(readable=4, rows={2: ("same", "contamination")})
+    dropped: list[tuple[Sample, str]] = []
+    kept = list(without_duplicates(samples, listed, lambda sample, why: dropped.append((sample, why))))
+    assert kept == [*samples[:2], samples[3]] and dropped == [(samples[2], "contamination")]
+    for others in (samples[:3], samples[1:]):
+        with pytest.raises(ValueError, match="not as it was when its duplicates were listed"):
+            list(without_duplicates(others, listed, lambda sample, why: None))
+
+
+def test_rows_count_within_the_shard_also_by_shares(tmp_path: Path):
+    samples = [ask("same", f"{n % 7} goats?") for n in range(30)]
+    given = [corpus(tmp_path, "c", samples, shard=11)]
+    expected = [(n // 11, n % 11) for n in range(7, 30)]
+    for num in (1, 3):
+        shares = [find_duplicates(given, DedupConfig(), share=i, num_shares=num) for i in range(num)]
+        assert sorted((d.shard, d.row) for found in shares for d in found) == expected
+
+
+def synthetic(size: int) -> Fingerprints:
+    """Random vectors, each sample with symbols of its own."""
+    rng = np.random.default_rng(0)
+    text, image = rng.normal(size=(2, size, 16))
+    numbers, none = np.arange(1, size + 1, dtype=np.uint64), np.zeros(size, dtype=np.uint64)
+    return Fingerprints(
+        encoders="synthetic", ids=tuple(map(str, range(size))), sources=("made",) * size,
+        content=numbers, question=none, symbols=numbers, answer=none, num_images=np.ones(size, dtype=np.int32),
+        text=(text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float16),
+        image=(image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float16),
+    )  # fmt: skip
+
+
+def test_memory_does_not_grow_with_the_square_of_a_shard(tmp_path: Path):
+    size = 5_000
+    prints = synthetic(size)
+    copies = [(0, 1), (2047, 2048), (5, 4999), (2048, 4096)]  # within blocks of rows, and across
+    originals = np.arange(size)
+    for first, second in copies:
+        originals[second] = originals[first]
+    prints.at(originals).save(tmp_path / "x.npz")
+    given = [Corpus(digest="x", parts=(tmp_path / "x.npz",))]
+    tracemalloc.start()
+    found = [(d.of, d.row) for d in find_duplicates(given, DedupConfig())]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [("0", 1), ("2047", 2048), ("2047", 4096), ("5", 4999)]
+    assert peak < 80 << 20, f"{peak:,} bytes; a square of floats takes {4 * size**2:,}"
+
+
+def test_within_a_corpus_no_other_one_is_held(tmp_path: Path):
+    given = [corpus(tmp_path, f"c{i}", [ask("a", f"{i}?"), ask("b", f"{i}?")]) for i in range(4)]
+    held = []
+    for found in find_duplicates(given, DedupConfig(scope="within")):
+        held.append((found.corpus, sum(isinstance(thing, Neighbours) for thing in gc.get_objects())))
+    assert held == [(f"c{i}", 0) for i in range(4)]
+
+
+def test_workers_may_write_the_same_fingerprints_at_once(tmp_path: Path):
+    saves = [(synthetic(500), tmp_path / "x.npz")] * 60
+    with multiprocessing.get_context("spawn").Pool(2) as workers:
+        workers.starmap(Fingerprints.save, saves, chunksize=1)
+    assert len(Fingerprints.load(tmp_path / "x.npz")) == 500
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_what_corpora_append_is_what_the_teacher_is_not_asked():
+    for phrase in ("Context: N/A", "Answer the question using a single word or phrase."):
+        assert question_text(ask("a", f"Who? {phrase}")) == clean_question(f"Who? {phrase}") == "Who?"
 
 
 def test_fingerprints_are_the_same_bytes_and_of_one_encoder(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -58,6 +59,35 @@ def words(start: int, count: int) -> str:
 )
 def test_runs_of_50_words_three_times(text: str, reason: str):
     assert repetition(said(text)) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"<think>{words(0, 3)} x {words(0, 3)}</think>{words(0, 3)}", ""),  # the third is no thought
+        (f"<think>{words(0, 3)} x {words(0, 3)} {words(0, 3)}</think>4", "repetition"),
+        (f"<think>{words(0, 3)} {words(0, 3)} {words(0, 3)}</think>", "repetition"),  # tags are no words
+        (f"{words(0, 3)} x {words(0, 3)} {words(0, 3)}</think>4", "repetition"),  # the template opened it
+        (f"x</think>{words(0, 3)} {words(0, 3)} {words(0, 3)}", ""),
+        (
+            f"<answer>{words(0, 3)} {words(0, 3)}</answer> {words(0, 3)}",
+            "repetition",
+        ),  # no thought: all of it
+    ],
+)
+def test_only_the_thought_counts_as_repetition(text: str, reason: str):
+    assert repetition(said(text), num_words=3, count=3) == reason
+
+
+def test_what_is_not_a_number_passes_no_filter():
+    sample = said("x", pass_rate=math.nan, perplexity=math.nan, accuracy=math.nan)
+    for config, reason in (
+        (dict(min_pass_rate=0.0), "pass_rate"),
+        (dict(max_pass_rate=1.0), "pass_rate"),
+        (dict(max_perplexity=math.inf), "perplexity"),
+        (dict(correct=True), "wrong"),
+    ):
+        assert reasons(FilterConfig(**config), sample) == [reason]
 
 
 def test_repetition_of_other_sizes():
@@ -197,6 +227,11 @@ def test_a_missing_value_says_who_provides_it(config: dict, name: str, value):
         dict(repetition_count=1),
         dict(min_pass_rate=1.5),
         dict(max_pass_rate=-0.1),
+        dict(max_pass_rate=math.nan),
+        dict(min_pass_rate=0.5, max_pass_rate=0.25),
+        dict(max_images=-1),
+        dict(max_perplexity=-1.0),
+        dict(max_perplexity=math.nan),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(config: dict):
