@@ -104,7 +104,10 @@ def test_a_folder_of_something_else_is_left_alone(source: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="holds something that is no stage's"):
         run(source, source)
     assert files(source) == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/stage.json.123.partial").touch()  # killed while it wrote its first file
     run(source, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.partial"))
     with pytest.raises(ValueError, match="made with another kind"):
         run(source, tmp_path / "out", settings={"kind": "other"})
     assert run(source, tmp_path / "out", settings={"kind": "other"}, rewrite=True).kept

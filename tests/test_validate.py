@@ -20,6 +20,7 @@ from data_pipeline.digits import digit_samples
 from data_pipeline.mixture import mix
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.shard_writer import finish_shards, write_part, write_shards
+from data_pipeline.shards import read_shards
 from data_pipeline.types import Sample
 from data_pipeline.validate import ValidationReport, validate
 from launch import cli
@@ -301,11 +302,8 @@ def test_a_mixture_is_looked_through_with_all_its_folders(tmp_path: Path, good: 
     problem = check(tmp_path / "mix").problems[0]
     assert problem.kind == "missing-shard" and problem.shard.endswith(f"shards/{SECOND}")
     (tmp_path / "mix" / "mixture.json").unlink()
-    mix(
-        MixConfig(
-            sources=(str(good), str(shutil.copytree(good, tmp_path / "twin"))), out=str(tmp_path / "mix")
-        )
-    )
+    write_shards(read_shards(good), tmp_path / "twin", samples_per_shard=5)
+    mix(MixConfig(sources=(str(good), str(tmp_path / "twin")), out=str(tmp_path / "mix")))
     assert check(tmp_path / "mix", quick=True).counts == {"duplicate": 12}
 
 

@@ -16,7 +16,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
         run=f"{root}/rl",
         model=f"{root}/sft/hf",
         prompts=f"{root}/data/train",
-        steps=130,
+        steps=150,
         prompts_per_step=32,
         seed=seed,
         precision="fp32",
