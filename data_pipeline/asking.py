@@ -94,7 +94,7 @@ async def _ask_all(
         judge = config.judge_server and await stack.enter_async_context(ChatClient(config.judge_server))
         asked = asked | {"model": client.model}
         _compare(config.out, asked)
-        write_json(Path(config.out) / MANIFEST, {"asked": asked, "config": asdict(config)})
+        write_json(Path(config.out) / MANIFEST, {"asked": asked, "config": asdict(config)}, shared=True)
         pool = stack.enter_context(VerifyPool(config.checkers, config.deadline, mode=config.mode))
         bar = tqdm(total=total, desc="ask", unit=" answers", disable=None, dynamic_ncols=True)
         run = _Run(config, index, pool=pool, judge=judge, bar=stack.enter_context(bar))

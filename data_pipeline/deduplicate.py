@@ -137,7 +137,7 @@ def _fingerprint_part(config: DedupConfig, place: tuple[str, int, Path]) -> None
     encoders = load_encoders(config.text_encoder, config.image_encoder)
     samples = read_shard(ShardIndex.load(folder), number, lambda id, _: bad.append(id))
     fingerprint_shard(samples, encoders).save(path)
-    write_json(done, {"unreadable": len(bad), "ids": bad})
+    write_json(done, {"unreadable": len(bad), "ids": bad}, shared=True)
 
 
 def _compare_share(config: DedupRunConfig, corpora: Sequence[Corpus], share: int) -> list[Duplicate]:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` into `path` in one step, also where several processes do so at once; makes its folder."""
+def write_whole(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Put `data` into `path` in one step; makes its folder.
+
+    What a killed process left is written over by the next, unless `shared`: then several may write at once.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if shared else f"{path.name}.partial")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()
@@ -19,9 +22,9 @@ def write_whole(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, shared: bool = False) -> None:
     """write_whole of `value` as JSON, readable and always the same for the same value."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", shared=shared)
 
 
 def read_json(path: Path) -> Any:

@@ -60,7 +60,7 @@ class Fingerprints:
         names = {name: arrays.pop(name) for name in NAMES}
         file = io.BytesIO()
         np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
-        write_whole(path, file.getvalue())
+        write_whole(path, file.getvalue(), shared=True)
 
     @classmethod
     def load(cls, path: Path) -> Fingerprints:

@@ -168,7 +168,7 @@ def _remove_unfinished(out: Path, part: int) -> None:
     shards = (out / shard_name(part, number) for number in count())
     files = ((shard, rows_path(shard), _partial(shard)) for shard in shards)
     left = list(takewhile(lambda three: any(path.exists() for path in three), files))
-    for path in out.glob(f"{rows_path(left[-1][0]).name}.*.partial") if left else ():
+    for path in out.glob(f"{rows_path(left[-1][0]).name}*.partial") if left else ():
         path.unlink(missing_ok=True)
     for path in chain.from_iterable(reversed(left)):
         path.unlink(missing_ok=True)

@@ -92,7 +92,7 @@ def _claim(folder: Path, settings: dict[str, object], rewrite: bool) -> None:
     found = read_json(manifest) if manifest.exists() else {}
     if found == wanted:
         return
-    for left in folder.glob(f"{MANIFEST}.*.partial"):  # killed at this very place
+    for left in folder.glob(f"{MANIFEST}*.partial"):  # killed at this very place
         left.unlink()
     if not found and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something that is no stage's; choose another folder")
