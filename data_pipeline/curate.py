@@ -20,8 +20,8 @@ from pathlib import Path
 
 from data_pipeline.curate_config import CurateConfig, SourceConfig
 from data_pipeline.curate_stages import (
+    ask_teacher,
     check_sources,
-    distil,
     find_duplicates,
     import_source,
     measure_difficulty,
@@ -54,7 +54,7 @@ def curate(config: CurateConfig) -> Funnel:
     if config.deduplicate:
         find_duplicates(config)
     stage(standardise)
-    stage(distil, only="distill")
+    stage(ask_teacher, only="distill")
     if config.difficulty:
         stage(measure_difficulty)
     stage(select)

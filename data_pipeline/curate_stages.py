@@ -103,7 +103,7 @@ def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     return [_row("standardised", source, _run(config, source, "raw", "standardised", _standardise, settings))]
 
 
-def distil(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+def ask_teacher(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Ask the teacher the questions, and check its answers."""
     found = _ask(config, source, "distilled", config.teacher)
     digest = _answers_digest(config, source, "distilled")
@@ -170,12 +170,12 @@ def _select(
     if source.answers == "distill":
         answers = read_answers(folder(config, "distilled", source), index, part)
         samples = distilled_samples(samples, answers, config.per_question, drop)
+    elif config.responses.correct:  # a teacher's answers were checked when they came
+        samples = with_verdicts(samples)
     if config.difficulty:
         rates = pass_rates(read_answers(folder(config, "difficulty", source), index, part))
         scores = {name: {"pass_rate": rate} for name, rate in rates.items()}
         samples = with_scores(samples, scores, ("pass_rate",), drop)
-    if config.responses.correct:
-        samples = with_verdicts(samples)
     return keep(samples, build_filters(config.responses), drop)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +13,7 @@ from data_pipeline.asking import ask_all, ask_shards, read_yields
 from data_pipeline.chat_client import ChatClient
 from data_pipeline.config import ShardConfig
 from data_pipeline.distill_config import AskConfig, DistillConfig, parse_extra_body
-from data_pipeline.files import write_json
+from data_pipeline.files import read_json, write_json
 from data_pipeline.shard_index import ShardIndex
 from data_pipeline.stage import MANIFEST, Drop, run_stage
 from data_pipeline.teacher import distilled_samples, teacher_messages
@@ -114,7 +113,7 @@ def _is_ours(folder: Path, index: ShardIndex, settings: Mapping[str, object]) ->
     manifest = folder / MANIFEST
     if not manifest.exists():
         return False
-    found = json.loads(manifest.read_text())
+    found = read_json(manifest)
     common = {"input": index.digest, **asdict(ShardConfig())}
     return found == common | {name: found.get(name) for name in settings}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from data_pipeline.config import ShardConfig, WorkConfig
@@ -168,14 +168,7 @@ def mmfinereason() -> FilterConfig:
 
 def mmfinereason_hardest() -> FilterConfig:
     """MMFineReason's 123k, 7 % of its data: what a 4B model answers right in none of four times."""
-    return FilterConfig(
-        max_images=1,
-        min_words=100,
-        format="mmfinereason",
-        repetition_count=3,
-        correct=True,
-        max_pass_rate=0.0,
-    )
+    return replace(mmfinereason(), max_pass_rate=0.0)
 
 
 def every_pair() -> DedupConfig:

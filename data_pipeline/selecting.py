@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -51,14 +51,21 @@ def _select(config: SelectConfig, samples: Iterator[Sample], drop: Drop, part: i
     """What passes of one shard."""
     if config.duplicates:
         samples = without_duplicates(samples, read_duplicates(*_listed(config), part), drop)
-    scores: dict[str, dict[str, float]] = {}
-    for path in config.scores:
-        for name, row in read_scores(path).items():
-            scores.setdefault(name, {}).update(row)
+    scores = _scores(tuple((path, Path(path).stat().st_mtime_ns) for path in config.scores))
     samples = with_scores(samples, scores, {kind for row in scores.values() for kind in row}, drop)
     if config.filters.correct:
         samples = with_verdicts(samples)
     return keep(samples, build_filters(config.filters), drop)
+
+
+@lru_cache(maxsize=1)  # a worker goes through many parts
+def _scores(files: tuple[tuple[str, int], ...]) -> dict[str, dict[str, float]]:
+    """All scores of each sample, from files of these paths and times."""
+    scores: dict[str, dict[str, float]] = {}
+    for path, _ in files:
+        for name, row in read_scores(path).items():
+            scores.setdefault(name, {}).update(row)
+    return scores
 
 
 def _listed(config: SelectConfig) -> tuple[Path, str]:

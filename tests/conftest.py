@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 from browser import start_browser
+from model_server import ModelServer
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,15 @@ def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tied_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """A vLLM server of `tiny_hf`."""
+    server = ModelServer(tiny_hf, tmp_path_factory.mktemp("server") / "log.txt")
+    server.wait_until_ready()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="session")

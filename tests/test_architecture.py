@@ -64,10 +64,10 @@ BROAD_EXCEPTS = {
     "data_pipeline/sample_check.py": {"_image_problem"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
-    # the same from a Ray Data task, to the process that asked for it
-    "data_pipeline/executor.py": {"run"},
     # a rank's last words, passed on to the process that started it
     "launch/executors.py": {"_rank"},
+    # the same from a Ray Data task, to the process that asked for it
+    "data_pipeline/executor.py": {"run"},
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith, ast.Match)

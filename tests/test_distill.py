@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,14 +54,6 @@ def shards(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("questions") / "shards"
     write_shards(samples, folder, samples_per_shard=4)
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    server = ModelServer(tiny_hf, tmp_path_factory.mktemp("server") / "log.txt")
-    server.wait_until_ready()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +28,6 @@ from data_pipeline.types import IMAGE_MARK, Sample
 PAGE = Path(__file__).parent.parent / "docs" / "own_data.md"
 FORM = '{"structured_outputs": {"regex": "<think>[0-9]{1,3}</think><answer>[3-6]</answer>"}}'
 """Holds a random model to the form of an answer, and to four digits of which one in four is right by chance."""
-
-
-@pytest.fixture(scope="module")
-def server(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    server = ModelServer(tiny_hf, tmp_path_factory.mktemp("server") / "log.txt")
-    server.wait_until_ready()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")
