@@ -2,20 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
-
-PACKAGES = [
-    "data_pipeline",
-    "megatron_omr",
-    "megatron_omr.model",
-    "megatron_omr.convert",
-    "rl",
-    "rl.rollout",
-    "rl.rewards",
-    "rl.algorithms",
-    "launch",
-    "launch.recipes",
-]
+from setuptools import find_packages, setup
 
 # Transformer Engine, apex and FP8 exist for GPUs alone; the CPU runs the same code without them.
 COMMON = [
@@ -83,8 +70,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=PACKAGES,
-    package_data={"launch": ["report.html"]},
+    packages=find_packages(
+        include=[f"{name}*" for name in ("data_pipeline", "megatron_omr", "rl", "launch")]
+    ),
+    package_data={"launch.report": ["templates/*.html"]},
     install_requires=["tyro>=1.0"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["omr = launch.cli:main"]},

@@ -17,11 +17,11 @@ import numpy as np
 import psutil
 
 from benchmarks.environment import write_result
-from data_pipeline.dedup import Corpus, find_duplicates
-from data_pipeline.digits import digit_samples
-from data_pipeline.encoders import TEXT_DIM, load_encoders
-from data_pipeline.fingerprints import Fingerprints, fingerprint_shard
-from data_pipeline.select_config import DedupConfig
+from data_pipeline.select.config import DedupConfig
+from data_pipeline.select.encoders import TEXT_DIM, load_encoders
+from data_pipeline.select.fingerprints import Fingerprints, fingerprint_shard
+from data_pipeline.select.near_duplicates import Corpus, find_duplicates
+from data_pipeline.sources.digits import digit_samples
 
 SIZES = (10_000, 100_000)
 SHARD = 5_000

@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.environment import write_result
-from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig, LoaderConfig
-from data_pipeline.digits import digit_samples, digit_texts
-from data_pipeline.loader import Loader
-from data_pipeline.order import draws
-from data_pipeline.shard_index import INDEX, VERSION, ShardIndex, rows_path
-from data_pipeline.shard_writer import write_shards
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.loader.loader import Loader
+from data_pipeline.loader.order import draws
+from data_pipeline.shards.index import INDEX, VERSION, ShardIndex, rows_path
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples, digit_texts
 from megatron_omr.tiny import TinyConfig, train_tokenizer
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)

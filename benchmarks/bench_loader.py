@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 
 from benchmarks.environment import write_result
-from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig, LoaderConfig
-from data_pipeline.digits import digit_samples, digit_texts
-from data_pipeline.images import final_size
-from data_pipeline.loader import Loader
-from data_pipeline.shard_index import ShardIndex
-from data_pipeline.shard_writer import write_shards
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.images import final_size
+from data_pipeline.loader.loader import Loader
+from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples, digit_texts
 from data_pipeline.types import IMAGE_MARK, Message, Sample
 from megatron_omr.tiny import TinyConfig, train_tokenizer
 

@@ -17,17 +17,17 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.environment import write_result
-from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
-from data_pipeline.digits import digit_samples, digit_texts
-from data_pipeline.images import normalise
-from data_pipeline.packing import merge
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.images import normalise
+from data_pipeline.loader.packing import merge
+from data_pipeline.sources.digits import digit_samples, digit_texts
 from data_pipeline.types import Example
 from megatron_omr import parallel
 from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig
 from megatron_omr.sft import sft_micro_batch
-from megatron_omr.step import build_trainer, train_step
 from megatron_omr.tiny import TinyConfig, create_tiny_model
+from megatron_omr.train.step import build_trainer, train_step
 
 BATCH, ROUNDS = 16, 7
 SIZES = {

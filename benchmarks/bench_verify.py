@@ -16,8 +16,8 @@ from collections import Counter
 import psutil
 
 from benchmarks.environment import write_result
-from data_pipeline.verify import Mode
-from data_pipeline.verify_pool import VerifyPool
+from data_pipeline.verify.check import Mode
+from data_pipeline.verify.pool import VerifyPool
 
 GROUPS = 500
 GROUP = 8

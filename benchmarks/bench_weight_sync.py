@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import write_result
-from rl.rollout.weights import WeightManifest, open_bucket
-from rl.weight_sync import WeightSender
+from rl.weight_sync.manifest import WeightManifest, open_bucket
+from rl.weight_sync.sender import WeightSender
 
 ROUNDS = 10
 LAYERS = 12

@@ -16,7 +16,7 @@ from data_pipeline.config import VerifyConfig
 from launch.arguments import Command, leading_word, overview, parse, pick
 from launch.config import DemoConfig
 from launch.data_commands import data
-from launch.executors import RankError, launched_by_cluster, rank_environment, run_local
+from launch.launcher import RankError, launched_by_cluster, rank_environment, run_local
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
@@ -133,7 +133,7 @@ def verify(args: list[str]) -> None:
       omr verify answers.jsonl scored.jsonl --judge http://127.0.0.1:8001/v1
     """
     config = parse(verify, "verify", VerifyConfig, args)
-    from data_pipeline.verify_file import verify_file
+    from data_pipeline.verify.score_file import verify_file
 
     summary = verify_file(config)
     print(
@@ -193,7 +193,7 @@ def report(args: list[str]) -> None:
     run = parse(report, "report", options, args)
     if not run.is_dir():
         raise ValueError(f"{run} is not a folder; give the folder of a run, such as runs/demo")
-    from launch.report import write_report
+    from launch.report.run_page import write_report
 
     print(write_report(run))
 
@@ -238,7 +238,7 @@ def _sft(config: SFTConfig) -> None:
 
 def _to_megatron(config: ConvertConfig) -> None:
     """Cut a Hugging Face folder into a distributed checkpoint."""
-    from megatron_omr.convert.folders import to_megatron
+    from megatron_omr.convert_folders import to_megatron
 
     rank, world_size, init_method = rank_environment()
     to_megatron(config, rank=rank, world_size=world_size, init_method=init_method)
@@ -246,7 +246,7 @@ def _to_megatron(config: ConvertConfig) -> None:
 
 def _to_hf(config: ConvertConfig) -> None:
     """Gather a distributed checkpoint into a Hugging Face folder that transformers and vLLM load."""
-    from megatron_omr.convert.folders import to_hf
+    from megatron_omr.convert_folders import to_hf
 
     rank, world_size, init_method = rank_environment()
     to_hf(config, rank=rank, world_size=world_size, init_method=init_method)

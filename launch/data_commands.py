@@ -10,9 +10,9 @@ from typing import TypeVar
 from tyro import MISSING
 
 from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, MixConfig, ValidateConfig
-from data_pipeline.curate_config import CurateConfig
-from data_pipeline.distill_config import DistillConfig, ScoreConfig
-from data_pipeline.select_config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
+from data_pipeline.curate.config import CurateConfig
+from data_pipeline.distill.config import DistillConfig, ScoreConfig
+from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
 from launch.arguments import Command, leading_word, parse, pick
 from launch.config import DigitsConfig
 
@@ -40,9 +40,9 @@ def digits(args: list[str]) -> None:
       omr data digits /tmp/digits --train 1000 --seed 7
     """
     config = parse(digits, "data digits", DigitsConfig, args)
-    from data_pipeline.digits import digit_samples
-    from data_pipeline.shard_index import INDEX, ShardIndex
-    from data_pipeline.shard_writer import write_shards
+    from data_pipeline.shards.index import INDEX, ShardIndex
+    from data_pipeline.shards.writer import write_shards
+    from data_pipeline.sources.digits import digit_samples
 
     for split, count in config.counts.items():
         folder = Path(config.out) / split
@@ -66,18 +66,18 @@ def import_data(args: list[str]) -> None:
       omr data import llava_cot LLaVA-CoT-100k/train.jsonl shards/llava_cot --images LLaVA-CoT-100k
       omr data import openmmreasoner_rl OpenMMReasoner/OpenMMReasoner-RL-74K shards/tqa --subset tqa_train
     """
-    from data_pipeline.corpora import CORPORA
+    from data_pipeline.sources.adapters import CORPORA
 
     corpus, rest = leading_word(import_data, "corpus", CORPORA, args)
     name = f"data import {corpus}"
     if "--check" in rest:
-        from data_pipeline.corpus_check import check_corpus
+        from data_pipeline.sources.check_rows import check_corpus
 
         rest.remove("--check")
         report = check_corpus(corpus, parse(import_data, f"{name} --check", CheckConfig, rest))
         print("\n".join(report.lines))
         sys.exit(0 if report.ok else 1)
-    from data_pipeline.importing import import_corpus
+    from data_pipeline.sources.import_corpus import import_corpus
 
     config = parse(import_data, name, ImportConfig, rest)
     tally = import_corpus(corpus, config)
@@ -103,7 +103,7 @@ def validate(args: list[str]) -> None:
       omr data validate shards/mine --quick --json
     """
     config = parse(validate, "data validate", ValidateConfig, args)
-    from data_pipeline.validate import validate as look_through
+    from data_pipeline.shards.validate import validate as look_through
 
     report = look_through(config)
     print(report.json if config.json else "\n".join(report.lines))
@@ -118,7 +118,7 @@ def inspect(args: list[str]) -> None:
       omr data inspect shards/mine --sample 100 --seed 7 --out mine.html
     """
     config = parse(inspect, "data inspect", InspectConfig, args)
-    from launch.gallery import write_gallery
+    from launch.report.samples_page import write_gallery
 
     print(write_gallery(config))
 
@@ -138,7 +138,7 @@ def dedup(args: list[str]) -> None:
     preset, rest = _preset(DEDUP_PRESETS, args, "every_pair")
     default = DedupRunConfig(inputs=MISSING, dedup=preset)
     config = parse(dedup, "data dedup", DedupRunConfig, rest, default=default)
-    from data_pipeline.deduplicate import DUPLICATES, deduplicate, table
+    from data_pipeline.select.dedup import DUPLICATES, deduplicate, table
 
     print(table(deduplicate(config)))
     print(f"listed in {Path(config.out) / DUPLICATES}")
@@ -157,8 +157,8 @@ def distill(args: list[str]) -> None:
       omr data distill shards/mine runs/distilled --judge http://127.0.0.1:8001/v1
     """
     config = parse(distill, "data distill", DistillConfig, args)
-    from data_pipeline.distill import distill as ask_teacher
-    from data_pipeline.distill import finish_distill, yields_table
+    from data_pipeline.distill.distill import distill as ask_teacher
+    from data_pipeline.distill.distill import finish_distill, yields_table
 
     print(yields_table(ask_teacher(config)))
     _, index = finish_distill(config)
@@ -175,9 +175,9 @@ def score(args: list[str]) -> None:
       omr data score shards/mine runs/perplexity --kind perplexity
     """
     config = parse(score, "data score", ScoreConfig, args)
-    from data_pipeline.distill import yields_table
-    from data_pipeline.scoring import finish_scores
-    from data_pipeline.scoring import score as ask_model
+    from data_pipeline.distill.distill import yields_table
+    from data_pipeline.distill.scoring import finish_scores
+    from data_pipeline.distill.scoring import score as ask_model
 
     yields = ask_model(config)
     if config.kind == "pass_rate":
@@ -199,7 +199,7 @@ def select_data(args: list[str]) -> None:
     preset, rest = _preset(FILTER_PRESETS, args, "openmmreasoner")
     default = SelectConfig(source=MISSING, out=MISSING, filters=preset)
     config = parse(select_data, "data select", SelectConfig, rest, default=default)
-    from data_pipeline.selecting import select
+    from data_pipeline.select.select import select
 
     report = select(config)
     print(f"{report.kept} samples kept in {config.out}")
@@ -221,7 +221,7 @@ def mix(args: list[str]) -> None:
       omr sft qwen2_5_vl_7b_sft --loader.shards shards/mix
     """
     config = parse(mix, "data mix", MixConfig, args)
-    from data_pipeline.mixture import mix as mix_sources
+    from data_pipeline.loader.mixture import mix as mix_sources
 
     parts = mix_sources(config)
     total = sum(part.count for part in parts)
@@ -253,7 +253,7 @@ def curate(args: list[str]) -> None:
     recipe, rest = leading_word(curate, "recipe", DATA_RECIPES, args)
     default = DATA_RECIPES[recipe]()
     config = parse(curate, f"data curate {recipe}", CurateConfig, rest, default=default)
-    from data_pipeline.curate import curate as run_curate
+    from data_pipeline.curate.curate import curate as run_curate
 
     funnel = run_curate(config)
     print(funnel.table())

@@ -41,7 +41,7 @@ def run_demo(config: DemoConfig) -> None:
 
 def build_model(out: str, seed: int) -> None:
     """An untrained Qwen2.5-VL of 1.1 million parameters, with a tokenizer trained on the demo's texts."""
-    from data_pipeline.digits import digit_texts
+    from data_pipeline.sources.digits import digit_texts
     from megatron_omr.tiny import create_tiny_model
 
     create_tiny_model(out, digit_texts(seed=seed), seed=seed)

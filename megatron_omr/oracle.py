@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.images import PATCH_PIXELS, normalise
-from data_pipeline.positions import mrope_position_ids
+from data_pipeline.encode.images import PATCH_PIXELS, normalise
+from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.types import Example, PackedBatch
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig

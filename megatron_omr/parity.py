@@ -17,15 +17,15 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
-from data_pipeline.packing import merge
+from data_pipeline.loader.packing import merge
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig, OptimConfig, ParityConfig
-from megatron_omr.logprobs import gather_zigzag, token_logprobs
-from megatron_omr.losses import sft_loss
 from megatron_omr.oracle import Oracle, random_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order
-from megatron_omr.step import MicroBatch, Trainer, bare_chunks, build_trainer, train_step
+from megatron_omr.train.logprobs import gather_zigzag, token_logprobs
+from megatron_omr.train.losses import sft_loss
+from megatron_omr.train.step import MicroBatch, Trainer, bare_chunks, build_trainer, train_step
 
 
 @dataclass(frozen=True, kw_only=True)

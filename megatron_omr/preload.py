@@ -10,7 +10,7 @@ for name in (
     "megatron.core.pipeline_parallel",
     "megatron_omr.convert.export",
     "megatron_omr.convert.load",
-    "megatron_omr.logprobs",
+    "megatron_omr.train.logprobs",
     "megatron_omr.model.build",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
 ):

@@ -9,19 +9,19 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from data_pipeline.chat import ChatEncoder
-from data_pipeline.loader import Loader
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.loader.loader import Loader
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu, parallel
-from megatron_omr.bad_steps import BadSteps
-from megatron_omr.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.config import ModelConfig, SFTConfig
 from megatron_omr.convert.export import save_hf
-from megatron_omr.losses import sft_loss
-from megatron_omr.metrics import MetricsLog
 from megatron_omr.parallel import Ranks
-from megatron_omr.run_folder import checkpoints, save_config
-from megatron_omr.step import MicroBatch, Trainer, bare_chunks, build_trainer, step_values, train_step
+from megatron_omr.train.bad_steps import BadSteps
+from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
+from megatron_omr.train.losses import sft_loss
+from megatron_omr.train.metrics import MetricsLog
+from megatron_omr.train.run_folder import checkpoints, save_config
+from megatron_omr.train.step import MicroBatch, Trainer, bare_chunks, build_trainer, step_values, train_step
 
 SHOWN = ("loss", "tokens_per_second", "mfu")
 

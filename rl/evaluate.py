@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.files import write_json
-from data_pipeline.verify_pool import VerifyPool
-from megatron_omr.run_folder import save_config
+from data_pipeline.verify.pool import VerifyPool
+from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
 from rl.groups import score_groups
 from rl.prompts import read_prompts

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.shards import read_sample
+from data_pipeline.shards.format import read_sample
 from data_pipeline.types import IMAGE_MARK
-from data_pipeline.verify_pool import VerifyPool
+from data_pipeline.verify.pool import VerifyPool
 from rl.algorithms.advantage import group_advantages
 from rl.algorithms.filters import has_signal
 from rl.config import AlgorithmConfig, RewardConfig

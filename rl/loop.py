@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.ray_session import start_ray, stop_ray
-from data_pipeline.verify_pool import VerifyPool
-from megatron_omr.bad_steps import BadSteps
-from megatron_omr.metrics import JsonLines, MetricsLog
-from megatron_omr.run_folder import checkpoints, save_config
+from data_pipeline.verify.pool import VerifyPool
+from megatron_omr.train.bad_steps import BadSteps
+from megatron_omr.train.metrics import JsonLines, MetricsLog
+from megatron_omr.train.run_folder import checkpoints, save_config
 from rl.config import RLConfig
 from rl.groups import gallery_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
 from rl.placement import check_gpus, rollout_manager

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import torch
 
-from data_pipeline.packing import balance, blank, first_fit, pack_trees, padded_length
-from data_pipeline.sharing import respond, share_prompt
+from data_pipeline.encode.prompt_sharing import respond, share_prompt
+from data_pipeline.loader.packing import balance, blank, first_fit, pack_trees, padded_length
 from data_pipeline.types import Example, PackedBatch, SampleRef, Tree
 from rl.types import RolloutBatch, TrainRollout
 

@@ -1,4 +1,4 @@
-"""The stream of questions: endless over epochs, in the order of data_pipeline/order.py, with a cursor that resumes."""
+"""The stream of questions: endless over epochs, in the order of data_pipeline/loader/order.py; its cursor resumes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 from data_pipeline.config import ImageConfig
-from data_pipeline.images import load_image
-from data_pipeline.order import draws
-from data_pipeline.shard_index import ShardIndex, load_samples
-from data_pipeline.shards import read_sample
+from data_pipeline.encode.images import load_image
+from data_pipeline.loader.order import draws
+from data_pipeline.shards.format import read_sample
+from data_pipeline.shards.index import ShardIndex, load_samples
 from data_pipeline.types import BadSample, SampleRef
 from rl.types import Prompt
 

@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.chat import ChatEncoder
-from data_pipeline.shards import read_sample
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.shards.format import read_sample
 from data_pipeline.types import Example, SampleRef
 from megatron_omr import cpu, parallel
-from megatron_omr.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.config import ModelConfig
 from megatron_omr.convert.export import export_weights, save_hf
-from megatron_omr.losses import LossOutput
-from megatron_omr.run_folder import checkpoints
-from megatron_omr.step import MicroBatch, bare_chunks, build_trainer, forward_logprobs, train_step
+from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
+from megatron_omr.train.losses import LossOutput
+from megatron_omr.train.run_folder import checkpoints
+from megatron_omr.train.step import MicroBatch, bare_chunks, build_trainer, forward_logprobs, train_step
 from rl.algorithms.policy_loss import policy_loss
 from rl.config import RLConfig
 from rl.pack import PackRules, build_batches
-from rl.rollout.weights import WeightManifest
 from rl.types import RolloutBatch, TrainRollout
-from rl.weight_sync import WeightSender
+from rl.weight_sync.manifest import WeightManifest
+from rl.weight_sync.sender import WeightSender
 
 
 class TrainerWorker:

@@ -12,8 +12,8 @@ import ray
 from rl.config import RLConfig
 from rl.pack import split_by_rank
 from rl.placement import trainer_actors
-from rl.rollout.weights import WeightManifest
 from rl.types import TrainRollout
+from rl.weight_sync.manifest import WeightManifest
 
 
 class TrainerGroup:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
-from browser import start_browser
-from model_server import ModelServer
+
+from tests.helpers.browser import start_browser
+from tests.helpers.model_server import ModelServer
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 CHAIN = ["data_pipeline", "megatron_omr", "rl", "launch"]
 
 ORDER = " <- ".join(CHAIN)
@@ -28,46 +28,46 @@ ORDER = " <- ".join(CHAIN)
 CONFINED = {
     "megatron": ("megatron_omr/",),
     "transformer_engine": ("megatron_omr/",),
-    "ray": ("rl/", "data_pipeline/executor.py", "data_pipeline/ray_session.py"),
+    "ray": ("rl/", "data_pipeline/parts.py", "data_pipeline/ray_session.py"),
     "vllm": ("rl/",),
-    "webdataset": ("data_pipeline/sources.py",),
-    "datasets": ("data_pipeline/sources.py",),
+    "webdataset": ("data_pipeline/sources/readers.py",),
+    "datasets": ("data_pipeline/sources/readers.py",),
     "fsspec": ("data_pipeline/storage.py",),
-    "openai": ("data_pipeline/chat_client.py",),
-    "usearch": ("data_pipeline/neighbours.py",),
-    "model2vec": ("data_pipeline/encoders.py",),
-    "pyarrow": ("data_pipeline/sources.py",),
-    "math_verify": ("data_pipeline/verify_math.py",),
-    "nemo_run": ("launch/executors.py",),
-    "wandb": ("megatron_omr/metrics.py",),
+    "openai": ("data_pipeline/served/client.py",),
+    "usearch": ("data_pipeline/select/neighbours.py",),
+    "model2vec": ("data_pipeline/select/encoders.py",),
+    "pyarrow": ("data_pipeline/sources/readers.py",),
+    "math_verify": ("data_pipeline/verify/math.py",),
+    "nemo_run": ("launch/launcher.py",),
+    "wandb": ("megatron_omr/train/metrics.py",),
     "tyro": ("launch/",),
 }
-PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollout/manager.py")
+PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards.py", "rl/pack.py", "rl/rollout/manager.py")
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
     "data_pipeline/config.py",
-    "data_pipeline/curate_config.py",
-    "data_pipeline/distill_config.py",
-    "data_pipeline/select_config.py",
+    "data_pipeline/curate/config.py",
+    "data_pipeline/distill/config.py",
+    "data_pipeline/select/config.py",
     "megatron_omr/config.py",
     "rl/config.py",
     "launch/config.py",
 ]
 
 MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING = 400, 60, 100, 3
-PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate.py", "launch/demo.py")
+PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate/curate.py", "launch/demo.py")
 
 BROAD_EXCEPTS = {
     # decoding a sample: image decoders raise all sorts of errors; the loader counts it and names the sample
-    "data_pipeline/images.py": {"load_image"},
+    "data_pipeline/encode/images.py": {"load_image"},
     # the same, where the broken image is a finding
-    "data_pipeline/sample_check.py": {"_image_problem"},
+    "data_pipeline/shards/check_sample.py": {"_image_problem"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
     # a rank's last words, passed on to the process that started it
-    "launch/executors.py": {"_rank"},
+    "launch/launcher.py": {"_rank"},
     # the same from a Ray Data task, to the process that asked for it
-    "data_pipeline/executor.py": {"run"},
+    "data_pipeline/parts.py": {"run"},
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith, ast.Match)
@@ -188,9 +188,7 @@ def heavy_configs(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for found in imports(source) if source.path in CONFIGS else ():
             name = found.names[0]
-            if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith(
-                (".config", "_config")
-            ):
+            if name.split(".")[0] not in sys.stdlib_module_names and not name.endswith(".config"):
                 yield f"{source.path}:{found.line}: a config must not import {name}"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from data_pipeline.curate_config import SHARDS, CurateConfig, SourceConfig
-from data_pipeline.distill_config import TeacherConfig
-from data_pipeline.select_config import FilterConfig, mmfinereason, mmfinereason_hardest, openmmreasoner_dedup
+from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
+from data_pipeline.distill.config import TeacherConfig
+from data_pipeline.select.config import FilterConfig, mmfinereason, mmfinereason_hardest, openmmreasoner_dedup
 
 DEMO_ROOT = "runs/demo"
 """Folder of the demo: its data, model, runs and evaluations."""

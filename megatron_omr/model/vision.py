@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
-from data_pipeline.images import normalise
+from data_pipeline.encode.images import normalise
 from megatron_omr import cpu
 from megatron_omr.config import VisionConfig
 from megatron_omr.model.attention import PackedSequences

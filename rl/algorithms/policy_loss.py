@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_omr.losses import LossOutput, masked_sum
+from megatron_omr.train.losses import LossOutput, masked_sum
 from rl.config import AlgorithmConfig
 from rl.types import RolloutBatch
 

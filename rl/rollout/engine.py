@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from data_pipeline.chat import ChatEncoder
 from data_pipeline.config import ImageConfig
-from data_pipeline.shards import read_sample
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.shards.format import read_sample
 from rl.config import EngineConfig, SamplingConfig
-from rl.rollout.weights import WeightManifest
 from rl.types import Prompt, Rollout
+from rl.weight_sync.manifest import WeightManifest
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput, SamplingParams
@@ -177,7 +177,7 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
-    from rl.rollout.receiver import BACKEND, register
+    from rl.weight_sync.receiver import BACKEND, register
 
     register()
     return LLM(

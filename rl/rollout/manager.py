@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from rl.config import SamplingConfig
-from rl.rollout.weights import WeightManifest
 from rl.types import Prompt, Rollout
+from rl.weight_sync.manifest import WeightManifest
 
 E = TypeVar("E")  # an engine
 H = TypeVar("H", bound=Hashable)  # a reply that is on its way

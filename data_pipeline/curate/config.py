@@ -1,0 +1,89 @@
+"""Config of a whole curation, from corpora to a mixture of shards (standard library only)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_pipeline.config import RowsConfig, ShardConfig, WorkConfig
+from data_pipeline.distill.config import TeacherConfig
+from data_pipeline.select.config import DedupConfig, FilterConfig
+
+NAME = re.compile(r"[\w-]+")
+SHARDS = "shards"
+"""As a corpus: `path` holds shards already, nothing is imported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(RowsConfig):
+    """One corpus of a curation."""
+
+    name: str
+    """Name of its folders."""
+    corpus: str
+    """Its adapter, see `omr data import`; or `shards` where path holds shards already."""
+    answers: Literal["keep", "distill"] = "keep"
+    """Take the corpus as it is, or ask the teacher its questions and keep what is right."""
+    max_bad_samples: float = 0.05
+    """Rows that do not fit are dropped and counted; past this many (from 1 on) or this share (below 1) it stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateConfig(WorkConfig, ShardConfig):
+    """From corpora to a mixture of shards, with every stage's counts in funnel.json."""
+
+    out: str
+    """Folder of all stages; the same command continues there."""
+    sources: tuple[SourceConfig, ...]
+    """The corpora. Of two equal questions the one in the earlier corpus is kept."""
+    questions: FilterConfig = field(default_factory=FilterConfig)
+    """What is kept of the corpora, before anything is asked."""
+    deduplicate: bool = True
+    """Drop questions that are there twice or stand in a benchmark."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    against: tuple[str, ...] = ()
+    """Folders of evaluation benchmarks as shards."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """Who answers the questions of sources with answers=distill."""
+    per_question: int = 8
+    """Right answers of the teacher to keep of each question: 1, 2, 4 or 8 give the paper's x1 to x8."""
+    difficulty: bool = False
+    """Ask a student, too, for the pass rates that a filter of `responses` wants."""
+    student: TeacherConfig = field(default_factory=lambda: TeacherConfig(k=4))
+    """The model whose pass rates say how difficult a question is."""
+    responses: FilterConfig = field(default_factory=FilterConfig)
+    """What is kept of the answers."""
+    weights: str = ""
+    """Shares of the sources in the mixture, e.g. mmr1=2; 1 where nothing is said. See `omr data mix`."""
+    samples: int = 0
+    """Most samples of the mixture's epoch; 0 takes everything."""
+    max_epochs: float = 1.0
+    """How often a source may come in one epoch of the mixture."""
+    seed: int = 42
+    """Of the mixture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [source.name for source in self.sources]
+        if not names or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
+            raise ValueError(
+                f"sources={names} must be at least one, each with a name of its own of letters, digits, - and _"
+            )
+        if not self.out or self.samples < 0 or self.max_epochs <= 0:
+            raise ValueError(
+                f"out={self.out!r} must be a folder, samples={self.samples} 0 or more, max_epochs="
+                f"{self.max_epochs:g} above 0"
+            )
+        weighed = [pair.rpartition("=")[0] for pair in filter(None, self.weights.split(","))]
+        if unknown := set(weighed) - set(names):
+            raise ValueError(
+                f"weights={self.weights!r} names {unknown.pop()!r}; the sources are {', '.join(names)}"
+            )
+        if self.against and not self.deduplicate:
+            raise ValueError("against names benchmarks, but deduplicate is off; turn it on to refuse them")
+        if self.per_question < 1:
+            raise ValueError(f"per_question={self.per_question} must be at least 1")
+        rates = (self.responses.min_pass_rate, self.responses.max_pass_rate)
+        if self.difficulty and rates == (None, None):
+            raise ValueError("difficulty asks a student, but no filter of responses uses pass rates; set one")

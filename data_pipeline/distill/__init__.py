@@ -1,0 +1,1 @@
+"""Answers of a served teacher to questions in shards."""

@@ -1,0 +1,64 @@
+"""A prompt and many responses to it, so cut that a model computes the prompt once (pure).
+
+The *root* is the prompt, images and all, without its last few tokens. A *branch* is those tokens and one
+response. Each branch attends to the whole root and to itself, and sees what it would see behind a prompt of
+its own. The prompt's last token belongs to the branch because it predicts the response's first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from data_pipeline.encode.images import no_patches
+from data_pipeline.types import Example, Tree
+
+
+def respond(prompt: Example, response: Sequence[int], *, id: str) -> Example:
+    """The prompt with a response behind it, of which every token is to be learned."""
+    return _continue(prompt, 0, response, id)
+
+
+def share_prompt(
+    prompt: Example, responses: Mapping[str, Sequence[int]], *, image_token_id: int, multiple: int = 1
+) -> Tree | None:
+    """The responses (by their ids) as branches of one tree.
+
+    Args:
+        multiple: the root's length is a multiple of it, so that no padding comes between root and branch.
+
+    Returns:
+        None where the prompt cannot be cut: it is too short, or an image is among its last `multiple` tokens.
+    """
+    cut = (len(prompt) - 1) // multiple * multiple
+    if cut == 0 or bool((prompt.input_ids[cut:] == image_token_id).any()):
+        return None
+    root = Example(
+        id="",
+        input_ids=prompt.input_ids[:cut],
+        loss_mask=torch.zeros(cut),
+        position_ids=prompt.position_ids[:, :cut],
+        pixels=prompt.pixels,
+        image_grid_thw=prompt.image_grid_thw,
+    )
+    return Tree(root=root, branches=tuple(_continue(prompt, cut, ids, id) for id, ids in responses.items()))
+
+
+def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Example:
+    """The prompt from token `cut` on, then the response: text, so its positions go on from the largest."""
+    tail, count = len(prompt) - cut, len(response)
+    positions = prompt.position_ids.numpy()
+    following = np.arange(count) + (positions.max() + 1)
+    pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else no_patches()
+    return Example(
+        id=id,
+        input_ids=torch.from_numpy(
+            np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)
+        ),
+        loss_mask=torch.from_numpy(np.repeat(np.array([0, 1], np.float32), (tail, count))),
+        position_ids=torch.from_numpy(np.concatenate([positions[:, cut:], [following] * 3], axis=1)),
+        pixels=pixels,
+        image_grid_thw=image_grid_thw,
+    )

@@ -1,0 +1,1 @@
+"""Shards to packed micro-batches."""

@@ -1,0 +1,103 @@
+"""In which order samples are drawn: a function of the index, the seed and a place, for ever (deterministic).
+
+Each source is an endless stream of epochs of its own: its shards shuffled, then samples within a window of
+shards. An epoch takes the next `count` samples of each stream, so that nothing of a source comes again before all
+of it came. Which stream is next is shuffled block by block, each block with its share of every source. So any
+place is reached by the work of one block and one window, and memory stays flat however large the corpus.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipeline.shards.index import ShardIndex, Source
+from data_pipeline.types import SampleRef
+
+SHUFFLE_SHARDS = 64
+"""Shards of a window: what is in memory of a source's rows at a time, read once an epoch."""
+BLOCK = 16_384
+"""Samples of an epoch, about, within which sources are interleaved."""
+ROW_READERS = 16
+"""Threads that read the rows of a window, which hides the latency of addresses."""
+_INTERLEAVING = 0x6D6978  # sets these draws apart from those within a source
+
+
+class Draw(NamedTuple):
+    """A sample, and the place in the order of all epochs behind it."""
+
+    ref: SampleRef
+    tokens: int  # estimated
+    epoch: int
+    position: int  # samples of the epoch up to this one
+
+
+def draws(index: ShardIndex, seed: int, epoch: int = 0, position: int = 0) -> Iterator[Draw]:
+    """All samples of all epochs behind that place. There must be some (shard_index.load_samples)."""
+    counts = np.array([source.count for source in index.sources])
+    blocks = -(-int(counts.sum()) // BLOCK)
+    block = bisect_right(range(blocks), position, key=lambda b: int(_before(b, blocks, counts).sum())) - 1
+    labels = _labels(seed, epoch, block, blocks, counts)
+    before = _before(block, blocks, counts)
+    skipped = labels[: position - int(before.sum())]
+    starts = epoch * counts + before + np.bincount(skipped, minlength=len(counts))
+    streams = [_stream(index, s, seed, int(n)) for s, n in zip(index.sources, starts, strict=True)]
+    labels = labels[len(skipped) :]
+    while True:
+        for label in labels.tolist():
+            position += 1
+            yield Draw(*next(streams[label]), epoch, position)
+        block += 1
+        if block == blocks:
+            epoch, position, block = epoch + 1, 0, 0
+        labels = _labels(seed, epoch, block, blocks, counts)
+
+
+def _before(block: int, blocks: int, counts: np.ndarray) -> np.ndarray:
+    """Samples of each source that an epoch draws before its `block`-th block of `blocks`."""
+    return (2 * counts * block + blocks) // (2 * blocks)
+
+
+def _labels(seed: int, epoch: int, block: int, blocks: int, counts: np.ndarray) -> np.ndarray:
+    """Which source each sample of a block comes from."""
+    quotas = _before(block + 1, blocks, counts) - _before(block, blocks, counts)
+    rng = np.random.default_rng((seed, epoch, block, 0, _INTERLEAVING))
+    return rng.permutation(np.repeat(np.arange(len(counts)), quotas))
+
+
+def _stream(index: ShardIndex, source: Source, seed: int, start: int) -> Iterator[tuple[SampleRef, int]]:
+    """The endless stream of a source, from its `start`-th sample on."""
+    epoch, position = divmod(start, max(1, source.size))
+    while True:
+        yield from source_order(index, source, seed, epoch, position)
+        epoch, position = epoch + 1, 0
+
+
+def source_order(
+    index: ShardIndex, source: Source, seed: int, epoch: int, position: int = 0
+) -> Iterator[tuple[SampleRef, int]]:
+    """One epoch of a source without its first `position` samples: references, and tokens by estimate."""
+    counts = np.array([index.shards[number].count for number in source.shards], dtype=np.int64)
+    shards = np.random.default_rng((seed, epoch, 0, source.seed)).permutation(len(counts))
+    for start in range(0, len(shards), SHUFFLE_SHARDS):
+        window = shards[start : start + SHUFFLE_SHARDS]
+        size = int(counts[window].sum())
+        if position < size:
+            order = np.random.default_rng((seed, epoch, start, source.seed)).permutation(size)[position:]
+            yield from _read_window(index, [source.shards[n] for n in window], order)
+        position = max(0, position - size)
+
+
+def _read_window(index: ShardIndex, numbers: list[int], order: np.ndarray) -> Iterator[tuple[SampleRef, int]]:
+    with ThreadPoolExecutor(ROW_READERS, thread_name_prefix="rows") as pool:
+        tables = list(pool.map(index.rows, numbers))
+    shards = [index.shards[number] for number in numbers]
+    ends = np.cumsum([shard.count for shard in shards])
+    places = np.searchsorted(ends, order, side="right")
+    rows = order - np.append(0, ends[:-1])[places]
+    for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+        yield tables[place].ref(shards[place], row), tables[place].tokens[row]

@@ -1,0 +1,170 @@
+"""The one packer: examples end to end in micro-batches, and the balance of work over ranks (pure).
+
+Bins are filled first-fit by decreasing length, which wastes little. They are then put in the order of their
+earliest examples, and examples keep their order within a bin, so the result depends on the input alone.
+Legend: T packed tokens, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.encode.images import no_patches
+from data_pipeline.types import Example, PackedBatch, Tree
+
+
+def pack(
+    examples: Sequence[Example], *, pack_length: int, multiple: int = 1, pad_token_id: int
+) -> list[PackedBatch]:
+    """Pack every example, whole, into as few batches of at most `pack_length` tokens as first-fit finds.
+
+    Raises:
+        ValueError: an example, padded to `multiple`, is longer than `pack_length`.
+    """
+    trees = [Tree(root=example) for example in examples]
+    return pack_trees(trees, pack_length=pack_length, multiple=multiple, pad_token_id=pad_token_id)
+
+
+def pack_trees(
+    trees: Sequence[Tree], *, pack_length: int, multiple: int = 1, pad_token_id: int
+) -> list[PackedBatch]:
+    """Pack every tree, whole, into as few batches of at most `pack_length` tokens as first-fit finds.
+
+    Raises:
+        ValueError: a tree, its examples padded to `multiple`, is longer than `pack_length`.
+    """
+    sizes = [tree_length(tree, multiple) for tree in trees]
+    for tree, size in zip(trees, sizes, strict=True):
+        if size > pack_length:
+            names = [example.id for example in tree.examples if example.id]
+            raise ValueError(f"{names} take {size} tokens, more than pack_length={pack_length}; drop them")
+    return [
+        merge([trees[i] for i in chosen], multiple=multiple, pad_token_id=pad_token_id)
+        for chosen in first_fit(sizes, pack_length)
+    ]
+
+
+def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+    """Put examples end to end in the given order, each padded at its end to a multiple of `multiple` tokens.
+
+    Pads stand outside the loss; their positions go on from the last real one.
+
+    Raises:
+        ValueError: a root with branches is no multiple of `multiple`: its branches would see the pads.
+    """
+    trees = [Tree(root=item) if isinstance(item, Example) else item for item in items]
+    for tree in trees:
+        if tree.branches and len(tree.root) % multiple:
+            raise ValueError(
+                f"the root of {tree.branches[0].id!r} has {len(tree.root)} tokens, no multiple of {multiple}; "
+                "cut it with share_prompt(multiple=...)"
+            )
+    padded = [_pad(example, multiple, pad_token_id) for tree in trees for example in tree.examples]
+    cu_seqlens = torch.tensor([0, *accumulate(len(e) for e in padded)], dtype=torch.int32)
+    input_ids = torch.cat([e.input_ids for e in padded])
+    return PackedBatch(
+        ids=tuple(example.id for example in padded),
+        input_ids=input_ids,
+        labels=_next(input_ids, cu_seqlens),
+        loss_mask=_next(torch.cat([e.loss_mask for e in padded]), cu_seqlens),
+        position_ids=torch.cat([e.position_ids for e in padded], dim=1),
+        cu_seqlens=cu_seqlens,
+        pixels=torch.from_numpy(np.concatenate([e.pixels.numpy() for e in padded])),
+        image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
+        parents=_parents(trees),
+    )
+
+
+def _parents(trees: Sequence[Tree]) -> Tensor | None:
+    """[S], -1 for roots; None where no tree has a branch."""
+    if not any(tree.branches for tree in trees):
+        return None
+    parents: list[int] = []
+    for tree in trees:
+        root = len(parents)
+        parents += [-1, *[root] * len(tree.branches)]
+    return torch.tensor(parents)
+
+
+def tree_length(tree: Tree, multiple: int) -> int:
+    """Tokens of a tree in a pack."""
+    return sum(padded_length(len(example), multiple) for example in tree.examples)
+
+
+def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+    """A micro-batch that teaches nothing: pads outside the loss, for a rank that has no sample of its own."""
+    length = padded_length(1, multiple)
+    pixels, image_grid_thw = no_patches()
+    return PackedBatch(
+        ids=("",),
+        input_ids=torch.full((length,), pad_token_id),
+        labels=torch.zeros(length, dtype=torch.int64),
+        loss_mask=torch.zeros(length),
+        position_ids=torch.arange(length).expand(3, -1),
+        cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+        pixels=pixels,
+        image_grid_thw=image_grid_thw,
+    )
+
+
+def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `sizes` in bins of at most `capacity`; bins, and what is in them, in input order."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        fitting = next((b for b, free in enumerate(room) if free >= sizes[i]), None)
+        if fitting is None:
+            fitting = len(bins)
+            bins.append([])
+            room.append(capacity)
+        bins[fitting].append(i)
+        room[fitting] -= sizes[i]
+    return sorted(sorted(chosen) for chosen in bins)
+
+
+def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Spread items over ranks, dearest first to the rank with the least cost, then with the fewest items.
+
+    Returns:
+        The indices of each rank's items, in input order. Every rank that calls this gets the same assignment.
+    """
+    assigned: list[list[int]] = [[] for _ in range(num_ranks)]
+    load = [0.0] * num_ranks
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        rank = min(range(num_ranks), key=lambda r: (load[r], len(assigned[r])))
+        assigned[rank].append(i)
+        load[rank] += costs[i]
+    return [sorted(items) for items in assigned]
+
+
+def padded_length(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _pad(example: Example, multiple: int, pad_token_id: int) -> Example:
+    count = padded_length(len(example), multiple) - len(example)
+    if count == 0:
+        return example
+    first = int(example.position_ids.max()) + 1
+    return Example(
+        id=example.id,
+        input_ids=torch.cat([example.input_ids, torch.full((count,), pad_token_id)]),
+        loss_mask=torch.cat([example.loss_mask, torch.zeros(count)]),
+        position_ids=torch.cat(
+            [example.position_ids, torch.arange(first, first + count).expand(3, count)], dim=1
+        ),
+        pixels=example.pixels,
+        image_grid_thw=example.image_grid_thw,
+    )
+
+
+def _next(values: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Each position gets its successor's value; the last of a sequence predicts nothing and gets 0."""
+    following = values.roll(-1)
+    following[cu_seqlens[1:] - 1] = 0
+    return following

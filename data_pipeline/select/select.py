@@ -1,0 +1,89 @@
+"""`omr data select`: shards -> the samples that are no duplicates and pass the filters, and why others do not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+
+from data_pipeline.distill.scoring import read_scores, with_scores
+from data_pipeline.select.config import SelectConfig
+from data_pipeline.select.drop_lists import duplicates_digest, read_duplicates, without_duplicates
+from data_pipeline.select.filters import build_filters, keep, response
+from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.stage import Drop, StageReport, run_stage
+from data_pipeline.types import Sample
+from data_pipeline.verify.pool import VerifyPool
+
+CHUNK, DEADLINE = 256, 5.0
+"""Answers that are checked at once, and the seconds that each may take."""
+
+
+def select(config: SelectConfig) -> StageReport:
+    """Write the selected samples to `out`; a selection that is complete is left as it is.
+
+    Raises:
+        ValueError: `out` holds something else, nothing is kept, too much is unreadable, or a filter's value lacks.
+    """
+    report = run_stage(
+        partial(_select, config),
+        config.source,
+        config.out,
+        settings={
+            "filters": asdict(config.filters),
+            "duplicates": duplicates_digest(*_listed(config)) if config.duplicates else "",
+            "scores": [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in config.scores],
+        },
+        limits=config,
+        max_bad_samples=config.max_bad_samples,
+        executor=config.executor,
+        workers=config.workers,
+    )
+    if not report.kept:
+        raise ValueError(f"no sample of {config.source} is kept ({report.dropped}); loosen the filters")
+    return report
+
+
+def _select(config: SelectConfig, samples: Iterator[Sample], drop: Drop, part: int) -> Iterator[Sample]:
+    """What passes of one shard."""
+    if config.duplicates:
+        samples = without_duplicates(samples, read_duplicates(*_listed(config), part), drop)
+    scores = _scores(tuple((path, Path(path).stat().st_mtime_ns) for path in config.scores))
+    samples = with_scores(samples, scores, {kind for row in scores.values() for kind in row}, drop)
+    if config.filters.correct:
+        samples = with_verdicts(samples)
+    return keep(samples, build_filters(config.filters), drop)
+
+
+@lru_cache(maxsize=1)  # a worker goes through many parts
+def _scores(files: tuple[tuple[str, int], ...]) -> dict[str, dict[str, float]]:
+    """All scores of each sample, from files of these paths and times."""
+    scores: dict[str, dict[str, float]] = {}
+    for path, _ in files:
+        for name, row in read_scores(path).items():
+            scores.setdefault(name, {}).update(row)
+    return scores
+
+
+def _listed(config: SelectConfig) -> tuple[Path, str]:
+    return Path(config.duplicates), ShardIndex.load(config.source).digest
+
+
+def with_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples with accuracy and decided_by of their last turn in their metadata, by the strict rules.
+
+    Those that were checked before, or hold no reference answer, stay as they are.
+    """
+    waiting = iter(samples)
+    with VerifyPool(1, DEADLINE) as pool:
+        while chunk := list(islice(waiting, CHUNK)):
+            asked = [sample for sample in chunk if sample.answer and "accuracy" not in sample.metadata]
+            verdicts = pool.check_many([(response(sample), sample.answer) for sample in asked])
+            found = {id(sample): verdict for sample, verdict in zip(asked, verdicts, strict=True)}
+            for sample in chunk:
+                verdict = found.get(id(sample))
+                said = {"accuracy": verdict.accuracy, "decided_by": verdict.decided_by} if verdict else {}
+                yield replace(sample, metadata={**sample.metadata, **said})

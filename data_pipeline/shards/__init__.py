@@ -1,0 +1,1 @@
+"""WebDataset shards: format, index, writing, stages, validation."""

@@ -1,0 +1,79 @@
+"""A folder of shards in numbers: what the index says, and what a bounded draw of its samples shows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from data_pipeline.config import InspectConfig
+from data_pipeline.shards.format import read_sample
+from data_pipeline.shards.index import ShardIndex
+from data_pipeline.sources.image_values import image_size
+from data_pipeline.types import BadSample, Sample
+
+MAX_LOOKED_AT = 1_000
+"""Samples that the numbers are taken from: a share is then known to about three points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Numbers of a folder."""
+
+    shards: int
+    samples: int
+    bytes: int
+    digest: str
+    sources: dict[str, int]  # of the samples looked at, the most frequent first
+    tokens: tuple[int, ...]  # estimated, of each of them
+    image_sizes: tuple[tuple[int, int], ...]  # width and height of each of their images
+    text_only: int
+    unanswered: int  # without a reference answer
+    broken: tuple[str, ...]  # those of them that cannot be read, and why
+    shown: tuple[Sample, ...]  # the first that were drawn, in the order of the folder
+
+    @property
+    def looked_at(self) -> int:
+        return len(self.tokens)
+
+
+def survey(config: InspectConfig) -> Survey:
+    """Draw samples and count; the same folder and seed give the same survey.
+
+    Raises:
+        ValueError: there is no index, or no sample.
+    """
+    index = ShardIndex.load(config.folder)
+    if not len(index):
+        raise ValueError(f"folder={config.folder} holds no samples; write some first")
+    size = min(len(index), max(config.sample, MAX_LOOKED_AT))
+    drawn = random.Random(config.seed).sample(range(len(index)), size)
+    on_page = set(drawn[: config.sample])
+    sources: Counter[str] = Counter()
+    tokens, sizes, shown, broken = [], [], [], []
+    text_only = unanswered = 0
+    for number in sorted(drawn):  # shard by shard
+        try:
+            sample = read_sample(config.folder, index.refs[number])
+        except BadSample as error:
+            broken.append(str(error))
+            continue
+        sources[sample.source] += 1
+        tokens.append(index.tokens(number))
+        sizes += filter(None, map(image_size, sample.images))
+        text_only += not sample.images
+        unanswered += not sample.answer
+        shown += [sample] if number in on_page else []
+    return Survey(
+        shards=len(index.shards),
+        samples=len(index),
+        bytes=sum(shard.bytes for shard in index.shards),
+        digest=index.digest,
+        sources=dict(sources.most_common()),
+        tokens=tuple(tokens),
+        image_sizes=tuple(sizes),
+        text_only=text_only,
+        unanswered=unanswered,
+        broken=tuple(broken),
+        shown=tuple(shown),
+    )

@@ -1,0 +1,1 @@
+"""Public corpora and your own rows to samples."""

@@ -1,0 +1,107 @@
+"""The first rows of a corpus, held against what its adapter wants: what matches, what does not, what to do."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from data_pipeline.config import CheckConfig, ImageConfig
+from data_pipeline.sources.adapters import CORPORA
+from data_pipeline.sources.import_corpus import read_corpus
+from data_pipeline.types import BadSample, Sample
+
+MIN_MATCHING = 0.9
+"""With a smaller share of matching rows the check fails: the wrong adapter, or the wrong image folder."""
+SHOWN = 3
+"""Rows shown of each kind of problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What `omr data import --check` prints, and whether an import makes sense."""
+
+    rows: int
+    matching: int
+    lines: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.matching > 0 and self.matching >= MIN_MATCHING * self.rows
+
+
+def check_corpus(corpus: str, config: CheckConfig) -> CheckReport:
+    """Look at the first rows; images are decoded in full.
+
+    Raises:
+        ValueError: the source cannot be read at all.
+    """
+    good: list[tuple[str, Sample]] = []
+    bad: dict[str, list[str]] = {}  # kind of problem -> a line per row
+    for place, found in islice(read_corpus(corpus, config), config.rows):
+        error = found if isinstance(found, BadSample) else _broken_image(found)
+        if error is None:
+            assert isinstance(found, Sample)
+            good.append((place, found))
+        else:
+            kind = str(error).partition(": wanted")[0] if ": wanted" in str(error) else error.reason
+            bad.setdefault(kind, []).append(f"{place}, {error}")
+    num_rows = len(good) + sum(map(len, bad.values()))
+    lines = [f"{corpus}: {len(good)} of {num_rows} rows match"]
+    for cases in bad.values():
+        lines += [f"  {case}" for case in cases[:SHOWN]]
+        lines += [f"  ... and {len(cases) - SHOWN} more rows like these"] if len(cases) > SHOWN else []
+    lines += _unanswered(good)
+    lines += _preview(*good[0]) if good else _other_corpora(corpus, config)
+    return CheckReport(rows=num_rows, matching=len(good), lines=tuple(lines))
+
+
+def _broken_image(sample: Sample) -> BadSample | None:
+    from data_pipeline.encode.images import load_image
+
+    try:
+        for image in sample.images:
+            load_image(image, ImageConfig())
+    except BadSample as error:
+        return error
+    return None
+
+
+def _unanswered(good: list[tuple[str, Sample]]) -> list[str]:
+    places = [place for place, sample in good if not sample.answer]
+    if not places:
+        return []
+    return [
+        f"  {len(places)} matching rows have no reference answer, the first is {places[0]}: they can be "
+        "learned from, not verified; put it in <answer> tags, in \\boxed{} or in a column `answer`"
+    ]
+
+
+def _preview(place: str, sample: Sample) -> Iterator[str]:
+    from PIL import Image
+
+    yield f"{place} becomes {sample.id}"
+    for message in sample.messages:
+        yield f"  {message.role:<10} {_shorten(message.content)}"
+    for image in sample.images:
+        with Image.open(io.BytesIO(image)) as file:
+            yield f"  image      {file.format}, {file.width} x {file.height}"
+    yield f"  answer     {_shorten(sample.answer) or '(none)'}"
+    yield "  metadata   " + ", ".join(f"{name}={value}" for name, value in sample.metadata.items())
+
+
+def _other_corpora(corpus: str, config: CheckConfig) -> list[str]:
+    """Which adapters would take the first row."""
+    fitting = [
+        name
+        for name in CORPORA
+        if name != corpus
+        and any(isinstance(found, Sample) for _, found in islice(read_corpus(name, config), 1))
+    ]
+    return [f"the first row fits {', '.join(fitting)}"] if fitting else []
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 90 else line[:87] + "..."

@@ -1,0 +1,90 @@
+"""However a row holds an image -> the bytes of its file, untouched."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_pipeline.errors import mismatch
+from data_pipeline.types import BadSample
+
+
+def image_bytes(value: object, folder: Path | None) -> bytes:
+    """The bytes of an image file, untouched: from bytes, {bytes, path}, {url}, a data URL, a path or Pillow.
+
+    Raises:
+        BadSample: it is none of these, cannot be read, lies outside `folder`, or is no image.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path") or value.get("url")
+    if isinstance(value, str):
+        data = _from_data_url(value) if value.startswith("data:") else _from_path(value, folder)
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        data = bytes(value)
+    else:
+        data = _from_pillow(value)
+    _check_header(data)
+    return data
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height by the file's header, no pixel is read; None of what is no image, or far too large."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            return header.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _from_data_url(url: str) -> bytes:
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise BadSample("image", f"{head[:40]!r} is no base64 data URL; write data:image/png;base64,...")
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise BadSample("image", f"the data URL is not base64 ({error}); encode the file again") from error
+
+
+def _from_path(name: str, folder: Path | None) -> bytes:
+    if "://" in name:
+        raise BadSample(
+            "image", f"{name[:200]} is an address, and none is fetched; download it, give its path"
+        )
+    if folder is None:
+        raise BadSample("image", f"{name!r} is a path; say with --images which folder it is relative to")
+    if "\0" in name:
+        raise BadSample("image", f"{name!r} is no path; mend or drop the row")
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise BadSample("image", f"{name!r} leads out of {folder}; paths stay inside of the image folder")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadSample("image", f"cannot read {path}: {error}; is --images the right folder?") from error
+
+
+def _from_pillow(value: object) -> bytes:
+    """Only where nothing holds the file's own bytes: PNG, because it loses nothing."""
+    from PIL import Image
+
+    if not isinstance(value, Image.Image):
+        raise mismatch("image", "bytes, {bytes, path}, a path or a data URL", value, "convert it")
+    file = io.BytesIO()
+    value.save(file, "PNG")
+    return file.getvalue()
+
+
+def _check_header(data: bytes) -> None:
+    """Refuse what is no image, from its first bytes; the loader will meet what is broken further on."""
+    from PIL import Image
+
+    try:
+        Image.open(io.BytesIO(data)).close()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadSample("image", f"{len(data)} bytes are no image: {error}; mend or drop the file") from error

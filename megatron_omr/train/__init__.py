@@ -1,0 +1,1 @@
+"""Losses, the optimizer step, checkpoints and metrics."""

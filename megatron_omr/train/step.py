@@ -1,0 +1,218 @@
+"""The one optimizer step, for SFT and RL alike. It does not know which loss it runs.
+
+A loss sums over what it counts (tokens for SFT, sequences for GSPO) and says how many there were; gradients
+are divided by the count over *all* micro-batches of *all* ranks, so that neither packing nor the layout
+reweights anything:  grad = sum_r sum_m d loss_sum[r, m] / sum_r sum_m count[r, m].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
+
+from data_pipeline.types import PackedBatch
+from megatron_omr import cpu
+from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig, Precision
+from megatron_omr.convert.load import load_hf
+from megatron_omr.flops import peak_flops, train_step_flops
+from megatron_omr.model.build import build_model
+from megatron_omr.parallel import Ranks
+from megatron_omr.train.logprobs import token_logprobs
+from megatron_omr.train.losses import LossOutput
+from megatron_omr.train.optimizer import build_optimizer, step_if_finite, wrap_chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What one forward and backward pass needs: tokens, and what to make of their logprobs."""
+
+    packed: PackedBatch  # on this rank's device
+    loss: Callable[[Tensor, Tensor], LossOutput]  # (logprobs_T, entropy_T) -> sums
+    with_entropy: bool = False  # otherwise entropy_T is zero, which saves a pass over the logits
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """All that one rank trains with."""
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    ranks: Ranks
+    chunks: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    loss: float  # global mean; 0 on ranks without the last pipeline stage
+    grad_norm: float
+    lr: float  # used by this step
+    skipped: bool  # the gradient was NaN or infinite and nothing was changed
+    num_tokens: float  # of all ranks, padding included
+    flops: float  # of all ranks, see flops.py
+    metrics: dict[str, float] = field(default_factory=dict)  # global means; empty without the last stage
+
+
+def build_trainer(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    ranks: Ranks,
+    optim: OptimConfig,
+    *,
+    precision: Precision,
+    steps: int,
+    hf_folder: str | None = None,
+) -> Trainer:
+    """Model, gradient buffers, optimizer and schedule; weights come from `hf_folder` when it is given."""
+    chunks = build_model(model, parallel, ranks, precision=precision)
+    if hf_folder is not None:
+        load_hf(chunks, hf_folder, model, ranks)
+    wrapped = wrap_chunks(chunks)
+    optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
+    return Trainer(
+        model=model, parallel=parallel, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler
+    )
+
+
+def train_step(
+    trainer: Trainer, micro_batches: Sequence[MicroBatch], *, temperature: float = 1.0
+) -> StepResult:
+    """Forward, backward and optimizer step over this data-parallel rank's micro-batches (at least one).
+
+    Ranks of the same model-parallel group must hand over the same micro-batches; data-parallel ranks may
+    differ in number and size.
+    """
+    for chunk in trainer.chunks:
+        chunk.zero_grad_buffer()
+    trainer.optimizer.zero_grad()
+    lr = trainer.optimizer.param_groups[0]["lr"]
+    outputs = _run(trainer, micro_batches, temperature=temperature, forward_only=False)
+    grad_norm, stepped = step_if_finite(trainer.optimizer)
+    if stepped:
+        trainer.scheduler.step(increment=1)
+    num_tokens, flops = _global_work(trainer, micro_batches)
+    metrics = _global_means(trainer.ranks, outputs) if trainer.ranks.is_last_stage else {}
+    return StepResult(
+        loss=metrics.pop("loss", 0.0),
+        grad_norm=grad_norm,
+        lr=lr,
+        skipped=not stepped,
+        num_tokens=num_tokens,
+        flops=flops,
+        metrics=metrics,
+    )
+
+
+def step_values(result: StepResult, seconds: float, world_size: int) -> dict[str, float]:
+    """What a step is logged as; its model FLOPs utilisation where the device's peak is known."""
+    values = {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": result.lr,
+        "tokens_per_second": result.num_tokens / seconds,
+        "step_seconds": seconds,
+        **result.metrics,
+    }
+    peak = peak_flops(cpu.device_name())
+    return values if peak is None else values | {"mfu": result.flops / seconds / (peak * world_size)}
+
+
+def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:
+    """The model chunks without DDP and precision wrappers, as conversion and checkpoints take them."""
+    chunks = [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
+    return cast("list[torch.nn.Module]", chunks)
+
+
+@torch.no_grad()
+def forward_logprobs(
+    trainer: Trainer, batches: Sequence[PackedBatch], *, temperature: float = 1.0
+) -> list[Tensor]:
+    """Logprobs of each batch's labels, [T] float32 a batch; an empty list without the last pipeline stage."""
+    logprobs: list[Tensor] = []
+
+    def keep(logprobs_T: Tensor, entropy_T: Tensor) -> LossOutput:
+        logprobs.append(logprobs_T)
+        zero = logprobs_T.new_zeros(())
+        return LossOutput(loss_sum=zero, count=zero, metrics={})
+
+    micro_batches = [MicroBatch(packed=batch, loss=keep) for batch in batches]
+    _run(trainer, micro_batches, temperature=temperature, forward_only=True)
+    return logprobs
+
+
+def _run(
+    trainer: Trainer, micro_batches: Sequence[MicroBatch], *, temperature: float, forward_only: bool
+) -> list[LossOutput]:
+    """Megatron's schedule for this layout; returns the loss outputs (last stage only)."""
+    if not micro_batches:
+        raise ValueError("a rank got no micro-batch; raise the batch size to at least one sample a rank")
+    ranks = trainer.ranks
+    outputs: list[LossOutput] = []
+
+    def forward_step(batches: Iterator[MicroBatch], chunk: torch.nn.Module):
+        micro_batch = next(batches)
+        packed = micro_batch.packed
+
+        def reduce_loss(logits: Tensor) -> tuple[Tensor, Tensor, dict]:
+            logprobs_T, entropy_T = token_logprobs(
+                logits, packed, ranks, temperature=temperature, with_entropy=micro_batch.with_entropy
+            )
+            output = micro_batch.loss(logprobs_T, entropy_T)
+            outputs.append(output)
+            # every CP rank computes the whole loss; only one of them may count it
+            count = output.count if ranks.cp_rank == 0 else torch.zeros_like(output.count)
+            return output.loss_sum, count.to(torch.int), {}
+
+        return chunk(packed), reduce_loss
+
+    get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(micro_batches),
+        model=cast("list[torch.nn.Module]", trainer.chunks),
+        num_microbatches=len(micro_batches),
+        seq_length=max(m.packed.num_tokens for m in micro_batches),
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return outputs
+
+
+def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
+    """Tokens and FLOPs of this step over all data-parallel ranks."""
+    packs = [m.packed for m in micro_batches]
+    flops = sum(
+        train_step_flops(
+            trainer.model, p.cu_seqlens.diff().tolist(), p.image_grid_thw.tolist(), p.prefix_lens().tolist()
+        )
+        for p in packs
+    )
+    work = torch.tensor([sum(p.num_tokens for p in packs), flops], dtype=torch.float64, device=cpu.device())
+    dist.all_reduce(work, group=trainer.ranks.dp_group())
+    num_tokens, flops = work.tolist()
+    return num_tokens, flops
+
+
+def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, float]:
+    """Sums over micro-batches and data-parallel ranks, divided by their counts. Last stage only."""
+    names = sorted(outputs[0].metrics)
+    sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64)
+    for output in outputs:
+        pairs = [(output.loss_sum, output.count), *(output.metrics[name] for name in names)]
+        sums += torch.tensor([[total.item(), count.item()] for total, count in pairs], dtype=torch.float64)
+    sums = sums.to(cpu.device())
+    dist.all_reduce(sums, group=ranks.dp_group())
+    return {
+        name: total / max(count, 1e-12)
+        for name, (total, count) in zip(["loss", *names], sums.tolist(), strict=True)
+    }

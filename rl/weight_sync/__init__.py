@@ -1,0 +1,1 @@
+"""The trainer's weights to the rollout engines."""

@@ -1,0 +1,176 @@
+"""A whole curation on small corpora: counted by hand, resumable, the same bytes on every executor."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
+from data_pipeline.curate.curate import curate
+from data_pipeline.curate.funnel import FUNNEL, Funnel
+from data_pipeline.ray_session import stop_ray
+from data_pipeline.select.config import DedupConfig, FilterConfig
+from data_pipeline.shards.format import read_shards
+from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from launch.recipes.data import DATA_RECIPES
+
+LONG = "We count the bars one after the other, and then once more to be sure. " * 3
+
+
+def row(number: int, question: str, response: str = LONG) -> dict:
+    turns = [("user", question), ("assistant", f"<think>{response}</think><answer>{number}</answer>")]
+    return {"id": f"row-{number}", "messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> CurateConfig:
+    """Two corpora of text in two files each, one of digits; two questions of the second corpus are in the first."""
+    root = tmp_path_factory.mktemp("corpora")
+    texts = {
+        "first": [row(n, f"How many bars has chart {n}?") for n in range(12)],
+        "second": [
+            *(row(n, f"How many bars has chart {n}?") for n in (3, 7)),  # in the first corpus
+            row(50, "What is the largest prime below 53?", response="Short."),
+            row(51, "How many days has a leap year in February?"),
+            row(52, "How many edges has a cube?"),
+            {"id": "broken"},
+        ],
+    }
+    for name, rows in texts.items():
+        (root / name).mkdir()
+        for part in range(2):
+            lines = "".join(json.dumps(one) + "\n" for one in rows[part::2])
+            (root / name / f"train-{part}.jsonl").write_text(lines)
+    write_shards(digit_samples("train", 9, 0), root / "digits", samples_per_shard=4)
+    benchmark = list(read_shards(root / "digits"))[2:4]
+    write_shards([replace(s, id=f"benchmark/{s.id}") for s in benchmark], root / "benchmark")
+    sources = (
+        SourceConfig(name="first", corpus="messages", path=str(root / "first")),
+        SourceConfig(name="second", corpus="messages", path=str(root / "second"), max_bad_samples=1),
+        SourceConfig(name="digits", corpus=SHARDS, path=str(root / "digits")),
+    )
+    return CurateConfig(
+        out="unused",
+        sources=sources,
+        against=(str(root / "benchmark"),),
+        dedup=DedupConfig(same_symbols=True),
+        responses=FilterConfig(min_words=20),
+        samples_per_shard=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(recipe, tmp_path_factory) -> dict[str, bytes]:
+    """What an undisturbed local curation leaves."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    curate(replace(recipe, out=str(out)))
+    return files(out)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
+    }
+
+
+def ids(folder: Path) -> list[str]:
+    return [sample.id.removeprefix("messages/") for sample in read_shards(folder)]
+
+
+def test_every_stage_is_counted(recipe, tmp_path):
+    out = tmp_path / "out"
+    funnel = curate(replace(recipe, out=str(out)))
+    assert funnel == Funnel.load(out / FUNNEL)
+    assert funnel.totals == {"raw": 12 + 5 + 9, "standardised": 12 + 3 + 7, "selected": 12 + 2, "mixed": 14}
+    assert funnel.dropped() == {
+        "raw": {"schema": 1},
+        "standardised": {"duplicate": 2, "contamination": 2},
+        "selected": {"length": 8},  # one short answer, and digits' all
+    }
+    assert [len(ids(out / "selected" / name)) for name in ("first", "second", "digits")] == [12, 2, 0]
+    mixed = ShardIndex.load(out / "mixed")
+    assert [source.count for source in mixed.sources] == [12, 2, 0]
+    text = funnel.table()
+    assert "standardised without 2 duplicate, 2 contamination" in text
+    lists = [json.loads(path.read_text()) for path in (out / "standardised").rglob("dropped/*")]
+    assert sum(len(found["dropped"]) for found in lists) == 4, "each drop is named on disk"
+
+
+def test_again_changes_nothing_and_other_filters_only_what_they_touch(recipe, tmp_path):
+    config = replace(recipe, out=str(tmp_path / "out"))
+    curate(config)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    curate(config)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    funnel = curate(replace(config, responses=FilterConfig(min_words=1)))
+    assert funnel.totals["selected"] == 12 + 3 + 7, "the short answer, and digits', are in now"
+    kept = [path for path in before if "selected" not in path.parts]
+    assert kept and all(path.stat().st_mtime_ns == before[path] for path in kept)
+
+
+def test_mistakes_are_named_before_anything_is_done(recipe, tmp_path):
+    config = replace(recipe, out=str(tmp_path / "out"))
+    source = recipe.sources[0]
+    with pytest.raises(ValueError, match="no corpus .massages.; did you mean 'messages'"):
+        curate(replace(config, sources=(replace(source, corpus="massages"),)))
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        curate(replace(config, sources=(replace(source, path="./nowhere"),)))
+    for fault, problem in (
+        (dict(sources=(replace(source, name="../up"),)), "a name of its own of letters"),
+        (dict(sources=(source, source)), "a name of its own"),
+        (dict(weights="other=2"), "names .other."),
+        (dict(samples=-1), "samples=-1 0 or more"),
+        (dict(deduplicate=False), "deduplicate is off"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            replace(config, **fault)
+    assert not (tmp_path / "out").exists()
+
+
+def test_published_recipes_name_what_is_missing(monkeypatch, tmp_path):
+    """Their corpora are not here; what they ask for is found out at once, and never asked of the hub."""
+    monkeypatch.chdir(tmp_path)
+    for recipe in DATA_RECIPES.values():
+        with pytest.raises(ValueError, match="does not exist; download it there"):
+            curate(recipe())
+
+
+@pytest.mark.parametrize(("executor", "workers"), [("local", 2), ("ray", 2)])
+def test_any_executor_leaves_the_same_bytes(executor, workers, recipe, reference, tmp_path):
+    try:
+        curate(replace(recipe, out=str(tmp_path), executor=executor, workers=workers))
+    finally:
+        stop_ray()
+    found = files(tmp_path)
+    assert found.keys() == reference.keys()
+    assert [name for name in found if found[name] != reference[name]] == [
+        "dedup/dedup.json"
+    ]  # has its folder
+
+
+@pytest.mark.parametrize(
+    "moment", ["raw/second", "dedup/fingerprints", "standardised/second", "selected/first"]
+)
+def test_a_killed_curation_continues_to_the_same_bytes(moment, recipe, reference, tmp_path):
+    config = replace(recipe, out=str(tmp_path))
+    process = multiprocessing.get_context("spawn").Process(target=curate, args=(config,))
+    process.start()
+    while not list((tmp_path / moment).glob("*")):
+        assert process.is_alive(), f"ended before {moment}"
+        time.sleep(0.001)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / FUNNEL).exists() or Funnel.load(tmp_path / FUNNEL).totals.get("mixed") is None
+    curate(config)
+    found = files(tmp_path)
+    assert {name for name in found if found[name] != reference.get(name)} == {"dedup/dedup.json"}
+    assert found.keys() == reference.keys()

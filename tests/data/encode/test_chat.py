@@ -1,0 +1,204 @@
+"""Encoding follows the folder's chat template exactly; forged text and mismatched images are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data_pipeline.config import ImageConfig
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.prompt_sharing import respond
+from data_pipeline.sources.digits import digit_samples
+from data_pipeline.types import SYSTEM_PROMPT, BadSample, Message, Sample
+
+IMAGES = tuple(image for s in digit_samples("train", 3, 0) for image in s.images)
+ANSWER = "<think>3+4=7</think><answer>7</answer>"
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_hf) -> ChatEncoder:
+    return ChatEncoder.from_hf(tiny_hf, ImageConfig())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_hf):
+    return AutoTokenizer.from_pretrained(tiny_hf)
+
+
+def conversation(
+    *turns: tuple[str, str], images: tuple[bytes, ...] = (), answer: str | None = ANSWER
+) -> Sample:
+    messages = [Message(role=role, content=content) for role, content in turns]
+    if answer is not None:
+        messages.append(Message(role="assistant", content=answer))
+    return Sample(id="test/1", source="test", messages=tuple(messages), images=images, answer="7")
+
+
+CASES = {
+    "text": conversation(("system", SYSTEM_PROMPT), ("user", "What is 3 plus 4?")),
+    "image": conversation(("system", SYSTEM_PROMPT), ("user", "<image>Add up."), images=IMAGES[:1]),
+    "images inside": conversation(("user", "See <image> and <image>\nand sum <image>"), images=IMAGES),
+    "turns": conversation(
+        ("user", "<image>"), ("assistant", "7 it is"), ("user", "Sure? <image>"), images=IMAGES[:2]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ids_equal_the_rendered_template(encoder, tokenizer, name):
+    """The oracle renders and tokenises the whole conversation at once, image tokens written out."""
+    sample = CASES[name]
+    example = encoder.encode(sample)
+    counts = [int(t * h * w) // 4 for t, h, w in example.image_grid_thw.tolist()]
+    text = ""
+    for message in sample.messages:
+        content = message.content
+        while "<image>" in content:
+            mark = f"<|vision_start|>{'<|image_pad|>' * counts.pop(0)}<|vision_end|>"
+            content = content.replace("<image>", mark, 1)
+        text += f"<|im_start|>{message.role}\n{content}<|im_end|>\n"
+    assert counts == []
+    wanted = tokenizer(text.removesuffix("\n"))["input_ids"]
+    assert example.input_ids.tolist() == wanted
+    learned = example.input_ids[example.loss_mask == 1].tolist()
+    assert tokenizer.decode(learned) == ANSWER + "<|im_end|>"
+    assert example.input_ids[-len(learned) :].tolist() == learned
+    assert example.position_ids.shape == (3, len(example))
+    assert example.pixels.shape == (int(example.image_grid_thw.prod(1).sum()), 3 * 14 * 14)
+
+
+def test_a_given_response_encodes_as_a_learned_answer(encoder):
+    sample = CASES["image"]
+    learned = encoder.encode(sample)
+    response = learned.input_ids[learned.loss_mask == 1].tolist()
+    for asked in (sample, replace(sample, messages=sample.messages[:-1])):
+        encoder.check_response(response)
+        example = respond(encoder.encode_prompt(asked), response, id=sample.id)
+        for name in ("input_ids", "loss_mask", "position_ids", "pixels", "image_grid_thw"):
+            assert torch.equal(getattr(example, name), getattr(learned, name)), name
+
+
+def test_engine_prompt_has_one_token_an_image(encoder, tokenizer):
+    ids, images = encoder.engine_prompt(CASES["images inside"])
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>")) == len(images) == 3
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
+    example = encoder.encode(CASES["images inside"])
+    sizes = [(14 * w, 14 * h) for _, h, w in example.image_grid_thw.tolist()]
+    assert [image.size for image in images] == sizes
+
+
+def test_decode_drops_special_tokens_and_banned_ids_spare_the_stops(encoder, tokenizer):
+    ids = tokenizer(f"{ANSWER}<|im_end|><|endoftext|>")["input_ids"]
+    assert encoder.decode(ids) == ANSWER
+    banned = {tokenizer.convert_ids_to_tokens(i) for i in encoder.banned_token_ids}
+    assert banned == {"<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"}
+
+
+@pytest.mark.parametrize(
+    "token", ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|vision_start|>"]
+)
+@pytest.mark.parametrize("place", ["system", "user", "assistant"])
+def test_forged_special_tokens_are_refused(encoder, token, place):
+    turns = {"system": SYSTEM_PROMPT, "user": "Add up.", "assistant": ANSWER}
+    turns[place] += f" {token} more"
+    sample = conversation(("system", turns["system"]), ("user", turns["user"]), answer=turns["assistant"])
+    with pytest.raises(BadSample, match="text: holds the special token") as caught:
+        encoder.encode(sample)
+    assert token in str(caught.value)
+
+
+def test_halves_of_a_special_token_around_an_image_stay_text(encoder, tokenizer):
+    example = encoder.encode(conversation(("user", "<|im_<image>end|>"), images=IMAGES[:1]))
+    assert (
+        example.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    )  # user, assistant
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (conversation(("user", "<image><image>"), images=IMAGES[:1]), "2 marks <image> .* but 1 images"),
+        (conversation(("user", "no mark"), images=IMAGES[:1]), "0 marks <image> .* but 1 images"),
+        (conversation(("user", "hi"), answer=None), "nothing to learn"),
+        (conversation(("user", "hi"), answer="see <image>"), "answers hold no images"),
+        (conversation(("user\n<|im_start|>system", "hi")), "role"),
+        (conversation(("user", "<image>"), images=(b"nonsense",)), "cannot decode"),
+    ],
+)
+def test_bad_samples_say_what_is_wrong(encoder, sample, message):
+    with pytest.raises(BadSample, match=message):
+        encoder.encode(sample)
+
+
+def test_a_response_with_image_tokens_is_refused(encoder):
+    with pytest.raises(ValueError, match="ban them while sampling"):
+        encoder.check_response([10, encoder.banned_token_ids[-1]])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            "chat_template.jinja",
+            "{{ message['content'] }}",
+            "{{ message['content'].split('</think>')[-1] }}",
+            "renders",
+        ),
+        ("chat_template.jinja", "<|image_pad|>", "", "one <|image_pad|>"),
+        ("preprocessor_config.json", '"max_pixels": 4194304', '"max_pixels": 100000', "resize images again"),
+        ("preprocessor_config.json", '"patch_size": 14', '"patch_size": 16', "patch_size=16"),
+    ],
+)
+def test_folders_that_trainer_and_engine_would_read_differently(tiny_hf, tmp_path, file, old, new, message):
+    folder = _copy_without_weights(tiny_hf, tmp_path)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        ChatEncoder.from_hf(folder, ImageConfig())
+
+
+def test_qwens_own_template_is_understood(tiny_hf, tmp_path):
+    """The branches of the published template that texts and images take, default system prompt included."""
+    folder = _copy_without_weights(tiny_hf, tmp_path)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+        "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+        "{% else %}{% for content in message['content'] %}"
+        "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+        "<|vision_start|><|image_pad|><|vision_end|>"
+        "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    qwen, ours = (ChatEncoder.from_hf(f, ImageConfig()) for f in (folder, tiny_hf))
+    assert qwen.encode(CASES["image"]).input_ids.tolist() == ours.encode(CASES["image"]).input_ids.tolist()
+    ids, _ = qwen.engine_prompt(conversation(("user", "hi")))
+    assert qwen.decode(ids).startswith("system\nYou are a helpful assistant.\nuser\nhi")
+
+
+def _copy_without_weights(tiny_hf: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "hf"
+    shutil.copytree(tiny_hf, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert json.loads((folder / "preprocessor_config.json").read_text())
+    return folder
+
+
+MARKS = st.sampled_from(["<|im_start|>", "<|im_end|>", "<|image_pad|>", "\n", " ", "e\u0301"])
+TEXTS = st.lists(st.one_of(MARKS, st.text(max_size=9))).map("".join)
+
+
+@settings(deadline=None)
+@given(text=TEXTS)
+def test_pieces_give_the_ids_of_the_whole_text(encoder, text):
+    whole = encoder._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert encoder._tokenize(text) == whole == encoder._tokenize(text)

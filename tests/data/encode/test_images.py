@@ -1,0 +1,128 @@
+"""Sizes and patches equal transformers'; odd files are shown as by a viewer, hostile ones refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from data_pipeline.config import ImageConfig
+from data_pipeline.encode.images import final_size, load_image, normalise, patches
+from data_pipeline.types import BadSample
+
+CONFIG = ImageConfig(max_pixels=300_000)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@settings(deadline=None)
+@given(width=st.integers(1, 3_000), height=st.integers(1, 3_000))
+def test_final_size_equals_smart_resize_and_is_final(width, height):
+    try:
+        size = final_size(width, height, CONFIG)
+    except BadSample:
+        assert max(width, height) > 200 * min(width, height)
+        return
+    assert size[::-1] == smart_resize(height, width, 28, CONFIG.min_pixels, CONFIG.max_pixels)
+    assert final_size(*size, CONFIG) == size
+
+
+@pytest.mark.parametrize("size", [(56, 56), (112, 56), (100, 77), (20, 33), (900, 700)])
+def test_pixels_and_patches_equal_the_processor(size):
+    original = noise(*size)
+    image = load_image(encode(original), CONFIG)
+    got_pixels, got_grid = patches([image])
+    processor = Qwen2VLImageProcessorPil(min_pixels=CONFIG.min_pixels, max_pixels=CONFIG.max_pixels)
+    for given_image in (original, image):  # the processor finds nothing left to resize in ours
+        wanted = processor(images=[given_image], return_tensors="pt")
+        assert torch.equal(got_grid, wanted["image_grid_thw"])
+        assert got_pixels.dtype == torch.uint8 and torch.equal(normalise(got_pixels), wanted["pixel_values"])
+
+
+def test_patches_of_several_images_and_of_none():
+    images = [noise(56, 84, 1), noise(112, 28, 2)]
+    values, grid = patches(images)
+    assert grid.tolist() == [[1, 6, 4], [1, 2, 8]]
+    assert torch.equal(values, torch.cat([patches([image])[0] for image in images]))
+    values, grid = patches([])
+    assert values.shape == (0, 3 * 14 * 14) and grid.shape == (0, 3)
+    assert values.dtype == torch.uint8 and grid.dtype == torch.int64
+    assert normalise(values).shape == (0, 1176)
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_refused_by_its_header(side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"\0" * 1_000))
+    with pytest.raises(BadSample, match="image: cannot decode .* pixels") as caught:
+        load_image(bomb, CONFIG)
+    assert caught.value.reason == "image"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no image at all", encode(noise(56, 56))[:900], encode(noise(90, 90), "JPEG")[:1_000]]
+)
+def test_broken_files_are_refused(data):
+    with pytest.raises(BadSample, match="cannot decode"):
+        load_image(data, CONFIG)
+
+
+def test_any_damage_is_a_bad_sample_or_an_image():
+    good = encode(noise(56, 56))
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(good)
+        damaged[int(rng.integers(len(good)))] ^= int(rng.integers(1, 256))
+        try:
+            assert load_image(bytes(damaged), CONFIG).mode == "RGB"
+        except BadSample:
+            continue
+
+
+def test_too_elongated_and_unfittable_images_say_why():
+    with pytest.raises(BadSample, match="longer than wide"):
+        load_image(encode(noise(1_000, 4)), CONFIG)
+    with pytest.raises(BadSample, match=r"no size .*image\.max_pixels=3136"):
+        load_image(encode(noise(280, 28)), ImageConfig(max_pixels=3_136))
+
+
+def test_transparency_shows_white_and_rotation_is_undone():
+    clear = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
+    assert np.asarray(load_image(encode(clear), CONFIG)).min() == 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert load_image(encode(noise(112, 56), "JPEG", exif=exif), CONFIG).size == (56, 112)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_all_modes_become_rgb(mode):
+    image = load_image(encode(noise(56, 56).convert(mode), "TIFF" if mode == "CMYK" else "PNG"), CONFIG)
+    assert image.mode == "RGB" and image.size == (56, 56)
+
+
+def test_sixteen_bits_keep_their_greys():
+    ramp = np.linspace(0, 65_535, 56 * 56).astype(np.uint16).reshape(56, 56)
+    pixels = np.asarray(load_image(encode(Image.fromarray(ramp)), CONFIG))
+    assert abs(float(pixels.mean()) - 127.5) < 2
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

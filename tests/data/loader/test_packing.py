@@ -1,0 +1,113 @@
+"""Packing loses nothing and mixes nothing; balancing is complete and even."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.loader.packing import balance, first_fit, merge, pack
+from data_pipeline.types import Example
+
+PAD = 0
+
+
+def make_example(number: int, length: int, *, images: int = 0) -> Example:
+    """Token t of example n is 1000n + t + 1, every token but the first is to be learned or not by parity."""
+    tokens = torch.arange(length)
+    return Example(
+        id=f"example/{number}",
+        input_ids=1_000 * number + tokens + 1,
+        loss_mask=((tokens + number) % 2 == 0).float() * (tokens > 0),
+        position_ids=tokens.expand(3, length) + torch.tensor([[0], [2], [1]]),
+        pixels=torch.full((4 * images, 6), number, dtype=torch.uint8),
+        image_grid_thw=torch.tensor([[1, 2, 2]] * images, dtype=torch.int64).reshape(-1, 3),
+    )
+
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=25)
+
+
+@settings(deadline=None)
+@given(lengths=lengths, multiple=st.sampled_from([1, 2, 4, 8]), pack_length=st.integers(40, 120))
+def test_every_token_is_kept_once_and_nothing_crosses(lengths, multiple, pack_length):
+    examples = [make_example(n, length, images=n % 3) for n, length in enumerate(lengths)]
+    batches = pack(examples, pack_length=pack_length, multiple=multiple, pad_token_id=PAD)
+    assert sorted(i for batch in batches for i in batch.ids) == sorted(e.id for e in examples)
+    by_id = {e.id: e for e in examples}
+    for batch in batches:
+        assert batch.num_tokens <= pack_length
+        assert batch.cu_seqlens.dtype == torch.int32
+        bounds = batch.cu_seqlens.tolist()
+        assert bounds[0] == 0 and bounds[-1] == batch.num_tokens and len(bounds) == batch.num_sequences + 1
+        for example_id, start, end in zip(batch.ids, bounds, bounds[1:], strict=False):
+            check_sequence(batch, by_id[example_id], slice(start, end), multiple)
+        members = [by_id[i] for i in batch.ids]
+        assert torch.equal(batch.pixels, torch.cat([e.pixels for e in members]))
+        assert torch.equal(batch.image_grid_thw, torch.cat([e.image_grid_thw for e in members]))
+
+
+def check_sequence(batch, example: Example, where: slice, multiple: int) -> None:
+    ids, labels, mask = batch.input_ids[where], batch.labels[where], batch.loss_mask[where]
+    real = len(example)
+    assert len(ids) % multiple == 0 and len(ids) - real < multiple
+    assert torch.equal(ids[:real], example.input_ids) and (ids[real:] == PAD).all()
+    assert torch.equal(labels[:-1], ids[1:])
+    assert labels[-1] == 0 and mask[-1] == 0
+    # exactly the supervised tokens are predicted, from the token in front of them
+    assert torch.equal(labels[mask == 1], example.input_ids[example.loss_mask == 1])
+    assert (mask[real - 1 :] == 0).all()
+    positions = batch.position_ids[:, where]
+    assert torch.equal(positions[:, :real], example.position_ids)
+    first_pad = int(example.position_ids.max()) + 1
+    assert positions[:, real:].tolist() == [list(range(first_pad, first_pad + len(ids) - real))] * 3
+
+
+def test_merge_of_one_by_hand():
+    example = Example(
+        id="a",
+        input_ids=torch.tensor([7, 8, 9]),
+        loss_mask=torch.tensor([0.0, 1.0, 1.0]),
+        position_ids=torch.arange(3).expand(3, 3),
+        pixels=torch.empty(0, 6, dtype=torch.uint8),
+        image_grid_thw=torch.empty(0, 3, dtype=torch.int64),
+    )
+    batch = merge([example], multiple=4, pad_token_id=PAD)
+    assert batch.input_ids.tolist() == [7, 8, 9, PAD]
+    assert batch.labels.tolist() == [8, 9, PAD, 0]
+    assert batch.loss_mask.tolist() == [1, 1, 0, 0]
+    assert batch.cu_seqlens.tolist() == [0, 4]
+
+
+def test_an_example_longer_than_a_pack_is_named():
+    with pytest.raises(ValueError, match=r"example/3.*12 tokens.*pack_length=10"):
+        pack([make_example(3, 9)], pack_length=10, multiple=4, pad_token_id=PAD)
+
+
+def test_nothing_packs_into_nothing():
+    assert pack([], pack_length=10, pad_token_id=PAD) == []
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=60), capacity=st.integers(50, 100))
+def test_first_fit_is_complete_tight_and_in_order(sizes, capacity):
+    bins = first_fit(sizes, capacity)
+    assert sorted(i for chosen in bins for i in chosen) == list(range(len(sizes)))
+    loads = [sum(sizes[i] for i in chosen) for chosen in bins]
+    assert all(load <= capacity for load in loads)
+    assert sum(load <= capacity / 2 for load in loads) <= 1  # two half-empty bins would have been one
+    assert bins == sorted(bins) and all(chosen == sorted(chosen) for chosen in bins)
+
+
+@given(costs=st.lists(st.integers(0, 1_000), max_size=60), num_ranks=st.integers(1, 8))
+def test_balance_is_complete_and_within_the_dearest_item(costs, num_ranks):
+    assigned = balance(costs, num_ranks)
+    assert len(assigned) == num_ranks
+    assert sorted(i for items in assigned for i in items) == list(range(len(costs)))
+    loads = [sum(costs[i] for i in items) for items in assigned]
+    assert max(loads) - min(loads) <= max(costs, default=0)
+
+
+def test_balance_of_equal_costs_is_even_in_number():
+    assert [len(items) for items in balance([0] * 10, 4)] == [3, 3, 2, 2]
+    assert [len(items) for items in balance([7] * 8, 4)] == [2, 2, 2, 2]

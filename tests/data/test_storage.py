@@ -1,0 +1,165 @@
+"""Shards over real HTTP servers and an object store give what the folder gives; faults pass, or stop with a remedy."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from data_pipeline import storage
+from data_pipeline.config import MixConfig
+from data_pipeline.loader.mixture import mix
+from data_pipeline.shards.format import read_sample, read_shard, read_shards
+from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from data_pipeline.storage import join, read_bytes, read_range
+from data_pipeline.types import BadSample, Sample
+from tests.helpers.http_shards import serve
+
+SAMPLES = list(digit_samples("train", 21, 0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("served")
+    write_shards(SAMPLES, root / "a", samples_per_shard=8)
+    write_shards(digit_samples("train", 5, 1), root / "b")
+    mix(MixConfig(sources=(str(root / "a"), str(root / "b")), out=str(root / "mix")))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+
+
+def both_ways(place: str) -> tuple[list[Sample], list[Sample]]:
+    index = ShardIndex.load(place)
+    return [read_sample(index.folder, ref) for ref in index.refs], list(read_shards(place))
+
+
+@pytest.mark.parametrize(
+    "place,name,joined",
+    [
+        ("x/mix", "../a/s.tar", "x/mix/../a/s.tar"),
+        ("x", "/y/s.tar", "/y/s.tar"),
+        ("https://h/x/mix", "../a/s.tar", "https://h/x/a/s.tar"),
+        ("s3://bucket/mix/", "s.tar", "s3://bucket/mix/s.tar"),
+        ("x", "gs://b/s.tar", "gs://b/s.tar"),
+        ("simplecache::https://h/x", "s.tar", "simplecache::https://h/x/s.tar"),
+    ],
+)
+def test_names_join_places(place, name, joined):
+    assert join(place, name) == joined
+
+
+def test_http_gives_what_the_folder_gives_with_one_request_a_sample(folder):
+    with serve(folder) as (address, said):
+        index = ShardIndex.load(f"{address}/a")
+        asked = len(said.requests)
+        assert [read_sample(index.folder, ref) for ref in index.refs] == SAMPLES
+        rows = [request for request in said.requests[asked:] if request.endswith(".index.json")]
+        assert len(rows) == 3 and len(said.requests) - asked == len(SAMPLES) + 3
+        assert list(read_shards(f"{address}/a")) == SAMPLES
+        assert index.digest == ShardIndex.load(folder / "a").digest
+
+
+def test_an_object_store_gives_what_the_folder_gives(folder):
+    store = fsspec.filesystem("memory")
+    store.put(str(folder), "/bucket", recursive=True)
+    try:
+        assert both_ways("memory://bucket/a") == (SAMPLES, SAMPLES)
+        assert [s.id for s in read_shards("memory://bucket/mix")] == [
+            s.id for s in read_shards(folder / "mix")
+        ]
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+def test_a_mixture_at_an_address_finds_its_sources_there(folder):
+    with serve(folder) as (address, _):
+        index = ShardIndex.load(f"{address}/mix/mixture.json")
+        assert index.digest == ShardIndex.load(folder / "mix").digest
+        assert read_sample(index.folder, index.refs[22]) == read_sample(
+            folder / "b", ShardIndex.load(folder / "b").refs[1]
+        )
+
+
+def test_passing_faults_are_waited_out(folder):
+    """Every third request fails: 503, a closed connection, or half of the body."""
+    with serve(folder, fail_every=3) as (address, said):
+        assert both_ways(f"{address}/a") == (SAMPLES, SAMPLES)
+        assert len(said.requests) > 30
+
+
+def test_an_outage_is_no_bad_sample(folder):
+    with serve(folder) as (address, said):
+        index = ShardIndex.load(f"{address}/a")
+        ref = index.refs[0]
+        said.fail_every = 1
+        with pytest.raises(ConnectionError, match="the same command goes on"):
+            read_sample(index.folder, ref)
+        assert said.requests[-storage.ATTEMPTS :] == [said.requests[-1]] * storage.ATTEMPTS
+    with pytest.raises(ConnectionError, match=r"cannot be read"):
+        read_sample(index.folder, ref)  # the server is gone
+
+
+def test_refusals_are_not_asked_again(folder):
+    with serve(folder, status=403, fail_every=1) as (address, said):
+        said.requests += ["", ""]  # so that the next fails with the status
+        with pytest.raises(ConnectionError, match="403"):
+            read_bytes(f"{address}/a/index.json")
+        assert len(said.requests) == 3
+
+
+def test_what_is_not_there_is_said(folder):
+    with serve(folder) as (address, _):
+        with pytest.raises(ValueError, match=r"nothing/index\.json does not exist"):
+            ShardIndex.load(f"{address}/nothing")
+        with pytest.raises(FileNotFoundError):
+            read_bytes(f"{address}/a/none")
+        assert read_range(f"{address}/a/index.json", 1 << 30, 5) == b""
+
+
+def test_a_server_without_ranges_is_named_with_what_to_do(folder, tmp_path):
+    with serve(folder, ranges=False) as (address, said):
+        index = ShardIndex.load(f"{address}/a")
+        with pytest.raises(ValueError, match=rf"ignores Range requests.*simplecache::{address}/a/,"):
+            read_sample(index.folder, index.refs[3])
+        assert both_ways(f"simplecache::{address}/a") == (SAMPLES, SAMPLES)
+        tars = [request for request in said.requests if request.endswith(".tar")]
+        assert len(set(tars)) == 3 and len(tars) <= 6, "each shard is looked at once and copied once"
+
+
+def test_a_truncated_shard_at_an_address_loses_only_its_torn_samples(folder, tmp_path):
+    write_shards(SAMPLES[:6], tmp_path / "a")
+    index = ShardIndex.load(tmp_path / "a")
+    shard = tmp_path / "a" / index.shards[0].file
+    shard.write_bytes(shard.read_bytes()[: index.refs[4].offset + 700])
+    with serve(tmp_path) as (address, _):
+        bad: list[str] = []
+        index = ShardIndex.load(f"{address}/a")
+        got = list(read_shard(index, 0, lambda name, error: bad.append(f"{name} {error.reason}")))
+        assert got == SAMPLES[:4] and bad == [f"{s.id} unreadable" for s in SAMPLES[4:6]]
+        with pytest.raises(BadSample, match="torn"):
+            read_sample(index.folder, index.refs[4])
+
+
+def test_a_mixture_from_afar_may_not_name_local_folders(folder, tmp_path):
+    text = (folder / "mix" / "mixture.json").read_text().replace("../a", str(folder / "a"))
+    (tmp_path / "mixture.json").write_text(text)
+    with serve(tmp_path) as (address, _), pytest.raises(ValueError, match="names the local folder"):
+        ShardIndex.load(address)
+
+
+def test_a_server_that_hangs_is_given_up(folder, monkeypatch):
+    monkeypatch.setattr(storage, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(ConnectionError, match="cannot be read"),
+    ):
+        read_bytes(f"http://127.0.0.1:{silent.getsockname()[1]}/index.json")

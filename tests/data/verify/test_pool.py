@@ -1,0 +1,186 @@
+"""The pool of checkers: hostile answers cost their deadline, and only theirs."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from data_pipeline.verify.check import Verdict, check_answer
+from data_pipeline.verify.pool import VerifyPool
+
+
+def tagged(answer: str) -> str:
+    return f"<think>r</think><answer>{answer}</answer>"
+
+
+MIXED = [  # in both modes the first two, and only they, are right and need math-verify
+    (tagged(r"$\sqrt{12}$"), r"$2\sqrt{3}$"),
+    (tagged("$x^2-1$"), "$(x+1)(x-1)$"),
+    (tagged("8"), "9"),
+    (tagged("B"), "B"),
+    (tagged("$3x$"), "$4x$"),
+    ("nothing at all", "5"),
+]
+RIGHT = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+HOSTILE = {
+    "released": [
+        "9^9^9^9",
+        r"$9^{9^{9^9}}$",
+        "$" + r"\frac{1}{" * 150_000 + "1" + "}" * 150_000 + "$",
+    ],  # 1.5 MB
+    "strict": [r"9^{9^{9^9}}", r"(9^{9})^{9^{9}}+1", r"x^2 + 9^{9^{9^{9}}}"],
+}
+
+
+def checker_processes() -> list[psutil.Process]:
+    children = psutil.Process().children()
+    return [
+        p for p in children if p.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(p.cmdline())
+    ]
+
+
+@pytest.fixture(scope="module", params=HOSTILE)
+def pool(request):
+    with VerifyPool(workers=2, deadline=3.0, mode=request.param) as pool:
+        yield pool
+
+
+def checked(pairs: list[tuple[str, str]], pool: VerifyPool) -> list[Verdict]:
+    return [check_answer(*pair, pool._mode) for pair in pairs]
+
+
+def test_agrees_with_checking_in_process_and_keeps_the_order(pool):
+    pairs = MIXED * 20
+    assert pool.check_many(pairs) == checked(pairs, pool)
+    assert [verdict.accuracy for verdict in pool.check_many(MIXED)] == RIGHT
+
+
+def test_the_mode_is_the_workers_too():
+    hedged, bare = (tagged("A or B"), "A"), (tagged(r"\sqrt{12}"), r"2\sqrt{3}")
+    for mode, right in {"strict": [0, 1], "released": [1, 0]}.items():
+        with VerifyPool(workers=1, deadline=10.0, mode=mode) as pool:
+            assert [verdict.accuracy for verdict in pool.check_many([hedged, bare])] == right
+
+
+def test_nothing_to_check(pool):
+    assert pool.check_many([]) == []
+
+
+def test_hostile_answers_cost_their_deadline_and_the_others_are_served(pool):
+    before = pool.counts.copy()
+    hostile = [(tagged(text), "3") for text in HOSTILE[pool._mode]]
+    verdicts = pool.check_many([hostile[0], *MIXED, hostile[1], *MIXED, hostile[2]])
+    assert [verdicts[i].decided_by for i in (0, 7, 14)] == ["timeout"] * 3
+    assert [verdicts[i].accuracy for i in (0, 7, 14)] == [0.0] * 3
+    assert verdicts[0].format == 1.0  # the answer is judged wrong, its form still counts
+    assert verdicts[1:7] == verdicts[8:14] == checked(MIXED, pool)
+    assert (pool.counts - before)["timeout"] == 3
+    while len(checker_processes()) != 2:  # the pool is whole again, once the last replacement has started
+        time.sleep(0.05)
+
+
+def test_hostile_answers_in_one_batch_with_others_cost_only_themselves(pool):
+    """Throughput stays: what waited behind a killed worker's answer is checked by the next."""
+    tower = (tagged(HOSTILE[pool._mode][1]), "3")
+    verdicts = pool.check_many([*MIXED * 5, tower, *MIXED * 5])
+    assert [verdict.decided_by for verdict in verdicts].count("timeout") == 1
+    assert verdicts[: 5 * len(MIXED)] == verdicts[5 * len(MIXED) + 1 :] == checked(MIXED * 5, pool)
+
+
+def test_strict_survives_deep_and_long_answers():
+    texts = [
+        "9^9^9^9",
+        "(" * 450 + "1" + ")" * 450,
+        r"\frac{1}{" * 90 + "1" + "}" * 90,
+        r"\sqrt{" * 140 + "2" + "}" * 140,
+        "-" * 900 + "1",
+        "1" * 999,
+        "x^" * 400 + "x",
+        "{" * 450 + "1" + "}" * 450,
+        "1e999999999",
+        "$" + r"\frac{1}{" * 150_000 + "1" + "}" * 150_000 + "$",
+        "((" * 500_000,
+    ]
+    with VerifyPool(workers=2, deadline=2.0) as pool:
+        verdicts = pool.check_many([(tagged(text), r"\frac{x}{3}") for text in texts] + MIXED)
+        assert verdicts[len(texts) :] == checked(MIXED, pool)
+    assert not any(verdict.accuracy for verdict in verdicts[: len(texts)])
+
+
+def test_an_answer_that_kills_every_worker_is_an_error():
+    with VerifyPool(workers=1, deadline=60.0, mode="released", memory_gib=0.25) as small:
+        too_big = tagged("(" * 150_000_000)  # does not fit into the worker
+        assert small.check_many([(too_big, "3"), *MIXED])[0].decided_by == "error"
+        assert small.counts["error"] == 1
+        assert small.check_many(MIXED) == checked(MIXED, small)
+
+
+def test_a_worker_that_dies_idle_costs_nothing(pool):
+    while not all(worker.is_ready for worker in pool._workers):  # one that dies while it starts is an error
+        pool.check_many(MIXED)
+    before = pool.counts.copy()
+    for process in checker_processes():
+        process.kill()
+    assert pool.check_many(MIXED) == checked(MIXED, pool)
+    assert (pool.counts - before)["error"] == 0
+
+
+def test_serves_several_threads(pool):
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(pool.check_many, [MIXED] * 8))
+    assert all(result == results[0] for result in results)
+    assert [v.accuracy for v in results[0]] == RIGHT
+
+
+def test_close_ends_the_processes_and_says_so():
+    others = {p.pid for p in checker_processes()}
+    with VerifyPool(workers=1, deadline=5.0) as pool:
+        pool.check_many(MIXED)  # by now it has started
+        assert len({p.pid for p in checker_processes()} - others) == 1
+    assert {p.pid for p in checker_processes()} <= others
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.check_many(MIXED)
+    pool.close()
+
+
+def test_a_worker_whose_pool_went_without_using_it_ends_quietly():
+    with VerifyPool(workers=1, deadline=5.0) as pool:
+        (worker,) = pool._workers
+        assert worker.connection.poll(60)  # "ready", which nobody reads
+        worker.connection.close()
+        worker.process.join(10)
+        assert worker.process.exitcode == 0
+
+
+def test_workers_that_cannot_start_are_an_error_not_a_loop():
+    with (
+        VerifyPool(workers=1, deadline=1.0, memory_gib=0.02) as pool,
+        pytest.raises(RuntimeError, match="memory_gib"),
+    ):
+        pool.check_many(MIXED)
+
+
+def test_an_interrupted_pool_is_closed_rather_than_confused(monkeypatch):
+    others = {p.pid for p in checker_processes()}
+    with VerifyPool(workers=1, deadline=5.0) as pool:
+        pool.check_many(MIXED)
+        with monkeypatch.context() as patch:
+            patch.setattr("data_pipeline.verify.pool.wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                pool.check_many(MIXED)
+        assert {p.pid for p in checker_processes()} <= others
+        with pytest.raises(RuntimeError, match="closed"):
+            pool.check_many(MIXED)
+
+
+def interrupt(connections: list) -> list:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("workers", "deadline"), [(0, 1.0), (1, 0.0)])
+def test_refuses_settings_that_cannot_work(workers, deadline):
+    with pytest.raises(ValueError, match="workers="):
+        VerifyPool(workers=workers, deadline=deadline)

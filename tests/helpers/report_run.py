@@ -1,0 +1,165 @@
+"""A run's folder as training leaves it: plausible numbers, real shards, text that tries to break a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from data_pipeline.curate.funnel import FUNNEL, Funnel, FunnelRow
+from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+
+HOSTILE = (
+    "<script>window.pwned=1</script><img src=http://example.invalid/x.png onerror='window.pwned=1'>$body \"'&"
+)
+
+
+def write_run(run: Path) -> Path:
+    """SFT of 120 steps, RL of 60, two evaluations, rollouts with images in real shards."""
+    write_lines(run / "sft/metrics.jsonl", [sft_row(step) for step in range(1, 121)])
+    write_lines(run / "rl/metrics.jsonl", [rl_row(step) for step in range(1, 61)])
+    index = write_shards(digit_samples("train", 24, 0), run / "shards", samples_per_shard=10)
+    questions = [sample.messages[1].content for sample in digit_samples("train", 24, 0)]
+    kinds = [str(sample.metadata["kind"]) for sample in digit_samples("train", 24, 0)]
+    groups = [
+        _group(step, index, questions, kinds, number) for step in range(1, 61, 6) for number in range(5)
+    ]
+    write_lines(run / "rl/rollouts.jsonl", groups)
+    write_json(run / "rl/config.json", {"prompts": str(run / "shards"), "steps": 60})
+    make_funnel().save(run / FUNNEL)
+    _write_evaluation(run / "eval/sft", 0.435, right=175)
+    _write_evaluation(run / "eval/rl", 0.672, right=270)
+    write_json(
+        run / "summary.json",
+        {
+            "sft": {"accuracy": 0.435, "ci95": [0.387, 0.484]},
+            "rl": {"accuracy": 0.672, "ci95": [0.626, 0.719]},
+            "difference": {"value": 0.237, "ci95": [0.182, 0.291]},
+            "seconds": {"data": 6.2, "sft": 141.0, "sft eval": 24.5, "rl": 233.0, "rl eval": 22.1},
+            "versions": {"python": "3.11.7", "torch": "2.13.0", "vllm": "0.32.0"},
+            "seed": 42,
+        },
+    )
+    return run
+
+
+def make_funnel() -> Funnel:
+    """Two sources through all six stages; one is called, and dropped for, what tries to break a page."""
+    funnel = Funnel()
+    counts = {"raw": 103_000, "standardised": 102_400, "distilled": 819_200, "verified": 583_211}
+    for stage, count in (counts | {"selected": 560_000, "mixed": 874_357}).items():
+        drops = {"wrong": 235_989} if stage == "verified" else {}
+        if stage == "selected":
+            drops = {"near": 12_345, "exact": 10_000, HOSTILE: 866}
+        funnel = funnel.with_row(FunnelRow(stage=stage, source="llava_cot", count=count, dropped=drops))
+        funnel = funnel.with_row(FunnelRow(stage=stage, source=HOSTILE, count=count // 1000))
+    return funnel
+
+
+def _noise(step: int, salt: int) -> float:
+    return math.sin(12.9898 * step + 78.233 * salt) * 43758.5453 % 1 - 0.5
+
+
+def sft_row(step: int) -> dict[str, float]:
+    return {
+        "step": step,
+        "loss": 0.35 + 4.2 * math.exp(-step / 22) + 0.25 * _noise(step, 1) * math.exp(-step / 90),
+        "grad_norm": 1.1 + 6 * math.exp(-step / 12) + 0.5 * _noise(step, 2),
+        "lr": 1e-3 * min(step / 10, 1.0) * (0.5 + 0.5 * math.cos(math.pi * step / 120)),
+        "tokens_per_second": 5200 + 600 * _noise(step, 3),
+        "step_seconds": 1.15 + 0.1 * _noise(step, 4),
+        "skipped_steps": 0,
+    }
+
+
+def rl_row(step: int) -> dict[str, float]:
+    accuracy = 0.4 + 0.28 * (1 - math.exp(-step / 25)) + 0.12 * _noise(step, 1)
+    form = min(1.0, 0.995 - 0.08 * math.exp(-step / 8) + 0.01 * _noise(step, 2))
+    generate, train = 1.7 + 0.3 * _noise(step, 3), 1.0 + 0.1 * _noise(step, 4)
+    return {
+        "step": step,
+        "reward": 0.9 * accuracy + 0.1 * form,
+        "reward_accuracy": accuracy,
+        "reward_format": form,
+        "entropy": 0.21 * math.exp(-step / 50) + 0.03 * _noise(step, 5),
+        "clip_fraction": 0.13 + 0.05 * _noise(step, 6),
+        "mismatch_mean": 1.2e-6 * (1 + 0.6 * _noise(step, 7)),
+        "mismatch_max": 2.4e-4 * (1 + 0.9 * _noise(step, 8)),
+        "response_len_mean": 21 + 2 * _noise(step, 9),
+        "response_len_max": 37 + round(12 * _noise(step, 10)),
+        "truncated": 0.02 * max(0.0, _noise(step, 11)),
+        "groups_kept": 18 + round(6 * _noise(step, 12)),
+        "groups_total": 32,
+        "grad_norm": 2.2 + 0.8 * _noise(step, 13),
+        "lr": 1e-4,
+        "policy_version": step,
+        "seconds_generate": generate,
+        "seconds_reward": 0.06,
+        "seconds_train": train,
+        "seconds_sync": 0.14,
+        "seconds_step": generate + train + 0.32,
+        "tokens_per_second": 1900 + 300 * _noise(step, 14),
+    }
+
+
+def _group(
+    step: int, index: ShardIndex, questions: list[str], kinds: list[str], number: int
+) -> dict[str, object]:
+    place = (step * 5 + number) % len(index)
+    ref = index.refs[place]
+    answers = [_rollout(place % 12 + (i + step) % 3 - 1, i, right=(i + step) % 3 == 1) for i in range(8)]
+    if number == 1:
+        answers[0] |= {"text": HOSTILE, "extracted": HOSTILE}
+    return {
+        "step": step,
+        "prompt_id": ref.id,
+        "shard": ref.shard,
+        "offset": ref.offset,
+        "size": ref.size,
+        "kind": kinds[place] if number != 2 else HOSTILE,
+        "question": questions[place] if number != 2 else HOSTILE,
+        "answer": str(place % 12),
+        "policy_version": step - 1,
+        "rollouts": answers,
+    }
+
+
+def _rollout(answer: int, number: int, *, right: bool) -> dict[str, object]:
+    text = f"<think>3 {number} 9. 3+{number}+9={12 + number}</think><answer>{answer}</answer>"
+    return {
+        "text": text if number != 5 else text.removesuffix("</answer>") * 3,
+        "reward": 0.9 * right + 0.1 * (number != 5),
+        "accuracy": float(right),
+        "format": float(number != 5),
+        "extracted": str(answer) if number != 5 else "",
+        "decided_by": "exact" if right else "none",
+        "length": 20 + number,
+        "finish_reason": "stop" if number != 5 else "length",
+    }
+
+
+def _write_evaluation(out: Path, accuracy: float, *, right: int) -> None:
+    kinds = ("count", "difference", "largest", "position", "smallest", "sum")
+    by_kind = {}
+    for i, kind in enumerate(kinds):
+        value = min(0.97, max(0.05, accuracy + 0.07 * (i - 2.5)))
+        by_kind[kind] = {"accuracy": value, "ci95": [value - 0.08, min(1.0, value + 0.08)], "count": 67}
+    length = {"mean": 21.4, "p50": 21, "p95": 30}
+    total = {"accuracy": accuracy, "ci95": [accuracy - 0.048, accuracy + 0.047], "count": 402, "truncated": 3}
+    write_json(out / "summary.json", total | {"by_kind": by_kind, "length": length})
+    rows = [
+        {"id": f"q{i}", "kind": kinds[i % 6], "accuracy": float(i * 37 % 402 < right)} for i in range(402)
+    ]
+    write_lines(out / "answers.jsonl", rows)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_lines(path: Path, rows: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

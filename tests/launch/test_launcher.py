@@ -1,0 +1,180 @@
+"""Local ranks: they know who they are, fail together and say why, and never outlive who started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.launcher import RankError, rank_environment, run_local
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_identity(folder: Path) -> None:
+    rank, world_size, init_method = rank_environment()
+    words = [rank, world_size, init_method, os.environ["LOCAL_RANK"], os.environ["OMP_NUM_THREADS"]]
+    (folder / str(rank)).write_text(" ".join(map(str, words)))
+
+
+def sum_ranks(folder: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    rank, world_size, init_method = rank_environment()
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, init_method=init_method)
+    total = torch.tensor([rank + 1])
+    dist.all_reduce(total)
+    (folder / f"sum{rank}").write_text(str(total.item()))
+    dist.destroy_process_group()
+
+
+def fail_on_rank_1() -> None:
+    if rank_environment()[0] == 1:
+        raise RuntimeError("the disk of rank 1 is full")
+    time.sleep(300)
+
+
+def exit_with_3() -> None:
+    sys.exit(3)
+
+
+def leave_a_child_behind(folder: Path) -> None:
+    child = subprocess.Popen(["sleep", "300"])
+    (folder / f"{child.pid}.pid").touch()
+    os._exit(1)
+
+
+def kill_rank_0() -> None:
+    if rank_environment()[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(300)
+
+
+def start_a_child_and_sleep(folder: Path) -> None:
+    child = subprocess.Popen(["sleep", "300"])
+    (folder / f"{os.getpid()}.pid").touch()
+    (folder / f"{child.pid}.pid").touch()
+    time.sleep(300)
+
+
+def wait_for(condition, seconds: float = 150) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.pid")]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_each_rank_knows_who_it_is(tmp_path: Path):
+    run_local(write_identity, 2, tmp_path, timeout=120)
+    first, second = ((tmp_path / name).read_text().split() for name in "01")
+    assert (first[:2], second[:2]) == (["0", "2"], ["1", "2"])
+    assert first[2] == second[2] and first[2].startswith("file://")
+    assert (first[3], second[3]) == ("0", "1")
+    assert first[4] == os.environ["OMP_NUM_THREADS"]
+
+
+def test_ranks_meet_each_other(tmp_path: Path):
+    run_local(sum_ranks, 2, tmp_path, timeout=120)
+    assert [(tmp_path / name).read_text() for name in ("sum0", "sum1")] == ["3", "3"]
+
+
+def test_failure_ends_all_ranks_and_shows_the_cause():
+    with pytest.raises(
+        RankError, match=r"(?s)^rank 1 failed:\nTraceback.*the disk of rank 1 is full"
+    ) as failure:
+        run_local(fail_on_rank_1, 2, timeout=120)
+    assert "rank 0" not in str(failure.value)
+
+
+def test_killed_rank_is_named():
+    with pytest.raises(RankError, match="rank 0 by SIGKILL"):
+        run_local(kill_rank_0, 2, timeout=120)
+
+
+def test_exit_code_of_a_rank_is_passed_on():
+    with pytest.raises(SystemExit) as leave:
+        run_local(exit_with_3, 2, timeout=120)
+    assert leave.value.code == 3
+
+
+def test_child_of_a_rank_that_broke_off_is_ended(tmp_path: Path):
+    with pytest.raises(SystemExit):
+        run_local(leave_a_child_behind, 1, tmp_path, timeout=120)
+    assert len(pids(tmp_path)) == 1
+    assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+
+
+def test_timeout_ends_ranks_and_their_children(tmp_path: Path):
+    with pytest.raises(RankError, match="2 of 2 ranks were still running after 10 s"):
+        run_local(start_a_child_and_sleep, 2, tmp_path, timeout=10)
+    assert len(pids(tmp_path)) == 4
+    assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
+def test_no_rank_outlives_its_launcher(number: signal.Signals, tmp_path: Path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\nimport tests.launch.test_launcher as t\n"
+        "from launch.launcher import PRELOAD, run_local\n"
+        f"PRELOAD.clear()\nrun_local(t.start_a_child_and_sleep, 2, Path({str(tmp_path)!r}))"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        assert wait_for(lambda: len(pids(tmp_path)) == 4)
+        assert all(map(is_running, pids(tmp_path)))
+        launcher.send_signal(number)
+        assert launcher.wait(150) != 0
+        assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+    finally:
+        launcher.kill()
+
+
+def run_as_rank(statement: str, **variables: str) -> str:
+    code = f"import os\nfrom launch.launcher import rank_environment, run_local\n{statement}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_under_torchrun_the_process_is_the_rank():
+    call = "run_local(lambda: print(rank_environment(), os.getpid() == here), 2)"
+    said = run_as_rank(f"here = os.getpid()\n{call}", RANK="3", WORLD_SIZE="4", LOCAL_RANK="1")
+    assert said == "(3, 4, 'env://') True"
+
+
+def test_under_srun_the_process_is_the_rank():
+    call = "run_local(lambda: print(rank_environment(), os.environ['LOCAL_RANK']), 2)"
+    said = run_as_rank(call, SLURM_PROCID="5", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="8")
+    assert said == "(5, 8, 'env://') 1"
+
+
+def test_process_that_nobody_launched_is_no_rank():
+    with pytest.raises(ValueError, match="start it with run_local, torchrun or srun"):
+        rank_environment()

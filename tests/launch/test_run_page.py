@@ -1,0 +1,237 @@
+"""The report page: read from a realistic run with real shards, opened in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.curate.funnel import FUNNEL
+from launch.report.run_page import write_report
+from tests.helpers.browser import contrast, open_page, text_colors, texts_outside
+from tests.helpers.report_run import HOSTILE, make_funnel, rl_row, sft_row, write_json, write_lines, write_run
+
+CHARTS = {
+    "accuracy": {"chart-accuracy"},
+    "data": {"chart-funnel", "chart-funnel-published-0", "chart-funnel-published-1"},
+    "supervised-fine-tuning": {"chart-sft-loss", "chart-sft-grad-norm"},
+    "reinforcement-learning": {
+        *("chart-rl-reward", "chart-rl-entropy", "chart-rl-clip", "chart-rl-mismatch"),
+        *("chart-rl-length", "chart-rl-truncated", "chart-rl-groups", "chart-rl-grad-norm"),
+    },
+    "speed": {"chart-rl-seconds", "chart-sft-tokens", "chart-rl-tokens", "chart-seconds"},
+}
+
+
+# --- in the browser
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_run(tmp_path_factory.mktemp("report") / "demo"))
+
+
+def test_console_errors_are_seen(browser, tmp_path):
+    """The check below can fail: a page with an error has an error in the log."""
+    broken = tmp_path / "broken.html"
+    broken.write_text("<script>undefinedFunction()</script>")
+    open_page(browser, broken)
+    assert any("undefinedFunction" in entry["message"] for entry in browser.get_log("browser"))
+
+
+def test_page_has_its_charts_and_images_and_no_error(browser, page):
+    open_page(browser, page)
+    found = browser.execute_script(
+        "return [...document.querySelectorAll('section')].map(s => [s.id,"
+        " [...s.querySelectorAll('figure')].filter(f => f.querySelector('svg')).map(f => f.id)])"
+    )
+    charts = {section: set(ids) for section, ids in found}
+    assert charts == {**CHARTS, "rollouts": set()}
+    widths = browser.execute_script("return [...document.images].map(i => i.complete ? i.naturalWidth : 0)")
+    assert len(widths) == 24 and min(widths) > 0
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return window.pwned") is None
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert {url for url in urls if not url.startswith("data:")} == {page.as_uri()}
+
+
+def test_tooltip_shows_the_step_under_the_pointer(browser, page):
+    from selenium.webdriver import ActionChains
+
+    open_page(browser, page)
+    chart = browser.find_element("css selector", "#chart-rl-reward svg")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", chart)
+    ActionChains(browser).move_to_element(chart).perform()
+    text = browser.find_element("id", "tip").text
+    step = int(re.match(r"step (\d+)\n", text)[1])
+    assert f"accuracy {rl_row(step)['reward_accuracy']:.3g} " in text
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [360, 480, 1280])
+def test_nothing_sticks_out(browser, page, width):
+    open_page(browser, page, width=width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert texts_outside(browser) == []
+    overlaps = browser.execute_script("""
+        return [...document.querySelectorAll('svg')].flatMap(svg => {
+          const texts = [...svg.querySelectorAll('text')], boxes = texts.map(t => t.getBoundingClientRect());
+          return texts.flatMap((a, i) => texts.slice(i + 1).filter((b, k) => {
+            const p = boxes[i], q = boxes[i + 1 + k];
+            return p.left < q.right && q.left < p.right && p.top + 4 < q.bottom && q.top + 4 < p.bottom;
+          }).map(b => a.textContent + ' | ' + b.textContent));
+        })""")
+    assert overlaps == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast_in_both_schemes(browser, page, scheme):
+    """WCAG AA: 4.5 to 1 for every text of a chart and of the page, on the card that it stands on."""
+    open_page(browser, page, scheme=scheme)
+    pairs = text_colors(browser)
+    assert len(pairs) > 200
+    worst = min((contrast(front, back), front, back) for front, back in {tuple(pair) for pair in pairs})
+    assert worst[0] >= 4.5, worst
+
+
+# --- without a browser
+
+
+class _Page(HTMLParser):
+    """What a page consists of: ids, text, and how many scripts and images."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(self.texts)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids |= {value for name, value in attrs if name == "id" and value}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_numbers_of_the_run_are_on_the_page(page):
+    text = _Page(page).text
+    assert "120 steps of supervised fine-tuning and 60 steps of reinforcement learning. Held-out" in text
+    assert "43.5% after SFT (95% CI 38.7 to 48.2), 67.2% after RL (95% CI 62.4 to 71.9)" in text
+    assert "+23.7 points (95% CI +18.2 to +29.1), which excludes zero" in text
+    assert "Of 402 questions: 95 turned right and 0 turned wrong" in text
+    for step in (1, 13, 25, 31, 43, 55):  # six of the ten logged steps, first and last among them
+        assert f"Step {step}" in text
+    assert "torch 2.13.0" in text and "seed 42" in text
+
+
+def test_the_funnel_is_drawn_beside_the_published_ones(page):
+    parsed = _Page(page)
+    texts = {text.strip() for text in parsed.texts}
+    assert {"103,103 (100%)", "820,019 (795%)", "583,794 (566%)"} <= texts, "shares of this run's first stage"
+    assert {"824,000 (800%)", "583,000 (566%)", "874,357 (849%)"} <= texts, "OpenMMReasoner's"
+    assert {"2,372,320 (100%)", "2,286,030 (96%)", "586,000 (25%)", "123,000 (5%)"} <= texts, "MMFineReason's"
+    assert {"verified: wrong", "235,989", "selected: near", "12,345", "llava_cot"} <= texts
+    assert parsed.texts.index("selected: near") < parsed.texts.index("selected: exact")
+
+
+def test_a_funnel_alone_makes_a_page_and_none_leaves_it_out(tmp_path):
+    make_funnel().save(tmp_path / FUNNEL)
+    parsed = _Page(write_report(tmp_path))
+    assert "chart-funnel" in parsed.ids and "chart-accuracy" not in parsed.ids
+    (tmp_path / FUNNEL).write_text('{"rows": [{"stage": "cooked"}]}')
+    write_lines(tmp_path / "sft/metrics.jsonl", [sft_row(1)])
+    parsed = _Page(write_report(tmp_path))
+    assert "data" not in parsed.ids and "funnel.json is not readable" in parsed.text
+    (tmp_path / FUNNEL).unlink()
+    parsed = _Page(write_report(tmp_path))
+    assert "data" not in parsed.ids and "As published" not in parsed.text
+
+
+def test_outside_text_is_escaped(page):
+    parsed = _Page(page)
+    assert parsed.tags.count("script") == 1 and HOSTILE in parsed.text
+    assert "example.invalid" not in re.sub(r"&lt;.*?&gt;", "", page.read_text())
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    run = write_run(tmp_path / "demo")
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+    assert [path.name for path in run.iterdir() if "part" in path.name] == []
+
+
+def test_sft_only_run_leaves_out_the_rest(tmp_path):
+    """The folder of an SFT run itself, still running: the last line is half written."""
+    write_lines(tmp_path / "metrics.jsonl", [sft_row(1), sft_row(2)])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    parsed = _Page(write_report(tmp_path))
+    assert "chart-sft-loss" in parsed.ids and "reinforcement-learning" not in parsed.ids
+    for note in (
+        "No accuracy",
+        "No reinforcement learning",
+        "No rollouts",
+        "metrics.jsonl: 1 unreadable line was",
+    ):
+        assert note in parsed.text
+    assert "2 steps of supervised fine-tuning" in parsed.text
+
+
+def test_rl_run_without_its_shards_has_placeholders(tmp_path):
+    run = write_run(tmp_path / "demo")
+    shutil.rmtree(run / "shards")
+    parsed = _Page(write_report(run / "rl"))
+    assert {"chart-rl-reward", "rollouts"} <= parsed.ids and "chart-sft-loss" not in parsed.ids
+    assert "img" not in parsed.tags and "not readable" not in parsed.tags
+    assert "images of 24 of 24 shown questions could not be read" in parsed.text
+
+
+def test_bad_lines_are_counted_and_resumed_steps_count_once(tmp_path):
+    path = tmp_path / "sft/metrics.jsonl"
+    write_lines(
+        path, [{"step": 1, "loss": 9.0}, {"step": 2, "loss": float("nan")}, [1], {"loss": 3}, {"step": None}]
+    )
+    with path.open("ab") as file:
+        file.write(b'\xff\xfe\n{"step": 1, "loss": 4.25}\n')
+    parsed = _Page(write_report(tmp_path))
+    assert "sft/metrics.jsonl: 4 unreadable lines were skipped." in parsed.text
+    assert "Not drawn: 1 values that are not finite" in parsed.text
+    assert "4.25" in parsed.text and "9" not in [text.strip() for text in parsed.texts]
+
+
+def test_malformed_summaries_are_told_not_raised(tmp_path):
+    write_lines(tmp_path / "sft/metrics.jsonl", [sft_row(1)])
+    (tmp_path / "summary.json").write_text("{")
+    write_json(tmp_path / "eval/sft/summary.json", {"accuracy": "high", "ci95": None, "by_kind": []})
+    text = _Page(write_report(tmp_path)).text
+    assert "summary.json is not readable" in text and "sft/summary.json has no accuracy" in text
+
+
+def test_difference_that_includes_zero_is_called_so(tmp_path):
+    stage = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
+    gain = {"value": 0.01, "ci95": [-0.03, 0.05]}
+    write_json(tmp_path / "summary.json", {"sft": stage, "rl": stage, "difference": gain})
+    assert "contains zero: this run shows no difference" in _Page(write_report(tmp_path)).text
+
+
+def test_empty_folder_is_an_error_that_says_what_is_wanted(tmp_path):
+    with pytest.raises(ValueError, match=r"sft/metrics\.jsonl.*runs/demo"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_import_needs_neither_torch_nor_matplotlib():
+    code = "import sys, launch.report.run_page; print(sorted({'torch', 'matplotlib', 'webdataset'} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,153 @@
+"""Megatron-Core without CUDA: what is replaced, what must not change; CUDA machines are left alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_omr.config import ParallelConfig
+from tests.helpers.ranks import init_ranks, run_ranks
+
+
+def test_nothing_changes_where_cuda_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import ModuleType
+
+    from megatron_omr import cpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    factories = torch.zeros, torch.arange, torch.Tensor.cuda, torch.cuda.current_device, torch.compile
+    executed: list[ModuleType] = []
+    module = ModuleType("stand_in")
+    cpu.prepared(executed.append)(module)
+    assert executed == [module]
+    assert (
+        torch.zeros,
+        torch.arange,
+        torch.Tensor.cuda,
+        torch.cuda.current_device,
+        torch.compile,
+    ) == factories
+    assert cpu.transformer_overrides() == {}
+    assert (cpu.device(), cpu.distributed_backend()) == ("cuda", "nccl")
+
+
+def test_importing_megatron_too_early_is_an_error(tmp_path: Path) -> None:
+    package = tmp_path / "megatron" / "core"  # a stand-in: importing the real one takes long
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    code = "import megatron.core; from megatron_omr import cpu; cpu.install()"
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "import megatron_omr first" in done.stderr
+
+
+@pytest.mark.parametrize("check", ["devices", "contexts", "compile", "generators", "types"])
+def test_torch_after_installation(check: str) -> None:
+    run_ranks(_CHECKS[check], 1)
+
+
+def _check_devices() -> None:
+    assert torch.zeros(2, device="cuda", pin_memory=True).device.type == "cpu"
+    assert torch.empty_like(torch.ones(2), device=torch.device("cuda")).device.type == "cpu"
+    assert torch.arange(3, device="meta").device.type == "meta"
+    assert torch.cuda.current_device() == torch.device("cpu")
+    x = torch.ones(2)
+    assert x.cuda() is x
+
+
+def _check_contexts() -> None:
+    """transformers builds models under such a context: it must still reach the replaced factories."""
+    for factory in (lambda: torch.arange(3), lambda: torch.zeros(2), lambda: torch.tensor([1.0])):
+        with torch.device("meta"):
+            assert factory().device.type == "meta"
+
+
+def _check_compile() -> None:
+    import megatron.core.fusions.fused_bias_swiglu as fused
+    from megatron.core import jit
+
+    assert jit.jit_fuser is jit.noop_decorator
+    assert torch.compile.__name__ == "compile"
+    assert fused.swiglu.__module__ == fused.__name__  # a plain function
+
+
+def _check_generators() -> None:
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    init_ranks(ParallelConfig())
+    tracker = get_cuda_rng_tracker()
+    states = tracker.get_states()
+    outside = torch.get_rng_state()
+    with tracker.fork():
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), outside)
+    with tracker.fork():
+        second = torch.rand(3)
+    assert not torch.equal(first, second)
+    tracker.set_states(states)
+    with tracker.fork():
+        assert torch.equal(torch.rand(3), first)
+    with pytest.raises(KeyError, match="no RNG state"), tracker.fork("unknown"):
+        pass
+
+
+def _check_types() -> None:
+    """The optimizer sees CUDA's type names while it compares them, and nobody else ever does."""
+    from megatron_omr import cpu
+
+    assert cpu._with_cuda_type_names(lambda: torch.ones(1).type())() == "torch.cuda.FloatTensor"
+    assert torch.ones(1).type() == "torch.FloatTensor"
+    assert cpu._with_cuda_type_names(lambda: torch.ones(1).type(torch.int32).dtype)() == torch.int32
+
+
+_CHECKS = {
+    "devices": _check_devices,
+    "contexts": _check_contexts,
+    "compile": _check_compile,
+    "generators": _check_generators,
+    "types": _check_types,
+}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_equals_torch(decay: float) -> None:
+    from megatron_omr.train.adam import GroupStepAdam
+
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3), torch.randn(5)]
+    options = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay)
+    ours, theirs = ([p.clone().requires_grad_() for p in start] for _ in range(2))
+    optimizers = GroupStepAdam(ours, **options), torch.optim.AdamW(theirs, **options)
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    group = optimizers[0].state_dict()["param_groups"][0]
+    assert group["step"] == 5
+    assert set(optimizers[0].state[ours[0]]) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_adam_can_take_l2_instead_of_decay() -> None:
+    from megatron_omr.train.adam import GroupStepAdam
+
+    ours, theirs = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    ours.grad, theirs.grad = torch.ones(3), torch.ones(3)
+    GroupStepAdam([ours], lr=0.1, weight_decay=0.5, adam_w_mode=False).step()
+    torch.optim.Adam([theirs], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,57 @@
+"""Metrics: JSON lines that resume, TensorBoard, and clear words where wandb is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from megatron_omr.config import LogConfig
+from megatron_omr.train.metrics import JsonLines, MetricsLog, read_json_lines
+from megatron_omr.train.run_folder import save_config
+
+
+def test_a_resumed_log_drops_the_lines_of_steps_that_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = "".join(json.dumps({"step": s, "loss": s / 2}) + "\n" for s in range(5))
+    path.write_text(rows + '{"step": 5, "lo')  # cut short by a kill
+    lines = JsonLines(path, first_step=3)
+    lines.write(3, {"loss": 9.0})
+    lines.close()
+    assert [(row["step"], row["loss"]) for row in read_json_lines(path)] == [(0, 0), (1, 0.5), (2, 1), (3, 9)]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = MetricsLog(tmp_path, LogConfig(), steps=3, first_step=0, name="sft")
+    for step in range(3):
+        log.write(step, {"loss": 3.0 - step})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_missing_wandb_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pip install wandb"):
+        MetricsLog(tmp_path, LogConfig(tensorboard=False, wandb="project"), steps=1, first_step=0, name="sft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run: str = "a"
+    steps: int = 10
+    lr: float = 0.1
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path: Path) -> None:
+    save_config(Config(), tmp_path, resumes=False)
+    save_config(Config(steps=20), tmp_path, resumes=True)
+    with pytest.raises(ValueError, match=r"lr was 0.1, is 0.2"):
+        save_config(Config(lr=0.2), tmp_path, resumes=True)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"run": "a", "steps": 20, "lr": 0.1}

@@ -1,0 +1,285 @@
+"""The vLLM engine against transformers on the same weights, before and after weight updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+from vllm import RequestOutput
+
+from data_pipeline.config import ImageConfig
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.images import normalise
+from data_pipeline.encode.prompt_sharing import respond
+from data_pipeline.shards.format import read_sample
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from rl.config import EngineConfig, SamplingConfig
+from rl.prompts import read_prompts
+from rl.rollout.engine import Engine, request_seed
+from rl.types import Prompt, Rollout
+from rl.weight_sync.manifest import WeightError
+from rl.weight_sync.sender import WeightSender
+
+CONFIG = EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=64, cpu_kv_cache_gib=0.25)
+SAMPLING = SamplingConfig(n=4, max_tokens=24)
+Weights = list[tuple[str, Tensor]]
+
+
+class SwitchableEngine(Engine):
+    """Can be told to keep a cache through an update, as vLLM itself would; notes what its prefix cache gave."""
+
+    keeps = ""  # encoder | prefix
+    most_cached_tokens = 0
+
+    def reset_caches(self) -> None:
+        if self.keeps != "prefix":
+            assert self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_mm_cache()
+        if self.keeps != "encoder":
+            self._llm.llm_engine.reset_encoder_cache()
+        if not self.keeps:
+            super().reset_caches()
+
+    def _rollouts(self, output: RequestOutput, version: int) -> list[Rollout]:
+        self.most_cached_tokens = max(self.most_cached_tokens, output.num_cached_tokens or 0)
+        return super()._rollouts(output, version)
+
+
+class Oracle:
+    """transformers on the same weights, reading samples as the trainer does."""
+
+    def __init__(self, folder: Path, shards: Path) -> None:
+        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.encoder = ChatEncoder.from_hf(folder, ImageConfig())
+        self.shards = shards
+
+    @torch.no_grad()
+    def logits(self, prompt: Prompt, rollout: Rollout) -> Tensor:
+        """[response tokens, V]: what each token of the response was drawn from."""
+        asked = self.encoder.encode_prompt(read_sample(self.shards, prompt.ref))
+        example = respond(asked, rollout.token_ids, id="")
+        input_ids = example.input_ids[None]
+        output = self.model(
+            input_ids=input_ids,
+            pixel_values=normalise(example.pixels),
+            image_grid_thw=example.image_grid_thw,
+            mm_token_type_ids=(input_ids == self.model.config.image_token_id).int(),
+        )
+        return output.logits[0, -len(rollout.token_ids) - 1 : -1]
+
+    def gap(self, prompts: Sequence[Prompt], answers: Sequence[Rollout]) -> float:
+        """Largest |logprob difference| to the engine over all response tokens."""
+        gaps = []
+        for prompt, rollout in zip(prompts, answers, strict=True):
+            logprobs = self.logits(prompt, rollout).log_softmax(-1)
+            mine = logprobs.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+            gaps.append((mine - torch.tensor(rollout.logprobs)).abs().max().item())
+        return max(gaps)
+
+    def change(self, seed: int) -> Weights:
+        """Move every weight a little; the new ones, as the trainer exports them."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        tied = self.model.config.get_text_config().tie_word_embeddings
+        weights = self.model.state_dict().items()
+        return [(name, tensor) for name, tensor in weights if not (tied and name == "lm_head.weight")]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "shards"
+    write_shards(digit_samples("test", 10, 0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(shards: Path) -> list[Prompt]:
+    return read_prompts(shards, image=ImageConfig(min_pixels=784))
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_hf: Path, shards: Path) -> Iterator[SwitchableEngine]:
+    engine = SwitchableEngine(CONFIG, ImageConfig(), str(tiny_hf), str(shards), seed=3)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_hf: Path, shards: Path) -> Oracle:
+    return Oracle(tiny_hf, shards)
+
+
+@pytest.fixture(scope="module")
+def sender() -> Iterator[WeightSender]:
+    with WeightSender(bucket_bytes=2**20) as sender:
+        yield sender
+
+
+def test_answers_and_logprobs_are_those_of_the_model(
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
+) -> None:
+    answers = engine.generate(prompts, SAMPLING, step_seed=1)
+    assert [len(rollouts) for rollouts in answers] == [SAMPLING.n] * len(prompts)
+    stop = oracle.model.generation_config.eos_token_id
+    for prompt, rollouts in zip(prompts, answers, strict=True):
+        assert oracle.gap([prompt] * SAMPLING.n, rollouts) < 1e-4
+        for rollout in rollouts:
+            assert len(rollout.logprobs) == len(rollout.token_ids) <= SAMPLING.max_tokens
+            assert (rollout.token_ids[-1] == stop) == (rollout.finish_reason == "stop")
+            assert rollout.text == oracle.encoder.decode(rollout.token_ids)
+            assert rollout.policy_version == 0
+    more = [
+        rollouts for seed in range(2, 8) for rollouts in engine.generate(prompts, SAMPLING, step_seed=seed)
+    ]
+    assert {rollout.finish_reason for rollouts in answers + more for rollout in rollouts} == {
+        "stop",
+        "length",
+    }
+
+
+def test_vision_tokens_are_never_sampled_though_the_model_wants_to(
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
+) -> None:
+    banned = list(oracle.encoder.banned_token_ids)
+    expected, seen = 0.0, set()
+    for prompt, rollouts in zip(prompts, engine.generate(prompts, SAMPLING, step_seed=2), strict=True):
+        for rollout in rollouts:
+            expected += oracle.logits(prompt, rollout).softmax(-1)[:, banned].sum().item()
+            seen |= set(rollout.token_ids)
+    assert expected > 5  # so many would have come without the ban
+    assert not seen & set(banned)
+
+
+def test_answers_depend_on_seed_step_and_prompt_but_not_on_the_batch(
+    engine: SwitchableEngine, prompts: list[Prompt]
+) -> None:
+    together = [tokens(rollouts) for rollouts in engine.generate(prompts, SAMPLING, step_seed=1)]
+    assert [tokens(r) for r in engine.generate(prompts[4:6][::-1], SAMPLING, step_seed=1)] == together[4:6][
+        ::-1
+    ]
+    assert [tokens(rollouts) for rollouts in engine.generate(prompts, SAMPLING, step_seed=2)] != together
+    assert len({answer for rollouts in together for answer in rollouts}) > len(prompts) * 3
+    assert request_seed(1, 2, "a") != request_seed(2, 1, "a") != request_seed(2, 1, "b")
+
+
+def greedy(engine: Engine, prompts: Sequence[Prompt]) -> list[Rollout]:
+    sampling = SamplingConfig(n=1, temperature=0.0, max_tokens=8)
+    return [answers[0] for answers in engine.generate(prompts, sampling, 0)]
+
+
+def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
+    return [rollout.token_ids for rollout in rollouts]
+
+
+def test_answers_to_one_prompt_share_its_keys_and_values(
+    engine: SwitchableEngine, prompts: list[Prompt]
+) -> None:
+    engine.reset_caches()
+    engine.most_cached_tokens = 0
+    greedy(engine, prompts[:1])
+    assert engine.most_cached_tokens == 0
+    engine.reset_caches()
+    engine.generate(prompts[:1], SAMPLING, step_seed=1)
+    assert engine.most_cached_tokens >= 32
+
+
+def test_an_update_reaches_every_weight_and_the_caches(
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
+) -> None:
+    """The same images again and again: what older weights made of them must not come back."""
+    for cache in ("encoder", "prefix"):
+        greedy(engine, prompts)  # fills the caches
+        engine.keeps = cache
+        engine.update_weights(sender.send(oracle.change(1), version=1))
+        assert oracle.gap(prompts, greedy(engine, prompts)) > 0.01, cache
+        engine.keeps = ""
+        engine.reset_caches()
+    engine.update_weights(sender.send(oracle.change(2), version=2))
+    probe = greedy(engine, prompts)
+    assert oracle.gap(prompts, probe) < 1e-4
+    assert {rollout.policy_version for rollout in probe} == {engine.version} == {2}
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "corrupted"])
+def test_a_bad_update_is_named_and_nothing_is_answered_until_a_good_one(
+    fault: str, engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
+) -> None:
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    weights = oracle.change(3)
+    place = [n for n, _ in weights].index(name)
+    bad = {
+        "missing": weights[:place] + weights[place + 1 :],
+        "unknown": [*weights, (f"{name}_scale", torch.ones(1))],
+        "misshapen": [(n, t.T.contiguous() if n == name else t) for n, t in weights],
+        "corrupted": weights,
+    }
+    manifest = sender.send(bad[fault], version=7)
+    if fault == "corrupted":
+        bucket = next(b for b in manifest.buckets if any(e.name == name for e in b.tensors))
+        memory = torch.from_file(bucket.path, shared=True, size=bucket.num_bytes, dtype=torch.uint8)
+        memory[next(e.offset for e in bucket.tensors if e.name == name)] ^= 1
+    with pytest.raises(WeightError, match=name):
+        engine.update_weights(manifest)
+    assert engine.version is None
+    with pytest.raises(RuntimeError, match="last weight update failed"):
+        engine.generate(prompts, SAMPLING, step_seed=1)
+    engine.update_weights(sender.send(weights, version=8))
+    assert oracle.gap(prompts[:2], greedy(engine, prompts[:2])) < 1e-4
+
+
+def test_a_tensor_under_another_name_shows_in_the_probe(
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
+) -> None:
+    weights = dict(oracle.change(4))
+    a, b = (f"model.language_model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
+    engine.update_weights(sender.send((weights | {a: weights[b], b: weights[a]}).items(), version=9))
+    assert oracle.gap(prompts, greedy(engine, prompts)) > 0.01
+
+
+def test_a_temperature_other_than_the_engines_is_refused(
+    engine: SwitchableEngine, prompts: list[Prompt]
+) -> None:
+    with pytest.raises(ValueError, match="sampling.temperature=0.7"):
+        engine.generate(prompts, SamplingConfig(n=1, temperature=0.7, max_tokens=4), step_seed=1)
+
+
+def test_tied_weights_and_another_temperature(
+    tiny_tied_hf: Path, shards: Path, prompts: list[Prompt]
+) -> None:
+    """Logprobs are then of the temperature, and of the tokens that are left by the ban."""
+    oracle = Oracle(tiny_tied_hf, shards)
+    engine = Engine(CONFIG, ImageConfig(), str(tiny_tied_hf), str(shards), seed=3, temperature=0.7)
+    with WeightSender() as sender:
+        engine.update_weights(sender.send(oracle.change(1), version=1))
+    answers = engine.generate(prompts, SamplingConfig(n=1, temperature=0.7, max_tokens=8), step_seed=1)
+    engine.close()
+    for prompt, (rollout,) in zip(prompts, answers, strict=True):
+        logits = oracle.logits(prompt, rollout) / 0.7
+        logits[:, list(oracle.encoder.banned_token_ids)] = -torch.inf
+        mine = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(mine, torch.tensor(rollout.logprobs), rtol=0, atol=1e-4)
+
+
+def test_older_names_of_checkpoints_are_known(engine: SwitchableEngine) -> None:
+    from rl.weight_sync.receiver import modern_name
+
+    old = [
+        "visual.blocks.0.norm1.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ]
+    new = [
+        "model.visual.blocks.0.norm1.weight",
+        "model.language_model.layers.0.mlp.up_proj.weight",
+        "model.language_model.norm.weight",
+        "lm_head.weight",
+    ]
+    assert [modern_name(name) for name in old] == new == [modern_name(name) for name in new]

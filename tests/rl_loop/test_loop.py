@@ -1,0 +1,168 @@
+"""The whole RL loop with real Ray, real vLLM and real Megatron workers: it learns, resumes, and survives its engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.config import ImageConfig, LoaderConfig
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
+from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
+from tests.helpers.ranks import run_ranks
+from tests.model.test_sft import sft_rank
+
+pytestmark = pytest.mark.timeout(400)
+
+SAME = ("step", "reward", "reward_format", "response_len_mean", "groups_kept", "policy_version")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
+    """A policy that knows the form of an answer and sometimes its content, after a minute of SFT."""
+    from megatron_omr.tiny import create_tiny_model
+
+    root = tmp_path_factory.mktemp("rl")
+    kinds = ("largest", "smallest")
+    samples = list(digit_samples("train", 960, seed=9, cell=28, kinds=kinds, num_digits=(2, 2)))
+    write_shards(samples, root / "shards")
+    create_tiny_model(root / "model", [m.content for s in samples[:200] for m in s.messages])
+    image = ImageConfig(min_pixels=784, max_pixels=224 * 224)
+    sft = SFTConfig(
+        run=str(root / "sft"),
+        model=str(root / "model"),
+        steps=60,
+        precision="fp32",
+        loader=LoaderConfig(shards=str(root / "shards"), global_batch_size=16, pack_length=4096),
+        image=image,
+        optim=OptimConfig(lr=2e-3, schedule="constant", warmup_steps=10, beta2=0.95),
+        log=LogConfig(tensorboard=False),
+    )
+    run_ranks(sft_rank, 2, sft)
+    return RLConfig(
+        run="",
+        model=str(root / "sft" / "hf"),
+        prompts=str(root / "shards"),
+        steps=4,
+        prompts_per_step=6,
+        precision="fp32",
+        trainers=2,
+        pack_length=2048,
+        share_prompts=True,
+        max_mismatch=1e-4,
+        engine=EngineConfig(
+            precision="fp32", max_model_len=384, max_num_seqs=16, max_images=1, cpu_kv_cache_gib=0.5
+        ),
+        sampling=SamplingConfig(n=4, max_tokens=40),
+        reward=RewardConfig(workers=1),
+        image=image,
+        optim=OptimConfig(lr=1e-4, schedule="constant", warmup_steps=0),
+        checkpoint=CheckpointConfig(every=2, keep=2),
+        log=LogConfig(tensorboard=False),
+    )
+
+
+def rows(run: Path | str, name: str = "metrics") -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rl.loop import run_rl
+
+    run = tmp_path_factory.mktemp("rl") / "undisturbed"
+    run_rl(replace(config, run=str(run)))
+    return run
+
+
+def test_weights_learn_and_engines_follow(finished: Path, config: RLConfig) -> None:
+    seen = rows(finished)
+    assert [row["step"] for row in seen] == [0, 1, 2, 3]
+    assert [row["policy_version"] for row in seen] == [0, 1, 2, 3]
+    assert all(row["mismatch_mean"] < 1e-5 and row["mismatch_max"] < 1e-4 for row in seen)
+    assert any(row["groups_kept"] > 0 and row["grad_norm"] > 0 for row in seen)
+    assert all(
+        0 <= row["reward_accuracy"] <= 1 and row["clip_fraction"] == 0 for row in seen if row["groups_kept"]
+    )
+    assert all(row["mismatch"] < 1e-5 for row in seen if row["groups_kept"]), "of answers that share a prompt"
+    before = Path(config.model, "model.safetensors").read_bytes()
+    assert (finished / "hf" / "model.safetensors").read_bytes() != before
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    assert {row["step"] for row in rows(finished, "rollouts")} == {0, 1, 2, 3}
+
+
+def kill_engine_when_generating(run: Path, after_rows: int) -> None:
+    """SIGKILL the engine's process shortly after step `after_rows` began to generate."""
+    while len(rows(run)) < after_rows:
+        time.sleep(0.02)
+    time.sleep(0.15)
+    running = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    engines = [p for p in running if (p.cmdline() or [""])[0].startswith("ray::Engine")]
+    for engine in engines:
+        os.kill(engine.pid, signal.SIGKILL)
+
+
+def test_resume_and_a_killed_engine_change_nothing(finished: Path, config: RLConfig, tmp_path: Path) -> None:
+    """Two steps, a new start, an engine killed while it answers: the same answers, rewards and gradients."""
+    from rl.loop import run_rl
+
+    run = tmp_path / "disturbed"
+    run_rl(replace(config, run=str(run), steps=2))
+    assert len(rows(run)) == 2
+    killer = threading.Thread(target=kill_engine_when_generating, args=(run, 3), daemon=True)
+    killer.start()
+    run_rl(replace(config, run=str(run)))
+    killer.join(timeout=5)
+    seen, wanted = rows(run), rows(finished)
+    assert seen[-1]["engine_restarts"] == 1
+    assert [[row[k] for k in SAME] for row in seen] == [[row[k] for k in SAME] for row in wanted]
+    for row, undisturbed in zip(seen, wanted, strict=True):
+        if "grad_norm" in undisturbed:
+            assert row["grad_norm"] == pytest.approx(undisturbed["grad_norm"], rel=1e-4)
+    weights = [load_file(folder / "hf" / "model.safetensors") for folder in (run, finished)]
+    for name in weights[0].keys() | weights[1].keys():
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=1e-6, msg=name)
+    texts = [[r["text"] for r in row["rollouts"]] for row in rows(run, "rollouts")]
+    assert texts == [[r["text"] for r in row["rollouts"]] for row in rows(finished, "rollouts")]
+
+
+def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:
+    """Another algorithm and off-policy mini-batches, and nothing else changes."""
+    from rl.loop import run_rl
+
+    algorithm = AlgorithmConfig(name="grpo", clip_low=1e-4, clip_high=1e-4, num_minibatches=2)
+    run_rl(
+        replace(
+            config,
+            run=str(tmp_path),
+            steps=1,
+            prompts_per_step=12,
+            algorithm=algorithm,
+        )
+    )
+    (row,) = rows(tmp_path)
+    assert row["grad_norm"] > 0
+    assert row["clip_fraction"] > 0  # the second step's ratios have left the tiny interval
+    assert row["mismatch"] < 1e-5
+
+
+def test_disagreement_stops_before_anything_is_learned(config: RLConfig, tmp_path: Path) -> None:
+    from ray.exceptions import RayError
+
+    from rl.loop import run_rl
+
+    with pytest.raises(RuntimeError, match="engine and trainer disagree.*Nothing was trained") as stopped:
+        run_rl(replace(config, run=str(tmp_path), max_mismatch=1e-12))
+    assert not isinstance(stopped.value, RayError)
+    assert not (tmp_path / "checkpoints").exists() and rows(tmp_path) == []

@@ -1,0 +1,232 @@
+"""Every prompt is answered once, in order, by the current weights, whatever dies on the way."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from data_pipeline.ray_session import start_ray, stop_ray
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from data_pipeline.types import SampleRef
+from rl.config import EngineConfig, RLConfig, SamplingConfig
+from rl.placement import engine_calls
+from rl.prompts import read_prompts
+from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
+from rl.types import Prompt, Rollout
+from rl.weight_sync.manifest import WeightManifest
+from rl.weight_sync.sender import WeightSender
+
+SAMPLING = SamplingConfig(n=2, max_tokens=8)
+
+
+class EchoEngine:
+    """Answers a prompt with its number, the step's seed and its own version, in this process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.version = 0
+        self.alive = True
+        self.open_requests = 0
+
+    def answer(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
+    ) -> list[list[Rollout]]:
+        return [
+            [
+                Rollout(
+                    token_ids=(int(prompt.ref.id), step_seed, i),
+                    logprobs=(0.0, 0.0, 0.0),
+                    text="",
+                    finish_reason="stop",
+                    policy_version=self.version,
+                )
+                for i in range(sampling.n)
+            ]
+            for prompt in prompts
+        ]
+
+
+class Reply:
+    def __init__(self, engine: EchoEngine, say: Callable[[], object], size: int = 0) -> None:
+        self.engine, self.say, self.size = engine, say, size
+        engine.open_requests += 1
+
+
+class EchoPark:
+    """Starts EchoEngines, hands out replies in any order, and lets engines die."""
+
+    def __init__(self, seed: int = 0, *, deaths: Sequence[int] = ()) -> None:
+        self.started: list[EchoEngine] = []
+        self.asked: list[Reply] = []
+        self._random, self._deaths, self._waits = random.Random(seed), set(deaths), 0
+
+    def calls(self) -> EngineCalls[EchoEngine, Reply]:
+        return EngineCalls(
+            start=self._start,
+            stop=self._stop,
+            ask=self._ask,
+            update=lambda engine, manifest: Reply(
+                engine, lambda: setattr(engine, "version", manifest.version)
+            ),
+            wait=self._wait,
+            take=self._take,
+        )
+
+    def _start(self) -> EchoEngine:
+        self.started.append(EchoEngine(len(self.started)))
+        return self.started[-1]
+
+    def _stop(self, engine: EchoEngine) -> None:
+        engine.alive = False
+
+    def _ask(
+        self, engine: EchoEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int
+    ) -> Reply:
+        assert engine.alive
+        self.asked.append(Reply(engine, lambda: engine.answer(prompts, sampling, seed), len(prompts)))
+        return self.asked[-1]
+
+    def _wait(self, replies: Sequence[Reply]) -> Reply:
+        self._waits += 1
+        reply = self._random.choice(replies)
+        if self._waits in self._deaths:
+            reply.engine.alive = False
+        return reply
+
+    def _take(self, reply: Reply) -> object:
+        reply.engine.open_requests -= 1
+        if not reply.engine.alive:
+            raise EngineDied(f"engine {reply.engine.number}")
+        return reply.say()
+
+
+def some_prompts(count: int) -> list[Prompt]:
+    return [Prompt(ref=SampleRef(id=str(i), shard="", offset=0, size=0), answer="") for i in range(count)]
+
+
+def weights_of(version: int) -> WeightManifest:
+    return WeightManifest(version=version, buckets=())
+
+
+@settings(deadline=None)
+@given(
+    num_prompts=st.integers(0, 40),
+    num_engines=st.integers(1, 4),
+    max_num_seqs=st.integers(1, 12),
+    deaths=st.lists(st.integers(1, 12), max_size=3),
+    seed=st.integers(0, 100),
+)
+def test_nothing_is_lost_or_doubled_when_engines_die(
+    num_prompts: int, num_engines: int, max_num_seqs: int, deaths: list[int], seed: int
+) -> None:
+    park = EchoPark(seed, deaths=deaths)
+    manager = RolloutManager(park.calls(), num_engines=num_engines, max_num_seqs=max_num_seqs)
+    manager.update_weights(weights_of(7))
+    answers = manager.generate(some_prompts(num_prompts), SAMPLING, 5)
+    assert [[r.token_ids for r in rollouts] for rollouts in answers] == [
+        [(i, 5, 0), (i, 5, 1)] for i in range(num_prompts)
+    ]
+    assert {r.policy_version for rollouts in answers for r in rollouts} <= {7}
+    assert manager.restarts == len(park.started) - num_engines <= len(set(deaths))
+    assert all(reply.size * SAMPLING.n <= max(max_num_seqs, SAMPLING.n) for reply in park.asked)
+
+
+def test_engines_share_the_work_and_always_have_the_next_request() -> None:
+    park = EchoPark()
+    manager = RolloutManager(park.calls(), num_engines=3, max_num_seqs=4)
+    manager.generate(some_prompts(60), SAMPLING, 0)
+    counts = [sum(reply.size for reply in park.asked if reply.engine is engine) for engine in park.started]
+    assert sum(counts) == 60 and min(counts) >= 10
+    few = EchoPark()
+    RolloutManager(few.calls(), num_engines=3, max_num_seqs=400).generate(some_prompts(9), SAMPLING, 0)
+    assert [reply.size for reply in few.asked] == [3, 3, 3]  # no engine idles while another holds all
+
+
+def test_engines_that_keep_dying_stop_the_run_with_the_prompts_named() -> None:
+    manager = RolloutManager(EchoPark(deaths=range(99)).calls(), num_engines=2, max_num_seqs=4)
+    with pytest.raises(RuntimeError, match=r"4 engines died.*asked \d+ to \d+"):
+        manager.generate(some_prompts(8), SAMPLING, 0)
+
+
+def test_an_engine_that_died_between_steps_comes_back_with_the_new_weights() -> None:
+    park = EchoPark()
+    manager = RolloutManager(park.calls(), num_engines=2, max_num_seqs=4)
+    park.started[0].alive = False
+    manager.update_weights(weights_of(3))
+    assert manager.restarts == 1
+    answers = manager.generate(some_prompts(8), SAMPLING, 0)
+    assert {rollout.policy_version for rollouts in answers for rollout in rollouts} == {3}
+
+
+def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(
+    tiny_hf: Path, tmp_path: Path
+) -> None:
+    """Real Ray, real vLLM in bf16: the second time the engine dies while it answers."""
+    write_shards(digit_samples("test", 12, 0), tmp_path / "shards")
+    config = RLConfig(
+        run=str(tmp_path / "run"),
+        model=str(tiny_hf),
+        prompts=str(tmp_path / "shards"),
+        prompts_per_step=12,
+        engine=EngineConfig(precision="bf16", max_model_len=512, max_num_seqs=16, cpu_kv_cache_gib=0.1),
+        sampling=SamplingConfig(n=4, max_tokens=200),
+    )
+    prompts = read_prompts(config.prompts, image=config.image)
+    start_ray()
+    try:
+        calls = engine_calls(config)
+        victims: list[object] = []
+
+        def kill_once_then_wait(replies: Sequence[object]) -> object:
+            if victims:
+                time.sleep(0.2)  # it has begun to answer
+                calls.stop(victims.pop())
+            return calls.wait(replies)
+
+        manager = RolloutManager(
+            replace(calls, wait=kill_once_then_wait), num_engines=1, max_num_seqs=config.engine.max_num_seqs
+        )
+        with WeightSender() as sender:
+            manager.update_weights(sender.send(changed_weights(tiny_hf), version=3))
+            undisturbed = manager.generate(prompts, config.sampling, 1)
+            victims.append(manager._engines[0])
+            disturbed = manager.generate(prompts, config.sampling, 1)
+        assert (manager.restarts, victims) == (1, [])
+        assert len(disturbed) == len(prompts) and all(len(rollouts) == 4 for rollouts in disturbed)
+        assert {rollout.policy_version for rollouts in disturbed for rollout in rollouts} == {3}
+        assert disturbed == undisturbed  # the same draws by the same weights
+        assert all(is_loopback(address) for address in listening_addresses())
+        manager.close()
+    finally:
+        stop_ray()
+
+
+def listening_addresses() -> list[str]:
+    """Where this process and all that it started accept connections."""
+    me = psutil.Process()
+    family = [me, *me.children(recursive=True)]
+    sockets = [connection for process in family for connection in process.net_connections(kind="inet")]
+    addresses = [connection.laddr.ip for connection in sockets if connection.status == psutil.CONN_LISTEN]
+    assert addresses
+    return addresses
+
+
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+
+
+def changed_weights(folder: Path) -> list[tuple[str, torch.Tensor]]:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    return [(name, tensor * 1.1) for name, tensor in model.state_dict().items()]

@@ -1,0 +1,50 @@
+"""Rewards from the checker's verdicts."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_pipeline.verify.check import Verdict
+from data_pipeline.verify.pool import VerifyPool
+from launch.recipes.eval import EVAL_RECIPES
+from launch.recipes.rl import RL_RECIPES
+from rl.config import RewardConfig
+from rl.rewards import score, score_rollouts
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "form", "total"), [(1, 1, 1.0), (1, 0.8, 0.98), (0, 1, 0.1), (1, 0, 0.9), (0, 0, 0)]
+)
+def test_published_weights(accuracy, form, total):
+    verdict = Verdict(accuracy=accuracy, format=form, extracted="7", decided_by="exact")
+    parts = score(verdict, RewardConfig())
+    assert parts.total == pytest.approx(total)
+    assert (parts.accuracy, parts.format, parts.extracted, parts.decided_by) == (accuracy, form, "7", "exact")
+
+
+def test_weights_come_from_the_config():
+    verdict = Verdict(accuracy=1, format=0.8, extracted="7", decided_by="exact")
+    assert score(verdict, RewardConfig(accuracy_weight=0.5, format_weight=0.5)).total == pytest.approx(0.9)
+
+
+def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default():
+    assert RewardConfig().mode == "strict"
+    assert RL_RECIPES["demo"]().reward.mode == EVAL_RECIPES["demo"]().reward.mode == "released"
+    for name in ("qwen2_5_vl_7b_gspo", "qwen2_5_vl_7b_grpo"):
+        assert RL_RECIPES[name]().reward.mode == "released"
+    assert EVAL_RECIPES["qwen2_5_vl_7b_greedy"]().reward.mode == "released"
+
+
+def test_scores_rollouts_in_order():
+    responses = [
+        "<think>a</think><answer>7</answer>",
+        "<think>a</think><answer>8</answer>",
+        r"\boxed{7}",
+        "7",
+    ]
+    with VerifyPool(workers=1, deadline=5.0) as pool:
+        parts = score_rollouts(pool, RewardConfig(), responses, ["7", "7", "7.0", "7"])
+        assert [p.total for p in parts] == pytest.approx([1.0, 0.1, 1.0, 0.9])
+        assert [p.decided_by for p in parts] == ["exact", "none", "number", "exact"]
+        with pytest.raises(ValueError):
+            score_rollouts(pool, RewardConfig(), responses, ["7"])
