@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.environment import write_result
-from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.order import draws
 from data_pipeline.shards.index import INDEX, VERSION, ShardIndex, rows_path

@@ -25,9 +25,10 @@ import torch
 from PIL import Image
 
 from benchmarks.environment import write_result
-from data_pipeline.config import ImageConfig, LoaderConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import final_size
+from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.loader import Loader
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards

@@ -17,8 +17,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.environment import write_result
-from data_pipeline.config import ImageConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import normalise
 from data_pipeline.loader.packing import merge
 from data_pipeline.sources.digits import digit_samples, digit_texts

@@ -1,19 +1,100 @@
-"""How a row that does not fit is spoken of: column, wanted, seen, and what to do."""
+"""Bad records: the error that names one, the words for a row that does not fit, and the budget for many.
+
+>>> budget = ErrorBudget(limit=0.05, option="max_bad_samples", fix="repair the rows, or raise the limit")
+>>> budget.add("mine.jsonl, row 3", mismatch("answer", "text", None, "fill the column"))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
-from data_pipeline.types import BadSample
+MIN_RECORDS = 100
+"""Records that must have been seen before a share of them is judged; at the end any number is."""
+
+
+class BadSample(ValueError):
+    """A sample is at fault, not the code. It is skipped and counted by `reason`; any other error is a bug."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)  # both, so that it can be pickled between processes
+        self.reason = reason  # unreadable | checksum | schema | image | text | answer | too_long
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
+@dataclass(kw_only=True)
+class ErrorBudget:
+    """Counts bad records by reason, and raises once there are more than `limit`.
+
+    The type of the limit says what it is: an int is a number of records, a float a share of the records seen.
+    """
+
+    limit: int | float
+    option: str  # the config field that sets the limit, for the message
+    fix: str  # what the user can do
+    records: str = "samples"
+    unlimited: Collection[str] = ()  # reasons that are counted but never exceed the limit
+    seen: int = 0  # good and bad; only a share needs it
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)  # reason -> its first case
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, place: str, error: BadSample) -> None:
+        """Count one bad record.
+
+        Raises:
+            ValueError: the limit is exceeded.
+        """
+        self.count(error.reason, f"{place}: {error}")
+        self.check()
+
+    def count(self, reason: str, case: str, count: int = 1) -> None:
+        """Count without checking, for example what another process found."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.first.setdefault(reason, case)
+
+    def merge(self, other: ErrorBudget) -> None:
+        """Add the counts of a later part of the same input."""
+        self.seen += other.seen
+        for reason, count in other.counts.items():
+            self.count(reason, other.first[reason], count)
+
+    def check(self, *, at_end: bool = False) -> None:
+        """Compare with the limit; a share is judged from MIN_RECORDS on, or `at_end`.
+
+        Raises:
+            ValueError: the limit is exceeded; names field, limit, counts and first cases.
+        """
+        is_share = isinstance(self.limit, float)
+        if is_share and self.seen < MIN_RECORDS and not at_end:
+            return
+        bad = sum(count for reason, count in self.counts.items() if reason not in self.unlimited)
+        if bad <= (self.limit * self.seen if is_share else self.limit):
+            return
+        of = f" of {self.seen}" if self.seen else ""
+        raise ValueError(
+            f"{bad}{of} {self.records} are bad, more than {self.option}={self.limit:g} allows:\n"
+            f"{self.cases()}\n{self.fix}"
+        )
+
+    def cases(self) -> str:
+        """A line per reason, the most frequent first: the count and the first case."""
+        ordered = sorted(self.counts.items(), key=lambda item: -item[1])
+        return "\n".join(f"  {count} {reason}, the first: {self.first[reason]}" for reason, count in ordered)
 
 
 def mismatch(column: str, wanted: str, seen: object, fix: str) -> BadSample:
-    """The error of a row whose column is missing or holds something else."""
+    """Returns the error of a row whose column is missing or holds something else."""
     return BadSample("schema", f"{column}: wanted {wanted}, saw {describe(seen)}; {fix}")
 
 
 def describe(value: object) -> str:
-    """What a value is, in a few words."""
+    """Describes a value in a few words."""
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):

@@ -1,34 +1,46 @@
-"""Small files that are either whole or not there, whatever ends the process that writes them."""
+"""Files that are either whole or absent, and output folders that belong to one configuration."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+PARTIAL = ".partial"
+"""Suffix of a file that is being written; one that a killed process left is overwritten or removed."""
 
 
-def write_whole(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Put `data` into `path` in one step; makes its folder.
+@contextmanager
+def atomic_writer(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
+    """Opens `path` for writing; it appears, synced to disk, when the block ends without an error.
 
-    What a killed process left is written over by the next, unless `shared`: then several may write at once.
+    Creates the folder. With `shared`, several processes may write the same path at once: the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if shared else f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}" if shared else f"{path.name}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
 
 
 def write_json(path: Path, value: object, *, shared: bool = False) -> None:
-    """write_whole of `value` as JSON, readable and always the same for the same value."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n", shared=shared)
+    """Writes `value` as indented JSON, atomically; equal values give equal bytes."""
+    with atomic_writer(path, shared=shared) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:
-    """What write_json wrote.
+    """Reads what write_json wrote.
 
     Raises:
         ValueError: the file holds something else.
@@ -36,6 +48,42 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+
+
+def claim_folder(
+    folder: Path, manifest: str, wanted: Mapping[str, object], *, replace: bool = False, shared: bool = False
+) -> None:
+    """Makes `folder` the output of the settings `wanted`, recorded in `folder`/`manifest`; creates both.
+
+    Args:
+        wanted: what decides the output, as JSON holds it: digests of the inputs and the settings.
+        replace: remove what other settings left there, instead of refusing it.
+        shared: several processes may claim the folder at once.
+
+    Raises:
+        ValueError: it holds the output of other settings, or files that are not ours.
+    """
+    path, wanted = folder / manifest, json.loads(json.dumps(wanted))
+    found = read_json(path) if path.exists() else None
+    if found == wanted:
+        return
+    if found is None and any(not left.name.endswith(PARTIAL) for left in folder.glob("*")):
+        raise ValueError(f"{folder} is not empty and has no {manifest}; choose another folder, or delete it")
+    if found is not None and not replace:
+        names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        changed = "; ".join(f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}" for name in names)
         raise ValueError(
-            f"{path} is not what was written there ({error}); delete it and run again"
-        ) from error
+            f"{folder} was made with other settings: {changed}; set them back, choose another folder, or delete it"
+        )
+    if found is not None:
+        remove_folder(folder)
+    write_json(path, wanted, shared=shared)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder in one step, so that a kill leaves no half of it behind."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a removal that was killed
+    folder.replace(old)
+    shutil.rmtree(old)

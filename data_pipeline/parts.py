@@ -12,55 +12,48 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
+from data_pipeline.config import WorkConfig
+
 P = TypeVar("P")
 R = TypeVar("R")
-Executor = Literal["local", "ray"]
 
 MAX_BREAKS = 3
 """Workers that may die in a row without any part being finished; then the parts are at fault, not the machine."""
 
 
 def run_parts(
-    work: Callable[[P], R],
-    parts: Sequence[P],
-    *,
-    executor: Executor = "local",
-    workers: int = 1,
-    desc: str = "",
+    fn: Callable[[P], R], parts: Sequence[P], *, work: WorkConfig = WorkConfig(), desc: str = ""
 ) -> list[R]:
-    """`work` of each part, in order of the parts. An exception that it raises ends the stage and is raised here.
+    """Returns `fn` of each part, in order of the parts. An exception that it raises ends the stage and is raised here.
 
     Args:
-        work: a module's function, or a functools.partial of one: it travels to other processes, as parts do.
-        workers: parts that run at the same time; 1 works in this process, on Ray 0 takes the whole cluster.
+        fn: a module's function, or a functools.partial of one: it is pickled to other processes, as parts are.
 
     Raises:
         RuntimeError: workers keep dying.
     """
-    if workers < (0 if executor == "ray" else 1):
-        raise ValueError(f"workers={workers} must be at least 1; on Ray 0 takes all of the cluster")
-    if executor == "ray":
-        done = _on_ray(work, parts, workers)
-    elif workers == 1 or len(parts) < 2:
-        done = ((number, work(part)) for number, part in enumerate(parts))
+    if work.executor == "ray":
+        done = _on_ray(fn, parts, work.workers)
+    elif work.workers == 1 or len(parts) < 2:
+        done = ((number, fn(part)) for number, part in enumerate(parts))
     else:
-        done = _in_processes(work, parts, min(workers, len(parts)))
+        done = _in_processes(fn, parts, min(work.workers, len(parts)))
     results = dict(tqdm(done, desc=desc, total=len(parts), unit=" parts", disable=None, delay=1))
     return [results[number] for number in range(len(parts))]
 
 
-def _in_processes(work: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[tuple[int, R]]:
+def _in_processes(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[tuple[int, R]]:
     """Parts with their numbers as they get done; a pool that lost a worker is replaced."""
     missing = dict(enumerate(parts))
     breaks = 0
     while missing:
         before = len(missing)
         try:
-            for number, result in _in_one_pool(work, missing, workers):
+            for number, result in _in_one_pool(fn, missing, workers):
                 del missing[number]
                 yield number, result
         except BrokenProcessPool as error:
@@ -72,7 +65,7 @@ def _in_processes(work: Callable[[P], R], parts: Sequence[P], workers: int) -> I
                 raise _keeps_dying(seen) from error
 
 
-def _in_one_pool(work: Callable[[P], R], parts: dict[int, P], workers: int) -> Iterator[tuple[int, R]]:
+def _in_one_pool(fn: Callable[[P], R], parts: dict[int, P], workers: int) -> Iterator[tuple[int, R]]:
     # spawn: a fork would copy the locks of this process's other threads in whatever state they are
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
@@ -80,7 +73,7 @@ def _in_one_pool(work: Callable[[P], R], parts: dict[int, P], workers: int) -> I
         running: dict[Future[R], int] = {}
         while True:
             for number, part in islice(coming, 2 * workers - len(running)):  # no more: parts may be many
-                running[pool.submit(work, part)] = number
+                running[pool.submit(fn, part)] = number
             if not running:
                 return
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -91,7 +84,7 @@ def _in_one_pool(work: Callable[[P], R], parts: dict[int, P], workers: int) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(work: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[tuple[int, R]]:
+def _on_ray(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[tuple[int, R]]:
     """One Ray Data task for each part; Ray runs the parts of a dead worker or node again."""
     import ray
 
@@ -106,7 +99,7 @@ def _on_ray(work: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterato
     def run(row: dict) -> dict:
         # Ray Data passes on what an exception says, not the exception: a user's mistake would look like a crash
         try:
-            return {"number": row["id"], "result": [work(ray.get(held)[row["id"]])], "error": [None]}
+            return {"number": row["id"], "result": [fn(ray.get(held)[row["id"]])], "error": [None]}
         except Exception as error:
             return {"number": row["id"], "result": [None], "error": [error]}
 

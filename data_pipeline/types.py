@@ -26,17 +26,6 @@ SYSTEM_PROMPT = (
 """The recipe's system prompt, byte for byte (no space after `tags.`): SFT, RL and evaluation share it."""
 
 
-class BadSample(ValueError):
-    """A sample, not the code, is at fault. Loading skips it and counts `reason`; any other error is a bug."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # both, so that it can travel between processes
-        self.reason = reason  # unreadable | checksum | schema | image | text | answer | too_long
-
-    def __str__(self) -> str:
-        return ": ".join(self.args)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Message:
     role: str  # system | user | assistant

@@ -12,7 +12,7 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import TypeVar
 
-from data_pipeline.config import VerifyConfig
+from data_pipeline.verify.config import VerifyConfig
 from launch.arguments import Command, leading_word, overview, parse, pick
 from launch.config import DemoConfig
 from launch.data_commands import data

@@ -9,10 +9,12 @@ from typing import TypeVar
 
 from tyro import MISSING
 
-from data_pipeline.config import CheckConfig, ImportConfig, InspectConfig, MixConfig, ValidateConfig
 from data_pipeline.curate.config import CurateConfig
-from data_pipeline.distill.config import DistillConfig, ScoreConfig
+from data_pipeline.distill.config import AskConfig, DistillConfig, TeacherConfig
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
+from data_pipeline.shards.config import InspectConfig, ValidateConfig
+from data_pipeline.sources.config import CheckRowsConfig, ImportConfig
 from launch.arguments import Command, leading_word, parse, pick
 from launch.config import DigitsConfig
 
@@ -74,7 +76,7 @@ def import_data(args: list[str]) -> None:
         from data_pipeline.sources.check_rows import check_corpus
 
         rest.remove("--check")
-        report = check_corpus(corpus, parse(import_data, f"{name} --check", CheckConfig, rest))
+        report = check_corpus(corpus, parse(import_data, f"{name} --check", CheckRowsConfig, rest))
         print("\n".join(report.lines))
         sys.exit(0 if report.ok else 1)
     from data_pipeline.sources.import_corpus import import_corpus
@@ -174,7 +176,8 @@ def score(args: list[str]) -> None:
       omr data score shards/mine runs/difficulty --kind pass_rate --k 4
       omr data score shards/mine runs/perplexity --kind perplexity
     """
-    config = parse(score, "data score", ScoreConfig, args)
+    default = AskConfig(shards=MISSING, out=MISSING, teacher=TeacherConfig(k=4))
+    config = parse(score, "data score", AskConfig, args, default=default)
     from data_pipeline.distill.distill import yields_table
     from data_pipeline.distill.scoring import finish_scores
     from data_pipeline.distill.scoring import score as ask_model

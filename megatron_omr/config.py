@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.config import ImageConfig, LoaderConfig
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.loader.config import LoaderConfig
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}

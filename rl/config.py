@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.config import ImageConfig
+from data_pipeline.encode.config import ImageConfig
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig
 
 

@@ -6,12 +6,13 @@ import logging
 from itertools import islice
 from pathlib import Path
 
-from data_pipeline.config import ImageConfig
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import load_image
+from data_pipeline.errors import BadSample
 from data_pipeline.loader.order import draws
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex, load_samples
-from data_pipeline.types import BadSample, SampleRef
+from data_pipeline.types import SampleRef
 from rl.types import Prompt
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.config import RowsConfig, ShardConfig, WorkConfig
+from data_pipeline.config import WorkConfig
 from data_pipeline.distill.config import TeacherConfig
 from data_pipeline.select.config import DedupConfig, FilterConfig
+from data_pipeline.shards.config import ShardConfig
+from data_pipeline.sources.config import RowsConfig
 
 NAME = re.compile(r"[\w-]+")
 SHARDS = "shards"
@@ -16,21 +18,22 @@ SHARDS = "shards"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig(RowsConfig):
+class SourceConfig:
     """One corpus of a curation."""
 
     name: str
     """Name of its folders."""
     corpus: str
-    """Its adapter, see `omr data import`; or `shards` where path holds shards already."""
-    answers: Literal["keep", "distill"] = "keep"
+    """Its adapter, see `omr data import`; or `shards` where rows.path holds shards already."""
+    rows: RowsConfig
+    responses: Literal["keep", "distill"] = "keep"
     """Take the corpus as it is, or ask the teacher its questions and keep what is right."""
-    max_bad_samples: float = 0.05
-    """Rows that do not fit are dropped and counted; past this many (from 1 on) or this share (below 1) it stops."""
+    max_bad_samples: int | float = 0.05
+    """Rows that do not fit are dropped and counted; past this many (50) or this share (0.05) it stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurateConfig(WorkConfig, ShardConfig):
+class CurateConfig:
     """From corpora to a mixture of shards, with every stage's counts in funnel.json."""
 
     out: str
@@ -45,7 +48,7 @@ class CurateConfig(WorkConfig, ShardConfig):
     against: tuple[str, ...] = ()
     """Folders of evaluation benchmarks as shards."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    """Who answers the questions of sources with answers=distill."""
+    """Who answers the questions of sources with responses=distill."""
     per_question: int = 8
     """Right answers of the teacher to keep of each question: 1, 2, 4 or 8 give the paper's x1 to x8."""
     difficulty: bool = False
@@ -62,9 +65,10 @@ class CurateConfig(WorkConfig, ShardConfig):
     """How often a source may come in one epoch of the mixture."""
     seed: int = 42
     """Of the mixture."""
+    writer: ShardConfig = field(default_factory=ShardConfig)
+    work: WorkConfig = field(default_factory=WorkConfig)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
             raise ValueError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.config import ImportConfig, MixConfig, RowsConfig, ShardConfig
+from data_pipeline.config import WorkConfig
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.funnel import FunnelRow
 from data_pipeline.distill.answers import Yield, pass_rates, read_answers
@@ -18,6 +18,7 @@ from data_pipeline.distill.distill import answers_digest, distill
 from data_pipeline.distill.scoring import with_scores
 from data_pipeline.distill.teacher import distilled_samples
 from data_pipeline.files import read_json
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import DedupRunConfig
 from data_pipeline.select.dedup import deduplicate
@@ -27,6 +28,7 @@ from data_pipeline.select.select import with_verdicts
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import Drop, StageReport, run_stage
 from data_pipeline.sources.adapters import CORPORA
+from data_pipeline.sources.config import ImportConfig
 from data_pipeline.sources.import_corpus import MANIFEST, import_corpus
 from data_pipeline.types import Sample
 
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 def folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
     """Where a stage's samples or answers of a source lie."""
     if stage == "raw" and source.corpus == SHARDS:
-        return source.path
+        return source.rows.path
     return f"{config.out}/{stage}/{source.name}"
 
 
@@ -53,9 +55,9 @@ def check_sources(config: CurateConfig) -> None:
             raise ValueError(
                 f"{source.name}: no corpus {source.corpus!r}; {hint}there are {', '.join(CORPORA)}"
             )
-        if source.path.startswith((".", "/")) and not Path(source.path).exists():
+        if source.rows.path.startswith((".", "/")) and not Path(source.rows.path).exists():
             raise ValueError(
-                f"{source.name}: {source.path} does not exist; download it there, or give its path"
+                f"{source.name}: {source.rows.path} does not exist; download it there, or give its path"
             )
     if not config.against:
         log.warning("no benchmarks in `against`: contamination is not looked for")
@@ -65,15 +67,12 @@ def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]
     """Rows of the corpus -> samples in shards."""
     out, dropped = folder(config, "raw", source), {}
     if source.corpus != SHARDS:
-        options = {f.name: getattr(source, f.name) for f in fields(RowsConfig)}
-        limits = {f.name: getattr(config, f.name) for f in fields(ShardConfig)}
         wanted = ImportConfig(
-            **options,
-            **limits,
+            rows=source.rows,
             out=out,
             max_bad_samples=source.max_bad_samples,
-            workers=config.workers,
-            executor=config.executor,
+            writer=config.writer,
+            work=config.work,
         )
         import_corpus(source.corpus, wanted)
         dropped = read_json(Path(out) / MANIFEST)["dropped"]
@@ -85,12 +84,11 @@ def find_duplicates(config: CurateConfig) -> None:
     """List the questions of all sources that are there twice, or stand in a benchmark."""
     deduplicate(
         DedupRunConfig(
-            inputs=tuple(folder(config, "raw", source) for source in config.sources),
+            shards=tuple(folder(config, "raw", source) for source in config.sources),
             out=f"{config.out}/dedup",
             against=config.against,
             dedup=config.dedup,
-            workers=config.workers,
-            executor=config.executor,
+            work=config.work,
         )
     )
 
@@ -124,7 +122,7 @@ def measure_difficulty(config: CurateConfig, source: SourceConfig) -> list[Funne
 def select(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """What the teacher answered right, or the corpus' own answers, as far as the filters let them pass."""
     settings: dict[str, object] = {"filters": asdict(config.responses)}
-    if source.answers == "distill":
+    if source.responses == "distill":
         settings["per_question"] = config.per_question
         settings["answers"] = _answers_digest(config, source, "distilled")
     if config.difficulty:
@@ -139,7 +137,7 @@ def mix_sources(config: CurateConfig) -> list[FunnelRow]:
     has_more = config.samples < held
     parts = mix(
         MixConfig(
-            sources=sources,
+            shards=sources,
             out=f"{config.out}/mixed",
             samples=config.samples if has_more else 0,
             weights=config.weights if has_more and config.samples else "",
@@ -167,7 +165,7 @@ def _select(
     config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, part: int
 ) -> Iterator[Sample]:
     index = ShardIndex.load(folder(config, "standardised", source))
-    if source.answers == "distill":
+    if source.responses == "distill":
         answers = read_answers(folder(config, "distilled", source), index, part)
         samples = distilled_samples(samples, answers, config.per_question, drop)
     elif config.responses.correct:  # a teacher's answers were checked when they came
@@ -195,21 +193,20 @@ def _run(
         folder(config, before, source),
         folder(config, stage, source),
         settings=settings,
-        limits=config,
+        writer=config.writer,
         rewrite=True,
-        executor=config.executor,
-        workers=config.workers,
+        work=config.work,
     )
 
 
 def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: TeacherConfig) -> Yield:
     """Ask a model the questions of a source."""
     asked = AskConfig(
-        **asdict(server),
         shards=folder(config, "standardised", source),
         out=folder(config, stage, source),
-        executor=config.executor,
-        workers=config.workers if config.executor == "ray" else 1,  # one run keeps a server busiest
+        teacher=server,
+        # one local run keeps a server busiest
+        work=config.work if config.work.executor == "ray" else WorkConfig(),
     )
     total = Yield()
     for found in distill(asked).values():

@@ -23,12 +23,13 @@ from tqdm import tqdm
 from data_pipeline.distill.answers import Answer, AnswerLog, ShardSummary, Yield, answers_path
 from data_pipeline.distill.checking import check_answers, judge_answer
 from data_pipeline.distill.config import AskConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.files import write_json
 from data_pipeline.parts import run_parts
 from data_pipeline.served.client import ChatClient, NoAnswer
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.types import BadSample, Sample, SampleRef
+from data_pipeline.types import Sample, SampleRef
 from data_pipeline.verify.pool import VerifyPool
 
 C = TypeVar("C", bound=AskConfig)
@@ -45,19 +46,19 @@ Ask = Callable[[ChatClient, Sample, int], Awaitable[Answer]]
 def ask_all(work: Callable[[C, Sequence[int]], object], config: C) -> dict[str, Yield]:
     """`work` on all shards, distill_shards for one; returns what came of it by source.
 
-    One run goes through all shards and keeps the server busy from one into the next. Several `config.workers`
-    share the shards out among them, each with `config.concurrency` requests of its own.
+    One run goes through all shards and keeps the server busy from one into the next. Several `config.work.workers`
+    share the shards out among them, each with `config.teacher.server.concurrency` requests of its own.
     """
     index = ShardIndex.load(config.shards)
     numbers = range(len(index.shards))
-    runs = min(len(numbers), config.workers or len(numbers))
+    runs = min(len(numbers), config.work.workers or len(numbers))
     chunks = [numbers[first::runs] for first in range(runs)]
-    run_parts(partial(work, config), chunks, executor=config.executor, workers=config.workers)
+    run_parts(partial(work, config), chunks, work=config.work)
     return read_yields(config.out, index, numbers)
 
 
 def ask_shards(config: AskConfig, numbers: Sequence[int], ask: Ask, *, kind: str) -> dict[str, Yield]:
-    """Ask about each sample of these shards `config.k` times; returns what came of it by source.
+    """Ask about each sample of these shards `config.teacher.k` times; returns what came of it by source.
 
     Raises:
         ValueError: the folder holds answers to something else, the server is down or refuses everybody, or
@@ -88,35 +89,43 @@ def read_yields(out: str | Path, index: ShardIndex, numbers: Sequence[int]) -> d
 async def _ask_all(
     config: AskConfig, index: ShardIndex, todo: Sequence[int], ask: Ask, asked: dict[str, object]
 ) -> None:
-    total = config.k * sum(index.shards[number].count for number in todo)
+    total = config.teacher.k * sum(index.shards[number].count for number in todo)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(ChatClient(config))
-        judge = config.judge_server and await stack.enter_async_context(ChatClient(config.judge_server))
+        client = await stack.enter_async_context(ChatClient(config.teacher.server))
+        judge = config.teacher.judge.server and await stack.enter_async_context(
+            ChatClient(config.teacher.judge.server)
+        )
         asked = asked | {"model": client.model}
         _compare(config.out, asked)
         write_json(Path(config.out) / MANIFEST, {"asked": asked, "config": asdict(config)}, shared=True)
-        pool = stack.enter_context(VerifyPool(config.checkers, config.deadline, mode=config.mode))
+        pool = stack.enter_context(
+            VerifyPool(
+                config.teacher.checker.workers,
+                config.teacher.checker.deadline,
+                mode=config.teacher.checker.mode,
+            )
+        )
         bar = tqdm(total=total, desc="ask", unit=" answers", disable=None, dynamic_ncols=True)
         run = _Run(config, index, pool=pool, judge=judge, bar=stack.enter_context(bar))
         stack.callback(run.close)
         async with asyncio.TaskGroup() as tasks:
             jobs = run.jobs(todo, tasks)
-            for _ in range(config.concurrency):
+            for _ in range(config.teacher.server.concurrency):
                 tasks.create_task(run.work(jobs, tasks, client, ask))
 
 
 def _is_done(config: AskConfig, index: ShardIndex, number: int) -> bool:
     summary = ShardSummary.load(config.out, index, number)
-    if summary is None or summary.k < config.k or summary.checker != config.checker:
+    if summary is None or summary.k < config.teacher.k or summary.checker != config.teacher.checked_by:
         return False
-    return not (config.ask_failed_again and summary.failed)
+    return not (config.teacher.ask_failed_again and summary.failed)
 
 
 def _what_decides(config: AskConfig, index: ShardIndex, kind: str) -> dict[str, object]:
     """What decides the answers, as far as it is known before the server is asked which model it serves."""
     decisive = ("temperature", "top_p", "max_tokens", "seed", "system_prompt", "extra_body")
-    known = ("model", *decisive) if config.model else decisive
-    return {"kind": kind, "shards": index.digest, **{name: getattr(config, name) for name in known}}
+    known = ("model", *decisive) if config.teacher.server.model else decisive
+    return {"kind": kind, "shards": index.digest, **{name: getattr(config.teacher, name) for name in known}}
 
 
 def _compare(out: str, asked: dict[str, object]) -> None:
@@ -170,7 +179,10 @@ class _Run:
             shard = self._open(number)
             if not shard.missing:
                 tasks.create_task(self._finish(shard))
-            asked = {id: [n for n in range(self._config.k) if (id, n) in shard.missing] for id in shard.refs}
+            asked = {
+                id: [n for n in range(self._config.teacher.k) if (id, n) in shard.missing]
+                for id in shard.refs
+            }
             for id, rollouts in asked.items():
                 sample = self._read(shard.refs[id]) if rollouts else None
                 for rollout in rollouts:
@@ -193,7 +205,7 @@ class _Run:
             log.close()
 
     def _open(self, number: int) -> _Shard:
-        row, rows, k = self._index.shards[number], self._index.rows(number), self._config.k
+        row, rows, k = self._index.shards[number], self._index.rows(number), self._config.teacher.k
         refs = {id: rows.ref(row, place) for place, id in enumerate(rows.ids)}
         if len(refs) < row.count:
             twice = next(id for id, count in Counter(rows.ids).items() if count > 1)
@@ -203,7 +215,7 @@ class _Run:
             )
         log = AnswerLog(answers_path(self._config.out, number))
         self._logs.add(log)
-        again = log.failed if self._config.ask_failed_again else set()
+        again = log.failed if self._config.teacher.ask_failed_again else set()
         keys = {(id, rollout) for id in refs for rollout in range(k)}
         missing = {key for key in keys if key not in log or key in again}
         self._bar.update(row.count * k - len(missing))
@@ -224,7 +236,7 @@ class _Run:
         if answer.is_failed:
             self._failures[answer.reason] += 1
             self._cases.setdefault(answer.reason, f"{answer.id!r}: {answer.detail}")
-        failed, most = self._failures.total(), self._config.max_bad_samples
+        failed, most = self._failures.total(), self._config.teacher.max_failures
         if failed > (most * max(self._answers, MIN_ANSWERS) if most < 1 else most):
             cases = [
                 f"  {count} {why}, the first {self._cases[why]}" for why, count in self._failures.items()
@@ -237,7 +249,7 @@ class _Run:
 
     async def _finish(self, shard: _Shard) -> None:
         """Check what is not checked yet, and put the shard in order."""
-        log, checker = shard.log, self._config.checker
+        log, checker = shard.log, self._config.teacher.checked_by
         keys = log.keys(shard.refs)
         for start in range(0, len(keys), CHUNK):
             answers = [log.read(key) for key in keys[start : start + CHUNK]]
@@ -250,7 +262,7 @@ class _Run:
                 log.add(answer)
         in_order = (list(group) for _, group in groupby(map(log.read, keys), lambda answer: answer.id))
         summary = await asyncio.to_thread(
-            log.finish, in_order, sha256=shard.sha256, k=self._config.k, checker=checker
+            log.finish, in_order, sha256=shard.sha256, k=self._config.teacher.k, checker=checker
         )
         self._logs.remove(log)
         self._kept += sum(found.kept for found in summary.yields.values())

@@ -1,12 +1,13 @@
-"""Configs of what a served model is asked: distillation, scores, the judge (standard library only)."""
+"""Configs of asking a teacher: distillation and pass rates (standard library only)."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 from data_pipeline.config import WorkConfig
+from data_pipeline.served.config import JudgeConfig, ServerConfig
+from data_pipeline.verify.config import CheckerConfig
 
 TEACHER_SYSTEM_PROMPT = (
     "You are a helpful assistant. When the user asks a question, your response must include two parts and "
@@ -18,143 +19,81 @@ TEACHER_SYSTEM_PROMPT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """An OpenAI-compatible server, and how patiently it is asked."""
+class TeacherConfig:
+    """A model that answers questions, k times each, and how its responses are checked."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """Where the server listens."""
-    model: str = ""
-    """Name the server knows the model by; empty takes the only one it serves."""
-    api_key_env: str = ""
-    """Environment variable that holds the key; empty sends none. The key itself is never written anywhere."""
-    concurrency: int = 64
-    """Requests under way at once."""
-    timeout: float = 6_000.0
-    """Seconds one request may take."""
-    hedge_after: float = 0.0
-    """Seconds after which a request is sent a second time, and the first answer taken; 0 never does."""
-    retries: int = 3
-    """Times a request is repeated after an error of the server's own, a timeout or garbage."""
-    patience: float = 600.0
-    """Seconds to wait for a server that is down or busy before giving up; the same command continues."""
-    seed: int = 42
-    """Seeds each answer, with the question's id and the answer's number, and the waits between attempts."""
-
-    def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"base_url={self.base_url!r} must begin with http:// or https://; servers of this kind "
-                "usually end in /v1"
-            )
-        if "@" in self.base_url:
-            raise ValueError(
-                "base_url holds a name or key before its @, and configs are saved; use api_key_env"
-            )
-        if not 1 <= self.concurrency <= 1_000:
-            raise ValueError(f"concurrency={self.concurrency} must be between 1 and 1000")
-        if self.timeout <= 0 or min(self.hedge_after, self.retries, self.patience) < 0:
-            raise ValueError(
-                f"timeout={self.timeout:g} must be above 0, hedge_after={self.hedge_after:g}, "
-                f"retries={self.retries} and patience={self.patience:g} 0 or more"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig(ServerConfig):
-    """A model that answers questions, k times each, and how its answers are checked."""
-
+    server: ServerConfig = field(default_factory=ServerConfig)
     k: int = 8
-    """Answers to each question. Raising it later asks for the missing ones only."""
+    """Responses to each question. Raising it later asks for the missing ones only."""
     temperature: float = 1.0
     """Of sampling."""
     top_p: float | None = None
     """Of sampling; left to the server where not given."""
     max_tokens: int = 16_384
-    """Most tokens of an answer; one that reaches it is rejected as truncated."""
+    """Most tokens of a response; one that reaches it is rejected as truncated."""
+    seed: int = 42
+    """Seeds each response, with the question's id and the response's number."""
     system_prompt: str = TEACHER_SYSTEM_PROMPT
     """System prompt of the questions; empty asks without. It takes the place of the samples' own."""
     extra_body: str = ""
     """A JSON object of further fields of every request, such as {"top_k": 20}."""
-    mode: Literal["strict", "released"] = "strict"
-    """Rules of the answer checker."""
-    checkers: int = 2
-    """Processes that ask math-verify."""
-    deadline: float = 5.0
-    """Seconds that the check of one answer may take; past it the answer is counted as wrong."""
-    judge: str = ""
-    """URL of a server whose model judges the answers that the rules find wrong; empty asks none."""
-    judge_model: str = ""
-    """The judge's model; empty takes the only one that is served."""
-    judge_key_env: str = ""
-    """Environment variable that holds the judge's key."""
-    max_bad_samples: float = 0.05
-    """Answers that fail are counted by reason; past this many (from 1 on) or this share (below 1) it stops."""
+    checker: CheckerConfig = field(default_factory=CheckerConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    max_failures: int | float = 0.05
+    """Requests without a response are counted by reason; past this many (50) or this share (0.05) it stops."""
     ask_failed_again: bool = False
     """Ask again what failed in an earlier run, of the server or of the judge (never what was answered)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("k", "max_tokens", "checkers"):
+        for name in ("k", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("temperature", "max_bad_samples"):
+        for name in ("temperature", "max_failures"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name):g} must be 0 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p:g} must be above 0 and at most 1")
-        if self.deadline <= 0:
-            raise ValueError(f"deadline={self.deadline:g} must be above 0 seconds")
         parse_extra_body(self.extra_body)
-        _ = self.judge_server
 
     @property
-    def judge_server(self) -> ServerConfig | None:
-        return judge_server(self.judge, self.judge_model, self.judge_key_env)
-
-    @property
-    def checker(self) -> str:
-        """Names what decides whether an answer is right; answers checked by another are checked again."""
-        return f"{self.mode}+{self.judge_model or self.judge}" if self.judge else self.mode
+    def checked_by(self) -> str:
+        """Names what decides whether a response is right; responses checked by another are checked again."""
+        judge, mode = self.judge, self.checker.mode
+        return f"{mode}+{judge.model or judge.base_url}" if judge.base_url else mode
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(WorkConfig, TeacherConfig):
-    """Questions from shards, k answers to each, checked."""
+class AskConfig:
+    """Questions from shards, k responses of a teacher to each, checked."""
 
     shards: str
     """Folder of shards that holds the questions."""
     out: str
-    """Folder that gets the answers; the same command continues there."""
+    """Folder that gets the responses; the same command continues there."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    work: WorkConfig = field(default_factory=WorkConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(AskConfig):
-    """k answers of a teacher to each question, and those that are right as samples to learn from."""
+class DistillConfig:
+    """k responses of a teacher to each question, and the right ones as samples to learn from."""
 
+    shards: str
+    """Folder of shards that holds the questions."""
+    out: str
+    """Folder that gets the responses, and in shards/ the samples; the same command continues there."""
     per_question: int = 8
-    """Right answers to keep of each question, the first ones: 1, 2, 4 or 8 give the paper's x1 to x8."""
+    """Right responses to keep of each question, the first ones: 1, 2, 4 or 8 give the paper's x1 to x8."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    work: WorkConfig = field(default_factory=WorkConfig)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.per_question >= 1:
+        if self.per_question < 1:
             raise ValueError(f"per_question={self.per_question} must be at least 1; the paper has 1, 2, 4, 8")
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig(AskConfig):
-    """A number for each sample, by a served model."""
-
-    kind: Literal["pass_rate", "perplexity"] = "pass_rate"
-    """pass_rate: share of k answers that are right. perplexity: of the sample's own answer (vLLM's servers only)."""
-    k: int = 4
-    """Answers to each question, for pass_rate."""
-
-
-def judge_server(url: str, model: str, api_key_env: str) -> ServerConfig | None:
-    """How the judge is asked; None without one."""
-    if not url:
-        return None
-    return ServerConfig(base_url=url, model=model, api_key_env=api_key_env, timeout=600.0)
+    @property
+    def ask(self) -> AskConfig:
+        return AskConfig(shards=self.shards, out=self.out, teacher=self.teacher, work=self.work)
 
 
 def parse_extra_body(text: str) -> dict[str, object]:

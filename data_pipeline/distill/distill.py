@@ -8,16 +8,17 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.config import ShardConfig
 from data_pipeline.distill.answers import Answer, ShardSummary, Yield, read_answers
 from data_pipeline.distill.asking import ask_all, ask_shards, read_yields
 from data_pipeline.distill.config import AskConfig, DistillConfig, parse_extra_body
 from data_pipeline.distill.teacher import distilled_samples, teacher_messages
+from data_pipeline.errors import BadSample
 from data_pipeline.files import read_json, write_json
 from data_pipeline.served.client import ChatClient
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import MANIFEST, Drop, run_stage
-from data_pipeline.types import BadSample, Sample
+from data_pipeline.types import Sample
 
 YIELDS = "yields.json"
 
@@ -28,7 +29,7 @@ def distill(config: AskConfig) -> dict[str, Yield]:
 
 
 def distill_shards(config: AskConfig, numbers: Sequence[int]) -> dict[str, Yield]:
-    """Ask for `config.k` answers to each question of the shards of these numbers, and check them.
+    """Ask for `config.teacher.k` answers to each question of the shards of these numbers, and check them.
 
     Returns: what came of it by source.
 
@@ -52,16 +53,16 @@ async def ask_question(client: ChatClient, config: AskConfig, sample: Sample, ro
     """
     if not sample.answer:
         raise BadSample("no_reference", "no reference answer to check against")
-    key = f"{config.seed}/{sample.id}/{rollout}"
+    key = f"{config.teacher.seed}/{sample.id}/{rollout}"
     body: dict[str, object] = {
-        "messages": teacher_messages(sample, config.system_prompt),
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
+        "messages": teacher_messages(sample, config.teacher.system_prompt),
+        "temperature": config.teacher.temperature,
+        "max_tokens": config.teacher.max_tokens,
         "seed": int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1,  # 31 bits suit every server
     }
-    if config.top_p is not None:
-        body["top_p"] = config.top_p
-    reply = await client.ask(body | parse_extra_body(config.extra_body), key)
+    if config.teacher.top_p is not None:
+        body["top_p"] = config.teacher.top_p
+    reply = await client.ask(body | parse_extra_body(config.teacher.extra_body), key)
     return Answer(
         id=sample.id,
         rollout=rollout,
@@ -102,8 +103,7 @@ def finish_distill(config: DistillConfig) -> tuple[dict[str, Yield], ShardIndex]
         settings=settings,
         limits=ShardConfig(),
         rewrite=_is_ours(out / "shards", index, settings),
-        executor=config.executor,
-        workers=config.workers,
+        work=config.work,
     )
     return yields, report.index
 

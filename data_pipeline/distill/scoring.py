@@ -14,9 +14,10 @@ from data_pipeline.distill.asking import ask_all, ask_shards
 from data_pipeline.distill.config import ScoreConfig
 from data_pipeline.distill.distill import distill_shards
 from data_pipeline.distill.teacher import chat_messages
+from data_pipeline.errors import BadSample
 from data_pipeline.served.client import ChatClient
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.types import BadSample, Sample
+from data_pipeline.types import Sample
 
 SCORES = "scores.jsonl"
 

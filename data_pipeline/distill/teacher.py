@@ -14,7 +14,8 @@ from dataclasses import replace
 from itertools import groupby
 
 from data_pipeline.distill.answers import Answer
-from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Message, Sample
+from data_pipeline.errors import BadSample
+from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
 
 PHRASES = re.compile(
     r"Context: N/A|Output the thinking process in <think> </think> and final answer in <answer> </answer> tags\."

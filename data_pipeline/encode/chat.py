@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_pipeline.config import ImageConfig
 from data_pipeline.encode import images as vision
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.encode.prompt_sharing import respond
-from data_pipeline.types import IMAGE_MARK, BadSample, Example, Message, Sample
+from data_pipeline.errors import BadSample
+from data_pipeline.types import IMAGE_MARK, Example, Message, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data_pipeline.config import ImageConfig
-from data_pipeline.types import BadSample
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.errors import BadSample
 
 PATCH, MERGE, TEMPORAL = 14, 2, 2
 """Pixels of a patch's side, patches of a token's side, frames of a patch (a still image is repeated)."""

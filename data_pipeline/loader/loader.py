@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
-from data_pipeline.config import LoaderConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.errors import BadSample
+from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.order import Draw, draws
 from data_pipeline.loader.packing import balance, blank, pack, padded_length
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import load_samples
-from data_pipeline.types import BadSample, Example, PackedBatch, SampleRef
+from data_pipeline.types import Example, PackedBatch, SampleRef
 
 log = logging.getLogger(__name__)
 

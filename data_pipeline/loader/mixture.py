@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipeline.config import MixConfig
 from data_pipeline.files import write_json
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.shards.index import INDEX, MIXTURE, ShardIndex
 from data_pipeline.storage import is_local
 
@@ -38,9 +38,9 @@ def mix(config: MixConfig) -> list[Part]:
     out = Path(config.out)
     if (out / INDEX).exists():
         raise ValueError(f"out={out} holds shards; choose another folder")
-    indexes = [_load_source(place) for place in config.sources]
-    _refuse_twins(config.sources, indexes)
-    names, sizes = source_names(config.sources), [len(index) for index in indexes]
+    indexes = [_load_source(place) for place in config.shards]
+    _refuse_twins(config.shards, indexes)
+    names, sizes = source_names(config.shards), [len(index) for index in indexes]
     weights: list[float | None] = [None] * len(names)
     if config.counts:
         counts = _given_counts(config, names, sizes)
@@ -56,7 +56,7 @@ def mix(config: MixConfig) -> list[Part]:
         weights = [*chosen]
     if not sum(counts):
         raise ValueError(f"nothing goes in: the sources hold {sum(sizes)} samples, counts are {counts}")
-    places = [_relative(place, out) for place in config.sources]
+    places = [_relative(place, out) for place in config.shards]
     rows = zip(names, places, indexes, sizes, weights, counts, strict=True)
     parts = [
         Part(name=name, place=place, digest=index.digest, size=size, weight=weight, count=count)

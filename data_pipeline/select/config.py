@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from data_pipeline.config import ShardConfig, WorkConfig
+from data_pipeline.config import WorkConfig
+from data_pipeline.shards.config import ShardConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +106,10 @@ class DedupConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectConfig(WorkConfig, ShardConfig):
+class SelectConfig:
     """Shards -> the samples that pass, as shards."""
 
-    source: str
+    shards: str
     """Folder of shards to select from."""
     out: str
     """Folder that gets the kept samples, and in dropped/ the ids of the others with the reasons."""
@@ -117,15 +118,17 @@ class SelectConfig(WorkConfig, ShardConfig):
     scores: tuple[str, ...] = ()
     """scores.jsonl files that `omr data score` wrote, of these samples or of the questions they answer."""
     filters: FilterConfig = field(default_factory=FilterConfig)
-    max_bad_samples: int = 100
-    """Unreadable samples are dropped and counted; past this many, selection stops."""
+    max_bad_samples: int | float = 100
+    """Unreadable samples are dropped and counted; past this many (or this share, as in 0.01), selection stops."""
+    writer: ShardConfig = field(default_factory=ShardConfig)
+    work: WorkConfig = field(default_factory=WorkConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DedupRunConfig(WorkConfig):
+class DedupRunConfig:
     """Folders of shards -> a list of what in them is there twice, or stands in a benchmark."""
 
-    inputs: tuple[str, ...]
+    shards: tuple[str, ...]
     """Folders of shards, one corpus each; of two equal samples the one in the earlier folder is kept."""
     out: str = "dedup"
     """Folder that gets duplicates.jsonl, dedup.json (counts), lists/ and fingerprints/ (kept for the next time)."""
@@ -134,8 +137,9 @@ class DedupRunConfig(WorkConfig):
     dedup: DedupConfig = field(default_factory=DedupConfig)
     shares: int = 1
     """Parts that the comparison falls into (samples whose symbols differ never meet), for several workers."""
-    max_bad_samples: int = 100
-    """Unreadable samples are left out and counted; past this many, it stops."""
+    max_bad_samples: int | float = 100
+    """Unreadable samples are left out and counted; past this many (or this share, as in 0.01), it stops."""
+    work: WorkConfig = field(default_factory=WorkConfig)
 
     def __post_init__(self) -> None:
         if self.shares < 1:

@@ -50,7 +50,7 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
     out = Path(config.out)
     for left in out.rglob("*.partial"):  # of a run that was killed
         left.unlink(missing_ok=True)
-    indexes = [ShardIndex.load(folder) for folder in (*config.inputs, *config.against)]
+    indexes = [ShardIndex.load(folder) for folder in (*config.shards, *config.against)]
     _check(config, [index.digest for index in indexes])
     places = [
         (index, number, fingerprint_path(out, index, number, config.dedup))
@@ -59,7 +59,7 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
     ]
     work = partial(_fingerprint_part, config.dedup)
     parts = [(str(index.folder), number, path) for index, number, path in places]
-    run_parts(work, parts, executor=config.executor, workers=config.workers, desc="fingerprint")
+    run_parts(work, parts, work=config.work, desc="fingerprint")
     bad = {index.digest: list[int]() for index in indexes}  # unreadable samples by shard
     for index, _, path in places:
         bad[index.digest].append(json.loads(path.with_suffix(".json").read_text())["unreadable"])
@@ -69,8 +69,8 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
             "write their shards again, or raise the limit"
         )
     made_of = {
-        "inputs": [index.digest for index in indexes[: len(config.inputs)]],
-        "against": [index.digest for index in indexes[len(config.inputs) :]],
+        "inputs": [index.digest for index in indexes[: len(config.shards)]],
+        "against": [index.digest for index in indexes[len(config.shards) :]],
         "unreadable": bad,
         "dedup": asdict(config.dedup),
         "shares": config.shares,
@@ -78,7 +78,7 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
     summary = out / SUMMARY
     said = json.loads(summary.read_text()) if summary.exists() else {}
     if said.get("made_of") == made_of:
-        named = zip(said["corpora"], config.inputs, strict=True)
+        named = zip(said["corpora"], config.shards, strict=True)
         return tuple(CorpusCount(**{**row, "folder": folder}) for row, folder in named)
     corpora = [
         Corpus(digest=index.digest, parts=tuple(path for owner, _, path in places if owner is index))
@@ -86,7 +86,7 @@ def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
     ]
     work = partial(_compare_share, config, corpora)
     shares = range(config.shares)
-    found = run_parts(work, shares, executor=config.executor, workers=config.workers, desc="compare")
+    found = run_parts(work, shares, work=config.work, desc="compare")
     summary.unlink(missing_ok=True)  # so that lists without it are not whole
     rows, lines = _write(config, indexes, bad, list(chain.from_iterable(found)))
     write_json(summary, {"corpora": [asdict(row) for row in rows], DUPLICATES: lines, "made_of": made_of})
@@ -97,7 +97,7 @@ def _write(
     config: DedupRunConfig, indexes: Sequence[ShardIndex], bad: dict[str, list[int]], found: list[Duplicate]
 ) -> tuple[tuple[CorpusCount, ...], str]:
     """Write the lists; returns the counts, and the digest of duplicates.jsonl."""
-    named = list(zip(config.inputs, indexes, strict=False))
+    named = list(zip(config.shards, indexes, strict=False))
     readable = {
         index.digest: [
             shard.count - lost for shard, lost in zip(index.shards, bad[index.digest], strict=True)
@@ -141,7 +141,7 @@ def _fingerprint_part(config: DedupConfig, place: tuple[str, int, Path]) -> None
 
 
 def _compare_share(config: DedupRunConfig, corpora: Sequence[Corpus], share: int) -> list[Duplicate]:
-    num = len(config.inputs)
+    num = len(config.shards)
     return list(
         find_duplicates(corpora[:num], config.dedup, corpora[num:], share=share, num_shares=config.shares)
     )
@@ -166,8 +166,8 @@ def table(rows: tuple[CorpusCount, ...]) -> str:
 
 
 def _check(config: DedupRunConfig, digests: list[str]) -> None:
-    folders = (*config.inputs, *config.against)
-    if not config.inputs:
+    folders = (*config.shards, *config.against)
+    if not config.shards:
         raise ValueError("inputs is empty; give at least one folder of shards")
     for number, digest in enumerate(digests):
         if digest in digests[:number]:

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.files import write_whole
+from data_pipeline.files import atomic_writer
 from data_pipeline.types import Sample
 
 DUPLICATES, SUMMARY, LISTS = "duplicates.jsonl", "dedup.json", "lists"
@@ -131,12 +131,10 @@ def write_duplicates(
             for each in rows
         ]
         data = json.dumps({"readable": readable[corpus][shard], "drops": drops}, ensure_ascii=False).encode()
-        write_whole(_list_path(path.parent, corpus, shard), data)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for each in found:
-            file.write(json.dumps(asdict(each), ensure_ascii=False) + "\n")
-    partial.replace(path)
+        with atomic_writer(_list_path(path.parent, corpus, shard)) as file:
+            file.write(data)
+    with atomic_writer(path) as file:
+        file.writelines(json.dumps(asdict(each), ensure_ascii=False).encode() + b"\n" for each in found)
     return {path.name: _sha256(path), **{corpus: _lists_digest(path.parent, corpus) for corpus in readable}}
 
 

@@ -7,7 +7,6 @@ What counts is the question: the users' text and the images. Responses are not c
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import unicodedata
@@ -19,9 +18,10 @@ from typing import cast
 import numpy as np
 
 from data_pipeline.distill.teacher import PHRASES
-from data_pipeline.files import write_whole
+from data_pipeline.errors import BadSample
+from data_pipeline.files import atomic_writer
 from data_pipeline.select.encoders import Encoders
-from data_pipeline.types import IMAGE_MARK, BadSample, Sample
+from data_pipeline.types import IMAGE_MARK, Sample
 
 _SYMBOL = re.compile(r"\d+(?:[.,]\d+)*|(?<![^\W_])[^\W\d_](?![^\W_])|[+*/=<>^%±×÷√∑∫≤≥≠°]|-(?![^\W\d_]{2})")
 
@@ -58,9 +58,8 @@ class Fingerprints:
         """Write an .npz that appears when it is whole; the same samples give the same bytes."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         names = {name: arrays.pop(name) for name in NAMES}
-        file = io.BytesIO()
-        np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
-        write_whole(path, file.getvalue(), shared=True)
+        with atomic_writer(path, shared=True) as file:
+            np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Fingerprints:

@@ -30,20 +30,19 @@ def select(config: SelectConfig) -> StageReport:
     """
     report = run_stage(
         partial(_select, config),
-        config.source,
+        config.shards,
         config.out,
         settings={
             "filters": asdict(config.filters),
             "duplicates": duplicates_digest(*_listed(config)) if config.duplicates else "",
             "scores": [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in config.scores],
         },
-        limits=config,
+        writer=config.writer,
         max_bad_samples=config.max_bad_samples,
-        executor=config.executor,
-        workers=config.workers,
+        work=config.work,
     )
     if not report.kept:
-        raise ValueError(f"no sample of {config.source} is kept ({report.dropped}); loosen the filters")
+        raise ValueError(f"no sample of {config.shards} is kept ({report.dropped}); loosen the filters")
     return report
 
 
@@ -69,7 +68,7 @@ def _scores(files: tuple[tuple[str, int], ...]) -> dict[str, dict[str, float]]:
 
 
 def _listed(config: SelectConfig) -> tuple[Path, str]:
-    return Path(config.duplicates), ShardIndex.load(config.source).digest
+    return Path(config.duplicates), ShardIndex.load(config.shards).digest
 
 
 def with_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from data_pipeline.distill.config import ServerConfig
+from data_pipeline.served.config import ServerConfig
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before an attempt is repeated: doubled each time, up to the longest."""

@@ -13,8 +13,8 @@ import json
 import re
 from collections.abc import Sequence
 
-from data_pipeline.distill.config import ServerConfig
 from data_pipeline.served.client import ChatClient, NoAnswer
+from data_pipeline.served.config import ServerConfig
 
 MAX_ANSWER_LEN = 1_000
 """Characters past which an answer is not judged, but wrong."""

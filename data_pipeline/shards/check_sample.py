@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from data_pipeline.config import ImageConfig
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.shards.findings import Findings
 from data_pipeline.shards.format import FIELDS
 from data_pipeline.shards.tar_walk import TarMember

@@ -16,9 +16,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.storage import join, read_range
-from data_pipeline.types import BadSample, Message, Sample, SampleRef
+from data_pipeline.types import Message, Sample, SampleRef
 
 READ_BYTES = 8 << 20
 """About as much of a shard is read at a time where samples are read in order."""

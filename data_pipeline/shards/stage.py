@@ -13,17 +13,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.config import ShardConfig
+from data_pipeline.config import WorkConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.files import read_json, write_json
-from data_pipeline.parts import Executor, run_parts
+from data_pipeline.parts import run_parts
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import INDEX, ShardIndex
 from data_pipeline.shards.writer import finish_shards, write_part
-from data_pipeline.types import BadSample, Sample
+from data_pipeline.types import Sample
 
 MANIFEST = "stage.json"
 
@@ -51,17 +53,16 @@ def run_stage(
     out: str,
     *,
     settings: dict[str, object],
-    limits: ShardConfig,
-    max_bad_samples: int = 100,
+    writer: ShardConfig = ShardConfig(),
+    max_bad_samples: int | float = 100,
     rewrite: bool = False,
-    executor: Executor = "local",
-    workers: int = 1,
+    work: WorkConfig = WorkConfig(),
 ) -> StageReport:
     """Send each shard of `source` through `chain` into a part of `out`.
 
     Args:
         chain: a module's function or a functools.partial of one; deterministic.
-        settings: what decides the result besides the input and `limits`, as JSON holds it.
+        settings: what decides the result besides the input and `writer`, as JSON holds it.
         rewrite: a stage of other settings or input is removed and made anew, instead of refused.
         max_bad_samples: samples that cannot be read are dropped and counted; past this many the stage stops.
 
@@ -69,12 +70,11 @@ def run_stage(
         ValueError: `out` holds a stage of another input or of other settings, or too much cannot be read.
     """
     folder, index = Path(out), ShardIndex.load(source)
-    cut = ShardConfig(**{field.name: getattr(limits, field.name) for field in fields(ShardConfig)})
-    _claim(folder, {"input": index.digest, **settings, **asdict(cut)}, rewrite)
+    _claim(folder, {"input": index.digest, **settings, **asdict(writer)}, rewrite)
     parts = range(len(index.shards))
     if not (folder / INDEX).exists():
-        work = partial(_run_part, chain, source, out, cut, max_bad_samples)
-        run_parts(work, parts, executor=executor, workers=workers, desc=f"write {folder.name}")
+        fn = partial(_run_part, chain, source, out, writer, max_bad_samples)
+        run_parts(fn, parts, work=work, desc=f"write {folder.name}")
         for left in (folder / "dropped").glob("*.partial"):  # by workers that were killed
             left.unlink()
     bad, reasons = list[tuple[str, str]](), Counter[str]()
@@ -115,7 +115,7 @@ def _remove(folder: Path) -> None:
 
 
 def _run_part(
-    chain: Chain, source: str, out: str, limits: ShardConfig, max_bad_samples: int, part: int
+    chain: Chain, source: str, out: str, writer: ShardConfig, max_bad_samples: int | float, part: int
 ) -> None:
     """Write part `part` of a stage; done already, it is left as it is."""
     bad, dropped = list[tuple[str, str]](), list[tuple[str, str]]()
@@ -130,14 +130,14 @@ def _run_part(
         # Before the writer sees the end and calls the part finished: a finished part has its lists.
         write_json(_drops_path(Path(out), part), {"bad": bad, "dropped": dropped})
 
-    write_part(samples(), Path(out), part, **asdict(limits))
+    write_part(samples(), Path(out), part, **asdict(writer))
 
 
 def _drops_path(out: Path, part: int) -> Path:
     return out / "dropped" / f"{part:06d}.json"
 
 
-def _check_bad(source: str, bad: list[tuple[str, str]], most: int) -> None:
+def _check_bad(source: str, bad: list[tuple[str, str]], most: int | float) -> None:
     if len(bad) > most:
         name, reason = bad[-1]
         raise ValueError(

@@ -6,11 +6,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from data_pipeline.config import InspectConfig
+from data_pipeline.errors import BadSample
+from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.sources.image_values import image_size
-from data_pipeline.types import BadSample, Sample
+from data_pipeline.types import Sample
 
 MAX_LOOKED_AT = 1_000
 """Samples that the numbers are taken from: a share is then known to about three points."""
@@ -43,9 +44,9 @@ def survey(config: InspectConfig) -> Survey:
     Raises:
         ValueError: there is no index, or no sample.
     """
-    index = ShardIndex.load(config.folder)
+    index = ShardIndex.load(config.shards)
     if not len(index):
-        raise ValueError(f"folder={config.folder} holds no samples; write some first")
+        raise ValueError(f"folder={config.shards} holds no samples; write some first")
     size = min(len(index), max(config.sample, MAX_LOOKED_AT))
     drawn = random.Random(config.seed).sample(range(len(index)), size)
     on_page = set(drawn[: config.sample])
@@ -54,7 +55,7 @@ def survey(config: InspectConfig) -> Survey:
     text_only = unanswered = 0
     for number in sorted(drawn):  # shard by shard
         try:
-            sample = read_sample(config.folder, index.refs[number])
+            sample = read_sample(config.shards, index.refs[number])
         except BadSample as error:
             broken.append(str(error))
             continue

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.config import ValidateConfig
 from data_pipeline.parts import run_parts
 from data_pipeline.shards.check_shard import ShardJob, check_shard, sample_ids
+from data_pipeline.shards.config import ValidateConfig
 from data_pipeline.shards.findings import KEPT, Findings, Problem, printable
 from data_pipeline.shards.index import INDEX, MIXTURE, ShardIndex, rows_path
 
@@ -62,7 +62,7 @@ def validate(config: ValidateConfig) -> ValidationReport:
     Raises:
         ValueError: it is no folder, or there is nothing in it to look at.
     """
-    folder = Path(config.folder)
+    folder = Path(config.shards)
     if not folder.is_dir():
         raise ValueError(f"folder={folder} is not a folder; give one of .tar shards")
     listed, problems = _read_index(folder)
@@ -74,7 +74,7 @@ def validate(config: ValidateConfig) -> ValidationReport:
         ShardJob(folder=folder, file=file, listed=row, quick=config.quick, images=config.images)
         for file, row in zip(files, rows, strict=True)
     ]
-    found = run_parts(check_shard, jobs, executor=config.executor, workers=config.workers, desc="validate")
+    found = run_parts(check_shard, jobs, work=config.work, desc="validate")
     counts = Counter(problem.kind for problem in problems)
     for findings in found:
         counts += findings.counts

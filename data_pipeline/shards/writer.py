@@ -23,12 +23,14 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from data_pipeline.config import ImageConfig, ShardConfig
-from data_pipeline.files import write_whole
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.errors import BadSample
+from data_pipeline.files import atomic_writer
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import to_fields
 from data_pipeline.shards.index import INDEX, VERSION, Shard, ShardIndex, rows_path
 from data_pipeline.sources.image_values import image_size
-from data_pipeline.types import BadSample, Sample
+from data_pipeline.types import Sample
 
 _SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
@@ -122,7 +124,8 @@ def finish_shards(out: str | Path, num_parts: int) -> ShardIndex:
         ours = {shard.file for shard in shards}
         if strangers := sorted(path.name for path in out.glob("*.tar") if path.name not in ours):
             raise ValueError(f"{out} holds {strangers[0]!r}, which is not ours; move it away, and repeat")
-        write_whole(out / INDEX, _json({"version": VERSION, "shards": [asdict(shard) for shard in shards]}))
+        with atomic_writer(out / INDEX) as file:
+            file.write(_json({"version": VERSION, "shards": [asdict(shard) for shard in shards]}))
     for record in records:
         record.unlink(missing_ok=True)
     return ShardIndex.load(out)
@@ -209,7 +212,8 @@ def _write_shard(samples: Iterator[Sample], path: Path, limits: ShardConfig) -> 
         end += bytes(-(offset + len(end)) % tarfile.RECORDSIZE)
         sha256.update(end)
         _write_through(file, end)
-    write_whole(rows_path(path), _json(rows))  # before the shard: see _refuse_strangers
+    with atomic_writer(rows_path(path)) as file:  # before the shard: see _refuse_strangers
+        file.write(_json(rows))
     _partial(path).replace(path)
     return Shard(
         file=path.name,

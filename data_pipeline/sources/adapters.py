@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from data_pipeline.errors import mismatch
+from data_pipeline.errors import BadSample, mismatch
 from data_pipeline.sources.row_shapes import choice_row, messages, prompts, question_row, questions
 from data_pipeline.sources.rows import Row, build_sample, tagged_answer, text
-from data_pipeline.types import BadSample, Message, Sample
+from data_pipeline.types import Message, Sample
 
 Adapter = Callable[[Row], Sample]
 

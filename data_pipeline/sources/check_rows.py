@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from data_pipeline.config import CheckConfig, ImageConfig
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.sources.adapters import CORPORA
+from data_pipeline.sources.config import CheckRowsConfig
 from data_pipeline.sources.import_corpus import read_corpus
-from data_pipeline.types import BadSample, Sample
+from data_pipeline.types import Sample
 
 MIN_MATCHING = 0.9
 """With a smaller share of matching rows the check fails: the wrong adapter, or the wrong image folder."""
@@ -31,7 +33,7 @@ class CheckReport:
         return self.matching > 0 and self.matching >= MIN_MATCHING * self.rows
 
 
-def check_corpus(corpus: str, config: CheckConfig) -> CheckReport:
+def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
     """Look at the first rows; images are decoded in full.
 
     Raises:
@@ -39,7 +41,7 @@ def check_corpus(corpus: str, config: CheckConfig) -> CheckReport:
     """
     good: list[tuple[str, Sample]] = []
     bad: dict[str, list[str]] = {}  # kind of problem -> a line per row
-    for place, found in islice(read_corpus(corpus, config), config.rows):
+    for place, found in islice(read_corpus(corpus, config.rows), config.count):
         error = found if isinstance(found, BadSample) else _broken_image(found)
         if error is None:
             assert isinstance(found, Sample)
@@ -91,13 +93,13 @@ def _preview(place: str, sample: Sample) -> Iterator[str]:
     yield "  metadata   " + ", ".join(f"{name}={value}" for name, value in sample.metadata.items())
 
 
-def _other_corpora(corpus: str, config: CheckConfig) -> list[str]:
+def _other_corpora(corpus: str, config: CheckRowsConfig) -> list[str]:
     """Which adapters would take the first row."""
     fitting = [
         name
         for name in CORPORA
         if name != corpus
-        and any(isinstance(found, Sample) for _, found in islice(read_corpus(name, config), 1))
+        and any(isinstance(found, Sample) for _, found in islice(read_corpus(name, config.rows), 1))
     ]
     return [f"the first row fits {', '.join(fitting)}"] if fitting else []
 

@@ -8,8 +8,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline.errors import mismatch
-from data_pipeline.types import BadSample
+from data_pipeline.errors import BadSample, mismatch
 
 
 def image_bytes(value: object, folder: Path | None) -> bytes:

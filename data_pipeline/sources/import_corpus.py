@@ -10,15 +10,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.config import ImportConfig, RowsConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.files import read_json, write_json
 from data_pipeline.parts import run_parts
 from data_pipeline.shards.index import INDEX
 from data_pipeline.shards.writer import finish_shards, write_part
 from data_pipeline.sources.adapters import CORPORA, EXPANSIONS
+from data_pipeline.sources.config import ImportConfig, RowsConfig
 from data_pipeline.sources.readers import RawRow, read_rows, source_files
 from data_pipeline.sources.rows import Row
-from data_pipeline.types import SYSTEM_PROMPT, BadSample, Sample
+from data_pipeline.types import SYSTEM_PROMPT, Sample
 
 MANIFEST = "import.json"
 MIN_ROWS = 1_000
@@ -113,7 +114,7 @@ def import_corpus(corpus: str, config: ImportConfig) -> Tally | None:
         ValueError: the folder holds something else, too many rows are bad, or none is good.
     """
     out, manifest = Path(config.out), Path(config.out) / MANIFEST
-    files = source_files(config.path, split=config.split)
+    files = source_files(config.rows.path, split=config.rows.split)
     wanted = _fingerprint(corpus, config, files)
     if not _claim(out, wanted):
         return None
@@ -125,13 +126,11 @@ def import_corpus(corpus: str, config: ImportConfig) -> Tally | None:
     )
     tally = Tally()
     work = partial(_import_part, corpus, config)
-    for part in run_parts(
-        work, parts, executor=config.executor, workers=config.workers, desc=f"import {corpus}"
-    ):
+    for part in run_parts(work, parts, work=config.work, desc=f"import {corpus}"):
         tally.add(part)
     tally.check(config.max_bad_samples, at_end=True)
     if not tally.samples:
-        raise ValueError(f"no row of {config.path} is a sample of {corpus}; look at them with --check")
+        raise ValueError(f"no row of {config.rows.path} is a sample of {corpus}; look at them with --check")
     write_json(
         manifest, {"import": wanted, **asdict(tally)}
     )  # before the index, which says that all is there
@@ -173,7 +172,7 @@ def _claim(out: Path, wanted: dict[str, object]) -> bool:
 def _fingerprint(corpus: str, config: ImportConfig, files: Sequence[Path]) -> dict[str, object]:
     """What decides which samples are written, and into which part."""
     options = asdict(config)
-    for name in ("out", "max_bad_samples", "workers", "executor"):
+    for name in ("out", "max_bad_samples", "work"):
         del options[name]
     names = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in files)
     return {"corpus": corpus, **options, "files": hashlib.sha256(names.encode()).hexdigest()[:16]}
@@ -182,15 +181,13 @@ def _fingerprint(corpus: str, config: ImportConfig, files: Sequence[Path]) -> di
 def _import_part(corpus: str, config: ImportConfig, part: _Part) -> Tally:
     out = Path(config.out)
     samples = _counted(corpus, config, part)
-    if config.workers == 1:
+    if config.work.workers == 1:
         samples = tqdm(samples, desc=f"import {corpus}", unit=" samples", disable=None, delay=1)
     write_part(
         samples,
         out,
         part.number,
-        target_bytes=config.target_bytes,
-        samples_per_shard=config.samples_per_shard,
-        max_pixels=config.max_pixels,
+        **asdict(config.writer),
     )
     return Tally(**read_json(_tally_path(out, part.number)))
 
@@ -198,7 +195,7 @@ def _import_part(corpus: str, config: ImportConfig, part: _Part) -> Tally:
 def _counted(corpus: str, config: ImportConfig, part: _Part) -> Iterator[Sample]:
     """The good samples of a part; what became of its rows is on disk before the part can count as finished."""
     tally = Tally()
-    for place, found in read_corpus(corpus, config, part.files):
+    for place, found in read_corpus(corpus, config.rows, part.files):
         tally.rows += 1
         if isinstance(found, BadSample):
             tally.drop(place, found)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
-from data_pipeline.types import BadSample
+from data_pipeline.errors import BadSample
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from data_pipeline.errors import mismatch
+from data_pipeline.errors import BadSample, mismatch
 from data_pipeline.sources.rows import (
     Row,
     build_sample,
@@ -17,7 +17,7 @@ from data_pipeline.sources.rows import (
     tagged_answer,
     text,
 )
-from data_pipeline.types import BadSample, Message, Sample
+from data_pipeline.types import Message, Sample
 
 LETTERS = "ABCDEFGHIJ"
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import mismatch
+from data_pipeline.errors import BadSample, mismatch
 from data_pipeline.sources.image_values import image_bytes
-from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Message, Sample
+from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
 from data_pipeline.verify.released import extract_answer, format_score
 
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}

@@ -13,10 +13,10 @@ from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
-from data_pipeline.config import VerifyConfig
-from data_pipeline.distill.config import ServerConfig, judge_server
+from data_pipeline.served.config import ServerConfig
 from data_pipeline.served.judge import judge_pairs
 from data_pipeline.verify.check import Verdict
+from data_pipeline.verify.config import VerifyConfig
 from data_pipeline.verify.pool import VerifyPool
 
 CHUNK = 512  # lines in memory
@@ -51,7 +51,7 @@ def verify_file(config: VerifyConfig) -> VerifySummary:
         with (
             source.open("rb") as lines,
             part.open("w") as verified,
-            VerifyPool(config.workers, config.deadline, mode=config.mode) as pool,
+            VerifyPool(config.checker.workers, config.checker.deadline, mode=config.checker.mode) as pool,
         ):
             summary = _verify(config, lines, verified, pool)
     except BaseException:
@@ -65,7 +65,7 @@ def _verify(config: VerifyConfig, lines: BinaryIO, verified: TextIO, pool: Verif
     bad: list[str] = []
     counts: Counter[str] = Counter()
     decided_by: Counter[str] = Counter()
-    judge = judge_server(config.judge, config.judge_model, config.judge_key_env)
+    judge = config.judge.server
     form, not_judged = 0.0, 0
     size = Path(config.source).stat().st_size
     with tqdm(total=size, desc="verify", unit="B", unit_scale=True, dynamic_ncols=True) as bar:

@@ -8,6 +8,9 @@ from dataclasses import replace
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.distill.config import TeacherConfig
 from data_pipeline.select.config import FilterConfig, mmfinereason, mmfinereason_hardest, openmmreasoner_dedup
+from data_pipeline.served.config import ServerConfig
+from data_pipeline.shards.config import ShardConfig
+from data_pipeline.sources.config import RowsConfig
 
 DEMO_ROOT = "runs/demo"
 """Folder of the demo: its data, model, runs and evaluations."""
@@ -63,11 +66,13 @@ def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
         out="data/mmfinereason_sft",
         sources=(corpus("mmfinereason", root, distill=True),),
         questions=FilterConfig(max_images=1),
-        max_pixels=2_048 * 2_048,
+        writer=ShardConfig(max_pixels=2_048 * 2_048),
         teacher=TeacherConfig(k=1, temperature=1.0, top_p=0.95, max_tokens=16_384),
         per_question=1,
         difficulty=True,
-        student=TeacherConfig(k=4, temperature=1.0, max_tokens=16_384, base_url="http://127.0.0.1:8001/v1"),
+        student=TeacherConfig(
+            k=4, temperature=1.0, max_tokens=16_384, server=ServerConfig(base_url="http://127.0.0.1:8001/v1")
+        ),
         responses=mmfinereason(),
     )
 
@@ -80,10 +85,12 @@ def mmfinereason_sft_hardest(root: str = "corpora") -> CurateConfig:
 
 
 def own(path: str = "./mine.jsonl") -> CurateConfig:
-    """Your own questions, answered 8 times and checked: give --sources.0.path and a teacher's --teacher.base_url."""
+    """Your own questions, answered 8 times and checked: give --sources.0.rows.path and --teacher.server.base_url."""
     return CurateConfig(
         out="data/own",
-        sources=(SourceConfig(name="own", corpus="questions", path=path, answers="distill"),),
+        sources=(
+            SourceConfig(name="own", corpus="questions", rows=RowsConfig(path=path), responses="distill"),
+        ),
     )
 
 
@@ -92,7 +99,12 @@ def demo(root: str = DEMO_ROOT) -> CurateConfig:
     return CurateConfig(
         out=f"{root}/curated",
         sources=(
-            SourceConfig(name="digits", corpus=SHARDS, path=f"./{root}/data/validation", answers="distill"),
+            SourceConfig(
+                name="digits",
+                corpus=SHARDS,
+                rows=RowsConfig(path=f"./{root}/data/validation"),
+                responses="distill",
+            ),
         ),
         against=(f"{root}/data/test",),
         teacher=TeacherConfig(k=8, max_tokens=64),
@@ -104,9 +116,10 @@ def corpus(name: str, root: str, *, distill: bool = False) -> SourceConfig:
     return SourceConfig(
         name=name,
         corpus=name,
-        path=f"./{root}/{name}",  # not OWNER/NAME on the hub
-        split=SPLITS.get(name, ""),
-        answers="distill" if distill else "keep",
+        rows=RowsConfig(
+            path=f"./{root}/{name}", split=SPLITS.get(name, "")
+        ),  # ./ : not OWNER/NAME on the hub
+        responses="distill" if distill else "keep",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from data_pipeline.config import ImageConfig
+from data_pipeline.encode.config import ImageConfig
 from megatron_omr.config import CheckpointConfig, OptimConfig, ParallelConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from data_pipeline.config import ImageConfig, LoaderConfig
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.loader.config import LoaderConfig
 from megatron_omr.config import CheckpointConfig, OptimConfig, ParallelConfig, SFTConfig
 
 

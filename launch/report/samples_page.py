@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from data_pipeline.config import ImageConfig, InspectConfig
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.errors import BadSample
+from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.survey import Survey, survey
-from data_pipeline.types import BadSample, Message, Sample
+from data_pipeline.types import Message, Sample
 from launch.report.charts import format_number, value_bars
 from launch.report.page import figure, fill_page, section
 from launch.report.rollouts import IMAGE_SIDE, image_html, question_html
@@ -46,13 +48,13 @@ def write_gallery(config: InspectConfig) -> Path:
 
 def render(config: InspectConfig, found: Survey) -> str:
     """The page as a string; the same survey gives the same bytes."""
-    name = Path(config.folder).name or config.folder
+    name = Path(config.shards).name or config.shards
     drawn = f"{len(found.shown)} samples drawn with seed {config.seed}, in the order of the folder."
     body = (
         _header(name, found)
         + section("Numbers", _basis(found), _charts(found))
         + section("Samples", drawn, [_card(sample) for sample in found.shown], layout="cards")
-        + f"<footer>{escape(config.folder)} · data {escape(found.digest)}</footer>"
+        + f"<footer>{escape(config.shards)} · data {escape(found.digest)}</footer>"
     )
     return fill_page(f"{name} · samples", body)
 

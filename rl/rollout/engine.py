@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from data_pipeline.config import ImageConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.shards.format import read_sample
 from rl.config import EngineConfig, SamplingConfig
 from rl.types import Prompt, Rollout

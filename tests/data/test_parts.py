@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.errors import BadSample
 from data_pipeline.parts import MAX_BREAKS, run_parts
 from data_pipeline.ray_session import start_ray, stop_ray
-from data_pipeline.types import BadSample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,15 @@ import fsspec
 import pytest
 
 from data_pipeline import storage
-from data_pipeline.config import MixConfig
+from data_pipeline.errors import BadSample
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.shards.format import read_sample, read_shard, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.storage import join, read_bytes, read_range
-from data_pipeline.types import BadSample, Sample
+from data_pipeline.types import Sample
 from tests.helpers.http_shards import serve
 
 SAMPLES = list(digit_samples("train", 21, 0))

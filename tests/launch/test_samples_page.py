@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.config import InspectConfig
+from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.survey import MAX_LOOKED_AT, survey
 from data_pipeline.shards.writer import write_shards

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import ImageConfig, LoaderConfig
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig

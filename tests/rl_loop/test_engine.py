@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 from vllm import RequestOutput
 
-from data_pipeline.config import ImageConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import normalise
 from data_pipeline.encode.prompt_sharing import respond
 from data_pipeline.shards.format import read_sample

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.config import ImageConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import MixConfig
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.curate import curate
 from data_pipeline.distill.answers import ShardSummary, answers_path, read_answers
 from data_pipeline.distill.config import DistillConfig, ScoreConfig, TeacherConfig
 from data_pipeline.distill.distill import answers_digest, distill, finish_distill, yields_table
 from data_pipeline.distill.scoring import finish_scores, read_scores, score
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import FilterConfig, SelectConfig
 from data_pipeline.select.select import select

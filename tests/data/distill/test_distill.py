@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.config import ImageConfig, VerifyConfig
 from data_pipeline.distill.answers import Answer, answers_path, read_answers
 from data_pipeline.distill.config import DistillConfig, ScoreConfig
 from data_pipeline.distill.distill import distill_shards, finish_distill, yields_table
 from data_pipeline.distill.scoring import finish_scores, read_scores, score_shards, with_scores
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import normalise
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
@@ -33,6 +33,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Sample
 from data_pipeline.verify.check import check_answer
+from data_pipeline.verify.config import VerifyConfig
 from data_pipeline.verify.score_file import verify_file
 from launch.cli import main
 from tests.helpers.flaky_proxy import Body, FlakyProxy, free_port

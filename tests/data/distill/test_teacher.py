@@ -22,10 +22,11 @@ from data_pipeline.distill.teacher import (
     target,
     teacher_messages,
 )
+from data_pipeline.errors import BadSample
 from data_pipeline.served.client import NoAnswer, read_reply
 from data_pipeline.served.judge import parse_judgment
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.types import SYSTEM_PROMPT, BadSample, Message, Sample
+from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
 from data_pipeline.verify.pool import VerifyPool
 
 

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_pipeline.config import ImageConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.prompt_sharing import respond
+from data_pipeline.errors import BadSample
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.types import SYSTEM_PROMPT, BadSample, Message, Sample
+from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
 
 IMAGES = tuple(image for s in digit_samples("train", 3, 0) for image in s.images)
 ANSWER = "<think>3+4=7</think><answer>7</answer>"

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from data_pipeline.config import ImageConfig
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import final_size, load_image, normalise, patches
-from data_pipeline.types import BadSample
+from data_pipeline.errors import BadSample
 
 CONFIG = ImageConfig(max_pixels=300_000)
 

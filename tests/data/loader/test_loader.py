@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from data_pipeline import storage
-from data_pipeline.config import ImageConfig, LoaderConfig, MixConfig
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader import loader as loader_module
+from data_pipeline.loader.config import LoaderConfig, MixConfig
 from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.mixture import mix
 from data_pipeline.shards.format import read_sample

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.config import MixConfig
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import allocate, mix, source_names
 from data_pipeline.shards.format import read_sample, read_shards
 from data_pipeline.shards.index import ShardIndex

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.config import MixConfig
 from data_pipeline.loader import order
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.loader.order import draws
 from data_pipeline.shards.index import ShardIndex

@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_sample, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.types import BadSample, Message, Sample, SampleRef
+from data_pipeline.types import Message, Sample, SampleRef
 
 
 def make_samples(count: int = 23) -> list[Sample]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import ShardConfig
 from data_pipeline.ray_session import start_ray, stop_ray
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import Drop, run_stage

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.config import MixConfig, ValidateConfig
+from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
+from data_pipeline.shards.config import ValidateConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.validate import ValidationReport, validate

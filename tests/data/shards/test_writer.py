@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.config import ImageConfig, ShardConfig
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.parts import run_parts
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import finish_shards, write_part, write_shards

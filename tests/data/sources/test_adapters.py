@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.config import ImportConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_shards
 from data_pipeline.sources.adapters import CORPORA
+from data_pipeline.sources.config import ImportConfig
 from data_pipeline.sources.import_corpus import import_corpus
 from data_pipeline.sources.rows import Row
-from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, BadSample, Sample
+from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Sample
 from tests.helpers.corpora import FIXTURES, PARQUET, fixture_rows, write_corpus
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"

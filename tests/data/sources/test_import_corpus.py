@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.config import ImportConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex, rows_path
+from data_pipeline.sources.config import ImportConfig
 from data_pipeline.sources.image_values import image_size
 from data_pipeline.sources.import_corpus import import_corpus
 from launch import cli

@@ -14,14 +14,14 @@ import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
-from data_pipeline.config import CheckConfig, ImportConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.check_rows import check_corpus
+from data_pipeline.sources.config import CheckRowsConfig, ImportConfig
 from data_pipeline.sources.import_corpus import import_corpus
 from data_pipeline.sources.readers import read_rows
-from data_pipeline.types import BadSample
 from launch import cli
 from tests.helpers.corpora import FIXTURES, fixture_rows, write_corpus
 
@@ -248,7 +248,7 @@ def test_nothing_fitting_is_an_error(tmp_path: Path):
 
 
 def check(corpus: str, path: Path, **options: object) -> tuple[bool, str]:
-    report = check_corpus(corpus, CheckConfig(path=str(path), **options))
+    report = check_corpus(corpus, CheckRowsConfig(path=str(path), **options))
     return report.ok, "\n".join(report.lines)
 
 

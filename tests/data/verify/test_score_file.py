@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import VerifyConfig
 from data_pipeline.verify.check import check_answer
+from data_pipeline.verify.config import VerifyConfig
 from data_pipeline.verify.score_file import CHUNK, verify_file
 
 ROOT = Path(__file__).parents[3]

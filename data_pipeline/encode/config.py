@@ -1,0 +1,22 @@
+"""Config of how images become patches (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How an image becomes patches. Trainer and engine share one, so that they count the same tokens."""
+
+    min_pixels: int = 3_136
+    """Smaller images are scaled up to this area."""
+    max_pixels: int = 4_194_304
+    """Larger images are scaled down to this area (2048 x 2048, the published intent)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"image.min_pixels={self.min_pixels} must be positive and at most "
+                f"image.max_pixels={self.max_pixels}; set e.g. 3136 and 4194304"
+            )

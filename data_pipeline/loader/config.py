@@ -1,0 +1,73 @@
+"""Configs of the loader and of mixtures of shards (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """From shards to packed micro-batches."""
+
+    shards: str = ""
+    """Shards that `omr data` wrote, or a mixture of `omr data mix`: a folder, or an address (https://, s3://, ...)."""
+    global_batch_size: int = 32
+    """Samples per optimizer step, over all data-parallel ranks."""
+    pack_length: int = 61_440
+    """Most tokens in one packed micro-batch; longer samples are dropped and counted."""
+    seed: int = 42
+    """Seeds the order of every epoch."""
+    max_bad_samples: int | float = 100
+    """Unreadable samples are skipped and counted; past this many (or this share, as in 0.01), loading stops."""
+    num_workers: int = 1
+    """Threads that read, decode and tokenise ahead of the trainer; 0 works in line. Shards at an address want more."""
+    prefetch: int = 2
+    """Steps that the threads prepare ahead."""
+
+    def __post_init__(self) -> None:
+        least = {
+            "global_batch_size": 1,
+            "pack_length": 1,
+            "max_bad_samples": 0,
+            "num_workers": 0,
+            "prefetch": 1,
+        }
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"loader.{name}={getattr(self, name)} must be at least {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Folders of shards -> a mixture of them."""
+
+    shards: tuple[str, ...]
+    """Folders of shards, or their addresses."""
+    out: str = ""
+    """Folder that gets mixture.json; loader and prompts take it like a folder of shards."""
+    samples: int = 0
+    """Samples of an epoch; 0 takes all that there are."""
+    weights: str = ""
+    """Shares of the sources, by the last part of their names, e.g. mmk12=2,tqa=0.5; 1 where nothing is said."""
+    counts: str = ""
+    """Samples of each source in an epoch, instead of weights, e.g. mmk12=5000,tqa=800; 0 where nothing is said."""
+    max_epochs: float = 1.0
+    """How often a source may come in one epoch of the mixture; what it cannot give the others do."""
+    seed: int = 42
+    """Decides which samples of a source come first."""
+
+    def __post_init__(self) -> None:
+        if not self.out or not self.shards:
+            raise ValueError(
+                f"out={self.out!r} and shards={self.shards} must both be given: shards/a shards/b --out shards/mix"
+            )
+        if self.counts and (self.weights or self.samples):
+            raise ValueError("counts say all; leave out weights and samples, or give these instead of counts")
+        if len(set(self.shards)) != len(self.shards):
+            raise ValueError(
+                f"shards={' '.join(self.shards)} names one twice; use --weights to take more of it"
+            )
+        if self.samples < 0 or self.max_epochs <= 0 or self.seed < 0:
+            raise ValueError(
+                f"samples={self.samples} and seed={self.seed} must be 0 or more, max_epochs={self.max_epochs} above 0"
+            )

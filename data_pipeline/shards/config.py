@@ -1,0 +1,63 @@
+"""Configs of shards: how they are cut, validated and inspected (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data_pipeline.config import WorkConfig
+from data_pipeline.encode.config import ImageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """How samples are cut into shards."""
+
+    target_bytes: int = 268_435_456
+    """A .tar is closed when it reaches this size (256 MiB: read at full speed, a second or two of a download)."""
+    samples_per_shard: int = 10_000
+    """Or this many samples, whichever comes first."""
+    max_pixels: int = 0
+    """Larger images are scaled down to this area and written anew; 0 leaves every image as it is."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("target_bytes", 1), ("samples_per_shard", 1), ("max_pixels", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"writer.{name}={getattr(self, name)} must be at least {least}")
+        if 0 < self.max_pixels < ImageConfig.min_pixels:
+            raise ValueError(
+                f"writer.max_pixels={self.max_pixels} must be 0 for no cap, or at least {ImageConfig.min_pixels}, "
+                "below which images would be scaled up again"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """Find what is broken in a folder of shards."""
+
+    shards: str
+    """Folder of shards: ours, a mixture of such, or any WebDataset."""
+    quick: bool = False
+    """Only what the index, names and sizes tell; no shard is read."""
+    images: bool = False
+    """Decode every image in full, not only its header."""
+    json: bool = False
+    """Print the whole report as JSON."""
+    work: WorkConfig = field(default_factory=WorkConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Draw samples of a folder of shards on a page."""
+
+    shards: str
+    """Folder with index.json and the .tar shards."""
+    sample: int = 24
+    """Samples on the page."""
+    seed: int = 0
+    """Which ones."""
+    out: str = "inspect.html"
+    """The page."""
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise ValueError(f"sample={self.sample} must be at least 1")

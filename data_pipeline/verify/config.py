@@ -1,0 +1,44 @@
+"""Configs of the answer checker (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_pipeline.served.config import JudgeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckerConfig:
+    """Which rules decide whether a response is right, and how long one check may take."""
+
+    mode: Literal["strict", "released"] = "strict"
+    """Rules: strict, or those of the published reward, faults included."""
+    workers: int = 2
+    """Processes that ask math-verify."""
+    deadline: float = 5.0
+    """Seconds one response may take; past it the response is counted as wrong."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.deadline <= 0:
+            raise ValueError(
+                f"checker.workers={self.workers} must be at least 1, checker.deadline={self.deadline:g} above 0 seconds"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Score the responses in a file of JSON lines."""
+
+    source: str
+    """JSON lines, each with response (what a model wrote) and answer (the reference); other fields are kept."""
+    out: str
+    """The same lines with accuracy, format, extracted and decided_by; it appears when all are scored."""
+    checker: CheckerConfig = field(default_factory=CheckerConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    max_bad_lines: int | float = 100
+    """Lines that are not JSON or lack a field are named and left out; past this many (or this share) it stops."""
+
+    def __post_init__(self) -> None:
+        if self.max_bad_lines < 0:
+            raise ValueError(f"max_bad_lines={self.max_bad_lines} must be 0 or more")
