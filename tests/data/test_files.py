@@ -1,0 +1,92 @@
+"""Files are whole or absent, folders belong to one configuration; a real SIGKILL proves it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.files import atomic_writer, claim_folder, read_json, write_json
+
+ROOT = Path(__file__).parents[2]
+WANTED = {"input": "abc", "filters": {"min_words": 3}, "names": ("a", "b")}
+
+
+def test_file_appears_when_the_block_ends(tmp_path: Path):
+    path = tmp_path / "new" / "file"
+    with atomic_writer(path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert [left.name for left in path.parent.iterdir()] == ["file"]
+
+
+def test_error_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_writer(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_killed_writer_leaves_the_old_file_and_the_next_one_writes(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom data_pipeline.files import atomic_writer\n"
+        "with atomic_writer(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, timeout=60)
+    assert killed.returncode == -9
+    assert path.read_bytes() == b"old" and (tmp_path / "file.partial").exists()
+    with atomic_writer(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and not (tmp_path / "file.partial").exists()
+
+
+def test_shared_writers_do_not_touch_each_other(tmp_path: Path):
+    path = tmp_path / "file"
+    other = tmp_path / "file.1.partial"
+    other.write_bytes(b"of another process")
+    with atomic_writer(path, shared=True) as file:
+        file.write(b"mine")
+    assert path.read_bytes() == b"mine" and other.exists()
+
+
+def test_json_round_trip_and_a_broken_file(tmp_path: Path):
+    path = tmp_path / "x.json"
+    write_json(path, {"π": [1, 2.5]})
+    assert read_json(path) == {"π": [1, 2.5]}
+    path.write_bytes(b"{torn")
+    with pytest.raises(ValueError, match="x.json is not valid JSON .* delete it and run again"):
+        read_json(path)
+
+
+def test_claim_is_repeatable(tmp_path: Path):
+    for _ in range(2):
+        claim_folder(tmp_path / "out", "made.json", WANTED)
+    assert read_json(tmp_path / "out" / "made.json")["names"] == ["a", "b"]
+
+
+def test_claim_names_what_changed(tmp_path: Path):
+    claim_folder(tmp_path / "out", "made.json", WANTED)
+    (tmp_path / "out" / "result").touch()
+    with pytest.raises(ValueError, match="input was 'abc', is 'xyz'"):
+        claim_folder(tmp_path / "out", "made.json", WANTED | {"input": "xyz"})
+    claim_folder(tmp_path / "out", "made.json", WANTED | {"input": "xyz"}, replace=True)
+    assert [left.name for left in (tmp_path / "out").iterdir()] == ["made.json"]
+    assert [left.name for left in tmp_path.iterdir()] == ["out"]
+
+
+def test_claim_refuses_files_of_others_but_not_leftovers_of_a_kill(tmp_path: Path):
+    (tmp_path / "made.json.partial").touch()
+    claim_folder(tmp_path, "made.json", WANTED)
+    (tmp_path / "made.json").rename(tmp_path / "thesis.tex")
+    with pytest.raises(ValueError, match="is not empty and has no made.json"):
+        claim_folder(tmp_path, "made.json", WANTED, replace=True)
+    assert (tmp_path / "thesis.tex").exists()
