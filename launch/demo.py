@@ -31,7 +31,7 @@ def run_demo(config: DemoConfig) -> None:
     demo.stage(
         "rl",
         "rl/hf/config.json",
-        demo.omr("rl", "demo", run=rl, model=f"{sft}/hf", prompts=f"{data}/train", seed=seed),
+        demo.omr("rl", "demo", run=rl, model=f"{sft}/hf", shards=f"{data}/train", seed=seed),
     )
     demo.stage("eval rl", "eval/rl/summary.json", evaluation(demo, "rl"))
     write_summary(demo)
@@ -51,4 +51,4 @@ def evaluation(demo: Demo, stage: str) -> Callable[[], None]:
     """Greedy answers of one stage's policy to the held-out questions."""
     root = demo.root
     words = ("eval", "demo", "--model", f"{root}/{stage}/hf", "--out", f"{root}/eval/{stage}")
-    return demo.omr(*words, prompts=f"{root}/data/test", seed=str(demo.seed))
+    return demo.omr(*words, shards=f"{root}/data/test", seed=str(demo.seed))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig
 
 
@@ -51,12 +52,7 @@ class RewardConfig:
 
     accuracy_weight: float = 0.9
     format_weight: float = 0.1
-    workers: int = 2
-    """Processes that check answers."""
-    mode: Literal["strict", "released"] = "strict"
-    """Rules of the answer checker: strict, or those of the published reward, faults included."""
-    deadline: float = 5.0
-    """Seconds one answer may take; past it the checker is killed and the answer counted as wrong."""
+    checker: CheckerConfig = field(default_factory=CheckerConfig)
 
 
 PUBLISHED_CLIP = {"gspo": (3e-4, 4e-4), "grpo": (0.2, 0.2)}
@@ -100,7 +96,7 @@ class RLConfig:
     """Folder of this run; the same folder resumes."""
     model: str
     """Hugging Face folder to start from (the SFT result)."""
-    prompts: str
+    shards: str
     """Shards whose samples are asked, or a mixture: a folder, or an address."""
     steps: int = 1_232
     prompts_per_step: int = 128
@@ -155,7 +151,7 @@ class EvalConfig:
 
     model: str
     """Hugging Face folder."""
-    prompts: str
+    shards: str
     """Shards with the held-out samples: a folder, or an address."""
     out: str
     """Folder for answers.jsonl and summary.json."""

@@ -65,18 +65,18 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     """Ask the questions, write `out`/answers.jsonl as answers come and `out`/summary.json at the end.
 
     Raises:
-        ValueError: `prompts` holds no questions.
+        ValueError: `shards` holds no questions.
     """
-    prompts = read_prompts(config.prompts, config.limit, image=config.image)
+    prompts = read_prompts(config.shards, config.limit, image=config.image)
     if not prompts:
-        raise ValueError(f"prompts={config.prompts} holds no questions; write shards there with `omr data`")
+        raise ValueError(f"shards={config.shards} holds no questions; write shards there with `omr data`")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)  # until the new one is there, nothing is evaluated
     save_config(config, out, resumes=False)
-    groups = []
+    groups, checker = [], config.reward.checker
     with (
-        VerifyPool(config.reward.workers, config.reward.deadline, mode=config.reward.mode) as pool,
+        VerifyPool(checker.workers, checker.deadline, mode=checker.mode) as pool,
         (out / "answers.jsonl").open("w") as answers,
         tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
@@ -172,7 +172,7 @@ def _start_engine(config: EvalConfig) -> Engine:
         config.engine,
         config.image,
         config.model,
-        config.prompts,
+        config.shards,
         config.seed,
         temperature=config.sampling.temperature,
     )

@@ -32,13 +32,13 @@ SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step"
 
 def run_rl(config: RLConfig) -> None:
     """Train until `config.steps`. A run that was killed continues from its newest checkpoint."""
-    run = Path(config.run)
+    run, checker = Path(config.run), config.reward.checker
     save_config(config, run, resumes=bool(checkpoints(run / "checkpoints")))
     start_ray()
     try:
         check_gpus(config)
         with (
-            VerifyPool(config.reward.workers, config.reward.deadline, mode=config.reward.mode) as pool,
+            VerifyPool(checker.workers, checker.deadline, mode=checker.mode) as pool,
             closing(rollout_manager(config)) as engines,  # they start while the trainers do
             closing(TrainerGroup(config)) as trainers,
         ):
@@ -50,7 +50,7 @@ def run_rl(config: RLConfig) -> None:
 
 def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool) -> None:
     """Generation and training take turns: every answer is of the weights that learn from it."""
-    run, prompts = Path(config.run), PromptStream(config.prompts, seed=config.seed, image=config.image)
+    run, prompts = Path(config.run), PromptStream(config.shards, seed=config.seed, image=config.image)
     first_step, state = trainers.resume()
     if state:
         prompts.load_state_dict(state["prompts"])
@@ -83,7 +83,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
             values["bad_steps"] = float(bad_steps.total)
             log.write(step, values, show=SHOWN)
             for group in groups[:GALLERY_GROUPS]:
-                gallery.write(step, gallery_row(config.prompts, group))
+                gallery.write(step, gallery_row(config.shards, group))
             if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 trainers.save(step + 1, {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)})
 

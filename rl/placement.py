@@ -60,7 +60,7 @@ def engine_actor(config: RLConfig) -> ActorHandle:
         config.engine,
         config.image,
         config.model,
-        config.prompts,
+        config.shards,
         config.seed,
         temperature=config.sampling.temperature,
     )

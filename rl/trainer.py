@@ -135,7 +135,7 @@ class TrainerWorker:
         return [batch.to(cpu.device()) for batch in batches]
 
     def _encode_prompt(self, ref: SampleRef) -> Example:
-        return self._encoder.encode_prompt(read_sample(self._config.prompts, ref))
+        return self._encoder.encode_prompt(read_sample(self._config.shards, ref))
 
     def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
         logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)

@@ -14,7 +14,7 @@ def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -
     trained = rl.demo(root, seed=seed)
     return EvalConfig(
         model=model or f"{trained.run}/hf",
-        prompts=f"{root}/data/test",
+        shards=f"{root}/data/test",
         out=f"{root}/eval/rl",
         seed=seed,
         engine=trained.engine,
@@ -29,7 +29,7 @@ def qwen2_5_vl_7b_greedy() -> EvalConfig:
     trained = rl.qwen2_5_vl_7b_gspo()
     return EvalConfig(
         model=f"{trained.run}/hf",
-        prompts="data/held_out",
+        shards="data/held_out",
         out=f"{trained.run}/eval",
         engine=replace(trained.engine, max_model_len=4_096 + 49_152),
         sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=49_152),

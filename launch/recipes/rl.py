@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, OptimConfig, ParallelConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 
@@ -15,7 +16,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
     return RLConfig(
         run=f"{root}/rl",
         model=f"{root}/sft/hf",
-        prompts=f"{root}/data/train",
+        shards=f"{root}/data/train",
         steps=150,
         prompts_per_step=32,
         seed=seed,
@@ -26,7 +27,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
         max_mismatch=1e-4,
         engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=256, max_images=1),
         sampling=SamplingConfig(n=8, max_tokens=48),
-        reward=RewardConfig(mode="released"),
+        reward=RewardConfig(checker=CheckerConfig(mode="released")),
         image=ImageConfig(min_pixels=28 * 28, max_pixels=224 * 224),
         optim=OptimConfig(lr=2e-4, schedule="cosine", warmup_steps=0, weight_decay=0.0),
         checkpoint=CheckpointConfig(every=20, keep=2),
@@ -38,7 +39,7 @@ def qwen2_5_vl_7b_gspo() -> RLConfig:
     return RLConfig(
         run="runs/qwen2_5_vl_7b_gspo",
         model="runs/qwen2_5_vl_7b_sft/hf",
-        prompts="data/openmmreasoner_rl_74k",
+        shards="data/openmmreasoner_rl_74k",
         steps=1_232,
         prompts_per_step=128,
         seed=42,
@@ -47,7 +48,7 @@ def qwen2_5_vl_7b_gspo() -> RLConfig:
         pack_length=33_792,
         engine=EngineConfig(num_engines=4, precision="bf16", max_model_len=32_792, max_num_seqs=1_024),
         sampling=SamplingConfig(n=16, temperature=1.0, top_p=1.0, max_tokens=28_696),
-        reward=RewardConfig(accuracy_weight=0.9, format_weight=0.1, mode="released"),
+        reward=RewardConfig(accuracy_weight=0.9, format_weight=0.1, checker=CheckerConfig(mode="released")),
         algorithm=AlgorithmConfig(name="gspo", num_minibatches=1),
         image=ImageConfig(min_pixels=3_136, max_pixels=4_194_304),
         parallel=ParallelConfig(tp=4, sp=True),

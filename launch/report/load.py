@@ -200,8 +200,8 @@ def _load_groups(folder: Path, notes: list[str]) -> tuple[AnswerGroup, ...]:
         if len(groups) < GROUPS_PER_STEP or group.ref.id in groups:
             groups[group.ref.id] = group
     chosen = [group for step in _spread_evenly(sorted(by_step)) for group in by_step[step].values()]
-    prompts = _read_object(folder / "config.json", notes).get("prompts")
-    shown = tuple(replace(group, images=_thumbnails(str(prompts), group.ref)) for group in chosen)
+    shards = _read_object(folder / "config.json", notes).get("shards")
+    shown = tuple(replace(group, images=_thumbnails(str(shards), group.ref)) for group in chosen)
     missing = sum(group.images is None for group in shown)
     if missing:
         notes.append(

@@ -27,7 +27,7 @@ def write_run(run: Path) -> Path:
         _group(step, index, questions, kinds, number) for step in range(1, 61, 6) for number in range(5)
     ]
     write_lines(run / "rl/rollouts.jsonl", groups)
-    write_json(run / "rl/config.json", {"prompts": str(run / "shards"), "steps": 60})
+    write_json(run / "rl/config.json", {"shards": str(run / "shards"), "steps": 60})
     make_funnel().save(run / FUNNEL)
     _write_evaluation(run / "eval/sft", 0.435, right=175)
     _write_evaluation(run / "eval/rl", 0.672, right=270)

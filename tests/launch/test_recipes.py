@@ -114,6 +114,6 @@ def test_demo_stages_hand_over_to_each_other():
     score = EVAL_RECIPES["demo"](root, seed=7)
     assert rl.model == f"{sft.run}/hf" and score.model == f"{rl.run}/hf"
     assert sft.image == rl.image == score.image, "trainer and engine must count the same image tokens"
-    assert sft.loader.shards == rl.prompts != score.prompts
+    assert sft.loader.shards == rl.shards != score.shards
     assert {sft.seed, sft.loader.seed, rl.seed, score.seed} == {7}
     assert rl.sampling.max_tokens == score.sampling.max_tokens

@@ -96,7 +96,7 @@ def test_only_the_same_questions_can_be_compared() -> None:
 def test_no_questions_are_an_error(tmp_path: Path) -> None:
     write_shards([], tmp_path / "shards")
     with pytest.raises(ValueError, match="holds no questions"):
-        evaluate(EvalConfig(model="unused", prompts=str(tmp_path / "shards"), out=str(tmp_path)))
+        evaluate(EvalConfig(model="unused", shards=str(tmp_path / "shards"), out=str(tmp_path)))
 
 
 def test_a_model_folder_is_scored_through_vllm(tiny_hf: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_model_folder_is_scored_through_vllm(tiny_hf: Path, tmp_path: Path) ->
     write_shards(samples, tmp_path / "shards")
     config = EvalConfig(
         model=str(tiny_hf),
-        prompts=str(tmp_path / "shards"),
+        shards=str(tmp_path / "shards"),
         out=str(tmp_path / "out"),
         limit=18,
         engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=8, cpu_kv_cache_gib=0.1),

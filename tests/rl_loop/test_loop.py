@@ -19,6 +19,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 from tests.helpers.ranks import run_ranks
@@ -54,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
     return RLConfig(
         run="",
         model=str(root / "sft" / "hf"),
-        prompts=str(root / "shards"),
+        shards=str(root / "shards"),
         steps=4,
         prompts_per_step=6,
         precision="fp32",
@@ -66,7 +67,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
             precision="fp32", max_model_len=384, max_num_seqs=16, max_images=1, cpu_kv_cache_gib=0.5
         ),
         sampling=SamplingConfig(n=4, max_tokens=40),
-        reward=RewardConfig(workers=1),
+        reward=RewardConfig(checker=CheckerConfig(workers=1)),
         image=image,
         optim=OptimConfig(lr=1e-4, schedule="constant", warmup_steps=0),
         checkpoint=CheckpointConfig(every=2, keep=2),

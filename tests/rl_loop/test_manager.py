@@ -178,12 +178,12 @@ def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(
     config = RLConfig(
         run=str(tmp_path / "run"),
         model=str(tiny_hf),
-        prompts=str(tmp_path / "shards"),
+        shards=str(tmp_path / "shards"),
         prompts_per_step=12,
         engine=EngineConfig(precision="bf16", max_model_len=512, max_num_seqs=16, cpu_kv_cache_gib=0.1),
         sampling=SamplingConfig(n=4, max_tokens=200),
     )
-    prompts = read_prompts(config.prompts, image=config.image)
+    prompts = read_prompts(config.shards, image=config.image)
     start_ray()
     try:
         calls = engine_calls(config)

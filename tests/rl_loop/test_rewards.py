@@ -28,11 +28,13 @@ def test_weights_come_from_the_config():
 
 
 def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default():
-    assert RewardConfig().mode == "strict"
-    assert RL_RECIPES["demo"]().reward.mode == EVAL_RECIPES["demo"]().reward.mode == "released"
+    assert RewardConfig().checker.mode == "strict"
+    assert (
+        RL_RECIPES["demo"]().reward.checker.mode == EVAL_RECIPES["demo"]().reward.checker.mode == "released"
+    )
     for name in ("qwen2_5_vl_7b_gspo", "qwen2_5_vl_7b_grpo"):
-        assert RL_RECIPES[name]().reward.mode == "released"
-    assert EVAL_RECIPES["qwen2_5_vl_7b_greedy"]().reward.mode == "released"
+        assert RL_RECIPES[name]().reward.checker.mode == "released"
+    assert EVAL_RECIPES["qwen2_5_vl_7b_greedy"]().reward.checker.mode == "released"
 
 
 def test_scores_rollouts_in_order():
