@@ -13,7 +13,7 @@ from data_pipeline.curate.config import CurateConfig
 from data_pipeline.distill.config import AskConfig, DistillConfig, TeacherConfig
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
-from data_pipeline.shards.config import InspectConfig, ValidateConfig
+from data_pipeline.shards.config import InspectConfig, ShardConfig, ValidateConfig
 from data_pipeline.sources.config import CheckRowsConfig, ImportConfig
 from launch.arguments import Command, leading_word, parse, pick
 from launch.config import DigitsConfig
@@ -51,7 +51,7 @@ def digits(args: list[str]) -> None:
         if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:
             print(f"{folder} is complete already")  # an interrupted command goes on behind it
             continue
-        write_shards(digit_samples(split, count, config.seed), folder, samples_per_shard=1_000)
+        write_shards(digit_samples(split, count, config.seed), folder, ShardConfig(samples_per_shard=1_000))
         print(f"{count} samples in {folder}")
 
 

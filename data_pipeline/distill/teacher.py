@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from data_pipeline.distill.answers import Answer
+from data_pipeline.encode.image_header import MIME_TYPES, image_format
 from data_pipeline.errors import BadSample
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
 
@@ -22,7 +23,6 @@ PHRASES = re.compile(
     r"|Answer the question using a single word or phrase\."
 )
 """What corpora append to questions; the recipe takes it off before it asks the teacher."""
-_MIME = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 def teacher_messages(sample: Sample, system_prompt: str) -> list[dict[str, object]]:
@@ -77,7 +77,7 @@ def data_url(image: bytes) -> str:
     Raises:
         BadSample: not an image, or a broken one.
     """
-    mime = next((mime for signature, mime in _MIME.items() if image.startswith(signature)), "")
+    mime = MIME_TYPES.get(image_format(image))
     if not mime:
         image, mime = _to_png(image), "image/png"
     return f"data:{mime};base64,{base64.b64encode(image).decode()}"

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.image_header import image_format
 from data_pipeline.errors import BadSample
 
 PATCH, MERGE, TEMPORAL = 14, 2, 2
@@ -59,11 +60,11 @@ def scale_down(data: bytes, max_pixels: int) -> bytes:
         BadSample: as load_image().
     """
     image = load_image(data, ImageConfig(max_pixels=max_pixels))
-    is_jpeg = data.startswith(b"\xff\xd8\xff")
     file = io.BytesIO()
-    image.save(
-        file, **({"format": "JPEG", "quality": 95, "subsampling": 0} if is_jpeg else {"format": "PNG"})
-    )
+    if image_format(data) == "jpg":
+        image.save(file, "JPEG", quality=95, subsampling=0)
+    else:
+        image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -130,7 +130,7 @@ def _run_part(
         # Before the writer sees the end and calls the part finished: a finished part has its lists.
         write_json(_drops_path(Path(out), part), {"bad": bad, "dropped": dropped})
 
-    write_part(samples(), Path(out), part, **asdict(writer))
+    write_part(samples(), Path(out), part, writer)
 
 
 def _drops_path(out: Path, part: int) -> Path:

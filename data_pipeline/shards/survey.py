@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
+from data_pipeline.encode.image_header import image_size
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.sources.image_values import image_size
 from data_pipeline.types import Sample
 
 MAX_LOOKED_AT = 1_000
@@ -46,7 +48,7 @@ def survey(config: InspectConfig) -> Survey:
     """
     index = ShardIndex.load(config.shards)
     if not len(index):
-        raise ValueError(f"folder={config.shards} holds no samples; write some first")
+        raise ValueError(f"shards={config.shards} holds no samples; write some first")
     size = min(len(index), max(config.sample, MAX_LOOKED_AT))
     drawn = random.Random(config.seed).sample(range(len(index)), size)
     on_page = set(drawn[: config.sample])
@@ -61,7 +63,7 @@ def survey(config: InspectConfig) -> Survey:
             continue
         sources[sample.source] += 1
         tokens.append(index.tokens(number))
-        sizes += filter(None, map(image_size, sample.images))
+        sizes += _image_sizes(sample)
         text_only += not sample.images
         unanswered += not sample.answer
         shown += [sample] if number in on_page else []
@@ -78,3 +80,9 @@ def survey(config: InspectConfig) -> Survey:
         broken=tuple(broken),
         shown=tuple(shown),
     )
+
+
+def _image_sizes(sample: Sample) -> Iterator[tuple[int, int]]:
+    for image in sample.images:
+        with suppress(BadSample):
+            yield image_size(image)

@@ -64,7 +64,7 @@ def validate(config: ValidateConfig) -> ValidationReport:
     """
     folder = Path(config.shards)
     if not folder.is_dir():
-        raise ValueError(f"folder={folder} is not a folder; give one of .tar shards")
+        raise ValueError(f"shards={folder} is not a folder; give one of .tar shards")
     listed, problems = _read_index(folder)
     files = [shard.file for shard in listed] if listed is not None else _tars(folder)
     if not files and not problems:

@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_pipeline.encode.image_header import image_size
 from data_pipeline.errors import BadSample, mismatch
 
 
@@ -25,19 +26,8 @@ def image_bytes(value: object, folder: Path | None) -> bytes:
         data = bytes(value)
     else:
         data = _from_pillow(value)
-    _check_header(data)
+    image_size(data)  # refuses what is no image; the loader finds what is broken further on
     return data
-
-
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the file's header, no pixel is read; None of what is no image, or far too large."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as header:
-            return header.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
 
 
 def _from_data_url(url: str) -> bytes:
@@ -77,13 +67,3 @@ def _from_pillow(value: object) -> bytes:
     file = io.BytesIO()
     value.save(file, "PNG")
     return file.getvalue()
-
-
-def _check_header(data: bytes) -> None:
-    """Refuse what is no image, from its first bytes; the loader will meet what is broken further on."""
-    from PIL import Image
-
-    try:
-        Image.open(io.BytesIO(data)).close()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadSample("image", f"{len(data)} bytes are no image: {error}; mend or drop the file") from error

@@ -187,7 +187,7 @@ def _import_part(corpus: str, config: ImportConfig, part: _Part) -> Tally:
         samples,
         out,
         part.number,
-        **asdict(config.writer),
+        config.writer,
     )
     return Tally(**read_json(_tally_path(out, part.number)))
 

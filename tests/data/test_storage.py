@@ -12,6 +12,7 @@ from data_pipeline import storage
 from data_pipeline.errors import BadSample
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_sample, read_shard, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -26,9 +27,9 @@ SAMPLES = list(digit_samples("train", 21, 0))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("served")
-    write_shards(SAMPLES, root / "a", samples_per_shard=8)
+    write_shards(SAMPLES, root / "a", ShardConfig(samples_per_shard=8))
     write_shards(digit_samples("train", 5, 1), root / "b")
-    mix(MixConfig(sources=(str(root / "a"), str(root / "b")), out=str(root / "mix")))
+    mix(MixConfig(shards=(str(root / "a"), str(root / "b")), out=str(root / "mix")))
     return root
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from data_pipeline.curate.funnel import FUNNEL, Funnel, FunnelRow
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
@@ -20,7 +21,7 @@ def write_run(run: Path) -> Path:
     """SFT of 120 steps, RL of 60, two evaluations, rollouts with images in real shards."""
     write_lines(run / "sft/metrics.jsonl", [sft_row(step) for step in range(1, 121)])
     write_lines(run / "rl/metrics.jsonl", [rl_row(step) for step in range(1, 61)])
-    index = write_shards(digit_samples("train", 24, 0), run / "shards", samples_per_shard=10)
+    index = write_shards(digit_samples("train", 24, 0), run / "shards", ShardConfig(samples_per_shard=10))
     questions = [sample.messages[1].content for sample in digit_samples("train", 24, 0)]
     kinds = [str(sample.metadata["kind"]) for sample in digit_samples("train", 24, 0)]
     groups = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.shards.config import InspectConfig
+from data_pipeline.shards.config import InspectConfig, ShardConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.survey import MAX_LOOKED_AT, survey
 from data_pipeline.shards.writer import write_shards
@@ -49,7 +49,7 @@ def samples() -> list[Sample]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
-    write_shards(samples(), folder / "shards", samples_per_shard=4)
+    write_shards(samples(), folder / "shards", ShardConfig(samples_per_shard=4))
     return write_gallery(InspectConfig(folder=str(folder / "shards"), out=str(folder / "page.html")))
 
 
@@ -131,7 +131,9 @@ def test_no_byte_of_a_file_reaches_the_page(page):
 
 
 def test_the_same_seed_gives_the_same_page_and_another_one_other_samples(tmp_path):
-    write_shards((text_sample(number) for number in range(60)), tmp_path / "s", samples_per_shard=7)
+    write_shards(
+        (text_sample(number) for number in range(60)), tmp_path / "s", ShardConfig(samples_per_shard=7)
+    )
 
     def page(seed: int) -> str:
         config = InspectConfig(folder=str(tmp_path / "s"), sample=5, seed=seed, out=str(tmp_path / "p.html"))
@@ -155,7 +157,7 @@ def test_a_large_folder_is_drawn_from(tmp_path):
 
 
 def test_unreadable_samples_are_named(tmp_path):
-    index = write_shards(samples(), tmp_path / "s", samples_per_shard=4)
+    index = write_shards(samples(), tmp_path / "s", ShardConfig(samples_per_shard=4))
     path = tmp_path / "s" / index.shards[1].file
     path.write_bytes(path.read_bytes()[: index.rows(1).offsets[3]])
     page = write_gallery(InspectConfig(folder=str(tmp_path / "s"), out=str(tmp_path / "p.html"))).read_text()

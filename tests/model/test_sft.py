@@ -15,6 +15,7 @@ import pytest
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
@@ -24,7 +25,7 @@ from tests.helpers.ranks import init_ranks, run_ranks, start_ranks
 @pytest.fixture(scope="module")
 def config(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> SFTConfig:
     shards = tmp_path_factory.mktemp("shards") / "train"
-    write_shards(digit_samples("train", 40, seed=3, cell=28), shards, samples_per_shard=16)
+    write_shards(digit_samples("train", 40, seed=3, cell=28), shards, ShardConfig(samples_per_shard=16))
     return SFTConfig(
         run="",
         model=str(tiny_hf),

@@ -12,6 +12,7 @@ import torch
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
@@ -29,7 +30,7 @@ IMAGE = ImageConfig(min_pixels=784)
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prompts") / "train"
-    write_shards(digit_samples("train", 7, seed=5, cell=28), folder, samples_per_shard=3)
+    write_shards(digit_samples("train", 7, seed=5, cell=28), folder, ShardConfig(samples_per_shard=3))
     return folder
 
 

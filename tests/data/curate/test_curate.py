@@ -17,6 +17,7 @@ from data_pipeline.curate.curate import curate
 from data_pipeline.curate.funnel import FUNNEL, Funnel
 from data_pipeline.ray_session import stop_ray
 from data_pipeline.select.config import DedupConfig, FilterConfig
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -50,7 +51,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> CurateConfig:
         for part in range(2):
             lines = "".join(json.dumps(one) + "\n" for one in rows[part::2])
             (root / name / f"train-{part}.jsonl").write_text(lines)
-    write_shards(digit_samples("train", 9, 0), root / "digits", samples_per_shard=4)
+    write_shards(digit_samples("train", 9, 0), root / "digits", ShardConfig(samples_per_shard=4))
     benchmark = list(read_shards(root / "digits"))[2:4]
     write_shards([replace(s, id=f"benchmark/{s.id}") for s in benchmark], root / "benchmark")
     sources = (

@@ -23,6 +23,7 @@ from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import FilterConfig, SelectConfig
 from data_pipeline.select.select import select
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -98,7 +99,7 @@ def question(id: str, one: int, other: int, source: str = "sums") -> Sample:
 def write(folder: Path, start: int, source: str = "sums") -> str:
     """Four questions of the same ids wherever they start, in two shards."""
     samples = [question(f"q{n}", start + n, 1, source) for n in range(4)]
-    write_shards(samples, folder, samples_per_shard=2)
+    write_shards(samples, folder, ShardConfig(samples_per_shard=2))
     return str(folder)
 
 

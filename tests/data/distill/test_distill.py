@@ -27,6 +27,7 @@ from data_pipeline.distill.scoring import finish_scores, read_scores, score_shar
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import normalise
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -53,7 +54,7 @@ def samples() -> list[Sample]:
 @pytest.fixture(scope="module")
 def shards(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("questions") / "shards"
-    write_shards(samples, folder, samples_per_shard=4)
+    write_shards(samples, folder, ShardConfig(samples_per_shard=4))
     return folder
 
 

@@ -18,6 +18,7 @@ from data_pipeline.curate.funnel import FUNNEL, Funnel
 from data_pipeline.distill.config import TeacherConfig
 from data_pipeline.ray_session import stop_ray
 from data_pipeline.select.config import FilterConfig
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -108,7 +109,7 @@ def test_distillation_on_ray_gives_the_same_bytes(
     questions: list[Sample], server: ModelServer, tmp_path: Path
 ):
     """Teacher and student, three shards on two tasks; the tasks may not see each other's answers."""
-    write_shards(questions, tmp_path / "questions", samples_per_shard=4)
+    write_shards(questions, tmp_path / "questions", ShardConfig(samples_per_shard=4))
     teacher = TeacherConfig(
         base_url=f"{server.url}/v1", k=4, max_tokens=64, extra_body=FORM, checkers=1, concurrency=4
     )

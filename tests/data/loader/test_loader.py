@@ -26,6 +26,7 @@ from data_pipeline.loader import loader as loader_module
 from data_pipeline.loader.config import LoaderConfig, MixConfig
 from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.mixture import mix
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import finish_shards, write_part, write_shards
@@ -44,7 +45,7 @@ def encoder(tiny_hf) -> ChatEncoder:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> LoaderConfig:
     folder = tmp_path_factory.mktemp("loader") / "shards"
-    write_shards(digit_samples("train", NUM_SAMPLES, 0), folder, samples_per_shard=8)
+    write_shards(digit_samples("train", NUM_SAMPLES, 0), folder, ShardConfig(samples_per_shard=8))
     return LoaderConfig(shards=str(folder), global_batch_size=BATCH, pack_length=1_500)
 
 
@@ -122,11 +123,11 @@ def sources(tmp_path_factory) -> Path:
         samples = list(digit_samples("train", size, number, cell=28))
         if number == 1:
             samples[2] = replace(samples[2], images=(b"no image",))
-        write_shards(samples, root / f"s{number}", samples_per_shard=7)
+        write_shards(samples, root / f"s{number}", ShardConfig(samples_per_shard=7))
     index = ShardIndex.load(root / "s1")
     _damage(root / "s1" / index.refs[8].shard, index.refs[8].offset)
     places = tuple(str(root / f"s{number}") for number in range(3))
-    mix(MixConfig(sources=places, out=str(root / "mix"), counts="s0=14,s1=9,s2=14", seed=3))
+    mix(MixConfig(shards=places, out=str(root / "mix"), counts="s0=14,s1=9,s2=14", seed=3))
     return root
 
 
@@ -157,7 +158,7 @@ def test_a_mixture_resumes_exactly_on_other_ranks_and_skips_what_is_bad(encoder,
 def test_state_of_another_mixture_of_the_same_sources_is_refused(encoder, sources):
     config = LoaderConfig(shards=str(sources / "mix"), global_batch_size=2)
     state = Loader(config, encoder, dp_rank=0, dp_size=1).state_dict()
-    mix(MixConfig(sources=(str(sources / "s0"),), out=str(sources / "other")))
+    mix(MixConfig(shards=(str(sources / "s0"),), out=str(sources / "other")))
     other = Loader(replace(config, shards=str(sources / "other")), encoder, dp_rank=0, dp_size=1)
     with pytest.raises(ValueError, match="data=.*resume with the same"):
         other.load_state_dict(state)
@@ -232,7 +233,7 @@ def test_bad_samples_are_skipped_counted_and_named(encoder, tmp_path, caplog):
         replace(good[0], id="no image", images=()),
         _text_sample(99, length=3_000),
     ]
-    write_shards([*good, *bad], tmp_path / "s", samples_per_shard=5)
+    write_shards([*good, *bad], tmp_path / "s", ShardConfig(samples_per_shard=5))
     index = ShardIndex.load(tmp_path / "s")
     _damage(tmp_path / "s" / index.refs[3].shard, index.refs[3].offset)
     config = LoaderConfig(
@@ -284,7 +285,7 @@ BREAKS: dict[str, tuple[str, Callable[[Path, SampleRef], None]]] = {
 def test_broken_shards_lose_their_broken_samples_alone(encoder, tmp_path, caplog, name):
     """The last sample of the second shard, and with the shard all of its samples, where all of it is gone."""
     good = list(digit_samples("train", 12, 0))
-    index = write_shards(good, tmp_path / "s", samples_per_shard=4)
+    index = write_shards(good, tmp_path / "s", ShardConfig(samples_per_shard=4))
     reason, damage = BREAKS[name]
     damage(tmp_path / "s" / index.refs[7].shard, index.refs[7])
     lost = range(4, 8) if name in ("empty tar", "no tar") else [7]

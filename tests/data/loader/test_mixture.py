@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import allocate, mix, source_names
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_sample, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -24,7 +25,7 @@ from launch.data_commands import data
 def folders(tmp_path) -> Path:
     for name, size in {"a": 40, "b": 7, "c": 100}.items():
         samples = [Sample(id=f"{name}/{n}", source=name, messages=()) for n in range(size)]
-        write_shards(samples, tmp_path / "shards" / name, samples_per_shard=9)
+        write_shards(samples, tmp_path / "shards" / name, ShardConfig(samples_per_shard=9))
     return tmp_path / "shards"
 
 
@@ -96,7 +97,7 @@ def test_the_command_shows_and_writes_what_goes_in(folders, capsys):
 
 
 def test_a_mixture_reads_like_a_folder_and_moves_with_its_sources(folders, tmp_path):
-    mix(MixConfig(sources=(str(folders / "a"), str(folders / "b")), out=str(folders / "mix")))
+    mix(MixConfig(shards=(str(folders / "a"), str(folders / "b")), out=str(folders / "mix")))
     shutil.move(folders, tmp_path / "elsewhere")
     index = ShardIndex.load(tmp_path / "elsewhere" / "mix" / "mixture.json")
     wanted = [f"a/{n}" for n in range(40)] + [f"b/{n}" for n in range(7)]
@@ -124,12 +125,12 @@ def test_a_mixture_reads_like_a_folder_and_moves_with_its_sources(folders, tmp_p
 def test_mistakes_say_what_to_do(folders, options, problem):
     places = (str(folders / "a"), str(folders / "b"))
     with pytest.raises(ValueError, match=problem):
-        mix(MixConfig(**{"sources": places, "out": str(folders / "mix"), **options}))
+        mix(MixConfig(**{"shards": places, "out": str(folders / "mix"), **options}))
 
 
 def test_mixtures_of_mixtures_and_taken_folders_are_refused(folders):
-    mix(MixConfig(sources=(str(folders / "a"),), out=str(folders / "mix")))
+    mix(MixConfig(shards=(str(folders / "a"),), out=str(folders / "mix")))
     with pytest.raises(ValueError, match="give its sources: a"):
-        mix(MixConfig(sources=(str(folders / "mix"),), out=str(folders / "more")))
+        mix(MixConfig(shards=(str(folders / "mix"),), out=str(folders / "more")))
     with pytest.raises(ValueError, match="holds shards"):
-        mix(MixConfig(sources=(str(folders / "a"),), out=str(folders / "b")))
+        mix(MixConfig(shards=(str(folders / "a"),), out=str(folders / "b")))

@@ -15,6 +15,7 @@ from data_pipeline.loader import order
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.loader.order import draws
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
@@ -31,7 +32,7 @@ def texts(source: str, count: int) -> list[Sample]:
 def folders(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sources")
     for name, size in SIZES.items():
-        write_shards(texts(name, size), root / name, samples_per_shard=6)
+        write_shards(texts(name, size), root / name, ShardConfig(samples_per_shard=6))
     return root
 
 
@@ -39,7 +40,7 @@ def mixed(folders: Path, counts: str, seed: int = 0) -> ShardIndex:
     out = folders / f"mix-{counts}-{seed}"
     places = tuple(str(folders / part.split("=")[0]) for part in counts.split(","))
     if not out.exists():
-        mix(MixConfig(sources=places, out=str(out), counts=counts, max_epochs=9, seed=seed))
+        mix(MixConfig(shards=places, out=str(out), counts=counts, max_epochs=9, seed=seed))
     return ShardIndex.load(out)
 
 
@@ -138,7 +139,7 @@ def test_rows_of_one_window_at_a_time_are_in_memory(folders, monkeypatch):
 
 def test_a_mixture_whose_source_changed_is_refused(folders, tmp_path):
     write_shards(texts("d", 9), tmp_path / "d")
-    mix(MixConfig(sources=(str(tmp_path / "d"),), out=str(tmp_path / "mix")))
+    mix(MixConfig(shards=(str(tmp_path / "d"),), out=str(tmp_path / "mix")))
     said = json.loads((tmp_path / "mix" / "mixture.json").read_text())
     said["sources"][0]["place"] = str(folders / "a")
     (tmp_path / "mix" / "mixture.json").write_text(json.dumps(said))

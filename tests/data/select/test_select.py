@@ -11,6 +11,7 @@ import pytest
 from data_pipeline.select.config import DedupConfig, DedupRunConfig, FilterConfig, SelectConfig
 from data_pipeline.select.dedup import deduplicate
 from data_pipeline.select.select import select
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -30,8 +31,8 @@ def shards(tmp_path: Path) -> Path:
         ask("b2", "Who is it?", b, response="y"),
         ask("b3", "What time is it?", c, response="y"),
     ]
-    write_shards(first, tmp_path / "first", samples_per_shard=3)
-    write_shards(second, tmp_path / "second", samples_per_shard=3)
+    write_shards(first, tmp_path / "first", ShardConfig(samples_per_shard=3))
+    write_shards(second, tmp_path / "second", ShardConfig(samples_per_shard=3))
     write_shards([ask("t0", "What time is it?", jpeg(photographs()[7], 80))], tmp_path / "bench")
     return tmp_path
 

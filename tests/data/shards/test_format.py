@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import BadSample
+from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_sample, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -37,7 +38,7 @@ def make_samples(count: int = 23) -> list[Sample]:
 
 @pytest.fixture
 def folder(tmp_path):
-    write_shards(make_samples(), tmp_path / "shards", samples_per_shard=10)
+    write_shards(make_samples(), tmp_path / "shards", ShardConfig(samples_per_shard=10))
     return tmp_path / "shards"
 
 
@@ -80,7 +81,7 @@ def test_index_tells_the_truth(folder):
 
 
 def test_same_samples_same_bytes(folder, tmp_path):
-    write_shards(iter(make_samples()), tmp_path / "again", samples_per_shard=10)
+    write_shards(iter(make_samples()), tmp_path / "again", ShardConfig(samples_per_shard=10))
     files = sorted(path.name for path in folder.iterdir())
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
     for name in files:
@@ -102,10 +103,10 @@ def test_a_killed_write_leaves_no_index_and_can_be_repeated(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shards(dying(), tmp_path, samples_per_shard=10)
+        write_shards(dying(), tmp_path, ShardConfig(samples_per_shard=10))
     with pytest.raises(ValueError, match=r"index\.json does not exist"):
         ShardIndex.load(tmp_path)
-    write_shards(make_samples(), tmp_path, samples_per_shard=10)
+    write_shards(make_samples(), tmp_path, ShardConfig(samples_per_shard=10))
     assert list(read_shards(tmp_path)) == make_samples()
 
 
@@ -115,8 +116,8 @@ def test_leftovers_of_a_killed_write_do_not_join_the_next(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shards(dying(), tmp_path, samples_per_shard=5)
-    write_shards(make_samples()[:7], tmp_path, samples_per_shard=5)
+        write_shards(dying(), tmp_path, ShardConfig(samples_per_shard=5))
+    write_shards(make_samples()[:7], tmp_path, ShardConfig(samples_per_shard=5))
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == [
         "shard-000000-0000.tar",
         "shard-000000-0001.tar",

@@ -42,7 +42,7 @@ def killed_once(marks: Path, samples: Iterator[Sample], drop: Drop, part: int) -
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "shards"
-    write_shards(digit_samples("train", 60, 0), folder, samples_per_shard=12)
+    write_shards(digit_samples("train", 60, 0), folder, ShardConfig(samples_per_shard=12))
     return folder
 
 
@@ -86,7 +86,7 @@ def test_workers_that_are_killed_lose_nothing(executor, workers, source: Path, t
 
 
 def test_unreadable_samples_are_counted_up_to_a_limit(source: Path, tmp_path: Path):
-    write_shards(read_shards(source), tmp_path / "torn", samples_per_shard=12)
+    write_shards(read_shards(source), tmp_path / "torn", ShardConfig(samples_per_shard=12))
     index = ShardIndex.load(tmp_path / "torn")
     for number in (0, 2):
         path = tmp_path / "torn" / index.shards[number].file

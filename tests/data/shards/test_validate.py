@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
-from data_pipeline.shards.config import ValidateConfig
+from data_pipeline.shards.config import ShardConfig, ValidateConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.validate import ValidationReport, validate
@@ -32,13 +32,13 @@ KEY = "000000-0001-000002"
 
 
 def check(folder: Path, **options: object) -> ValidationReport:
-    return validate(ValidateConfig(folder=str(folder), **options))
+    return validate(ValidateConfig(shards=str(folder), **options))
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good") / "shards"
-    write_shards(digit_samples("train", 12, 0), folder, samples_per_shard=4)
+    write_shards(digit_samples("train", 12, 0), folder, ShardConfig(samples_per_shard=4))
     return folder
 
 
@@ -296,15 +296,15 @@ def test_ids_are_named_even_when_they_hold_what_terminals_act_on(tmp_path: Path)
 
 def test_a_mixture_is_looked_through_with_all_its_folders(tmp_path: Path, good: Path, folder: Path):
     write_shards(digit_samples("test", 5, 0), tmp_path / "other")
-    mix(MixConfig(sources=(str(tmp_path / "other"), str(folder)), out=str(tmp_path / "mix")))
+    mix(MixConfig(shards=(str(tmp_path / "other"), str(folder)), out=str(tmp_path / "mix")))
     report = check(tmp_path / "mix")
     assert report.ok and (report.shards, report.samples) == (4, 17)
     (folder / SECOND).unlink()
     problem = check(tmp_path / "mix").problems[0]
     assert problem.kind == "missing-shard" and problem.shard.endswith(f"shards/{SECOND}")
     (tmp_path / "mix" / "mixture.json").unlink()
-    write_shards(read_shards(good), tmp_path / "twin", samples_per_shard=5)
-    mix(MixConfig(sources=(str(good), str(tmp_path / "twin")), out=str(tmp_path / "mix")))
+    write_shards(read_shards(good), tmp_path / "twin", ShardConfig(samples_per_shard=5))
+    mix(MixConfig(shards=(str(good), str(tmp_path / "twin")), out=str(tmp_path / "mix")))
     assert check(tmp_path / "mix", quick=True).counts == {"duplicate": 12}
 
 

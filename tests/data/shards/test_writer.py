@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.config import WorkConfig
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.parts import run_parts
 from data_pipeline.shards.config import ShardConfig
@@ -37,8 +38,8 @@ def samples_of(part: int) -> Iterator[Sample]:
         yield pictured(100 * part + number, file.getvalue())
 
 
-def write(out: Path, part: int, **options: int) -> int:
-    return len(write_part(samples_of(part), out, part, samples_per_shard=4, **options))
+def write(out: Path, part: int) -> int:
+    return len(write_part(samples_of(part), out, part, ShardConfig(samples_per_shard=4)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,7 +67,7 @@ def pictured(number: int, *images: bytes) -> Sample:
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path):
     for workers in (1, 2, 3):
         out = tmp_path / str(workers)
-        assert run_parts(partial(write, out), range(4), workers=workers) == [2, 2, 3, 4]
+        assert run_parts(partial(write, out), range(4), work=WorkConfig(workers=workers)) == [2, 2, 3, 4]
         index = finish_shards(out, 4)
         assert len(index) == 5 + 8 + 11 + 14
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
@@ -92,7 +93,7 @@ def test_a_finished_part_is_returned_and_its_samples_stay_unread(tmp_path: Path)
     unread = iter(samples_of(0))
     assert write_part(unread, tmp_path, 0) == first
     assert next(unread) == next(iter(samples_of(0)))
-    with (tmp_path / "part-000000.json.partial").open("ab") as file:
+    with (tmp_path / "part-000000.lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert write_part(unread, tmp_path, 0) == first, "whoever else is asking for it"
     assert (tmp_path / first[0].file).stat().st_mtime_ns == stamp
@@ -105,7 +106,7 @@ def test_an_unfinished_part_is_removed_and_written_again(tmp_path: Path):
 
     write(tmp_path, 1)
     with pytest.raises(KeyboardInterrupt):
-        write_part(dying(), tmp_path, 0, samples_per_shard=2)
+        write_part(dying(), tmp_path, 0, ShardConfig(samples_per_shard=2))
     assert (tmp_path / "shard-000000-0004.tar").exists()
     write(tmp_path, 0)
     finish_shards(tmp_path, 2)
@@ -163,7 +164,7 @@ def test_two_writers_of_a_part_are_told_and_a_dead_one_is_not_waited_for(tmp_pat
         time.sleep(0.05)
         if started.exists():
             break
-    with pytest.raises(ValueError, match=r"another process is writing part-000000\.json of .*; wait for it"):
+    with pytest.raises(ValueError, match=r"another process is writing part-000000 of .*; wait for it"):
         write(tmp_path / "out", 0)
     assert write(tmp_path / "out", 1) == 2, "other parts are free"
     assert other.pid
@@ -180,12 +181,14 @@ def test_shards_are_cut_at_the_size_or_the_count_whichever_comes_first(tmp_path:
     image = photograph(0)
     samples = [pictured(number, image) for number in range(40)]
     one = 512 + 512 + 512 + len(image) + -len(image) % 512
-    by_size = write_shards(samples, tmp_path / "size", target_bytes=8 * one - 1)
+    by_size = write_shards(samples, tmp_path / "size", ShardConfig(target_bytes=8 * one - 1))
     assert [shard.count for shard in by_size.shards] == [8] * 5
     assert all(shard.bytes < 8 * one + tarfile.RECORDSIZE + 1_024 for shard in by_size.shards)
-    by_count = write_shards(samples, tmp_path / "count", target_bytes=8 * one - 1, samples_per_shard=7)
+    by_count = write_shards(
+        samples, tmp_path / "count", ShardConfig(target_bytes=8 * one - 1, samples_per_shard=7)
+    )
     assert [shard.count for shard in by_count.shards] == [7] * 5 + [5]
-    alone = write_shards(samples[:3], tmp_path / "alone", target_bytes=1)
+    alone = write_shards(samples[:3], tmp_path / "alone", ShardConfig(target_bytes=1))
     assert [shard.count for shard in alone.shards] == [1, 1, 1], "a sample is never cut"
 
 
@@ -204,7 +207,9 @@ def test_tarfile_would_write_the_same_bytes(tmp_path: Path):
 
 
 def test_the_index_knows_place_size_and_checksum_of_each_sample(tmp_path: Path):
-    index = write_shards([*samples_of(2), pictured(1, photograph(1))], tmp_path, samples_per_shard=5)
+    index = write_shards(
+        [*samples_of(2), pictured(1, photograph(1))], tmp_path, ShardConfig(samples_per_shard=5)
+    )
     for number, shard in enumerate(index.shards):
         rows, data = index.rows(number), (tmp_path / shard.file).read_bytes()
         with tarfile.open(tmp_path / shard.file) as tar:
@@ -251,7 +256,7 @@ def test_images_stay_untouched_unless_a_cap_asks(tmp_path: Path):
     Image.new("RGBA", (700, 500), (200, 30, 30, 128)).save(png, "PNG")
     sample = pictured(0, large, small, png.getvalue(), bad)
     assert next(iter(read_shards(write_shards([sample], tmp_path / "all").folder))) == sample
-    index = write_shards([sample], tmp_path / "capped", max_pixels=200_000)
+    index = write_shards([sample], tmp_path / "capped", ShardConfig(max_pixels=200_000))
     images = next(iter(read_shards(index.folder))).images
     assert images[1] == small and images[3] == bad, "what is below the cap, or no image, stays as it is"
     assert index.shards[0].scaled == 2
@@ -264,7 +269,7 @@ def test_images_stay_untouched_unless_a_cap_asks(tmp_path: Path):
         assert seen.size == wanted.size, "the loader finds nothing left to resize"
         error = np.abs(np.asarray(seen, dtype=int) - np.asarray(wanted, dtype=int)).mean()
         assert error < 6, "noise is the hardest of all images for JPEG"
-    again = write_shards([sample], tmp_path / "again", max_pixels=200_000)
+    again = write_shards([sample], tmp_path / "again", ShardConfig(max_pixels=200_000))
     assert again.digest == index.digest
 
 

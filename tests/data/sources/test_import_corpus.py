@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_pipeline.encode.image_header import image_size
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex, rows_path
 from data_pipeline.sources.config import ImportConfig
-from data_pipeline.sources.image_values import image_size
 from data_pipeline.sources.import_corpus import import_corpus
 from launch import cli
 from tests.data.shards.test_writer import contents
