@@ -16,13 +16,12 @@ from collections import Counter
 import psutil
 
 from benchmarks.environment import write_result
-from data_pipeline.verify.check import Mode
+from data_pipeline.verify.config import CheckerConfig, Mode
 from data_pipeline.verify.pool import VerifyPool
 
 GROUPS = 500
 GROUP = 8
 ROUNDS = 3
-DEADLINE = 5.0
 HOSTILE = (r"9^{9^{9^9}}", r"(9^{9})^{9^{9}}+1")
 """Towers that math-verify would compute for ever; each stands NUM_HOSTILE times among the ordinary answers."""
 NUM_HOSTILE = 4
@@ -117,7 +116,7 @@ def measure(mode: Mode, pairs: list[tuple[str, str]]) -> dict[str, object]:
     best, wall = float("inf"), float("inf")
     counts: Counter[str] = Counter()
     for _ in range(ROUNDS):
-        with VerifyPool(1, DEADLINE, mode=mode) as pool:  # a new one: its caches are empty
+        with VerifyPool(CheckerConfig(mode=mode, workers=1)) as pool:  # a new one: its caches are empty
             pool.check_many([("<answer>x+1</answer>", "x+2"), ("<answer>$x$</answer>", "$y$")])
             (worker,) = pool._workers
             pool.counts.clear()
@@ -141,7 +140,7 @@ def measure_hostile(pairs: list[tuple[str, str]]) -> dict[str, object]:
     step = len(pairs) // len(hostile)
     mixed = [p for n, bad in enumerate(hostile) for p in (*pairs[n * step : (n + 1) * step], bad)]
     seconds, verdicts = {}, {}
-    with VerifyPool(1, HOSTILE_DEADLINE) as pool:
+    with VerifyPool(CheckerConfig(workers=1, deadline=HOSTILE_DEADLINE)) as pool:
         for name, answers in (("ordinary", pairs), ("mixed", mixed)):
             pool.check_many([("<answer>x+1</answer>", "x+2")])
             start = time.perf_counter()

@@ -74,9 +74,9 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)  # until the new one is there, nothing is evaluated
     save_config(config, out, resumes=False)
-    groups, checker = [], config.reward.checker
+    groups = []
     with (
-        VerifyPool(checker.workers, checker.deadline, mode=checker.mode) as pool,
+        VerifyPool(config.reward.checker) as pool,
         (out / "answers.jsonl").open("w") as answers,
         tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):

@@ -32,13 +32,13 @@ SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step"
 
 def run_rl(config: RLConfig) -> None:
     """Train until `config.steps`. A run that was killed continues from its newest checkpoint."""
-    run, checker = Path(config.run), config.reward.checker
+    run = Path(config.run)
     save_config(config, run, resumes=bool(checkpoints(run / "checkpoints")))
     start_ray()
     try:
         check_gpus(config)
         with (
-            VerifyPool(checker.workers, checker.deadline, mode=checker.mode) as pool,
+            VerifyPool(config.reward.checker) as pool,
             closing(rollout_manager(config)) as engines,  # they start while the trainers do
             closing(TrainerGroup(config)) as trainers,
         ):

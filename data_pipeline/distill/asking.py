@@ -98,13 +98,7 @@ async def _ask_all(
         asked = asked | {"model": client.model}
         _compare(config.out, asked)
         write_json(Path(config.out) / MANIFEST, {"asked": asked, "config": asdict(config)}, shared=True)
-        pool = stack.enter_context(
-            VerifyPool(
-                config.teacher.checker.workers,
-                config.teacher.checker.deadline,
-                mode=config.teacher.checker.mode,
-            )
-        )
+        pool = stack.enter_context(VerifyPool(config.teacher.checker))
         bar = tqdm(total=total, desc="ask", unit=" answers", disable=None, dynamic_ncols=True)
         run = _Run(config, index, pool=pool, judge=judge, bar=stack.enter_context(bar))
         stack.callback(run.close)

@@ -16,10 +16,11 @@ from data_pipeline.select.filters import build_filters, keep, response
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import Drop, StageReport, run_stage
 from data_pipeline.types import Sample
+from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 
-CHUNK, DEADLINE = 256, 5.0
-"""Answers that are checked at once, and the seconds that each may take."""
+CHUNK = 256
+"""Answers that are checked at once."""
 
 
 def select(config: SelectConfig) -> StageReport:
@@ -77,7 +78,7 @@ def with_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:
     Those that were checked before, or hold no reference answer, stay as they are.
     """
     waiting = iter(samples)
-    with VerifyPool(1, DEADLINE) as pool:
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
         while chunk := list(islice(waiting, CHUNK)):
             asked = [sample for sample in chunk if sample.answer and "accuracy" not in sample.metadata]
             verdicts = pool.check_many([(response(sample), sample.answer) for sample in asked])

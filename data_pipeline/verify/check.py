@@ -9,14 +9,12 @@ is asked of math-verify, which may run for ever on a hostile expression. So what
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from data_pipeline.verify import math as verify_math
 from data_pipeline.verify import reading as verify_reading
 from data_pipeline.verify import released as verify_released
 from data_pipeline.verify import strict as verify_strict
-
-Mode = Literal["strict", "released"]
+from data_pipeline.verify.config import Mode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,14 @@ from typing import Literal
 
 from data_pipeline.served.config import JudgeConfig
 
+Mode = Literal["strict", "released"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckerConfig:
     """Which rules decide whether a response is right, and how long one check may take."""
 
-    mode: Literal["strict", "released"] = "strict"
+    mode: Mode = "strict"
     """Rules: strict, or those of the published reward, faults included."""
     workers: int = 2
     """Processes that ask math-verify."""

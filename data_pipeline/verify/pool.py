@@ -21,7 +21,8 @@ from multiprocessing.process import BaseProcess
 from threading import Lock
 from typing import cast
 
-from data_pipeline.verify.check import Mode, Verdict, after_math, check_text, is_equal_math, needs_math
+from data_pipeline.verify.check import Verdict, after_math, check_text, is_equal_math, needs_math
+from data_pipeline.verify.config import CheckerConfig, Mode
 
 _GIB = 1 << 30
 _BATCH = 16  # most answers a worker gets at once
@@ -37,25 +38,20 @@ class _Worker:
 
 
 class VerifyPool:
-    """Checks answers in `workers` processes, each within `deadline` seconds and `memory_gib` of memory.
+    """Checks answers in `config.workers` processes, each in `config.deadline` seconds and `memory_gib` of memory.
 
     `counts` says how many answers were decided by what: exact, choice, number, math, none, timeout (the deadline
     passed) or error (the worker died otherwise, twice: once may be the fault of the machine). Threads that
     share a pool are served one after the other. Close it, or use it as a context manager.
     """
 
-    def __init__(
-        self, workers: int, deadline: float, *, mode: Mode = "strict", memory_gib: float = 4.0
-    ) -> None:
-        if workers < 1 or deadline <= 0:
-            raise ValueError(f"workers={workers} must be at least 1 and deadline={deadline} above 0 seconds")
+    def __init__(self, config: CheckerConfig, *, memory_gib: float = 4.0) -> None:
         self.counts: Counter[str] = Counter()
-        self._deadline = deadline
-        self._mode: Mode = mode
+        self.config = config
         self._memory = int(memory_gib * _GIB)
         self._lock = Lock()
         self._workers: list[_Worker] = []
-        for _ in range(workers):
+        for _ in range(config.workers):
             self._add_worker()
 
     def __enter__(self) -> VerifyPool:
@@ -70,7 +66,7 @@ class VerifyPool:
         Raises:
             RuntimeError: the pool is closed, or its workers cannot start.
         """
-        verdicts = [check_text(response, answer, self._mode) for response, answer in pairs]
+        verdicts = [check_text(response, answer, self.config.mode) for response, answer in pairs]
         tasks = {
             i: (verdict.extracted, answer)
             for i, (verdict, (_, answer)) in enumerate(zip(verdicts, pairs, strict=True))
@@ -164,7 +160,7 @@ class VerifyPool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_serve, args=(theirs, self._mode, self._deadline, self._memory), daemon=True
+            target=_serve, args=(theirs, self.config.mode, self.config.deadline, self._memory), daemon=True
         )
         process.start()
         theirs.close()  # now the worker's death closes the connection

@@ -51,7 +51,7 @@ def verify_file(config: VerifyConfig) -> VerifySummary:
         with (
             source.open("rb") as lines,
             part.open("w") as verified,
-            VerifyPool(config.checker.workers, config.checker.deadline, mode=config.checker.mode) as pool,
+            VerifyPool(config.checker) as pool,
         ):
             summary = _verify(config, lines, verified, pool)
     except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_pipeline.verify.check import Verdict
+from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
@@ -44,7 +45,7 @@ def test_scores_rollouts_in_order():
         r"\boxed{7}",
         "7",
     ]
-    with VerifyPool(workers=1, deadline=5.0) as pool:
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
         parts = score_rollouts(pool, RewardConfig(), responses, ["7", "7", "7.0", "7"])
         assert [p.total for p in parts] == pytest.approx([1.0, 0.1, 1.0, 0.9])
         assert [p.decided_by for p in parts] == ["exact", "none", "number", "exact"]

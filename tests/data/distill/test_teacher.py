@@ -27,6 +27,7 @@ from data_pipeline.served.client import NoAnswer, read_reply
 from data_pipeline.served.judge import parse_judgment
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
+from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 
 
@@ -162,7 +163,7 @@ def test_what_would_be_learned_is_checked():
         Answer(id=str(n), rollout=0, source="s", answer="4", response=text, finish_reason=end)
         for n, (text, end, _) in enumerate(cases)
     ]
-    with VerifyPool(1, 5.0, mode="released") as pool:
+    with VerifyPool(CheckerConfig(workers=1, mode="released")) as pool:
         checked = check_answers(pool, asked, "released")
     assert [answer.reason for answer in checked] == [reason for *_, reason in cases]
     assert [answer.accuracy for answer in checked] == [1, 0, 0, 0, 1, 1, 0]

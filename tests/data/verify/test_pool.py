@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from data_pipeline.verify.check import Verdict, check_answer
+from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 
 
@@ -44,12 +45,12 @@ def checker_processes() -> list[psutil.Process]:
 
 @pytest.fixture(scope="module", params=HOSTILE)
 def pool(request):
-    with VerifyPool(workers=2, deadline=3.0, mode=request.param) as pool:
+    with VerifyPool(CheckerConfig(workers=2, deadline=3.0, mode=request.param)) as pool:
         yield pool
 
 
 def checked(pairs: list[tuple[str, str]], pool: VerifyPool) -> list[Verdict]:
-    return [check_answer(*pair, pool._mode) for pair in pairs]
+    return [check_answer(*pair, pool.config.mode) for pair in pairs]
 
 
 def test_agrees_with_checking_in_process_and_keeps_the_order(pool):
@@ -61,7 +62,7 @@ def test_agrees_with_checking_in_process_and_keeps_the_order(pool):
 def test_the_mode_is_the_workers_too():
     hedged, bare = (tagged("A or B"), "A"), (tagged(r"\sqrt{12}"), r"2\sqrt{3}")
     for mode, right in {"strict": [0, 1], "released": [1, 0]}.items():
-        with VerifyPool(workers=1, deadline=10.0, mode=mode) as pool:
+        with VerifyPool(CheckerConfig(workers=1, deadline=10.0, mode=mode)) as pool:
             assert [verdict.accuracy for verdict in pool.check_many([hedged, bare])] == right
 
 
@@ -71,7 +72,7 @@ def test_nothing_to_check(pool):
 
 def test_hostile_answers_cost_their_deadline_and_the_others_are_served(pool):
     before = pool.counts.copy()
-    hostile = [(tagged(text), "3") for text in HOSTILE[pool._mode]]
+    hostile = [(tagged(text), "3") for text in HOSTILE[pool.config.mode]]
     verdicts = pool.check_many([hostile[0], *MIXED, hostile[1], *MIXED, hostile[2]])
     assert [verdicts[i].decided_by for i in (0, 7, 14)] == ["timeout"] * 3
     assert [verdicts[i].accuracy for i in (0, 7, 14)] == [0.0] * 3
@@ -84,7 +85,7 @@ def test_hostile_answers_cost_their_deadline_and_the_others_are_served(pool):
 
 def test_hostile_answers_in_one_batch_with_others_cost_only_themselves(pool):
     """Throughput stays: what waited behind a killed worker's answer is checked by the next."""
-    tower = (tagged(HOSTILE[pool._mode][1]), "3")
+    tower = (tagged(HOSTILE[pool.config.mode][1]), "3")
     verdicts = pool.check_many([*MIXED * 5, tower, *MIXED * 5])
     assert [verdict.decided_by for verdict in verdicts].count("timeout") == 1
     assert verdicts[: 5 * len(MIXED)] == verdicts[5 * len(MIXED) + 1 :] == checked(MIXED * 5, pool)
@@ -104,14 +105,14 @@ def test_strict_survives_deep_and_long_answers():
         "$" + r"\frac{1}{" * 150_000 + "1" + "}" * 150_000 + "$",
         "((" * 500_000,
     ]
-    with VerifyPool(workers=2, deadline=2.0) as pool:
+    with VerifyPool(CheckerConfig(workers=2, deadline=2.0)) as pool:
         verdicts = pool.check_many([(tagged(text), r"\frac{x}{3}") for text in texts] + MIXED)
         assert verdicts[len(texts) :] == checked(MIXED, pool)
     assert not any(verdict.accuracy for verdict in verdicts[: len(texts)])
 
 
 def test_an_answer_that_kills_every_worker_is_an_error():
-    with VerifyPool(workers=1, deadline=60.0, mode="released", memory_gib=0.25) as small:
+    with VerifyPool(CheckerConfig(workers=1, deadline=60.0, mode="released"), memory_gib=0.25) as small:
         too_big = tagged("(" * 150_000_000)  # does not fit into the worker
         assert small.check_many([(too_big, "3"), *MIXED])[0].decided_by == "error"
         assert small.counts["error"] == 1
@@ -137,7 +138,7 @@ def test_serves_several_threads(pool):
 
 def test_close_ends_the_processes_and_says_so():
     others = {p.pid for p in checker_processes()}
-    with VerifyPool(workers=1, deadline=5.0) as pool:
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
         pool.check_many(MIXED)  # by now it has started
         assert len({p.pid for p in checker_processes()} - others) == 1
     assert {p.pid for p in checker_processes()} <= others
@@ -147,7 +148,7 @@ def test_close_ends_the_processes_and_says_so():
 
 
 def test_a_worker_whose_pool_went_without_using_it_ends_quietly():
-    with VerifyPool(workers=1, deadline=5.0) as pool:
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
         (worker,) = pool._workers
         assert worker.connection.poll(60)  # "ready", which nobody reads
         worker.connection.close()
@@ -157,7 +158,7 @@ def test_a_worker_whose_pool_went_without_using_it_ends_quietly():
 
 def test_workers_that_cannot_start_are_an_error_not_a_loop():
     with (
-        VerifyPool(workers=1, deadline=1.0, memory_gib=0.02) as pool,
+        VerifyPool(CheckerConfig(workers=1, deadline=1.0), memory_gib=0.02) as pool,
         pytest.raises(RuntimeError, match="memory_gib"),
     ):
         pool.check_many(MIXED)
@@ -165,7 +166,7 @@ def test_workers_that_cannot_start_are_an_error_not_a_loop():
 
 def test_an_interrupted_pool_is_closed_rather_than_confused(monkeypatch):
     others = {p.pid for p in checker_processes()}
-    with VerifyPool(workers=1, deadline=5.0) as pool:
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
         pool.check_many(MIXED)
         with monkeypatch.context() as patch:
             patch.setattr("data_pipeline.verify.pool.wait", interrupt)
@@ -178,9 +179,3 @@ def test_an_interrupted_pool_is_closed_rather_than_confused(monkeypatch):
 
 def interrupt(connections: list) -> list:
     raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(("workers", "deadline"), [(0, 1.0), (1, 0.0)])
-def test_refuses_settings_that_cannot_work(workers, deadline):
-    with pytest.raises(ValueError, match="workers="):
-        VerifyPool(workers=workers, deadline=deadline)

@@ -1,0 +1,16 @@
+"""Configs of the answer checker: values that cannot work are refused by name."""
+
+import pytest
+
+from data_pipeline.verify.config import CheckerConfig, VerifyConfig
+
+
+@pytest.mark.parametrize("changed", [{"workers": 0}, {"deadline": 0.0}, {"deadline": -1.0}])
+def test_impossible_checker_is_refused(changed):
+    with pytest.raises(ValueError, match=r"checker\.workers=.*checker\.deadline="):
+        CheckerConfig(**changed)
+
+
+def test_negative_limit_is_refused():
+    with pytest.raises(ValueError, match="max_bad_lines=-1 must be 0 or more"):
+        VerifyConfig(source="answers.jsonl", out="scored.jsonl", max_bad_lines=-1)
