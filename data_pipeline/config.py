@@ -1,4 +1,4 @@
-"""Config of who does a stage's parts (standard library only)."""
+"""Config of how a stage's parts are run (standard library only)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class WorkConfig:
     """How the parts of a stage are run."""
 
     workers: int = 1
-    """Parts that run at the same time; on Ray 0 takes the whole cluster."""
+    """Parts that run at the same time; with Ray, 0 uses the whole cluster."""
     executor: Literal["local", "ray"] = "local"
     """Where they run: on this machine, or on a Ray cluster."""
 
     def __post_init__(self) -> None:
         if self.workers < (0 if self.executor == "ray" else 1):
             raise ValueError(
-                f"work.workers={self.workers} must be at least 1; with work.executor=ray, 0 takes all of the cluster"
+                f"work.workers={self.workers} must be at least 1; with work.executor=ray, 0 uses the whole cluster"
             )

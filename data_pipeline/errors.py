@@ -14,10 +14,10 @@ MIN_RECORDS = 100
 
 
 class BadSample(ValueError):
-    """A sample is at fault, not the code. It is skipped and counted by `reason`; any other error is a bug."""
+    """The data is wrong, not the code. The sample is skipped and counted by `reason`."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # both, so that it can be pickled between processes
+        super().__init__(reason, detail)  # both, so that it can be pickled
         self.reason = reason  # unreadable | checksum | schema | image | text | answer | too_long
 
     def __str__(self) -> str:

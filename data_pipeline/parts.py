@@ -1,8 +1,8 @@
 """Runs the parts of a stage: in this process, in processes of this machine, or as Ray Data tasks on a cluster.
 
-A stage works part by part (most often: shard by shard), and a part may be run twice, because a worker that dies
-is replaced and its part run again. So a part's function is deterministic, does nothing when the part is done
-already, and ends by renaming its output into place. Then every executor leaves the same bytes.
+A part is most often a shard. A worker that dies is replaced, and its part is run again. So a part's function must
+be deterministic, must do nothing when its part is finished already, and must end by renaming its output into place.
+Then every executor leaves the same bytes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 MAX_BREAKS = 3
-"""Workers that may die in a row without any part being finished; then the parts are at fault, not the machine."""
+"""Consecutive deaths of workers without a finished part after which the stage stops."""
 
 
 def run_parts(
     fn: Callable[[P], R], parts: Sequence[P], *, work: WorkConfig = WorkConfig(), desc: str = ""
 ) -> list[R]:
-    """Returns `fn` of each part, in order of the parts. An exception that it raises ends the stage and is raised here.
+    """Returns `fn(part)` of each part, in the order of the parts. The first exception ends the stage.
 
     Args:
-        fn: a module's function, or a functools.partial of one: it is pickled to other processes, as parts are.
+        fn: a module's function, or a functools.partial of one; like the parts it is pickled.
 
     Raises:
         RuntimeError: workers keep dying.
@@ -47,7 +47,7 @@ def run_parts(
 
 
 def _in_processes(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[tuple[int, R]]:
-    """Parts with their numbers as they get done; a pool that lost a worker is replaced."""
+    """Yields number and result of each part as it finishes; a pool that lost a worker is replaced."""
     missing = dict(enumerate(parts))
     breaks = 0
     while missing:
@@ -59,25 +59,24 @@ def _in_processes(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Ite
         except BrokenProcessPool as error:
             breaks = breaks + 1 if len(missing) == before else 1
             if breaks == MAX_BREAKS:
-                seen = (
-                    f"{breaks} times in a row a worker died before any of {len(missing)} parts was finished"
-                )
-                raise _keeps_dying(seen) from error
+                raise _workers_die(
+                    f"{breaks} times in a row a worker died before it finished a part"
+                ) from error
 
 
 def _in_one_pool(fn: Callable[[P], R], parts: dict[int, P], workers: int) -> Iterator[tuple[int, R]]:
-    # spawn: a fork would copy the locks of this process's other threads in whatever state they are
+    # not fork: it would copy locks that other threads hold
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        coming = iter(list(parts.items()))
+        waiting = iter(list(parts.items()))
         running: dict[Future[R], int] = {}
         while True:
-            for number, part in islice(coming, 2 * workers - len(running)):  # no more: parts may be many
+            for number, part in islice(waiting, 2 * workers - len(running)):  # parts may be many
                 running[pool.submit(fn, part)] = number
             if not running:
                 return
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            # what was done before the pool broke counts
+            # results from before the pool broke count
             for future in sorted(finished, key=lambda f: isinstance(f.exception(), BrokenProcessPool)):
                 yield running.pop(future), future.result()
     finally:
@@ -85,7 +84,7 @@ def _in_one_pool(fn: Callable[[P], R], parts: dict[int, P], workers: int) -> Ite
 
 
 def _on_ray(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[tuple[int, R]]:
-    """One Ray Data task for each part; Ray runs the parts of a dead worker or node again."""
+    """Runs one Ray Data task for each part; Ray repeats the parts of a dead worker or node."""
     import ray
 
     from data_pipeline.ray_session import start_ray
@@ -97,7 +96,7 @@ def _on_ray(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[
     held = ray.put(list(parts))
 
     def run(row: dict) -> dict:
-        # Ray Data passes on what an exception says, not the exception: a user's mistake would look like a crash
+        # Ray Data passes on the text of an exception, not the exception: a user's mistake would look like a crash
         try:
             return {"number": row["id"], "result": [fn(ray.get(held)[row["id"]])], "error": [None]}
         except Exception as error:
@@ -111,8 +110,8 @@ def _on_ray(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[
                 raise row["error"][0]
             yield row["number"], row["result"][0]
     except ray.exceptions.WorkerCrashedError as error:
-        raise _keeps_dying(f"{MAX_BREAKS} times a worker died of the same part") from error
+        raise _workers_die(f"{MAX_BREAKS} times a worker died of the same part") from error
 
 
-def _keeps_dying(seen: str) -> RuntimeError:
-    return RuntimeError(f"{seen}, out of memory perhaps; use fewer workers, or smaller shards")
+def _workers_die(seen: str) -> RuntimeError:
+    return RuntimeError(f"{seen}; if memory ran out, use fewer workers or smaller shards")

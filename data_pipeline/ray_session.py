@@ -1,4 +1,4 @@
-"""Ray on this machine or in a cluster: the same for curation and for the RL loop."""
+"""Starts and stops Ray, on this machine or in a cluster, for curation and for the RL loop."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ import ray
 from ray._private import ray_constants
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""References, token ids, counts and rewards go through Ray; images and weights do not."""
+"""Size of Ray's object store: references, token ids and rewards pass through it, images and weights do not."""
 
 
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine alone: loopback, no dashboard."""
+    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine alone: loopback, no dashboard."""
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
         return
-    # without this, Ray turns the loopback address into the machine's own and listens on every interface
+    # otherwise Ray replaces the loopback address by the machine's own and listens on every interface
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home folder
+    os.environ.setdefault(
+        "RAY_AUTH_TOKEN", secrets.token_hex(32)
+    )  # otherwise Ray keeps one in the user's folder
     ray.init(
         address="local",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.ERROR,
-        log_to_driver=False,  # an actor's error is raised here; what it prints stays in Ray's session folder
+        log_to_driver=False,  # actors' errors are raised here; their output stays in Ray's session folder
         _node_ip_address="127.0.0.1",
     )
 
 
 def stop_ray() -> None:
-    """End Ray and every process that this one started through it."""
+    """Stops Ray and every process that this one started through it."""
     ray.shutdown()

@@ -1,8 +1,8 @@
-"""Bytes of files, wherever they lie: local paths, http(s), and every address that fsspec opens.
+"""Reads files from local paths, http(s), and every other address that fsspec opens.
 
 A *place* is a local path or an address with "://": https://, s3://, gs://, hf://, memory://, and fsspec's chains
-such as simplecache::https://. Reading an address is tried again while the fault may pass. What stays unreachable
-is a ConnectionError: it says nothing about the data, so that nobody counts a sample as bad for it.
+such as simplecache::https://. Temporary errors of an address are retried. An address that stays unreachable is a
+ConnectionError, which is never counted as a bad sample.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 ATTEMPTS, FIRST_WAIT = 6, 0.2
-"""How often an address is tried, and seconds before the second time; each wait doubles the last: 6 s in all."""
+"""Attempts to read an address, and seconds before the second one; each wait is twice the last: 6 s in all."""
 CONNECT_SECONDS, READ_SECONDS = 10, 60
-"""How long a server of http may take to be there, and then to send its next bytes."""
-_PASSING = (408, 425, 429)  # HTTP statuses below 500 that another attempt may change
+"""Time limits of http: for connecting, and for the next bytes."""
+_RETRYABLE = (408, 425, 429)  # HTTP statuses below 500
 
 
 def is_local(place: str | Path) -> bool:
@@ -24,7 +24,7 @@ def is_local(place: str | Path) -> bool:
 
 
 def join(place: str | Path, name: str) -> str:
-    """The place of `name`, which is relative to `place`, or absolute, or an address of its own."""
+    """Returns the place of `name`, which is relative to `place`, or absolute, or an address."""
     if not is_local(name):
         return name
     if is_local(place):
@@ -34,19 +34,19 @@ def join(place: str | Path, name: str) -> str:
 
 
 def read_bytes(place: str | Path) -> bytes:
-    """The whole file.
+    """Returns the whole file.
 
     Raises:
-        OSError: it is not there, or cannot be reached (ConnectionError).
+        OSError: it does not exist, or cannot be reached (ConnectionError).
     """
     return Path(place).read_bytes() if is_local(place) else _fetch(str(place), None, None)
 
 
 def read_range(place: str | Path, start: int, length: int) -> bytes:
-    """`length` bytes from `start` on; fewer where the file ends before.
+    """Returns `length` bytes from `start` on; fewer where the file ends before.
 
     Raises:
-        OSError: it is not there, or cannot be reached (ConnectionError).
+        OSError: the file does not exist, or cannot be reached (ConnectionError).
         ValueError: the server sends whole files only.
     """
     if not is_local(place):
@@ -59,13 +59,12 @@ def read_range(place: str | Path, start: int, length: int) -> bytes:
 
 
 def _fetch_range(place: str, start: int, length: int) -> bytes:
-    """Reading whole shards instead, unasked, would move each of them once for every one of its samples."""
     data = _fetch(place, start, start + length)
-    if len(data) > length:
+    if len(data) > length:  # reading on would transfer each shard once for every sample
         folder = place.removesuffix(posixpath.basename(place))
         raise ValueError(
-            f"{place}: asked for {length} bytes, the server sent {len(data)}: it ignores Range requests; serve the "
-            f"shards with one that does not (nginx, Caddy, an object store), copy them here, or give "
+            f"{place}: asked for {length} bytes, the server sent {len(data)}: it ignores Range requests; serve "
+            f"the shards with nginx, Caddy or an object store, copy them to this machine, or give "
             f"simplecache::{folder}, which copies each shard when it is first read"
         )
     return data
@@ -91,8 +90,8 @@ def _fetch(place: str, start: int | None, end: int | None) -> bytes:
             if error.status == 416:  # the file ends before `start`
                 return b""
             problem = error
-            if error.status < 500 and error.status not in _PASSING:
+            if error.status < 500 and error.status not in _RETRYABLE:
                 break
         except (aiohttp.ClientError, OSError) as error:
             problem = error
-    raise ConnectionError(f"{place} cannot be read: {problem!r}; the same command goes on when it can")
+    raise ConnectionError(f"{place} cannot be read: {problem!r}; run the same command again when it can")

@@ -1,8 +1,7 @@
-"""What flows through the data pipeline: Sample (a record) -> Example (tokenised) -> PackedBatch (tensors).
+"""Records of the data pipeline: Sample (from a corpus) -> Example (tokenised) -> PackedBatch (a micro-batch).
 
 Legend of shape suffixes: T packed tokens, S sequences, P vision patches, I images.
-A sample of two images and the text "7+5" becomes one Example; a PackedBatch holds S such examples
-end to end, and attention never crosses `cu_seqlens`.
+A PackedBatch holds S examples end to end; attention never crosses the boundaries in `cu_seqlens`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_MARK = "<image>"
-"""Stands in a message's text where an image goes; the n-th mark is the sample's n-th image."""
+"""Marks the place of an image in a message's text; the n-th mark is the sample's n-th image."""
 
 SYSTEM_PROMPT = (
     "You are a helpful assistant. When the user asks a question, your response must include two parts: "
@@ -23,7 +22,7 @@ SYSTEM_PROMPT = (
     "<answer>...</answer> tags.Please provide a clear, concise response within <answer> </answer> tags that "
     "directly addresses the question."
 )
-"""The recipe's system prompt, byte for byte (no space after `tags.`): SFT, RL and evaluation share it."""
+"""The system prompt of SFT, RL and evaluation: the recipe's, byte for byte (no space after `tags.`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +33,30 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One record of a corpus. `messages` end with the assistant's turn when there is one to learn from."""
+    """A record of a corpus. To learn from it, its last message must be the assistant's."""
 
     id: str  # unique and stable: "digits/train/00012"
     source: str  # the corpus: "digits"
     messages: tuple[Message, ...]
     images: tuple[bytes, ...] = ()  # encoded files (PNG, JPEG, ...), untouched
-    answer: str = ""  # the reference answer, as the answer checker takes it
+    answer: str = ""  # the reference, in the form that the answer checker reads
     metadata: dict[str, str | int | float] = field(default_factory=dict)  # kind, lineage
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRef:
-    """Where a sample lies, so that images travel by reference: its tar members, from the first one's header on."""
+    """A reference to a sample in a shard: the range of bytes that holds its tar members with their headers."""
 
     id: str
-    shard: str  # relative to the folder or mixture whose index this is from, or in full
+    shard: str  # relative to the folder or mixture of the index, or absolute
     offset: int  # bytes
     size: int  # bytes
-    crc32: int | None = None  # of these bytes; None where a reference was written down without
+    crc32: int | None = None  # of these bytes; None is not checked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """A tokenised sample. `loss_mask[t]` is 1 where *token t itself* is to be learned (not shifted)."""
+    """A tokenised sample. `loss_mask[t]` is 1 where token t itself is to be learned (not shifted)."""
 
     id: str
     input_ids: Tensor  # [T] int64, image pads expanded to one per merged patch group
@@ -72,12 +71,12 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tree:
-    """Examples that stay together in a pack: each branch goes on where the root ends. See sharing.py.
+    """Examples that are packed together: each branch continues the root, see prompt_sharing.py.
 
-    Without branches it is one plain example, the root.
+    Without branches it is a plain example, the root.
     """
 
-    root: Example  # with branches its id is "": it is part of theirs
+    root: Example  # with branches its id is ""
     branches: tuple[Example, ...] = ()
 
     @property
@@ -87,9 +86,9 @@ class Tree:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedBatch:
-    """Examples end to end: one micro-batch. Everything per token is *shifted*: position t predicts labels[t].
+    """A micro-batch: examples end to end. Labels and mask are shifted: position t predicts labels[t].
 
-    The last position of each sequence predicts nothing: its label is 0 and its loss_mask 0.
+    The last position of each sequence predicts nothing; its label and its loss_mask are 0.
     """
 
     ids: tuple[str, ...]  # S sample ids
@@ -100,8 +99,7 @@ class PackedBatch:
     cu_seqlens: Tensor  # [S + 1] int32, 0 = first
     pixels: Tensor  # [P, 14 * 14 * 3] uint8 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
-    # [S] int64, the sequence that each goes on from, -1 for none; None where none does
-    parents: Tensor | None = None
+    parents: Tensor | None = None  # [S] int64, the sequence that each continues or -1; None: all are -1
 
     @property
     def num_tokens(self) -> int:
@@ -112,16 +110,16 @@ class PackedBatch:
         return len(self.ids)
 
     def prefix_lens(self) -> Tensor:
-        """[S] tokens of its parent that each sequence attends to."""
+        """Returns [S], the tokens of its parent that each sequence attends to."""
         lengths = self.cu_seqlens.diff()
         return lengths * 0 if self.parents is None else lengths[self.parents] * (self.parents >= 0)
 
     def to(self, device: str) -> PackedBatch:
-        """The same batch with its tensors on `device`; from pinned memory it is copied while others compute."""
+        """Returns the batch on `device`; from pinned memory the copy does not block."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> PackedBatch:
-        """The same batch in pinned memory; raises RuntimeError where there is no CUDA."""
+        """Returns the batch in pinned memory; raises RuntimeError without CUDA."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:

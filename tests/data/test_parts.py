@@ -1,24 +1,24 @@
-"""Parts of a stage give the same files whatever runs them, and a killed worker loses nothing."""
+"""Every executor leaves the same files, and killed workers lose nothing."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.config import WorkConfig
 from data_pipeline.errors import BadSample
 from data_pipeline.parts import MAX_BREAKS, run_parts
-from data_pipeline.ray_session import start_ray, stop_ray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """What a part of these tests returns."""
-
     part: int
     dropped: dict[str, int]
 
@@ -30,8 +30,8 @@ def write_square(out: Path, part: int) -> Count:
     return Count(part=part, dropped={"odd": part % 2})
 
 
-def dies_once(out: Path, part: int) -> Count:
-    """Parts 2 and 5 kill their process the first time, as an out-of-memory killer would."""
+def die_once(out: Path, part: int) -> Count:
+    """write_square; parts 2 and 5 kill their process the first time, as an out-of-memory killer would."""
     mark = out / f"died-{part}"
     if part in (2, 5) and not mark.exists():
         mark.touch()
@@ -39,45 +39,50 @@ def dies_once(out: Path, part: int) -> Count:
     return write_square(out, part)
 
 
-def dies_always(part: int) -> None:
+def die(part: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def is_at_fault(part: int) -> int:
+def fail_at_3(part: int) -> int:
     if part == 3:
-        raise ValueError("part 3 is at fault")
+        raise ValueError("part 3 is wrong")
     return part
 
 
-def is_bad(part: int) -> None:
+def raise_bad_sample(part: int) -> None:
     raise BadSample("text", f"part {part}")
 
 
-@pytest.fixture(scope="module")
-def on_ray():
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    """Ray's workers find this module by PYTHONPATH; the session starts with the first part that needs it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # where Ray's workers find this module
-        start_ray()
-    yield
-    stop_ray()
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
-EXECUTORS = [("local", 1), ("local", 3), ("ray", 2)]
+RAY = pytest.param(WorkConfig(workers=2, executor="ray"), marks=pytest.mark.heavy, id="ray")
+EXECUTORS = [
+    pytest.param(WorkConfig(), id="inline"),
+    pytest.param(WorkConfig(workers=3), id="processes"),
+    RAY,
+]
 
 
-@pytest.mark.parametrize(("executor", "workers"), EXECUTORS)
-def test_results_come_in_order_and_files_are_the_same(executor, workers, tmp_path, on_ray):
-    work = partial(write_square, tmp_path)
-    results = run_parts(work, range(9), executor=executor, workers=workers)
+@pytest.mark.parametrize("work", EXECUTORS)
+def test_results_come_in_order_and_files_are_the_same(work: WorkConfig, tmp_path: Path):
+    results = run_parts(partial(write_square, tmp_path), range(9), work=work)
     assert results == [Count(part=part, dropped={"odd": part % 2}) for part in range(9)]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         str(part): str(part**2) for part in range(9)
     }
 
 
-@pytest.mark.parametrize(("executor", "workers"), [("local", 2), ("ray", 2)])
-def test_a_killed_worker_loses_nothing(executor, workers, tmp_path, on_ray):
-    results = run_parts(partial(dies_once, tmp_path), range(8), executor=executor, workers=workers)
+@pytest.mark.parametrize("work", EXECUTORS[1:])
+def test_a_killed_worker_loses_nothing(work: WorkConfig, tmp_path: Path):
+    results = run_parts(partial(die_once, tmp_path), range(8), work=work)
     assert [result.part for result in results] == list(range(8))
     assert {int(path.name): int(path.read_text()) for path in tmp_path.glob("[0-9]*")} == {
         part: part**2 for part in range(8)
@@ -85,25 +90,30 @@ def test_a_killed_worker_loses_nothing(executor, workers, tmp_path, on_ray):
     assert (tmp_path / "died-2").exists() and (tmp_path / "died-5").exists()
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_parts_that_always_kill_their_worker_end_the_stage(executor, on_ray):
+@pytest.mark.parametrize("work", EXECUTORS[1:])
+def test_parts_that_always_kill_their_worker_stop_the_stage(work: WorkConfig):
     with pytest.raises(RuntimeError, match=f"{MAX_BREAKS} times .*a worker died"):
-        run_parts(dies_always, range(4), executor=executor, workers=2)
+        run_parts(die, range(4), work=work)
 
 
-@pytest.mark.parametrize(("executor", "workers"), EXECUTORS)
-def test_an_exception_reaches_the_caller(executor, workers, on_ray):
-    with pytest.raises(ValueError, match="part 3 is at fault"):
-        run_parts(is_at_fault, range(6), executor=executor, workers=workers)
+@pytest.mark.parametrize("work", EXECUTORS)
+def test_an_exception_reaches_the_caller(work: WorkConfig):
+    with pytest.raises(ValueError, match="part 3 is wrong"):
+        run_parts(fail_at_3, range(6), work=work)
 
 
-@pytest.mark.parametrize(("executor", "workers"), EXECUTORS)
-def test_a_bad_sample_travels(executor, workers, on_ray):
+@pytest.mark.parametrize("work", EXECUTORS)
+def test_a_bad_sample_reaches_the_caller_with_its_reason(work: WorkConfig):
     with pytest.raises(BadSample, match="text: part"):
-        run_parts(is_bad, range(2), executor=executor, workers=workers)
+        run_parts(raise_bad_sample, range(2), work=work)
 
 
-def test_no_parts_and_no_workers(on_ray):
-    assert run_parts(is_at_fault, []) == [] == run_parts(is_at_fault, [], executor="ray", workers=0)
-    with pytest.raises(ValueError, match="workers=0"):
-        run_parts(is_at_fault, [1], workers=0)
+@pytest.mark.parametrize("work", EXECUTORS)
+def test_no_parts_give_no_results(work: WorkConfig):
+    assert run_parts(fail_at_3, [], work=work) == []
+
+
+def test_zero_workers_are_refused_without_ray():
+    assert WorkConfig(workers=0, executor="ray").workers == 0
+    with pytest.raises(ValueError, match=r"work\.workers=0 must be at least 1"):
+        WorkConfig(workers=0)
