@@ -27,7 +27,8 @@ from megatron_omr import parallel
 from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig
 from megatron_omr.sft import sft_micro_batch
 from megatron_omr.tiny import TinyConfig, create_tiny_model
-from megatron_omr.train.step import build_trainer, train_step
+from megatron_omr.train.step import train_step
+from megatron_omr.train.trainer import build_trainer
 
 BATCH, ROUNDS = 16, 7
 SIZES = {

@@ -9,10 +9,7 @@ from typing import Any, Literal
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
-
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
-"""By the name that a Hugging Face config gives it."""
+from megatron_omr.dtypes import Precision, precision_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +99,8 @@ class ModelConfig:
             )
         text = hf.get("text_config", hf)  # transformers 4 kept the language model's fields on top
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        dtype = (
-            hf.get("dtype")
-            or hf.get("torch_dtype")
-            or text.get("dtype")
-            or text.get("torch_dtype")
-            or "float32"
-        )
-        if dtype not in PRECISIONS:
-            raise ValueError(
-                f"{path}: dtype={dtype!r} is not supported; save the weights as one of {', '.join(PRECISIONS)}"
-            )
+        named = (part.get(key) for part in (hf, text) for key in ("dtype", "torch_dtype"))
+        precision = precision_of(next(filter(None, named), "float32"), of=f"{path}: dtype")
         try:
             return cls(
                 vocab_size=text["vocab_size"],
@@ -130,7 +118,7 @@ class ModelConfig:
                 video_token_id=hf["video_token_id"],
                 vision_start_token_id=hf["vision_start_token_id"],
                 vision_end_token_id=hf["vision_end_token_id"],
-                precision=PRECISIONS[dtype],
+                precision=precision,
                 vision=VisionConfig.from_hf(hf["vision_config"]),
             )
         except KeyError as missing:
@@ -265,7 +253,7 @@ class SFTConfig:
     steps: int = 4_300
     """Optimizer steps."""
     seed: int = 42
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     processes: int = 1
     """Processes started on this machine; a cluster's launcher starts its own."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)

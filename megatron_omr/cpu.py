@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
-from megatron_omr.train.adam import GroupStepAdam
+from megatron_omr.adam import GroupStepAdam
 
 _CPU = torch.device("cpu")
 _prepared = False

@@ -25,7 +25,8 @@ from megatron_omr.oracle import Oracle, random_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order
 from megatron_omr.train.logprobs import gather_zigzag, token_logprobs
 from megatron_omr.train.losses import sft_loss
-from megatron_omr.train.step import MicroBatch, Trainer, bare_chunks, build_trainer, train_step
+from megatron_omr.train.step import MicroBatch, train_step
+from megatron_omr.train.trainer import Trainer, bare_chunks, build_trainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.train.losses import sft_loss
 from megatron_omr.train.metrics import MetricsLog
 from megatron_omr.train.run_folder import checkpoints, save_config
-from megatron_omr.train.step import MicroBatch, Trainer, bare_chunks, build_trainer, step_values, train_step
+from megatron_omr.train.step import MicroBatch, step_values, train_step
+from megatron_omr.train.trainer import Trainer, bare_chunks, build_trainer
 
 SHOWN = ("loss", "tokens_per_second", "mfu")
 

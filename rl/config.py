@@ -8,6 +8,7 @@ from typing import Literal
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig
+from megatron_omr.dtypes import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class EngineConfig:
 
     num_engines: int = 1
     """Engines, one GPU each where there are GPUs."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     max_model_len: int = 32_792
     """Prompt plus response, in tokens."""
     max_num_seqs: int = 256
@@ -101,7 +102,7 @@ class RLConfig:
     steps: int = 1_232
     prompts_per_step: int = 128
     seed: int = 42
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     trainers: int = 1
     """Megatron worker processes."""
     pack_length: int = 33_792

@@ -20,7 +20,8 @@ from megatron_omr.convert.export import export_weights, save_hf
 from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.run_folder import checkpoints
-from megatron_omr.train.step import MicroBatch, bare_chunks, build_trainer, forward_logprobs, train_step
+from megatron_omr.train.step import MicroBatch, forward_logprobs, train_step
+from megatron_omr.train.trainer import bare_chunks, build_trainer
 from rl.algorithms.policy_loss import policy_loss
 from rl.config import RLConfig
 from rl.pack import PackRules, build_batches

@@ -6,7 +6,6 @@ broadcast over the pipeline, several at a time: collectives cost per call, not o
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,17 +13,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig
-from megatron_omr.convert.mapping import Rule, local_parameters, partition_dim, rules, stored_name
+from megatron_omr.convert.hf_folder import copy_template, write_tensors
+from megatron_omr.convert.mapping import Rule, local_parameters, partition_dim, rules
+from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import uncut
+from megatron_omr.dtypes import torch_dtype
 from megatron_omr.parallel import Ranks
 
 _BUCKET_BYTES = 64 * 2**20  # of one rank's parameters, gathered in one call
-_COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,9 @@ def save_hf(
 ) -> None:
     """Write a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
 
-    Weights are cast to the dtype that the config of `template` names; config, tokenizer, processor,
-    generation config and chat template are copied from there. `out` appears complete or not at all, and
-    replaces an older one.
+    Weights are cast to the dtype that the model's config names; config, tokenizer, processor, generation
+    config and chat template are copied from the Hugging Face folder `template`. `out` appears complete or not
+    at all, and replaces an older one.
     """
     out, template = Path(out), Path(template)
     weights = export_weights(chunks, model, ranks)
@@ -135,10 +135,9 @@ def save_hf(
         partial = out.with_name(f".{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        dtype = _config_dtype(template)
-        _write_shards(
-            ((stored_name(name), t.to("cpu", dtype)) for name, t in weights), partial, max_shard_bytes
-        )
+        dtype = torch_dtype(model.precision)
+        stored = ((stored_name(name), t.to("cpu", dtype)) for name, t in weights)
+        write_tensors(stored, partial, max_shard_bytes)
         copy_template(template, partial)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
@@ -146,48 +145,3 @@ def save_hf(
         for _ in weights:
             pass
     dist.barrier()
-
-
-def copy_template(template: str | Path, out: Path) -> None:
-    """Copy all of a Hugging Face folder but its weights: config, tokenizer, processor, chat template."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in Path(template).iterdir():
-        if file.is_file() and file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, out / file.name)
-
-
-def _config_dtype(template: Path) -> torch.dtype:
-    config = json.loads((template / "config.json").read_text())
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 5, 4
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"{template}/config.json: dtype={name!r} must be one of {', '.join(dtypes)}")
-    return dtypes[name]
-
-
-def _write_shards(weights: Iterator[tuple[str, Tensor]], folder: Path, max_bytes: int) -> None:
-    """model.safetensors, or numbered files with an index when there is more than `max_bytes`."""
-    files: list[dict[str, int]] = []  # of each file, tensor -> bytes
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        save_file(pending, folder / f"{len(files)}.part", metadata={"format": "pt"})
-        files.append({name: t.nbytes for name, t in pending.items()})
-        pending.clear()
-
-    for name, tensor in weights:
-        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > max_bytes:
-            flush()
-        pending[name] = tensor.clone(memory_format=torch.contiguous_format)
-    flush()
-    if len(files) == 1:
-        (folder / "0.part").rename(folder / "model.safetensors")
-        return
-    weight_map = {}
-    for i, sizes in enumerate(files):
-        name = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-        (folder / f"{i}.part").rename(folder / name)
-        weight_map |= dict.fromkeys(sizes, name)
-    total = sum(size for sizes in files for size in sizes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

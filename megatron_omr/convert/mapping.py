@@ -119,11 +119,6 @@ def _fill(table: dict[str, tuple[str, ...]], num_layers: int, ops: dict[str, Op]
     ]
 
 
-def stored_name(name: str) -> str:
-    """The name that Qwen's published files, and those that transformers saves, use for the same tensor."""
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-
-
 def local_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
     """This rank's parameters by canonical name: global layer numbers, norms not fused."""
     named = {}

@@ -6,8 +6,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megatron_omr.config import ModelConfig, ParallelConfig
-from megatron_omr.model.config import Precision, language_config, projector_config, vision_config
+from megatron_omr.dtypes import Precision
 from megatron_omr.model.spec import block_spec, choose_backend
+from megatron_omr.model.transformer_config import language_config, projector_config, vision_config
 from megatron_omr.model.vision import VisionModel
 from megatron_omr.model.vlm import Qwen25VL
 from megatron_omr.parallel import Ranks

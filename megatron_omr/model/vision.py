@@ -22,8 +22,8 @@ from data_pipeline.encode.images import normalise
 from megatron_omr import cpu
 from megatron_omr.config import VisionConfig
 from megatron_omr.model.attention import PackedSequences
-from megatron_omr.model.config import VisionTransformerConfig
 from megatron_omr.model.spec import Backend, block_spec, mlp_submodules
+from megatron_omr.model.transformer_config import VisionTransformerConfig
 
 _ROPE_THETA = 10_000.0  # fixed in Qwen2.5-VL's vision tower
 

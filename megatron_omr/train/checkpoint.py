@@ -22,10 +22,10 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-from megatron_omr.convert.export import copy_template
+from megatron_omr.convert.hf_folder import copy_template
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.run_folder import checkpoints
-from megatron_omr.train.step import Trainer, bare_chunks
+from megatron_omr.train.trainer import Trainer, bare_chunks
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}

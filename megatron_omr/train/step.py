@@ -13,23 +13,17 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig, Precision
-from megatron_omr.convert.load import load_hf
 from megatron_omr.flops import peak_flops, train_step_flops
-from megatron_omr.model.build import build_model
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
-from megatron_omr.train.optimizer import build_optimizer, step_if_finite, wrap_chunks
+from megatron_omr.train.optimizer import step_if_finite
+from megatron_omr.train.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +35,6 @@ class MicroBatch:
     with_entropy: bool = False  # otherwise entropy_T is zero, which saves a pass over the logits
 
 
-@dataclass(kw_only=True)
-class Trainer:
-    """All that one rank trains with."""
-
-    model: ModelConfig
-    parallel: ParallelConfig
-    ranks: Ranks
-    chunks: list[DistributedDataParallel]
-    optimizer: MegatronOptimizer
-    scheduler: OptimizerParamScheduler
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     loss: float  # global mean; 0 on ranks without the last pipeline stage
@@ -62,27 +44,6 @@ class StepResult:
     num_tokens: float  # of all ranks, padding included
     flops: float  # of all ranks, see flops.py
     metrics: dict[str, float] = field(default_factory=dict)  # global means; empty without the last stage
-
-
-def build_trainer(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    ranks: Ranks,
-    optim: OptimConfig,
-    *,
-    precision: Precision,
-    steps: int,
-    hf_folder: str | None = None,
-) -> Trainer:
-    """Model, gradient buffers, optimizer and schedule; weights come from `hf_folder` when it is given."""
-    chunks = build_model(model, parallel, ranks, precision=precision)
-    if hf_folder is not None:
-        load_hf(chunks, hf_folder, model, ranks)
-    wrapped = wrap_chunks(chunks)
-    optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
-    return Trainer(
-        model=model, parallel=parallel, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler
-    )
 
 
 def train_step(
@@ -126,12 +87,6 @@ def step_values(result: StepResult, seconds: float, world_size: int) -> dict[str
     }
     peak = peak_flops(cpu.device_name())
     return values if peak is None else values | {"mfu": result.flops / seconds / (peak * world_size)}
-
-
-def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:
-    """The model chunks without DDP and precision wrappers, as conversion and checkpoints take them."""
-    chunks = [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
-    return cast("list[torch.nn.Module]", chunks)
 
 
 @torch.no_grad()

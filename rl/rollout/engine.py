@@ -10,11 +10,12 @@ import hashlib
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.shards.format import read_sample
+from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, SamplingConfig
 from rl.types import Prompt, Rollout
 from rl.weight_sync.manifest import WeightManifest
@@ -32,7 +33,6 @@ ENGINE_ENV = {
 }
 
 BAN = -100.0  # vLLM's strongest logit bias: e**-100 of the odds
-_DTYPES: dict[str, Literal["float32", "bfloat16"]] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class Engine:
@@ -182,7 +182,7 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
     register()
     return LLM(
         model_folder,
-        dtype=_DTYPES[config.precision],
+        dtype=HF_DTYPES[config.precision],
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         limit_mm_per_prompt={"image": config.max_images, "video": 0},

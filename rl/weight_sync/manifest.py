@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_omr.dtypes import Precision, torch_dtype
+
 ALIGNMENT = (
     64  # bytes between the starts of tensors are a multiple of this, so that every dtype can view them
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _ROW = 4096  # words
 _WORD_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, size=_ROW, dtype=np.uint64) | np.uint64(1)
@@ -36,13 +37,13 @@ class TensorEntry:
 
     name: str  # as in the Hugging Face checkpoint
     shape: tuple[int, ...]
-    dtype: str  # a key of DTYPES
+    precision: Precision
     offset: int  # bytes from the start of the bucket
     checksum: int
 
     @property
     def num_bytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+        return prod(self.shape) * torch_dtype(self.precision).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,5 +152,5 @@ def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
                 f"{entry.name} arrived corrupted: checksum {seen:#x}, sent as {entry.checksum:#x}; "
                 "send the weights again"
             )
-        pairs.append((entry.name, data.view(DTYPES[entry.dtype]).view(entry.shape)))
+        pairs.append((entry.name, data.view(torch_dtype(entry.precision)).view(entry.shape)))
     return pairs

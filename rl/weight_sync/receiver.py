@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from megatron_omr.convert.names import modern_name
 from rl.weight_sync.manifest import WeightError, WeightManifest, check_complete, open_bucket
 
 BACKEND = "omr_shared_memory"
@@ -116,15 +117,6 @@ def refresh_tied_heads(model: torch.nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, ParallelLMHead):
             layer.quant_method.process_weights_after_loading(layer)
-
-
-def modern_name(name: str) -> str:
-    """Today's Hugging Face name of a checkpoint's tensor."""
-    if name.startswith("visual."):
-        return "model." + name
-    if name.startswith("model.") and not name.startswith(("model.language_model.", "model.visual.")):
-        return "model.language_model." + name.removeprefix("model.")
-    return name
 
 
 def register() -> None:

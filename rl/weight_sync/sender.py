@@ -14,9 +14,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from rl.weight_sync.manifest import DTYPES, Bucket, Slot, TensorEntry, WeightManifest, checksum, next_slot
-
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+from megatron_omr.dtypes import precision_of
+from rl.weight_sync.manifest import Bucket, Slot, TensorEntry, WeightManifest, checksum, next_slot
 
 
 class WeightSender:
@@ -39,8 +38,7 @@ class WeightSender:
         entries: list[list[TensorEntry]] = []
         slot: Slot | None = None
         for name, tensor in weights:
-            if tensor.dtype not in _DTYPE_NAMES:
-                raise ValueError(f"{name} is {tensor.dtype}; weights must be one of {sorted(DTYPES)}")
+            precision = precision_of(tensor.dtype, of=name)
             slot = next_slot(slot, tensor.numel() * tensor.element_size(), self._bucket_bytes)
             data = self._reserve(slot)
             data.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
@@ -49,7 +47,7 @@ class WeightSender:
             entry = TensorEntry(
                 name=name,
                 shape=tuple(tensor.shape),
-                dtype=_DTYPE_NAMES[tensor.dtype],
+                precision=precision,
                 offset=slot.offset,
                 checksum=checksum(data),
             )

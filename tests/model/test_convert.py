@@ -115,10 +115,10 @@ def test_wrong_shape_is_named_with_both_shapes(tiny_hf: Path, tmp_path: Path) ->
 
 
 def test_folder_without_weights_is_named(tmp_path: Path) -> None:
-    from megatron_omr.convert.load import _Source
+    from megatron_omr.convert.hf_folder import HfTensors
 
     with pytest.raises(ValueError, match="neither model.safetensors nor"):
-        _Source(tmp_path)
+        HfTensors(tmp_path)
 
 
 small = st.integers(1, 4)

@@ -123,7 +123,7 @@ _CHECKS = {
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adam_equals_torch(decay: float) -> None:
-    from megatron_omr.train.adam import GroupStepAdam
+    from megatron_omr.adam import GroupStepAdam
 
     torch.manual_seed(0)
     start = [torch.randn(4, 3), torch.randn(5)]
@@ -144,7 +144,7 @@ def test_adam_equals_torch(decay: float) -> None:
 
 
 def test_adam_can_take_l2_instead_of_decay() -> None:
-    from megatron_omr.train.adam import GroupStepAdam
+    from megatron_omr.adam import GroupStepAdam
 
     ours, theirs = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
     ours.grad, theirs.grad = torch.ones(3), torch.ones(3)

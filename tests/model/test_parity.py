@@ -128,15 +128,15 @@ def _measure(config: ParityConfig) -> dict[str, Any]:
 
 def _measure_with_changed_norm(config: ParityConfig) -> dict[str, Any]:
     from megatron_omr.parity import measure
-    from megatron_omr.train import step
+    from megatron_omr.train import trainer
 
-    load = step.load_hf
+    load = trainer.load_hf
 
     def load_and_change(chunks, *args):
         load(chunks, *args)
         chunks[0].language_model.decoder.final_layernorm.weight.data[3] += 0.01
 
-    step.load_hf = load_and_change
+    trainer.load_hf = load_and_change
     return asdict(measure(config, init_ranks(config.parallel)))
 
 

@@ -178,7 +178,8 @@ def poisoned_step(config: SFTConfig) -> dict[str, float | bool]:
     from megatron_omr.config import ModelConfig
     from megatron_omr.sft import build_loader, sft_micro_batch
     from megatron_omr.train.losses import LossOutput
-    from megatron_omr.train.step import build_trainer, train_step
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import build_trainer
 
     ranks = init_ranks(config.parallel)
     trainer = build_trainer(

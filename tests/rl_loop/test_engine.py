@@ -290,21 +290,3 @@ def test_tied_weights_and_another_temperature(
     engine.close()
     banned = oracle.encoder.banned_token_ids
     assert oracle.gap(prompts, [rollouts[0] for rollouts in answers], temperature=0.7, banned=banned) < SAME
-
-
-def test_older_names_of_checkpoints_are_known(engine: SwitchableEngine) -> None:
-    from rl.weight_sync.receiver import modern_name
-
-    old = [
-        "visual.blocks.0.norm1.weight",
-        "model.layers.0.mlp.up_proj.weight",
-        "model.norm.weight",
-        "lm_head.weight",
-    ]
-    new = [
-        "model.visual.blocks.0.norm1.weight",
-        "model.language_model.layers.0.mlp.up_proj.weight",
-        "model.language_model.norm.weight",
-        "lm_head.weight",
-    ]
-    assert [modern_name(name) for name in old] == new == [modern_name(name) for name in new]

@@ -172,7 +172,8 @@ def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
     from megatron_omr.config import OptimConfig
     from megatron_omr.oracle import random_example
     from megatron_omr.train.losses import sft_loss
-    from megatron_omr.train.step import MicroBatch, build_trainer, forward_logprobs, train_step
+    from megatron_omr.train.step import MicroBatch, forward_logprobs, train_step
+    from megatron_omr.train.trainer import build_trainer
 
     ranks, model = init_ranks(parallel), ModelConfig.from_hf(folder)
     generator = torch.Generator().manual_seed(3)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig, ParallelConfig, Precision
+from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.dtypes import Precision, torch_dtype
 
 _VISION_NORM_EPS = 1e-6  # fixed in Qwen2.5-VL, not part of its config
 
@@ -81,7 +81,7 @@ def _swiglu() -> dict[str, Any]:
 
 
 def _shared(parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = torch_dtype(precision)
     fields = dict(
         normalization="RMSNorm",
         tensor_model_parallel_size=parallel.tp,

@@ -1,0 +1,100 @@
+"""The files of a Hugging Face folder: tensors by name, config, tokenizer and processor. Imports no Megatron."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_omr.convert.names import modern_name
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
+
+
+class HfTensors:
+    """The tensors of a folder by the names of transformers' modules, each read when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ValueError where `folder` has no safetensors."""
+        self.folder = folder
+        if (folder / _INDEX).is_file():
+            files: dict[str, str] = json.loads((folder / _INDEX).read_text())["weight_map"]
+        elif (folder / _WEIGHTS).is_file():
+            with safe_open(folder / _WEIGHTS, framework="pt") as file:
+                files = dict.fromkeys(file.keys(), _WEIGHTS)
+        else:
+            raise ValueError(
+                f"{folder} has neither {_WEIGHTS} nor {_INDEX}; give a Hugging Face folder with safetensors"
+            )
+        self._places = {modern_name(stored): (stored, file) for stored, file in files.items()}
+
+    def check_names(self, wanted: Sequence[str]) -> None:
+        """Compares the names with those that a model needs.
+
+        Raises:
+            ValueError: a tensor is missing, or unexpected.
+        """
+        missing = [name for name in wanted if name not in self._places]
+        if missing:
+            raise ValueError(f"{self.folder} lacks {_some(missing)}; have {_some(sorted(self._places))}")
+        # files of tied models may repeat the embedding as lm_head; old ones stored rotary frequencies
+        known = {*wanted, "lm_head.weight"}
+        unexpected = [n for n in self._places if n not in known and not n.endswith("inv_freq")]
+        if unexpected:
+            raise ValueError(
+                f"{self.folder} has {_some(sorted(unexpected))}, which this model does not have; "
+                f"check config.json (layers, tied embeddings, biases)"
+            )
+
+    def read(self, name: str) -> Tensor:
+        """Returns one tensor, on the CPU."""
+        stored, file_name = self._places[name]
+        with safe_open(self.folder / file_name, framework="pt") as file:
+            return file.get_tensor(stored)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def write_tensors(weights: Iterable[tuple[str, Tensor]], folder: Path, max_bytes: int) -> None:
+    """Writes model.safetensors, or numbered files with an index when there is more than `max_bytes`."""
+    files: list[dict[str, int]] = []  # of each file, tensor -> bytes
+    pending: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        save_file(pending, folder / f"{len(files)}.part", metadata={"format": "pt"})
+        files.append({name: t.nbytes for name, t in pending.items()})
+        pending.clear()
+
+    for name, tensor in weights:
+        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > max_bytes:
+            flush()
+        pending[name] = tensor.clone(memory_format=torch.contiguous_format)
+    flush()
+    if len(files) == 1:
+        (folder / "0.part").rename(folder / _WEIGHTS)
+        return
+    weight_map = {}
+    for i, sizes in enumerate(files):
+        name = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        (folder / f"{i}.part").rename(folder / name)
+        weight_map |= dict.fromkeys(sizes, name)
+    total = sum(size for sizes in files for size in sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def copy_template(template: str | Path, out: Path) -> None:
+    """Copies all of a Hugging Face folder but its weights: config, tokenizer, processor, chat template."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in Path(template).iterdir():
+        if file.is_file() and file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, out / file.name)

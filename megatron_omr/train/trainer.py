@@ -1,0 +1,64 @@
+"""What one rank trains with: model chunks in gradient buffers, optimizer and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig
+from megatron_omr.convert.load import load_hf
+from megatron_omr.dtypes import Precision
+from megatron_omr.model.build import build_model
+from megatron_omr.parallel import Ranks
+from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """One rank's model, optimizer and schedule, and its place in the layout."""
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    ranks: Ranks
+    chunks: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+
+
+def build_trainer(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    ranks: Ranks,
+    optim: OptimConfig,
+    *,
+    precision: Precision,
+    steps: int,
+    hf_folder: str | None = None,
+) -> Trainer:
+    """Builds model, gradient buffers, optimizer and the schedule over `steps`. Collective.
+
+    Weights come from `hf_folder`; without one they are random.
+
+    Raises:
+        ValueError: the layout cannot hold the model, or `hf_folder` holds other tensors than the model needs.
+    """
+    chunks = build_model(model, parallel, ranks, precision=precision)
+    if hf_folder is not None:
+        load_hf(chunks, hf_folder, model, ranks)
+    wrapped = wrap_chunks(chunks)
+    optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
+    return Trainer(
+        model=model, parallel=parallel, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler
+    )
+
+
+def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:
+    """Returns the model chunks without their DDP and precision wrappers, for conversion and checkpoints."""
+    chunks = [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
+    return cast("list[torch.nn.Module]", chunks)
