@@ -65,10 +65,11 @@ def claim_folder(
         ValueError: it holds the output of other settings, or files that are not ours.
     """
     path, wanted = folder / manifest, json.loads(json.dumps(wanted))
-    found = read_json(path) if path.exists() else None
+    has_files = any(not left.name.endswith(PARTIAL) for left in folder.glob("*"))
+    found = read_json(path) if path.exists() else None  # after the look: another process may claim meanwhile
     if found == wanted:
         return
-    if found is None and any(not left.name.endswith(PARTIAL) for left in folder.glob("*")):
+    if found is None and has_files:
         raise ValueError(f"{folder} is not empty and has no {manifest}; choose another folder, or delete it")
     if found is not None and not replace:
         names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))

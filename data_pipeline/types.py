@@ -6,6 +6,7 @@ A PackedBatch holds S examples end to end; attention never crosses the boundarie
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
@@ -23,6 +24,12 @@ SYSTEM_PROMPT = (
     "directly addresses the question."
 )
 """The system prompt of SFT, RL and evaluation: the recipe's, byte for byte (no space after `tags.`)."""
+
+FORMAT_PHRASES = re.compile(
+    r"Context: N/A|Output the thinking process in <think> </think> and final answer in <answer> </answer> tags\."
+    r"|Answer the question using a single word or phrase\."
+)
+"""Phrases that corpora append to questions; the recipe removes them before it asks a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,43 +149,42 @@ def dedup(args: list[str]) -> None:
 def distill(args: list[str]) -> None:
     """Ask a served teacher k times per question, keep what is right: omr data distill SHARDS OUT.
 
-    OUT/answers holds every answer with its verdict, OUT/shards the right ones as samples to learn from. The server
-    is any that speaks OpenAI's chat completions. The same command continues, and asks for nothing that it has;
-    docs/distill.md tells more.
+    OUT/responses holds every response with its verdict, OUT/shards the right ones as samples to learn from. Any
+    server that speaks OpenAI's chat completions will do. The same command continues, and asks only for what is
+    missing; see docs/distill.md.
 
     Examples:
-      omr data distill shards/mine runs/distilled --base_url http://127.0.0.1:8000/v1
-      omr data distill shards/mine runs/distilled --k 8 --per_question 4 --concurrency 256 --hedge_after 900
-      omr data distill shards/mine runs/distilled --judge http://127.0.0.1:8001/v1
+      omr data distill shards/mine runs/distilled --teacher.server.base_url http://127.0.0.1:8000/v1
+      omr data distill shards/mine runs/distilled --teacher.k 8 --per_question 4 --teacher.server.concurrency 256
+      omr data distill shards/mine runs/distilled --teacher.judge.base_url http://127.0.0.1:8001/v1
     """
     config = parse(distill, "data distill", DistillConfig, args)
-    from data_pipeline.distill.distill import distill as ask_teacher
-    from data_pipeline.distill.distill import finish_distill, yields_table
+    from data_pipeline.distill.asking import ask_questions
+    from data_pipeline.distill.distill import write_distilled
+    from data_pipeline.distill.responses import stats_table
 
-    print(yields_table(ask_teacher(config)))
-    _, index = finish_distill(config)
+    print(stats_table(ask_questions(config.ask)))
+    index = write_distilled(config)
     print(f"{len(index)} samples in {index.folder}")
 
 
 def score(args: list[str]) -> None:
-    """Score samples by a served model, pass rate or perplexity: omr data score SHARDS OUT.
+    """Measure how often a served model answers questions right: omr data score SHARDS OUT.
 
-    OUT/scores.jsonl gets a line per sample, which filters read. The same command continues.
+    OUT/scores.jsonl gets the pass rate of each question, which filters read. The same command continues.
 
     Examples:
-      omr data score shards/mine runs/difficulty --kind pass_rate --k 4
-      omr data score shards/mine runs/perplexity --kind perplexity
+      omr data score shards/mine runs/difficulty --teacher.k 4
+      omr data score shards/mine runs/difficulty --teacher.server.base_url http://127.0.0.1:8000/v1
     """
     default = AskConfig(shards=MISSING, out=MISSING, teacher=TeacherConfig(k=4))
     config = parse(score, "data score", AskConfig, args, default=default)
-    from data_pipeline.distill.distill import yields_table
-    from data_pipeline.distill.scoring import finish_scores
-    from data_pipeline.distill.scoring import score as ask_model
+    from data_pipeline.distill.asking import ask_questions
+    from data_pipeline.distill.responses import stats_table
+    from data_pipeline.distill.scoring import write_scores
 
-    yields = ask_model(config)
-    if config.kind == "pass_rate":
-        print(yields_table(yields))
-    print(f"scores in {finish_scores(config)}")
+    print(stats_table(ask_questions(config)))
+    print(f"scores in {write_scores(config)}")
 
 
 def select_data(args: list[str]) -> None:

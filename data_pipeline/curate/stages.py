@@ -12,9 +12,14 @@ from pathlib import Path
 from data_pipeline.config import WorkConfig
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.funnel import FunnelRow
-from data_pipeline.distill.answers import Yield, pass_rates, read_answers
+from data_pipeline.distill.asking import ask_questions
 from data_pipeline.distill.config import AskConfig, TeacherConfig
-from data_pipeline.distill.distill import answers_digest, distill
+from data_pipeline.distill.responses import (
+    ResponseStats,
+    pass_rates,
+    read_shard_responses,
+    responses_digest,
+)
 from data_pipeline.distill.scoring import with_scores
 from data_pipeline.distill.teacher import distilled_samples
 from data_pipeline.files import read_json
@@ -36,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
-    """Where a stage's samples or answers of a source lie."""
+    """Where a stage's samples or responses of a source lie."""
     if stage == "raw" and source.corpus == SHARDS:
         return source.rows.path
     return f"{config.out}/{stage}/{source.name}"
@@ -102,13 +107,13 @@ def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
 
 
 def ask_teacher(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """Ask the teacher the questions, and check its answers."""
+    """Ask the teacher the questions, and check its responses."""
     found = _ask(config, source, "distilled", config.teacher)
-    digest = _answers_digest(config, source, "distilled")
+    digest = _responses_digest(config, source, "distilled")
     return [
-        FunnelRow(stage="distilled", source=source.name, count=found.answered, dropped=found.failed),
+        FunnelRow(stage="distilled", source=source.name, count=found.received, dropped=found.failed),
         FunnelRow(
-            stage="verified", source=source.name, count=found.kept, dropped=found.reasons, digest=digest
+            stage="verified", source=source.name, count=found.kept, dropped=found.rejected, digest=digest
         ),
     ]
 
@@ -124,9 +129,9 @@ def select(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     settings: dict[str, object] = {"filters": asdict(config.responses)}
     if source.responses == "distill":
         settings["per_question"] = config.per_question
-        settings["answers"] = _answers_digest(config, source, "distilled")
+        settings["responses"] = _responses_digest(config, source, "distilled")
     if config.difficulty:
-        settings["difficulty"] = _answers_digest(config, source, "difficulty")
+        settings["difficulty"] = _responses_digest(config, source, "difficulty")
     return [_row("selected", source, _run(config, source, "standardised", "selected", _select, settings))]
 
 
@@ -166,12 +171,12 @@ def _select(
 ) -> Iterator[Sample]:
     index = ShardIndex.load(folder(config, "standardised", source))
     if source.responses == "distill":
-        answers = read_answers(folder(config, "distilled", source), index, part)
-        samples = distilled_samples(samples, answers, config.per_question, drop)
+        responses = read_shard_responses(folder(config, "distilled", source), index, part)
+        samples = distilled_samples(samples, responses, config.per_question, drop)
     elif config.responses.correct:  # a teacher's answers were checked when they came
         samples = with_verdicts(samples)
     if config.difficulty:
-        rates = pass_rates(read_answers(folder(config, "difficulty", source), index, part))
+        rates = pass_rates(read_shard_responses(folder(config, "difficulty", source), index, part))
         scores = {name: {"pass_rate": rate} for name, rate in rates.items()}
         samples = with_scores(samples, scores, ("pass_rate",), drop)
     return keep(samples, build_filters(config.responses), drop)
@@ -199,7 +204,7 @@ def _run(
     )
 
 
-def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: TeacherConfig) -> Yield:
+def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: TeacherConfig) -> ResponseStats:
     """Ask a model the questions of a source."""
     asked = AskConfig(
         shards=folder(config, "standardised", source),
@@ -208,8 +213,8 @@ def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: Teacher
         # one local run keeps a server busiest
         work=config.work if config.work.executor == "ray" else WorkConfig(),
     )
-    total = Yield()
-    for found in distill(asked).values():
+    total = ResponseStats()
+    for found in ask_questions(asked).values():
         total.merge(found)
     return total
 
@@ -220,9 +225,9 @@ def _listed(config: CurateConfig, source: SourceConfig) -> tuple[Path, str]:
     return Path(config.out) / "dedup" / DUPLICATES, raw.digest
 
 
-def _answers_digest(config: CurateConfig, source: SourceConfig, stage: str) -> str:
+def _responses_digest(config: CurateConfig, source: SourceConfig, stage: str) -> str:
     index = ShardIndex.load(folder(config, "standardised", source))
-    return answers_digest(folder(config, stage, source), index)
+    return responses_digest(folder(config, stage, source), index)
 
 
 def _row(stage: str, source: SourceConfig, report: StageReport) -> FunnelRow:

@@ -1,1 +1,1 @@
-"""Answers of a served teacher to questions in shards."""
+"""Responses of a served teacher to the questions in shards, and samples made of them."""

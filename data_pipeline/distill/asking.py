@@ -1,288 +1,286 @@
-"""Asks a served model about all samples of some shards, in as many runs as it takes.
+"""Asks a served teacher all questions of some shards, in as many runs as it takes.
 
-One event loop goes through the shards, so the server stays busy from one into the next. Each answer is written as
-it comes (answers.py); a shard whose last answer is in is checked, judged where that is asked, and put in order. A
-run that was killed continues, and asks for nothing that it has.
+One event loop goes through the shards, so that the server stays busy between them. Each response is written as it
+comes (response_log.py). A shard with all its responses is checked, judged where a judge is configured, and sorted.
+The same command continues after a kill, and asks only for what is missing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm import tqdm
 
-from data_pipeline.distill.answers import Answer, AnswerLog, ShardSummary, Yield, answers_path
-from data_pipeline.distill.checking import check_answers, judge_answer
+from data_pipeline.distill.checking import check_responses, judge_response
 from data_pipeline.distill.config import AskConfig
-from data_pipeline.errors import BadSample
-from data_pipeline.files import write_json
+from data_pipeline.distill.response_log import Key, ResponseLog
+from data_pipeline.distill.responses import (
+    ResponseStats,
+    ShardSummary,
+    TeacherResponse,
+    read_stats,
+    responses_path,
+)
+from data_pipeline.distill.teacher import teacher_request
+from data_pipeline.errors import BadSample, ErrorBudget
+from data_pipeline.files import claim_folder, read_json, write_json
 from data_pipeline.parts import run_parts
-from data_pipeline.served.client import ChatClient, NoAnswer
+from data_pipeline.served.client import ChatClient, NoResponse
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.types import Sample, SampleRef
 from data_pipeline.verify.pool import VerifyPool
 
-C = TypeVar("C", bound=AskConfig)
-
 MANIFEST = "asked.json"
-MIN_ANSWERS = 100
-"""Before this many answers a share of failures says little."""
-CHUNK = 512  # answers in memory while a shard is checked
-
-Ask = Callable[[ChatClient, Sample, int], Awaitable[Answer]]
-"""Asks about a sample for the n-th time. Raises BadSample or NoAnswer where nothing comes of it."""
+DECISIVE = ("temperature", "top_p", "max_tokens", "seed", "system_prompt", "extra_body")
+"""Fields of the teacher on which its responses depend, besides the model and the questions."""
+CHUNK = 512  # responses in memory while a shard is checked
 
 
-def ask_all(work: Callable[[C, Sequence[int]], object], config: C) -> dict[str, Yield]:
-    """`work` on all shards, distill_shards for one; returns what came of it by source.
+def ask_questions(config: AskConfig) -> dict[str, ResponseStats]:
+    """Asks for `config.teacher.k` responses to each question, and checks them; returns the counts by source.
 
-    One run goes through all shards and keeps the server busy from one into the next. Several `config.work.workers`
-    share the shards out among them, each with `config.teacher.server.concurrency` requests of its own.
+    One run goes through all shards. Several `config.work.workers` divide the shards, and each keeps
+    `config.teacher.server.concurrency` requests of its own in flight.
+
+    Raises:
+        ValueError: the folder holds responses of other settings, the server is down or refuses every request, or
+            more requests failed than `config.teacher.max_failures` allows.
     """
     index = ShardIndex.load(config.shards)
     numbers = range(len(index.shards))
     runs = min(len(numbers), config.work.workers or len(numbers))
-    chunks = [numbers[first::runs] for first in range(runs)]
-    run_parts(partial(work, config), chunks, work=config.work)
-    return read_yields(config.out, index, numbers)
+    run_parts(partial(ask_shards, config), [numbers[first::runs] for first in range(runs)], work=config.work)
+    stats = read_stats(config.out, index)
+    budget = _budget(config)
+    for found in stats.values():
+        budget.seen += found.asked
+        for reason, count in found.failed.items():
+            budget.count(reason, found.first_failed[reason], count)
+    budget.check(at_end=True)
+    return stats
 
 
-def ask_shards(config: AskConfig, numbers: Sequence[int], ask: Ask, *, kind: str) -> dict[str, Yield]:
-    """Ask about each sample of these shards `config.teacher.k` times; returns what came of it by source.
+def ask_shards(config: AskConfig, numbers: Sequence[int]) -> None:
+    """Asks the questions of these shards, as far as responses are missing.
 
     Raises:
-        ValueError: the folder holds answers to something else, the server is down or refuses everybody, or
-            more fails than `max_bad_samples` allows.
+        ValueError: as ask_questions.
     """
-    index = ShardIndex.load(config.shards)
-    asked = _what_decides(config, index, kind)
-    _compare(config.out, asked)
-    todo = [number for number in numbers if not _is_done(config, index, number)]
-    if todo:
+    index, manifest = ShardIndex.load(config.shards), Path(config.out) / MANIFEST
+    if manifest.exists():
+        _claim(config, index, config.teacher.server.model or read_json(manifest)["model"])
+    missing = [number for number in numbers if not _is_complete(config, index, number)]
+    if missing:
         try:
-            asyncio.run(_ask_all(config, index, todo, ask, asked))
-        except ExceptionGroup as group:  # one of many tasks failed, and the others were ended
+            asyncio.run(_ask(config, index, missing))
+        except ExceptionGroup as group:  # one of many tasks failed, and the others were cancelled
             raise _first(group) from None
-    return read_yields(config.out, index, numbers)
 
 
-def read_yields(out: str | Path, index: ShardIndex, numbers: Sequence[int]) -> dict[str, Yield]:
-    """What came of asking, by source, of those shards among these that were asked to their end."""
-    total: dict[str, Yield] = {}
-    for number in numbers:
-        summary = ShardSummary.load(out, index, number)
-        for source, found in summary.yields.items() if summary else ():
-            total.setdefault(source, Yield()).merge(found)
-    return total
-
-
-async def _ask_all(
-    config: AskConfig, index: ShardIndex, todo: Sequence[int], ask: Ask, asked: dict[str, object]
-) -> None:
-    total = config.teacher.k * sum(index.shards[number].count for number in todo)
+async def _ask(config: AskConfig, index: ShardIndex, numbers: Sequence[int]) -> None:
+    teacher = config.teacher
+    total = teacher.k * sum(index.shards[number].count for number in numbers)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(ChatClient(config.teacher.server))
-        judge = config.teacher.judge.server and await stack.enter_async_context(
-            ChatClient(config.teacher.judge.server)
-        )
-        asked = asked | {"model": client.model}
-        _compare(config.out, asked)
-        write_json(Path(config.out) / MANIFEST, {"asked": asked, "config": asdict(config)}, shared=True)
-        pool = stack.enter_context(VerifyPool(config.teacher.checker))
-        bar = tqdm(total=total, desc="ask", unit=" answers", disable=None, dynamic_ncols=True)
-        run = _Run(config, index, pool=pool, judge=judge, bar=stack.enter_context(bar))
-        stack.callback(run.close)
-        async with asyncio.TaskGroup() as tasks:
-            jobs = run.jobs(todo, tasks)
-            for _ in range(config.teacher.server.concurrency):
-                tasks.create_task(run.work(jobs, tasks, client, ask))
+        client = await stack.enter_async_context(ChatClient(teacher.server))
+        server = teacher.judge.server
+        judge = await stack.enter_async_context(ChatClient(server)) if server else None
+        _claim(config, index, client.model)
+        write_json(Path(config.out) / "config.json", asdict(config), shared=True)
+        pool = stack.enter_context(VerifyPool(teacher.checker))
+        bar = tqdm(total=total, desc="ask", unit=" responses", disable=None, dynamic_ncols=True)
+        run = _Run(config, index, client=client, judge=judge, pool=pool, bar=stack.enter_context(bar))
+        await run.ask(numbers)
 
 
-def _is_done(config: AskConfig, index: ShardIndex, number: int) -> bool:
-    summary = ShardSummary.load(config.out, index, number)
-    if summary is None or summary.k < config.teacher.k or summary.checker != config.teacher.checked_by:
+def _claim(config: AskConfig, index: ShardIndex, model: str) -> None:
+    """Makes `config.out` the folder of this model's responses to these questions, or finds that it is."""
+    wanted = {"shards": index.digest, "model": model, **{f: getattr(config.teacher, f) for f in DECISIVE}}
+    claim_folder(Path(config.out), MANIFEST, wanted, shared=True)
+
+
+def _is_complete(config: AskConfig, index: ShardIndex, number: int) -> bool:
+    summary, teacher = ShardSummary.load(config.out, index, number), config.teacher
+    if summary is None or summary.k < teacher.k or summary.checker != teacher.checked_by:
         return False
-    return not (config.teacher.ask_failed_again and summary.failed)
+    return not (teacher.ask_failed_again and summary.failed)
 
 
-def _what_decides(config: AskConfig, index: ShardIndex, kind: str) -> dict[str, object]:
-    """What decides the answers, as far as it is known before the server is asked which model it serves."""
-    decisive = ("temperature", "top_p", "max_tokens", "seed", "system_prompt", "extra_body")
-    known = ("model", *decisive) if config.teacher.server.model else decisive
-    return {"kind": kind, "shards": index.digest, **{name: getattr(config.teacher, name) for name in known}}
-
-
-def _compare(out: str, asked: dict[str, object]) -> None:
-    """One folder holds answers to one thing."""
-    path = Path(out) / MANIFEST
-    if not path.exists():
-        return
-    before = json.loads(path.read_text())["asked"]
-    if changed := [f"{name} was {before.get(name)!r}" for name in asked if asked[name] != before.get(name)]:
-        raise ValueError(
-            f"{out} holds answers to something else: {'; '.join(changed)}; ask as then, or choose another folder"
-        )
+def _budget(config: AskConfig) -> ErrorBudget:
+    return ErrorBudget(
+        limit=config.teacher.max_failures,
+        option="teacher.max_failures",
+        fix="fix what they name and continue with --teacher.ask_failed_again, or raise the limit",
+        records="responses",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Shard:
-    """A shard that is being asked about."""
+    """A shard whose questions are being asked."""
 
     sha256: str
     refs: dict[str, SampleRef]
-    log: AnswerLog
-    missing: set[tuple[str, int]]  # (id, rollout) of the answers it lacks
+    log: ResponseLog
+    missing: set[Key]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One answer to ask for."""
+    """One response to ask for."""
 
     shard: _Shard
-    id: str
+    sample: Sample
     rollout: int
-    sample: Sample | BadSample
 
 
 class _Run:
-    """Workers take jobs from one stream; who brings a shard's last answer starts its check."""
+    """Tasks take jobs from one iterator; the one that records a shard's last response starts its check."""
 
     def __init__(
-        self, config: AskConfig, index: ShardIndex, *, pool: VerifyPool, judge: ChatClient | None, bar: tqdm
+        self,
+        config: AskConfig,
+        index: ShardIndex,
+        *,
+        client: ChatClient,
+        judge: ChatClient | None,
+        pool: VerifyPool,
+        bar: tqdm,
     ) -> None:
-        self._config, self._index = config, index
-        self._pool, self._judge, self._bar = pool, judge, bar
-        self._logs: set[AnswerLog] = set()  # of the shards that are open
-        self._answers, self._tokens, self._kept = 0, 0, 0
-        self._failures: Counter[str] = Counter()  # by reason
-        self._cases: dict[str, str] = {}  # the first of each
+        self._config, self._teacher, self._index = config, config.teacher, index
+        self._client, self._judge, self._pool, self._bar = client, judge, pool, bar
+        self._logs: set[ResponseLog] = set()  # open ones
+        self._budget = _budget(config)
+        self._tokens = self._kept = 0
 
-    def jobs(self, numbers: Sequence[int], tasks: asyncio.TaskGroup) -> Iterator[_Job]:
-        """The missing answers, shard by shard; a sample is read when its turn comes."""
+    async def ask(self, numbers: Sequence[int]) -> None:
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                jobs = self._jobs(numbers)
+                for _ in range(self._teacher.server.concurrency):
+                    self._tasks.create_task(self._work(jobs))
+        finally:
+            for log in self._logs:
+                log.close()
+
+    def _jobs(self, numbers: Sequence[int]) -> Iterator[_Job]:
+        """Yields the missing responses, shard by shard; a sample is read when its turn comes."""
         for number in numbers:
             shard = self._open(number)
             if not shard.missing:
-                tasks.create_task(self._finish(shard))
-            asked = {
-                id: [n for n in range(self._config.teacher.k) if (id, n) in shard.missing]
-                for id in shard.refs
-            }
-            for id, rollouts in asked.items():
-                sample = self._read(shard.refs[id]) if rollouts else None
+                self._tasks.create_task(self._finish(shard))
+            for id, ref in shard.refs.items():
+                rollouts = [n for n in range(self._teacher.k) if (id, n) in shard.missing]
+                if not rollouts:
+                    continue
+                try:
+                    sample = read_sample(self._index.folder, ref)
+                except BadSample as error:
+                    for rollout in rollouts:
+                        self._record(shard, _failed(id, rollout, "?", error))
+                    continue
                 for rollout in rollouts:
-                    assert sample
-                    yield _Job(shard=shard, id=id, rollout=rollout, sample=sample)
-
-    async def work(
-        self, jobs: Iterator[_Job], tasks: asyncio.TaskGroup, client: ChatClient, ask: Ask
-    ) -> None:
-        for job in jobs:
-            answer = await _answer(job, client, ask)
-            job.shard.log.add(answer)
-            job.shard.missing.remove(answer.key)
-            self._count(answer)
-            if not job.shard.missing:
-                tasks.create_task(self._finish(job.shard))
-
-    def close(self) -> None:
-        for log in self._logs:
-            log.close()
+                    yield _Job(shard=shard, sample=sample, rollout=rollout)
 
     def _open(self, number: int) -> _Shard:
-        row, rows, k = self._index.shards[number], self._index.rows(number), self._config.teacher.k
+        row, rows, k = self._index.shards[number], self._index.rows(number), self._teacher.k
         refs = {id: rows.ref(row, place) for place, id in enumerate(rows.ids)}
         if len(refs) < row.count:
             twice = next(id for id, count in Counter(rows.ids).items() if count > 1)
             raise ValueError(
-                f"{row.file} holds several samples with the id {twice!r}, whose answers could not be told apart; "
+                f"{row.file} holds several samples with the id {twice!r}, whose responses could not be told apart; "
                 f"`omr data validate {self._index.folder}` lists them: give each an id of its own"
             )
-        log = AnswerLog(answers_path(self._config.out, number))
+        log = ResponseLog(responses_path(self._config.out, number))
         self._logs.add(log)
-        again = log.failed if self._config.teacher.ask_failed_again else set()
+        again = log.failed if self._teacher.ask_failed_again else set()
         keys = {(id, rollout) for id in refs for rollout in range(k)}
         missing = {key for key in keys if key not in log or key in again}
         self._bar.update(row.count * k - len(missing))
         return _Shard(sha256=row.sha256, refs=refs, log=log, missing=missing)
 
-    def _read(self, ref: SampleRef) -> Sample | BadSample:
-        try:
-            return read_sample(self._index.folder, ref)
-        except BadSample as error:
-            return error
+    async def _work(self, jobs: Iterator[_Job]) -> None:
+        for job in jobs:
+            try:
+                response = await self._request(job.sample, job.rollout)
+            except (BadSample, NoResponse) as error:
+                response = _failed(job.sample.id, job.rollout, job.sample.source, error)
+            self._record(job.shard, response)
 
-    def _count(self, answer: Answer) -> None:
-        """Show it; stop where too much fails."""
-        self._answers += 1
-        self._tokens += answer.tokens_out
+    async def _request(self, sample: Sample, rollout: int) -> TeacherResponse:
+        body, key = teacher_request(sample, rollout, self._teacher)
+        reply = await self._client.ask(body, key)
+        return TeacherResponse(
+            id=sample.id,
+            rollout=rollout,
+            source=sample.source,
+            kind=str(sample.metadata.get("kind", "")),
+            answer=sample.answer,
+            teacher=self._client.model,
+            response=reply.text,
+            finish_reason=reply.finish_reason,
+            prompt_len=reply.prompt_len,
+            response_len=reply.response_len,
+            seconds=round(reply.seconds, 3),
+            attempts=reply.attempts,
+        )
+
+    def _record(self, shard: _Shard, response: TeacherResponse) -> None:
+        """Writes a response down and counts it; the last one of a shard starts the shard's check.
+
+        Raises:
+            ValueError: too many failed.
+        """
+        shard.log.add(response)
+        shard.missing.remove(response.key)
+        self._tokens += response.response_len
         self._bar.set_postfix(tokens=self._tokens, kept=self._kept, refresh=False)
         self._bar.update()
-        if answer.is_failed:
-            self._failures[answer.reason] += 1
-            self._cases.setdefault(answer.reason, f"{answer.id!r}: {answer.detail}")
-        failed, most = self._failures.total(), self._config.teacher.max_failures
-        if failed > (most * max(self._answers, MIN_ANSWERS) if most < 1 else most):
-            cases = [
-                f"  {count} {why}, the first {self._cases[why]}" for why, count in self._failures.items()
-            ]
-            raise ValueError(
-                f"{failed} of {self._answers} answers failed, more than max_bad_samples={most:g} allows:\n"
-                + "\n".join(cases)
-                + "\nmend what they name and continue with --ask_failed_again, or raise the limit"
-            )
+        self._budget.seen += 1
+        if response.is_failed:
+            self._budget.count(response.reason, f"{response.id!r}: {response.detail}")
+        self._budget.check()
+        if not shard.missing:
+            self._tasks.create_task(self._finish(shard))
 
     async def _finish(self, shard: _Shard) -> None:
-        """Check what is not checked yet, and put the shard in order."""
-        log, checker = shard.log, self._config.teacher.checked_by
+        """Checks the responses that the configured checker has not checked yet, and sorts them into their file."""
+        log, checker = shard.log, self._teacher.checked_by
         keys = log.keys(shard.refs)
         for start in range(0, len(keys), CHUNK):
-            answers = [log.read(key) for key in keys[start : start + CHUNK]]
-            todo = [answer for answer in answers if answer.response is not None and answer.checker != checker]
-            checked = await asyncio.to_thread(check_answers, self._pool, todo, checker)
-            if self._judge:
-                await asyncio.gather(*(self._have_judged(shard, answer) for answer in checked))
-                continue
-            for answer in checked:
-                log.add(answer)
-        in_order = (list(group) for _, group in groupby(map(log.read, keys), lambda answer: answer.id))
+            chunk = [log.read(key) for key in keys[start : start + CHUNK]]
+            unchecked = [found for found in chunk if not found.is_failed and found.checker != checker]
+            checked = await asyncio.to_thread(check_responses, self._pool, unchecked, checker)
+            await asyncio.gather(*(self._log_checked(shard, response) for response in checked))
+        groups = (list(group) for _, group in groupby(map(log.read, keys), lambda response: response.id))
         summary = await asyncio.to_thread(
-            log.finish, in_order, sha256=shard.sha256, k=self._config.teacher.k, checker=checker
+            log.finish, groups, sha256=shard.sha256, k=self._teacher.k, checker=checker
         )
         self._logs.remove(log)
-        self._kept += sum(found.kept for found in summary.yields.values())
+        self._kept += sum(found.kept for found in summary.stats.values())
 
-    async def _have_judged(self, shard: _Shard, answer: Answer) -> None:
-        """Log the answer once the judge, who costs as well, has spoken."""
-        assert self._judge
-        if not answer.accuracy and answer.extracted:
-            sample = read_sample(self._index.folder, shard.refs[answer.id])
-            answer = await judge_answer(self._judge, sample, answer)
-        shard.log.add(answer)
+    async def _log_checked(self, shard: _Shard, response: TeacherResponse) -> None:
+        """Logs a response as soon as it is judged, because judgements are paid for as well."""
+        if self._judge and not response.accuracy and response.extracted:
+            sample = read_sample(self._index.folder, shard.refs[response.id])
+            response = await judge_response(self._judge, sample, response)
+        shard.log.add(response)
 
 
-async def _answer(job: _Job, client: ChatClient, ask: Ask) -> Answer:
-    try:
-        if isinstance(job.sample, BadSample):
-            raise job.sample
-        return await ask(client, job.sample, job.rollout)
-    except (BadSample, NoAnswer) as error:
-        source = job.sample.source if isinstance(job.sample, Sample) else "?"
-        detail = str(error)[:1_000]
-        return Answer(id=job.id, rollout=job.rollout, source=source, reason=error.reason, detail=detail)
+def _failed(id: str, rollout: int, source: str, error: BadSample | NoResponse) -> TeacherResponse:
+    detail = str(error)[:1_000]
+    return TeacherResponse(id=id, rollout=rollout, source=source, reason=error.reason, detail=detail)
 
 
 def _first(group: BaseExceptionGroup) -> BaseException:
-    """The first error in nested groups of them."""
+    """Returns the first error in nested groups."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,62 +1,71 @@
-"""A question as a teacher is asked it, and its response as a sample to learn from: pure functions.
+"""Makes requests of questions, and samples to learn from of a teacher's responses: pure functions.
 
-The teacher's form of a question differs from the student's: another system prompt, and without the phrases that
-ask for a form of the answer. Learned is the original question, with the teacher's thoughts and answer.
+The teacher's question differs from the student's: it has another system prompt, and lacks the phrases that ask for
+a form of the answer. The student learns the original question, with the teacher's thoughts and answer.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
 
-from data_pipeline.distill.answers import Answer
+from data_pipeline.distill.config import TeacherConfig, parse_extra_body
+from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.encode.image_header import MIME_TYPES, image_format
 from data_pipeline.errors import BadSample
-from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
+from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
 
-PHRASES = re.compile(
-    r"Context: N/A|Output the thinking process in <think> </think> and final answer in <answer> </answer> tags\."
-    r"|Answer the question using a single word or phrase\."
-)
-"""What corpora append to questions; the recipe takes it off before it asks the teacher."""
+
+def teacher_request(sample: Sample, rollout: int, teacher: TeacherConfig) -> tuple[dict[str, object], str]:
+    """Returns the request for response number `rollout` to a question, and a key that names it.
+
+    Its seed depends on the teacher's seed, the question's id and the number.
+
+    Raises:
+        BadSample: the question cannot be asked, or a response could not be checked.
+    """
+    if not sample.answer:
+        raise BadSample("no_reference", "no reference answer to check against")
+    key = f"{teacher.seed}/{sample.id}/{rollout}"
+    body: dict[str, object] = {
+        "messages": teacher_messages(sample, teacher.system_prompt),
+        "temperature": teacher.temperature,
+        "max_tokens": teacher.max_tokens,
+        "seed": int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1,  # 31 bits suit every server
+    }
+    if teacher.top_p is not None:
+        body["top_p"] = teacher.top_p
+    return body | parse_extra_body(teacher.extra_body), key
 
 
 def teacher_messages(sample: Sample, system_prompt: str) -> list[dict[str, object]]:
-    """The turns before the sample's answer as OpenAI's messages, images as data URLs.
+    """Returns the turns before the sample's answer as OpenAI messages, with an image as a data URL at each mark.
 
     Raises:
-        BadSample: there is no question, its marks do not fit its images, or an image cannot be read.
+        BadSample: there is no question, its marks do not match its images, or an image cannot be read.
     """
     turns = [
         replace(turn, content=clean_question(turn.content)) if turn.role == "user" else turn
         for turn in question_turns(sample)
     ]
-    system = [Message(role="system", content=system_prompt)] if system_prompt else []
-    return chat_messages([*system, *turns], sample.images)
-
-
-def chat_messages(turns: Sequence[Message], images: Sequence[bytes]) -> list[dict[str, object]]:
-    """Turns as OpenAI's messages, with an image as a data URL where each mark stands.
-
-    Raises:
-        BadSample: the marks do not fit the images, or an image cannot be read.
-    """
+    if system_prompt:
+        turns.insert(0, Message(role="system", content=system_prompt))
     marks = sum(turn.content.count(IMAGE_MARK) for turn in turns)
-    if marks != len(images):
-        raise BadSample("text", f"{marks} marks {IMAGE_MARK} in the text, but {len(images)} images")
-    urls = iter([data_url(image) for image in images])
+    if marks != len(sample.images):
+        raise BadSample("text", f"{marks} marks {IMAGE_MARK} in the text, but {len(sample.images)} images")
+    urls = iter([data_url(image) for image in sample.images])
     return [{"role": turn.role, "content": _parts(turn.content, urls)} for turn in turns]
 
 
 def question_turns(sample: Sample) -> tuple[Message, ...]:
-    """The conversation up to the user's last turn, without system prompts.
+    """Returns the conversation up to the user's last turn, without system prompts.
 
     Raises:
-        BadSample: it has no turn of a user at the end.
+        BadSample: it does not end with a user's turn.
     """
     turns = [message for message in sample.messages if message.role != "system"]
     if turns and turns[-1].role == "assistant":
@@ -67,12 +76,12 @@ def question_turns(sample: Sample) -> tuple[Message, ...]:
 
 
 def clean_question(text: str) -> str:
-    """Without the phrases that the recipe takes out before it asks a teacher; image marks stay."""
-    return PHRASES.sub("", text).strip()
+    """Removes the phrases that the recipe does not ask a teacher; image marks stay."""
+    return FORMAT_PHRASES.sub("", text).strip()
 
 
 def data_url(image: bytes) -> str:
-    """A PNG or JPEG file as it is, byte for byte; any other converted to PNG.
+    """Returns a PNG or JPEG file byte for byte as a data URL; any other image is converted to PNG.
 
     Raises:
         BadSample: not an image, or a broken one.
@@ -84,10 +93,10 @@ def data_url(image: bytes) -> str:
 
 
 def parse_response(text: str) -> tuple[str, str]:
-    """(thoughts, answer) of a response, "" for what it lacks, by the recipe's rules.
+    """Returns (thoughts, answer) of a response by the recipe's rules, "" for the one it lacks.
 
-    Thoughts may begin without `<think>` (the chat template may have written it). Without thoughts in tags, all
-    before the last `<answer>` is one. An answer inside of the thoughts does not count.
+    Thoughts may begin without `<think>` (the chat template may have written it). Without thoughts in tags, they are
+    all text before the last `<answer>`. An answer inside the thoughts does not count.
     """
     text = text.replace("<tool_call>", "").replace("</tool_call>", "")
     if "</think>" in text and "<think>" not in text:
@@ -102,32 +111,32 @@ def parse_response(text: str) -> tuple[str, str]:
 
 
 def target(thought: str, answer: str) -> str:
-    """What the student learns to write."""
+    """Returns the text that the student learns to write."""
     return f"<think>{thought}</think><answer>{answer}</answer>"
 
 
 def distilled_samples(
     samples: Iterable[Sample],
-    answers: Iterable[Answer],
+    responses: Iterable[TeacherResponse],
     per_question: int,
     drop: Callable[[Sample, str], None] = lambda sample, reason: None,
 ) -> Iterator[Sample]:
-    """The first `per_question` kept answers to each sample, as samples `{id}#{rollout}` in the samples' order.
+    """Yields the first `per_question` kept responses to each sample, as samples `{id}#{rollout}`, in order.
 
     Args:
-        answers: those to these samples, in their order.
-        drop: is called with each right answer beyond `per_question`, and "surplus".
+        responses: those to these samples, in the samples' order.
+        drop: is called with each further right response as a sample, and "surplus".
 
     Raises:
-        ValueError: there are kept answers to a sample that does not come, or comes in another order.
+        ValueError: there are kept responses to a sample that is missing, or comes in another order.
     """
-    kept = groupby((answer for answer in answers if not answer.reason), lambda answer: answer.id)
+    kept = groupby((found for found in responses if not found.reason), lambda response: response.id)
     id, group = next(kept, ("", ()))
     for sample in samples:
         if sample.id != id:
             continue
-        for number, answer in enumerate(group):
-            learned = _distilled(sample, answer)
+        for number, response in enumerate(group):
+            learned = _distilled(sample, response)
             if number < per_question:
                 yield learned
             else:
@@ -135,30 +144,28 @@ def distilled_samples(
         id, group = next(kept, ("", ()))
     if id:
         raise ValueError(
-            f"there are answers to {id!r}, but no such question can be read in its place; `omr data validate` the "
-            "questions, and ask about them in another folder where they were changed"
+            f"there are responses to {id!r}, but no such question can be read in its place; `omr data validate` the "
+            "questions, and ask them in another folder if they were changed"
         )
 
 
-def _distilled(sample: Sample, answer: Answer) -> Sample:
-    learned = target(*parse_response(answer.response or ""))
+def _distilled(sample: Sample, response: TeacherResponse) -> Sample:
     lineage = {
         "question": sample.id,
-        "teacher": answer.teacher,
-        "rollout": answer.rollout,
-        "accuracy": answer.accuracy,
-        "decided_by": answer.decided_by,
+        "teacher": response.teacher,
+        "rollout": response.rollout,
+        "accuracy": response.accuracy,
+        "decided_by": response.decided_by,
     }
-    return Sample(
-        id=f"{sample.id}#{answer.rollout}",
-        source=sample.source,
+    learned = target(*parse_response(response.response or ""))
+    return replace(
+        sample,
+        id=f"{sample.id}#{response.rollout}",
         messages=(
             Message(role="system", content=SYSTEM_PROMPT),
             *question_turns(sample),
             Message(role="assistant", content=learned),
         ),
-        images=sample.images,
-        answer=sample.answer,
         metadata=sample.metadata | lineage,
     )
 

@@ -31,8 +31,6 @@ class FilterConfig:
     """Drop responses that hold one run of words this often (MMFineReason: 3); 0 is off."""
     correct: bool = False
     """Keep only what the answer checker found right (metadata accuracy of 1)."""
-    max_perplexity: float | None = None
-    """Keep responses whose perplexity (metadata perplexity) is at most this."""
     min_pass_rate: float | None = None
     """Keep questions that the scoring model answers right at least this often (metadata pass_rate, 0 to 1)."""
     max_pass_rate: float | None = None
@@ -60,10 +58,10 @@ class FilterConfig:
             raise ValueError(
                 f"filters.min_pass_rate={low} is above max_pass_rate={high}; nothing would be kept"
             )
-        for name in ("max_images", "max_perplexity"):
-            most = getattr(self, name)
-            if most is not None and not most >= 0:
-                raise ValueError(f"filters.{name}={most} must be at least 0; leave it out to set no limit")
+        if self.max_images is not None and self.max_images < 0:
+            raise ValueError(
+                f"filters.max_images={self.max_images} must be at least 0; leave it out to set no limit"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

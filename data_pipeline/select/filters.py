@@ -23,7 +23,6 @@ _THINK_ANSWER = re.compile(r"\s*<think>(.+?)</think>\s*<answer>(.+?)</answer>\s*
 _TAG = re.compile(r"</?(?:think|answer)>")
 _PROVIDERS = {
     "accuracy": "a check against a reference answer",
-    "perplexity": "`omr data score`",
     "pass_rate": "`omr data score`, or the corpus itself",
 }
 
@@ -41,9 +40,6 @@ def build_filters(config: FilterConfig) -> tuple[Filter, ...]:
     if config.min_pass_rate is not None or config.max_pass_rate is not None:
         low, high = config.min_pass_rate or 0.0, 1.0 if config.max_pass_rate is None else config.max_pass_rate
         built.append(lambda sample: _outside(_score(sample, "pass_rate"), low, high))
-    if config.max_perplexity is not None:
-        limit = config.max_perplexity
-        built.append(lambda sample: "" if _score(sample, "perplexity") <= limit else "perplexity")
     if config.min_words or config.max_words:
         built.append(lambda sample: _length(sample, config.min_words, config.max_words))
     if config.format == "think_answer":

@@ -17,11 +17,10 @@ from typing import cast
 
 import numpy as np
 
-from data_pipeline.distill.teacher import PHRASES
 from data_pipeline.errors import BadSample
 from data_pipeline.files import atomic_writer
 from data_pipeline.select.encoders import Encoders
-from data_pipeline.types import IMAGE_MARK, Sample
+from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, Sample
 
 _SYMBOL = re.compile(r"\d+(?:[.,]\d+)*|(?<![^\W_])[^\W\d_](?![^\W_])|[+*/=<>^%±×÷√∑∫≤≥≠°]|-(?![^\W\d_]{2})")
 
@@ -127,7 +126,7 @@ def fingerprint_shard(samples: Iterable[Sample], encoders: Encoders) -> Fingerpr
 def question_text(sample: Sample) -> str:
     """The users' turns without image marks, what corpora append to questions, and differences of white space."""
     text = "\n".join(message.content for message in sample.messages if message.role == "user")
-    text = PHRASES.sub(" ", text).replace(IMAGE_MARK, " ")
+    text = FORMAT_PHRASES.sub(" ", text).replace(IMAGE_MARK, " ")
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

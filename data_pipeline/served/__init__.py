@@ -1,1 +1,1 @@
-"""Models behind an OpenAI-compatible server: the client, and a judge of answers."""
+"""Client of models behind an OpenAI-compatible server, and a judge of answers."""

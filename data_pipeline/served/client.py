@@ -1,9 +1,9 @@
-"""The one client of OpenAI-compatible servers: many requests at once, each until it has an answer or a reason.
+"""Client of OpenAI-compatible servers: many requests at once, each repeated until it has a reply or a reason.
 
-What goes wrong is one of three things. The question is at fault (400, 413, 422): it is not asked again. The server
-failed at it (other errors, a timeout, garbage): it is asked again `retries` times. The server cannot be reached or
-is busy (no connection, 429, 502, 503, 504): it is asked again for `patience` seconds, so that it may be restarted.
-The package's own retries are off: they are counted only, whatever went wrong, and last seconds.
+Errors are of three kinds. The request is at fault (400, 413, 422): it is not repeated. The server failed (other
+errors, a timeout, an unreadable reply): the request is repeated `retries` times. The server is unavailable (no
+connection, 429, 502, 503, 504): the request is repeated for `unavailable_timeout` seconds, so that the server can be
+restarted. The openai package's own retries are off, because they stop after some seconds whatever the error.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from data_pipeline.served.config import ServerConfig
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before an attempt is repeated: doubled each time, up to the longest."""
+"""Seconds before a request is repeated: doubled each time, up to the longest."""
 CONNECT_TIMEOUT = 10.0
-NOT_THERE = (429, 502, 503, 504)  # the server, or what stands before it, says: later
-REFUSED = (400, 413, 422)  # this request is wrong, whoever asks and however often
-MISTAKES = (401, 403, 404)  # so is every other one
+RETRYABLE = (429, 502, 503, 504)  # the server, or a proxy before it, is busy or away
+REFUSED = (400, 413, 422)  # this request is wrong
+FATAL = (401, 403, 404)  # every request would fail
 
 Body = Mapping[str, object]
-"""A request: the fields of a chat completion, those of the server's own included."""
+"""A request: the fields of a chat completion, and those that only the server knows."""
 
 
-class NoAnswer(Exception):
-    """A request came to nothing. `reason`: refused | server | timeout | garbage | unavailable."""
+class NoResponse(Exception):
+    """A request failed. `reason`: refused | server | timeout | garbage | unavailable."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -42,11 +42,11 @@ class NoAnswer(Exception):
 
 
 class ServerDown(ValueError):
-    """Nothing came from the server for as long as the patience lasts."""
+    """The server was unavailable for longer than `unavailable_timeout`."""
 
 
-class _Later(Exception):
-    """Out of reach or busy: waits without limit of attempts."""
+class _Unavailable(Exception):
+    """The server cannot be reached or is busy."""
 
     def __init__(self, detail: str, wait: float = 0.0) -> None:
         super().__init__(detail)
@@ -55,20 +55,18 @@ class _Later(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a model answered, and what it took."""
+    """A model's response, with its length and the time it took."""
 
-    text: str  # with the reasoning that the server split off put back in front, in <think> tags
+    text: str  # reasoning that the server split off stands in front, in <think> tags
     finish_reason: str  # stop | length | ...
-    tokens_in: int = 0
-    tokens_out: int = 0
-    prompt_logprobs: tuple[float, ...] = ()  # of the prompt's tokens but the first, where asked for
+    prompt_len: int = 0  # tokens
+    response_len: int = 0  # tokens
     seconds: float = 0.0  # of the attempt that succeeded
     attempts: int = 1
-    hedged: bool = False  # sent twice because the first took long
 
 
 class ChatClient:
-    """Asks one server. Use it as an async context manager, inside of one event loop."""
+    """Sends requests to one server. Use it as an async context manager, inside one event loop."""
 
     def __init__(self, config: ServerConfig) -> None:
         from openai import AsyncOpenAI, Timeout
@@ -85,7 +83,7 @@ class ChatClient:
             base_url=config.base_url,
             api_key=key,
             max_retries=0,
-            timeout=Timeout(None, connect=CONNECT_TIMEOUT),  # of the whole attempt: see _attempt
+            timeout=Timeout(None, connect=CONNECT_TIMEOUT),  # _attempt limits the whole request
         )
         self._slots = asyncio.Semaphore(config.concurrency)
         self._last_reply = 0.0  # time
@@ -101,27 +99,25 @@ class ChatClient:
         await self._client.close()
 
     async def ask(self, body: Body, key: str) -> Reply:
-        """The reply to a chat completion. `key` names the request, so that its waits can be repeated.
+        """Returns the reply to a chat completion. `key` names the request and seeds its waits.
 
         Raises:
-            NoAnswer: there is none, and why.
-            ServerDown: the server was out of reach for `patience` seconds.
-            ValueError: the server knows no such key, model or address.
+            NoResponse: the request failed.
+            ServerDown: the server was unavailable for too long.
+            ValueError: the server does not know the key, model or address.
         """
-        clock, waits = asyncio.get_running_loop().time, random.Random(f"{self._config.seed}/{key}")
-        attempts, faults, away_since = 0, 0, 0.0
+        clock, waits = asyncio.get_running_loop().time, random.Random(key)
+        attempts, failures, away_since = 0, 0, 0.0
         while True:
             attempts += 1
             try:
-                reply = await self._hedged(body)
-            except _Later as error:
-                away_since, wait, fault = away_since or clock(), error.wait, str(error)
-                if clock() - away_since > self._config.patience:
-                    self._give_up(away_since, fault)
-                self._say_down(fault)
-            except NoAnswer as error:
-                faults += 1
-                if error.reason == "refused" or faults > self._config.retries:
+                reply = await self._attempt(body)
+            except _Unavailable as error:
+                away_since, wait = away_since or clock(), error.wait
+                self._check_unavailable(away_since, str(error))
+            except NoResponse as error:
+                failures += 1
+                if error.reason == "refused" or failures > self._config.retries:
                     raise
                 away_since = wait = 0.0
             else:
@@ -130,19 +126,6 @@ class ChatClient:
                 return replace(reply, attempts=attempts)
             backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempts - 1, 16))
             await asyncio.sleep(max(wait, backoff * waits.uniform(0.5, 1.0)))
-
-    async def _hedged(self, body: Body) -> Reply:
-        """One attempt, or two of which the first to succeed counts; the other is called off."""
-        tasks = [asyncio.create_task(self._attempt(body))]
-        try:
-            _, late = await asyncio.wait(tasks, timeout=self._config.hedge_after or None)
-            if late:
-                tasks.append(asyncio.create_task(self._attempt(body)))
-            return replace(await _first_success(tasks), hedged=bool(late))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _attempt(self, body: Body) -> Reply:
         from openai import APIConnectionError, APIStatusError
@@ -159,87 +142,70 @@ class ChatClient:
                     )
                     content = raw.http_response.content
             except TimeoutError:
-                raise NoAnswer("timeout", f"no answer within {self._config.timeout:g} s") from None
+                raise NoResponse("timeout", f"no response within {self._config.timeout:g} s") from None
             except APIConnectionError as error:
-                raise _Later(f"{error} {error.__cause__}") from error
+                raise _Unavailable(f"{error} {error.__cause__}") from error
             except APIStatusError as error:
-                self._sort_out(error.status_code, str(error), error.response.headers.get("retry-after", ""))
+                self._raise(error.status_code, str(error), error.response.headers.get("retry-after", ""))
             return replace(read_reply(content), seconds=clock() - started)
 
-    def _sort_out(self, status: int, detail: str, retry_after: str) -> NoReturn:
-        if status in MISTAKES:
+    def _raise(self, status: int, detail: str, retry_after: str) -> NoReturn:
+        if status in FATAL:
             raise ValueError(
                 f"{self._config.base_url} says to model={self.model!r}: {detail}; check base_url, model and "
                 "api_key_env"
             )
-        if status in NOT_THERE:
+        if status in RETRYABLE:
             wait = float(retry_after) if retry_after.isdecimal() else 0.0
-            raise _Later(detail, min(wait, LONGEST_WAIT))
-        raise NoAnswer("refused" if status in REFUSED else "server", detail[:1_000])
+            raise _Unavailable(detail, min(wait, LONGEST_WAIT))
+        raise NoResponse("refused" if status in REFUSED else "server", detail[:1_000])
 
     async def _only_model(self) -> str:
         from openai import APIConnectionError, APIStatusError
 
-        clock = asyncio.get_running_loop().time
-        started = clock()
+        url, started = self._config.base_url, asyncio.get_running_loop().time()
         while True:
             try:
                 names = [model.id async for model in self._client.models.list()]
                 break
             except (APIConnectionError, APIStatusError) as error:
-                if isinstance(error, APIStatusError) and error.status_code not in NOT_THERE:
-                    raise ValueError(
-                        f"{self._config.base_url} lists no models ({error}); give model"
-                    ) from error
-                if clock() - started > self._config.patience:
-                    self._give_up(started, str(error))
-                self._say_down(str(error))
+                if isinstance(error, APIStatusError) and error.status_code not in RETRYABLE:
+                    raise ValueError(f"{url} lists no models ({error}); set model") from error
+                self._check_unavailable(started, str(error))
             await asyncio.sleep(1.0)
         self._say_up()
         if len(names) != 1:
-            raise ValueError(
-                f"{self._config.base_url} serves {', '.join(names) or 'no model'}; say which: model"
-            )
+            raise ValueError(f"{url} serves {', '.join(names) or 'no model'}; set model to the one to ask")
         return names[0]
 
-    def _give_up(self, since: float, detail: str) -> NoReturn:
-        if self._last_reply > since:  # others were answered meanwhile
-            raise NoAnswer("unavailable", detail)
-        raise ServerDown(
-            f"{self._config.base_url} did not answer for patience={self._config.patience:g} s ({detail}); "
-            "start the server, and give the same command again: it continues where this one stopped"
-        )
-
-    def _say_down(self, detail: str) -> None:
+    def _check_unavailable(self, since: float, detail: str) -> None:
+        """Says once that the server is unavailable, and raises where that has lasted too long."""
+        limit = self._config.unavailable_timeout
+        if asyncio.get_running_loop().time() - since > limit:
+            if self._last_reply > since:  # to other requests
+                raise NoResponse("unavailable", detail)
+            raise ServerDown(
+                f"{self._config.base_url} was unavailable for unavailable_timeout={limit:g} s ({detail}); start the "
+                "server and run the same command again: it continues where this one stopped"
+            )
         if not self._is_down:
             tqdm.write(
-                f"{self._config.base_url} cannot be reached or is busy ({detail}); waiting up to "
-                f"{self._config.patience:g} s",
+                f"{self._config.base_url} cannot be reached or is busy ({detail}); waiting up to {limit:g} s",
                 file=sys.stderr,
             )
         self._is_down = True
 
     def _say_up(self) -> None:
         if self._is_down:
-            tqdm.write(f"{self._config.base_url} answers again", file=sys.stderr)
+            tqdm.write(f"{self._config.base_url} responds again", file=sys.stderr)
         self._is_down = False
 
 
-async def _first_success(tasks: list[asyncio.Task[Reply]]) -> Reply:
-    """The first reply; where all attempts fail, the error of the first."""
-    pending = set(tasks)
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if found := [task for task in done if not task.exception()]:
-            return found[0].result()
-    return tasks[0].result()
-
-
 def read_reply(content: bytes) -> Reply:
-    """A chat completion's body, which may be anything.
+    """Parses the body of a chat completion, which may be anything.
 
     Raises:
-        NoAnswer: garbage, with what is wrong with it.
+        NoResponse: garbage, with what is wrong with it.
     """
     try:
         body = json.loads(content)
@@ -250,14 +216,13 @@ def read_reply(content: bytes) -> Reply:
         reply = Reply(
             text=_joined(text, reasoning),
             finish_reason=finish_reason,
-            tokens_in=int(usage.get("prompt_tokens") or 0),
-            tokens_out=int(usage.get("completion_tokens") or 0),
-            prompt_logprobs=_logprobs(body.get("prompt_logprobs") or []),
+            prompt_len=int(usage.get("prompt_tokens") or 0),
+            response_len=int(usage.get("completion_tokens") or 0),
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise NoAnswer("garbage", f"{error!r} in {content[:200]!r}") from error
+        raise NoResponse("garbage", f"{error!r} in {content[:200]!r}") from error
     if not isinstance(finish_reason, str) or finish_reason in ("abort", "error"):
-        raise NoAnswer("garbage", f"finish_reason {finish_reason!r}")
+        raise NoResponse("garbage", f"finish_reason {finish_reason!r}")
     return reply
 
 
@@ -266,8 +231,3 @@ def _joined(text: object, reasoning: object) -> str:
         raise TypeError(f"content {text!r}, reasoning {reasoning!r}")
     joined = f"<think>{reasoning}</think>{text or ''}" if reasoning else text or ""
     return joined.encode(errors="replace").decode()  # JSON can hold halves of characters, files cannot
-
-
-def _logprobs(positions: list[dict[str, Any] | None]) -> tuple[float, ...]:
-    """vLLM's list of {token id: {logprob, ...}}, null for the first token, which nothing predicts."""
-    return tuple(float(next(iter(position.values()))["logprob"]) for position in positions if position)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """An OpenAI-compatible server, and how long it is waited for."""
+    """An OpenAI-compatible server, and how long to wait for it."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
     """Where the server listens."""

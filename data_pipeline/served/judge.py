@@ -1,9 +1,9 @@
-"""A model as judge of answers that the rules find wrong: does one answer mean the same as another?
+"""A served model that judges whether an extracted answer is equivalent to the reference, where the rules said no.
 
 The judge replies in MMFineReason's form, an analysis and a line with the judgement. Only that line counts: the
-published code looked for "EQUIVALENT" anywhere, which "not equivalent" satisfies. What is judged was written by a
-model, too, and may try to speak for the judge: it is handed over as JSON strings, so that it can neither begin a
-line nor end its field, and nothing of it is parsed.
+published code looked for "EQUIVALENT" anywhere, which "not equivalent" satisfies. The judged text was written by a
+model as well and may contain instructions: it is passed as JSON strings, so that it can neither begin a line nor end
+its field, and nothing in it is parsed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import json
 import re
 from collections.abc import Sequence
 
-from data_pipeline.served.client import ChatClient, NoAnswer
+from data_pipeline.served.client import ChatClient, NoResponse
 from data_pipeline.served.config import ServerConfig
 
 MAX_ANSWER_LEN = 1_000
-"""Characters past which an answer is not judged, but wrong."""
+"""Characters; a longer answer is not judged and stays wrong."""
 
 MAX_TOKENS = 1_024
-"""Of a reply; one that is longer has no form."""
+"""Tokens of a reply; one that reaches them is not parsed."""
 
 INSTRUCTIONS = """\
 You compare a candidate answer with the reference answer to a question. They are equivalent only when the candidate \
@@ -37,10 +37,10 @@ _JUDGMENT = re.compile(r"Judgment:[ \t]*(Equivalent|Different)")
 
 
 async def judge(client: ChatClient, question: str, reference: str, answer: str) -> tuple[bool | None, str]:
-    """Whether the judge holds `answer` for equivalent to `reference`, None without a clear word; and its reply.
+    """Returns whether the judge finds `answer` equivalent to `reference`, None without a clear verdict; and its reply.
 
     Raises:
-        ServerDown: the judge's server is.
+        ServerDown: the judge's server was unavailable for too long.
     """
     if len(answer) > MAX_ANSWER_LEN:
         return None, f"not judged: {len(answer)} characters"
@@ -56,16 +56,16 @@ async def judge(client: ChatClient, question: str, reference: str, answer: str) 
     }
     try:
         reply = await client.ask(body, f"{reference}/{answer}")
-    except NoAnswer as error:
+    except NoResponse as error:
         return None, f"not judged: {error}"[:1_000]
     verdict = parse_judgment(reply.text) if reply.finish_reason == "stop" else None
     return verdict, f"{'' if verdict is not None else 'not judged: '}{reply.text[-1_000:]}"
 
 
 def parse_judgment(reply: str) -> bool | None:
-    """True for equivalent, False for different; None where the reply does not have the form that was asked for.
+    """Returns True for equivalent, False for different, None for a reply that lacks the required form.
 
-    It begins with the analysis, and its last line, and no other, is the judgement. Thoughts before it do not count.
+    After any thoughts, the reply begins with the analysis, and its last line, and no other, is the judgement.
     """
     lines = [line.strip() for line in reply.rpartition("</think>")[2].strip().splitlines() if line.strip()]
     if len(lines) < 2 or not lines[0].startswith("Analysis:"):
@@ -77,7 +77,7 @@ def parse_judgment(reply: str) -> bool | None:
 
 
 def judge_pairs(config: ServerConfig, pairs: Sequence[tuple[str, str, str]]) -> list[bool | None]:
-    """judge() of each (question, reference, answer), in their order, from code without an event loop."""
+    """Returns judge()'s verdicts on (question, reference, answer) in their order, for code without an event loop."""
 
     async def judge_all() -> list[bool | None]:
         async with ChatClient(config) as client:
