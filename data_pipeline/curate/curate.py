@@ -46,7 +46,7 @@ def curate(config: CurateConfig) -> Funnel:
     def stage(work: Callable[[CurateConfig, SourceConfig], list[FunnelRow]], only: str = "") -> None:
         nonlocal funnel
         for source in config.sources:
-            for row in work(config, source) if only in ("", source.answers) else ():
+            for row in work(config, source) if only in ("", source.responses) else ():
                 funnel = funnel.with_row(row)
         funnel.save(Path(config.out) / FUNNEL)
 

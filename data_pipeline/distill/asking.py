@@ -171,23 +171,27 @@ class _Run:
                 log.close()
 
     def _jobs(self, numbers: Sequence[int]) -> Iterator[_Job]:
-        """Yields the missing responses, shard by shard; a sample is read when its turn comes."""
+        """Yields a job for each missing response, shard by shard."""
         for number in numbers:
             shard = self._open(number)
             if not shard.missing:
                 self._tasks.create_task(self._finish(shard))
-            for id, ref in shard.refs.items():
+            for id in shard.refs:
                 rollouts = [n for n in range(self._teacher.k) if (id, n) in shard.missing]
-                if not rollouts:
-                    continue
-                try:
-                    sample = read_sample(self._index.folder, ref)
-                except BadSample as error:
-                    for rollout in rollouts:
-                        self._record(shard, _failed(id, rollout, "?", error))
-                    continue
-                for rollout in rollouts:
-                    yield _Job(shard=shard, sample=sample, rollout=rollout)
+                yield from self._question_jobs(shard, id, rollouts)
+
+    def _question_jobs(self, shard: _Shard, id: str, rollouts: Sequence[int]) -> Iterator[_Job]:
+        """Yields the jobs of one question, which is read when its turn comes."""
+        if not rollouts:
+            return
+        try:
+            sample = read_sample(self._index.folder, shard.refs[id])
+        except BadSample as error:
+            for rollout in rollouts:
+                self._record(shard, _failed(id, rollout, "?", error))
+        else:
+            for rollout in rollouts:
+                yield _Job(shard=shard, sample=sample, rollout=rollout)
 
     def _open(self, number: int) -> _Shard:
         row, rows, k = self._index.shards[number], self._index.rows(number), self._teacher.k
