@@ -1,41 +1,84 @@
-"""Reads the words and options of a command line into a config; knows no command."""
+"""Finds the command that the first words name; tyro fills the parameters of its function from the other words."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from inspect import cleandoc
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import tyro
 
 T = TypeVar("T")
-Command = Callable[[list[str]], None]
+
+FLAT = tyro.conf.arg(name="")
+"""Annotates the config of a command: its fields are the command's own options, without a prefix."""
 
 
-def overview(commands: dict[str, Command]) -> str:
-    """What `omr --help` prints: each command with the first line of its docstring."""
-    width = max(map(len, commands))
-    listed = "\n".join(f"  {name:<{width}}  {first_line(command)}" for name, command in commands.items())
-    return f"""\
-usage: omr COMMAND [ARGUMENTS] [--FIELD VALUE ...]
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Commands of which the next word names one."""
 
-Post-training of multimodal reasoners: SFT and RL of Qwen2.5-VL on Megatron-Core, Ray and vLLM.
-
-commands:
-{listed}
-
-`omr COMMAND --help` explains a command, `omr sft RECIPE --help` every field of a recipe.
-
-examples:
-  omr doctor
-  omr demo
-  omr sft demo --optim.lr 5e-4"""
+    doc: str
+    """Shown in the help; the lines after `Examples:` end it, and the help of commands that have none."""
+    commands: Mapping[str, Command]
+    kind: str = "command"
+    by_preset: bool = False
+    """The option --preset names the command, by default the first, and not the next word."""
 
 
-def pick(kind: str, choices: dict[str, T], name: str) -> T:
-    """The choice of that name.
+Command: TypeAlias = Callable[..., None] | Group
+
+
+def with_config(command: Callable[..., None], config: object, doc: str | None = None) -> Command:
+    """Returns the command with the values of `config` as its defaults."""
+    bound = partial(command, config=config)
+    bound.__doc__ = doc or command.__doc__
+    return bound
+
+
+def recipes(command: Callable[..., None], configs: Mapping[str, Callable[[], object]]) -> Group:
+    """Returns the command with a base config to choose by the next word."""
+    commands = {name: with_config(command, config(), config.__doc__) for name, config in configs.items()}
+    return Group(doc=command.__doc__ or "", commands=commands, kind="recipe")
+
+
+def presets(command: Callable[..., None], configs: Mapping[str, object]) -> Group:
+    """Returns the command with a base config to choose by --preset."""
+    commands = {name: with_config(command, config) for name, config in configs.items()}
+    return Group(doc=command.__doc__ or "", commands=commands, kind="preset", by_preset=True)
+
+
+def run(command: Command, words: Sequence[str], *, prog: str = "omr", examples: str = "") -> None:
+    """Runs a command with the fields that `words` set.
+
+    Raises:
+        ValueError: there is no command of that name, or a config refuses a value.
+        SystemExit: after help, or with 2 for a mistake in a field; a typo names the nearest field.
+    """
+    text, _, own_examples = _doc(command).partition("Examples:\n")
+    description, examples = text.partition("Args:\n")[0].strip(), own_examples or examples
+    asked = not {"-h", "--help"}.isdisjoint(words)
+    if not isinstance(command, Group):
+        _call(command, words, prog=prog, description=description, examples=examples if asked else "")
+    elif command.by_preset:
+        name, words = _preset(next(iter(command.commands)), words, prog)
+        run(pick("preset", command.commands, name), words, prog=prog, examples=examples)
+    elif words and not words[0].startswith("-"):
+        chosen = pick(command.kind, command.commands, words[0])
+        run(chosen, words[1:], prog=f"{prog} {words[0]}", examples=examples)
+    else:
+        usage = f"usage: {prog} {command.kind.upper()} ..."
+        parts = [usage, description, _listing(command), f"examples:\n{examples}"]
+        print("\n\n".join(parts), file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+
+
+def pick(kind: str, choices: Mapping[str, T], name: str) -> T:
+    """Returns the choice of that name.
 
     Raises:
         ValueError: there is none; names the nearest.
@@ -47,53 +90,35 @@ def pick(kind: str, choices: dict[str, T], name: str) -> T:
     return choices[name]
 
 
-def leading_word(
-    command: Command, kind: str, choices: dict[str, Any], args: Sequence[str]
-) -> tuple[str, list[str]]:
-    """Split off a name, such as a recipe's; without one, or asked for help, list the choices and exit."""
-    if args and not args[0].startswith("-"):
-        pick(kind, choices, args[0])
-        return args[0], list(args[1:])
-    asked = bool({"-h", "--help"} & set(args))
-    description, examples = _help(command)
-    width = max(map(len, choices))
-    listed = "\n".join(f"  {name:<{width}}  {first_line(choice)}" for name, choice in choices.items())
-    print(
-        f"{description}\n\n{kind}, one of:\n{listed}\n\n{examples}", file=sys.stdout if asked else sys.stderr
-    )
-    sys.exit(0 if asked else 2)
-
-
-def parse(
-    command: Command, name: str, target: Callable[..., T], args: Sequence[str], *, default: T | None = None
-) -> T:
-    """Fill `target` from `args`; fields without a default, or whose default is tyro.MISSING, are positional.
-
-    A typo exits with 2 and names the nearest field; so does a value that the config refuses.
-    """
-    description, examples = _help(command)
-    defaults: dict[str, Any] = {} if default is None else {"default": default}
+def _call(
+    command: Callable[..., None], words: Sequence[str], *, prog: str, description: str, examples: str
+) -> None:
+    markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     try:
-        return tyro.cli(
-            target,
-            args=args,
-            prog=f"omr {name}",
-            description=description,
-            use_underscores=True,
-            config=(tyro.conf.PositionalRequiredArgs,),
-            **defaults,
+        tyro.cli(
+            command, args=words, prog=prog, description=description, use_underscores=True, config=markers
         )
     except SystemExit as leave:
-        if not leave.code:
-            print(examples)
+        if examples and not leave.code:
+            print(f"examples:\n{examples}")
         raise
 
 
-def first_line(documented: Callable[..., Any]) -> str:
-    return cleandoc(documented.__doc__ or "").partition("\n")[0]
+def _preset(default: str, words: Sequence[str], prog: str) -> tuple[str, Sequence[str]]:
+    """Returns the value of --preset, and the other words."""
+
+    def value(*, preset: str = default) -> str:
+        return preset
+
+    return tyro.cli(value, args=words, prog=prog, return_unknown_args=True, add_help=False)
 
 
-def _help(command: Command) -> tuple[str, str]:
-    """(description, examples) from a command's docstring."""
-    description, _, examples = cleandoc(command.__doc__ or "").partition("Examples:\n")
-    return description.strip(), f"examples:\n{examples}"
+def _listing(group: Group) -> str:
+    """Returns a line per command: its name and the first line of its docstring."""
+    width = max(map(len, group.commands))
+    lines = (f"  {name:<{width}}  {_doc(each).splitlines()[0]}" for name, each in group.commands.items())
+    return "\n".join([f"{group.kind}, one of:", *lines])
+
+
+def _doc(command: Command) -> str:
+    return cleandoc(command.doc if isinstance(command, Group) else command.__doc__ or "")

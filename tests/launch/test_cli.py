@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help that teaches, mistakes that name their neighbour."""
+"""The command line: help with examples, and mistakes that name the nearest choice."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from tyro import MISSING
 
+from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, FilterConfig, SelectConfig
 from launch import cli
-from launch.arguments import pick
+from launch.arguments import FLAT, Group, pick, presets, recipes, run
 from launch.config import DigitsConfig
+from launch.data_commands import DATA
 from launch.recipes.sft import SFT_RECIPES
 from megatron_omr.config import ConvertConfig, SFTConfig
 
@@ -38,8 +42,16 @@ def test_overview_names_every_command_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "ray", "vllm", "transformers", "megatron", "numpy"} & set(done.stderr.split())
-    for command in cli.COMMANDS:
+    for command in cli.OMR.commands:
         assert f"\n  {command} " in done.stdout
+
+
+def test_bare_group_lists_its_commands_with_first_lines():
+    done = omr("data")
+    assert done.returncode == 2 and not done.stdout
+    for command in DATA.commands:
+        assert f"\n  {command} " in done.stderr
+    assert "Keep the samples that pass filters" in done.stderr and "Every filter is off" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -49,7 +61,9 @@ def test_help_of_a_command_explains_and_ends_with_examples(command: str):
     done = omr(command, "--help")
     assert done.returncode == 0 and not done.stderr
     description, _, examples = done.stdout.partition("examples:\n")
-    assert cli.COMMANDS[command].__doc__.splitlines()[0] in description
+    found = cli.OMR.commands[command]
+    doc = found.doc if isinstance(found, Group) else found.__doc__
+    assert doc.splitlines()[0] in description and "Examples:" not in description
     assert examples.strip() and all(line.startswith("  omr ") for line in examples.strip("\n").splitlines())
 
 
@@ -66,7 +80,7 @@ def test_recipe_values_are_the_defaults_of_the_help():
 
 
 @pytest.mark.parametrize(
-    ("args", "neighbour"),
+    ("args", "nearest"),
     [
         (["stf", "demo"], "did you mean 'sft'?"),
         (["sft", "dmo"], "did you mean 'demo'?"),
@@ -76,34 +90,37 @@ def test_recipe_values_are_the_defaults_of_the_help():
         (["sft", "demo", "--optim.lrr", "1"], "--optim.lr "),
         (["rl", "demo", "--algorithm.clip_lo", "1"], "--algorithm.clip_low "),
         (["parity", "x", "--parallel.ttp", "2"], "--parallel.tp "),
-        (["verify", "in", "out", "--mod", "strict"], "--mode "),
+        (["verify", "in", "out", "--checker.mod", "strict"], "--checker.mode "),
+        (["data", "select", "in", "out", "--filters.min_word=5"], "--filters.min_words "),
+        (["data", "select", "in", "out", "--preset=mmfinereson"], "did you mean 'mmfinereason'?"),
         (["vverify", "in", "out"], "did you mean 'verify'?"),
     ],
 )
-def test_typo_names_its_neighbour(args: list[str], neighbour: str):
+def test_typo_names_the_nearest_choice(args: list[str], nearest: str):
     done = omr(*args)
     assert done.returncode == 2
-    assert neighbour in done.stderr + done.stdout
+    assert nearest in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["sft", "demo", "--model", "/nowhere"], "omr: error: /nowhere/config.json does not exist"),
         (["report", "/nowhere"], "omr: error: /nowhere is not a folder"),
-        (["sft", "demo", "--steps", "0"], "steps=0 must be at least 1"),
+        (["sft", "demo", "--steps", "0"], "omr: error: steps=0 must be at least 1"),
         (["sft", "demo", "--steps", "many"], "--steps"),
         (["sft", "demo", "--parallel.sp"], "parallel.sp=True needs parallel.tp > 1"),
+        (["data", "import", "messages", "rows.jsonl"], "omr: error: out is missing"),
         (["parity"], "Missing"),
         (["sft"], "qwen2_5_vl_7b_sft"),
         ([], "usage: omr"),
     ],
 )
-def test_mistake_is_said_without_a_traceback(args: list[str], said: str):
+def test_mistake_is_explained_without_a_traceback(args: list[str], message: str):
     done = omr(*args)
     assert done.returncode == 2
-    assert said in done.stderr + done.stdout
+    assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -116,19 +133,58 @@ def test_layout_that_cannot_hold_the_model_is_refused_before_any_rank_starts(tin
     assert "3 processes cannot hold" in done.stderr
 
 
-def test_overrides_reach_the_config():
-    config = cli._recipe(
-        cli.sft, "sft", SFTConfig, SFT_RECIPES, ["demo", "--optim.lr", "1e-2", "--parallel.tp", "2"]
-    )
+def parsed(config_type: type, words: list[str], *, bases: dict | None = None, by_preset: bool = False) -> Any:
+    """The config that a command gets from `words`."""
+    seen = []
+
+    def command(config: Any) -> None:
+        """Takes a config."""
+        seen.append(config)
+
+    command.__annotations__["config"] = Annotated[config_type, FLAT]
+    grouped = presets(command, bases or {}) if by_preset else recipes(command, bases or {})
+    run(grouped if bases else command, words)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "words", [["--optim.lr", "1e-2", "--parallel.tp", "2"], ["--optim.lr=1e-2", "--parallel.tp=2"]]
+)
+def test_overrides_reach_the_config(words: list[str]):
+    config = parsed(SFTConfig, ["demo", *words], bases=SFT_RECIPES)
     assert (config.optim.lr, config.parallel.tp) == (1e-2, 2)
     assert config.loader == SFT_RECIPES["demo"]().loader
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--preset=long", "a", "b", "--filters.max_images=2"],
+        ["a", "--preset", "long", "b", "--filters.max_images", "2"],
+        ["a", "b", "--filters.max-images", "2", "--preset", "long"],
+    ],
+)
+def test_preset_is_a_base_whose_fields_can_be_changed(words: list[str]):
+    bases = {
+        name: SelectConfig(shards=MISSING, out=MISSING, filters=FilterConfig(min_words=least))
+        for name, least in (("short", 1), ("long", 100))
+    }
+    config = parsed(SelectConfig, words, bases=bases, by_preset=True)
+    assert (config.shards, config.out) == ("a", "b")
+    assert config.filters == FilterConfig(min_words=100, max_images=2)
+    plain = parsed(SelectConfig, ["a", "b"], bases=bases, by_preset=True)
+    assert plain.filters == FilterConfig(min_words=1), "the first preset is the default"
+
+
+def test_presets_are_those_of_the_configs():
+    assert set(DATA.commands["select"].commands) == set(FILTER_PRESETS)
+    assert set(DATA.commands["dedup"].commands) == set(DEDUP_PRESETS)
+
+
 def test_fields_without_a_default_are_positional():
-    words = ["a", "b", "--parallel.tp", "2"]
-    config = cli.parse(cli.convert, "convert to-hf", ConvertConfig, words)
+    config = parsed(ConvertConfig, ["a", "b", "--parallel.tp", "2"])
     assert (config.source, config.out, config.parallel.tp) == ("a", "b", 2)
-    assert cli.parse(cli.data, "data digits", DigitsConfig, ["out", "--train", "5"]).counts["train"] == 5
+    assert parsed(DigitsConfig, ["out", "--train", "5"]).counts["train"] == 5
 
 
 def test_pick_lists_all_choices_when_nothing_is_near():

@@ -18,7 +18,7 @@ from data_pipeline.shards.format import read_sample, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.types import Sample
-from launch.data_commands import data
+from launch.cli import main
 
 
 @pytest.fixture
@@ -79,7 +79,12 @@ def test_names_are_short_where_they_are_distinct():
 def test_the_command_shows_and_writes_what_goes_in(folders, capsys):
     out = folders / "mix"
     sources = [str(folders / name) for name in "abc"]
-    data(["mix", *sources, "--out", str(out), "--samples", "60", "--weights", "c=2", "--seed", "5"])
+    assert (
+        main(
+            ["data", "mix", *sources, "--out", str(out), "--samples", "60", "--weights", "c=2", "--seed", "5"]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:5]] == [
         ["source", "samples", "weight", "count", "share", "epochs"],
@@ -92,7 +97,12 @@ def test_the_command_shows_and_writes_what_goes_in(folders, capsys):
     assert said["seed"] == 5 and [s["place"] for s in said["sources"]] == ["../a", "../b", "../c"]
     assert [s["count"] for s in said["sources"]] == [18, 7, 35]
     before = (out / "mixture.json").read_bytes()
-    data(["mix", *sources, "--out", str(out), "--samples", "60", "--weights", "c=2", "--seed", "5"])
+    assert (
+        main(
+            ["data", "mix", *sources, "--out", str(out), "--samples", "60", "--weights", "c=2", "--seed", "5"]
+        )
+        == 0
+    )
     assert (out / "mixture.json").read_bytes() == before
 
 
