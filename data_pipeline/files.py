@@ -33,6 +33,30 @@ def atomic_writer(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     partial.replace(path)
 
 
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields a hidden folder to fill; it takes the place of `folder` when the block ends without an error."""
+    partial = partial_folder(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        remove_folder(folder)
+    partial.replace(folder)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Returns where atomic_folder keeps the contents of `folder` until they are complete."""
+    return folder.with_name(f".{folder.name}{PARTIAL}")
+
+
 def write_json(path: Path, value: object, *, shared: bool = False) -> None:
     """Writes `value` as indented JSON, atomically; equal values give equal bytes."""
     with atomic_writer(path, shared=shared) as file:
@@ -72,14 +96,24 @@ def claim_folder(
     if found is None and has_files:
         raise ValueError(f"{folder} is not empty and has no {manifest}; choose another folder, or delete it")
     if found is not None and not replace:
-        names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        check_settings(folder, found, wanted)
+    if found is not None:
+        remove_folder(folder)
+    write_json(path, wanted, shared=shared)
+
+
+def check_settings(folder: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """Compares the settings that `folder` was made with and those of this run.
+
+    Raises:
+        ValueError: they differ; names each with both values.
+    """
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if names:
         changed = "; ".join(f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}" for name in names)
         raise ValueError(
             f"{folder} was made with other settings: {changed}; set them back, choose another folder, or delete it"
         )
-    if found is not None:
-        remove_folder(folder)
-    write_json(path, wanted, shared=shared)
 
 
 def remove_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ broadcast over the pipeline, several at a time: collectives cost per call, not o
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_pipeline.files import atomic_folder
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig
 from megatron_omr.convert.hf_folder import copy_template, write_tensors
@@ -129,18 +129,13 @@ def save_hf(
     config and chat template are copied from the Hugging Face folder `template`. `out` appears complete or not
     at all, and replaces an older one.
     """
-    out, template = Path(out), Path(template)
     weights = export_weights(chunks, model, ranks)
     if ranks.rank == 0:
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         dtype = torch_dtype(model.precision)
-        stored = ((stored_name(name), t.to("cpu", dtype)) for name, t in weights)
-        write_tensors(stored, partial, max_shard_bytes)
-        copy_template(template, partial)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+        with atomic_folder(Path(out)) as partial:
+            stored = ((stored_name(name), t.to("cpu", dtype)) for name, t in weights)
+            write_tensors(stored, partial, max_shard_bytes)
+            copy_template(template, partial)
     else:
         for _ in weights:
             pass

@@ -3,16 +3,16 @@
 FOLDER/step-00000100/    Megatron's shards of weights, optimizer, schedule and RNG
     state.json           step, and what the caller wants back (loader position, counters, ...)
     hf/                  config, tokenizer and processor files: with them the checkpoint stands alone
-A checkpoint is written under a hidden name and renamed when all of it is on disk: what bears its final
-name is complete.
+A checkpoint is written under a hidden name and renamed when all of it is on disk: one with its final name
+is complete.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
+from data_pipeline.files import atomic_folder, partial_folder, read_json, write_json
 from megatron_omr.convert.hf_folder import copy_template
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.run_folder import checkpoints
@@ -34,28 +35,16 @@ _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_
 def save_checkpoint(
     trainer: Trainer, folder: Path, *, step: int, state: dict[str, Any], template: str | Path, keep: int
 ) -> Path:
-    """Save after `step` steps. Collective. `state` must be JSON; `template` is the model's Hugging Face folder."""
+    """Saves after `step` steps and removes all but the newest `keep`. Collective.
+
+    Args:
+        state: what the caller wants back on resuming, as JSON.
+        template: the model's Hugging Face folder.
+    """
     final = folder / f"step-{step:08d}"
-    partial = folder / f".{final.name}.partial"
-    first = dist.get_rank() == 0
-    if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save(
-        _sharded_state(trainer, is_loading=False, with_rng=True),
-        str(partial),
-        content_metadata=_METADATA,
-        **_save_arguments(),
-    )
-    dist.barrier()
-    if first:
-        copy_template(template, partial / "hf")
-        text = json.dumps({"step": step, "world_size": dist.get_world_size(), "state": state}, indent=2)
-        _write_durably(partial / "state.json", text)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _sync_folder(folder)
+    saved = {"step": step, "world_size": dist.get_world_size(), "state": state}
+    _write(final, _sharded_state(trainer, is_loading=False, with_rng=True), saved, template)
+    if dist.get_rank() == 0:
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
@@ -63,7 +52,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, Any]]:
-    """Fill the trainer from `checkpoint`, whatever layout wrote it; returns (step, state). Collective.
+    """Fills the trainer from `checkpoint`, whatever layout wrote it; returns (step, state). Collective.
 
     Raises:
         ValueError: the folder is not a complete checkpoint.
@@ -85,25 +74,14 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
 
 
 def save_weights(chunks: Sequence[torch.nn.Module], out: Path, template: str | Path) -> None:
-    """A checkpoint of weights alone (the result of a conversion). Collective; written whole or not at all."""
-    partial = out.with_name(f".{out.name}.partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    state = {"model": chunks[0].sharded_state_dict(metadata=_METADATA)}
-    dist_checkpointing.save(state, str(partial), content_metadata=_METADATA, **_save_arguments())
-    dist.barrier()
-    if dist.get_rank() == 0:
-        copy_template(template, partial / "hf")
-        _write_durably(partial / "state.json", json.dumps({"step": 0, "world_size": 0, "state": {}}))
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(partial, out)
+    """Writes a checkpoint of weights alone, which cannot resume a run. Collective."""
+    weights = {"model": chunks[0].sharded_state_dict(metadata=_METADATA)}
+    _write(out, weights, {"step": 0, "world_size": 0, "state": {}}, template)
     dist.barrier()
 
 
 def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
-    """Fill bare model chunks from a checkpoint's weights, whatever layout wrote it. Collective."""
+    """Fills bare model chunks with a checkpoint's weights, whatever layout wrote it. Collective."""
     read_state(checkpoint)
     loaded: Any = dist_checkpointing.load(
         {"model": chunks[0].sharded_state_dict(metadata=_METADATA)}, str(checkpoint)
@@ -112,17 +90,28 @@ def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a complete checkpoint.
+    """Returns state.json of a checkpoint.
 
     Raises:
-        ValueError: something is missing: torn by hand, or not a checkpoint at all.
+        ValueError: it is incomplete, or not a checkpoint.
     """
     for name in ("state.json", "metadata.json", "hf/config.json"):
         if not (checkpoint / name).is_file():
             raise ValueError(
                 f"{checkpoint} has no {name}: not a complete checkpoint; take another step-* folder"
             )
-    return json.loads((checkpoint / "state.json").read_text())
+    return read_json(checkpoint / "state.json")
+
+
+def _write(folder: Path, sharded: dict[str, Any], state: dict[str, Any], template: str | Path) -> None:
+    is_first = dist.get_rank() == 0
+    with atomic_folder(folder) if is_first else nullcontext(partial_folder(folder)) as partial:
+        dist.barrier()
+        dist_checkpointing.save(sharded, str(partial), content_metadata=_METADATA, **_save_arguments())
+        dist.barrier()
+        if is_first:
+            copy_template(template, partial / "hf")
+            write_json(partial / "state.json", state)
 
 
 def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dict[str, Any]:
@@ -149,25 +138,7 @@ def _sharded_rng(ranks: Ranks) -> ShardedObject:
     return ShardedObject("rng", states, (ranks.world_size,), (ranks.rank,), replica_id=0)
 
 
-def _save_arguments() -> dict[str, Any]:
+def _save_arguments() -> dict[str, str]:
     """Megatron-Core 0.19 writes through another package by default; 0.16 to 0.18 know no such choice."""
-    from inspect import signature
-
-    return (
-        {"async_strategy": "mcore"}
-        if "async_strategy" in signature(dist_checkpointing.save).parameters
-        else {}
-    )
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    has_choice = "async_strategy" in signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if has_choice else {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_pipeline.files import atomic_writer
 from megatron_omr.config import LogConfig
 
 
@@ -55,9 +56,8 @@ class JsonLines:
     def __init__(self, path: Path, *, first_step: int) -> None:
         if path.exists():
             kept = [row for row in read_json_lines(path) if row["step"] < first_step]
-            draft = path.with_suffix(".tmp")
-            draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            draft.replace(path)
+            with atomic_writer(path) as file:
+                file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:

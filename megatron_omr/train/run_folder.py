@@ -1,4 +1,4 @@
-"""A run's folder keeps its resolved config; a run that resumes must not quietly become another."""
+"""The folder of a training run: its config, which a resumed run must keep, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.files import write_json
+from data_pipeline.files import check_settings, read_json, write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,26 +28,21 @@ MAY_CHANGE = (
 
 
 def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
-    """Write RUN/config.json.
+    """Writes RUN/config.json.
 
     Raises:
         ValueError: the run resumes, and a field outside MAY_CHANGE differs from the one it began with.
     """
-    path = run / "config.json"
-    new = json.loads(json.dumps(asdict(config)))
+    path, new = run / "config.json", json.loads(json.dumps(asdict(config)))
     if resumes and path.exists():
-        old = json.loads(path.read_text())
-        # a field that the old config lacks is newer than the run
-        changed = [name for name in new if name not in MAY_CHANGE and name in old and old[name] != new[name]]
-        if changed:
-            shown = "; ".join(f"{name} was {old[name]}, is {new[name]}" for name in changed)
-            raise ValueError(
-                f"{run} holds a run with other settings: {shown}. Set them back, or choose another run"
-            )
-    run.mkdir(parents=True, exist_ok=True)
+        check_settings(run, _decisive(read_json(path)), _decisive(new))
     write_json(path, new)
 
 
+def _decisive(config: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in config.items() if name not in MAY_CHANGE}
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints under `folder`, oldest first."""
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    """Returns the complete checkpoints under `folder`, oldest first; none where there is no folder."""
+    return sorted(folder.glob(f"step-{'[0-9]' * 8}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.files import atomic_writer, claim_folder, read_json, write_json
+from data_pipeline.files import atomic_folder, atomic_writer, claim_folder, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 WANTED = {"input": "abc", "filters": {"min_words": 3}, "names": ("a", "b")}
@@ -47,6 +47,28 @@ def test_killed_writer_leaves_the_old_file_and_the_next_one_writes(tmp_path: Pat
     with atomic_writer(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new" and not (tmp_path / "file.partial").exists()
+
+
+def test_folder_takes_the_place_of_an_older_one(tmp_path: Path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "stale").touch()
+    (tmp_path / ".out.partial" / "of a kill").mkdir(parents=True)
+    with atomic_folder(folder) as partial:
+        (partial / "file").touch()
+        assert [left.name for left in folder.iterdir()] == ["stale"]
+    assert [left.name for left in folder.iterdir()] == ["file"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_error_keeps_the_old_folder_and_leaves_nothing_behind(tmp_path: Path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(RuntimeError), atomic_folder(folder):
+        raise RuntimeError
+    assert [left.name for left in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_shared_writers_do_not_touch_each_other(tmp_path: Path):
