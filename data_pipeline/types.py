@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 IMAGE_MARK = "<image>"
 """Marks the place of an image in a message's text; the n-th mark is the sample's n-th image."""
 
+ROLES = ("system", "user", "assistant")
+
 SYSTEM_PROMPT = (
     "You are a helpful assistant. When the user asks a question, your response must include two parts: "
     "first, the reasoning process enclosed in <think>...</think> tags, then the final answer enclosed in "
@@ -34,7 +36,7 @@ FORMAT_PHRASES = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    role: str  # system | user | assistant
+    role: str  # one of ROLES
     content: str  # plain text with IMAGE_MARK where an image goes
 
 

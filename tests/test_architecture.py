@@ -61,7 +61,7 @@ BROAD_EXCEPTS = {
     # decoding a sample: image decoders raise all sorts of errors; the loader counts it and names the sample
     "data_pipeline/encode/images.py": {"load_image"},
     # the same, where the broken image is a finding
-    "data_pipeline/shards/check_sample.py": {"_image_problem"},
+    "data_pipeline/shards/check_sample.py": {"_check_image"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
     # a rank's last words, passed on to the process that started it

@@ -22,13 +22,12 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.encode.prompt_sharing import respond
 from data_pipeline.errors import BadSample
-from data_pipeline.types import IMAGE_MARK, Example, Message, Sample
+from data_pipeline.types import IMAGE_MARK, ROLES, Example, Message, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<|image_pad|>"
-ROLES = ("system", "user", "assistant")
 PIECES = 64
 """Texts between special tokens whose ids are remembered."""
 

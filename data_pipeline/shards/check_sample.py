@@ -1,139 +1,188 @@
-"""One sample of a shard looked at: its json, its members, its images."""
+"""Checks one sample of a shard: its json, its members, its images; and keeps what is found, counted by kind."""
 
 from __future__ import annotations
 
 import io
 import json
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from data_pipeline.encode.config import ImageConfig
-from data_pipeline.shards.findings import Findings
-from data_pipeline.shards.format import FIELDS
+from data_pipeline.shards.format import FIELDS, find_wrong_fields
 from data_pipeline.shards.tar_walk import TarMember
 from data_pipeline.types import IMAGE_MARK
 
+KEPT = 100
+"""Problems of a kind that are kept of each shard; all are counted."""
 MAX_JSON, MAX_IMAGE = 1 << 24, 1 << 28
-"""Bytes of a member that are read at all."""
+"""Sizes in bytes; larger members are not read."""
 _IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
-_ROLES = ("system", "user", "assistant")
+
+Report = Callable[..., None]
+"""Findings.add with the name of a sample: report(kind, detail, place=...)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something broken, and its place."""
+
+    kind: str
+    shard: str = ""
+    place: str = ""  # byte, member
+    sample: str = ""  # its id, or its key where the id cannot be read
+    detail: str
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """Numbers and problems of a shard."""
+
+    shard: str
+    samples: int = 0
+    images: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # problems by kind
+    problems: list[Problem] = field(default_factory=list)  # the first of each kind
+    id_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # [samples], in order
+
+    def add(self, kind: str, detail: str, *, place: str = "", sample: str = "") -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= KEPT:
+            place, sample, detail = map(printable, (place, sample, detail))
+            self.problems.append(
+                Problem(kind=kind, shard=self.shard, place=place, sample=sample, detail=detail)
+            )
+
+
+def printable(text: str) -> str:
+    """Returns the text shortened, and without characters that a terminal would act on."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:300])
 
 
 @dataclass(kw_only=True)
 class Record:
-    """The members of one sample."""
+    """The members of one sample; there is at least one."""
 
     key: str
-    offset: int
-    end: int
-    members: dict[str, TarMember] = field(default_factory=dict)  # by extension, in order
+    members: dict[str, TarMember]  # by extension, in order
+
+    @property
+    def offset(self) -> int:
+        return next(iter(self.members.values())).offset
+
+    @property
+    def size(self) -> int:
+        return next(reversed(self.members.values())).end - self.offset
+
+    @property
+    def place(self) -> str:
+        return (self.members.get("json") or next(iter(self.members.values()))).place
 
 
 def check_sample(file: BinaryIO, record: Record, found: Findings, *, strict: bool, images: bool) -> str:
-    """Report what is wrong with a sample, and return its name: its id, or its key where it has none.
+    """Reports what is wrong with a sample, and returns its name: its id, or its key where it has none.
 
-    `strict` samples must be of our form; others only where they look like it. `images` decodes them in full.
+    Args:
+        strict: the sample must be of our form; without it only a sample that has all our fields must.
+        images: decode images in full, not only their headers.
     """
-    fields, name = read_fields(file, record)
-    _check_fields(fields, record, found, name=name, strict=strict)
-    for extension in _image_names(fields, record):
+    fields, problem = None, ""
+    try:
+        fields = _read_fields(file, record)
+    except ValueError as error:
+        problem = str(error)
+    name = _name(fields, record)
+    report = partial(found.add, sample=name)
+    if problem:
+        report("json", problem, place=record.place)
+    if "json" not in record.members and strict:
+        report("missing-member", f"{record.key}.json", place=record.place)
+    if fields is not None and (strict or FIELDS.keys() <= fields.keys()):
+        _check_fields(fields, record, report)
+    for member in _image_members(fields, record):
         found.images += 1
-        member = record.members[extension]
-        if problem := _image_problem(file, member, in_full=images):
-            found.add(problem[0], problem[1], place=member.place, sample=name)
+        _check_image(file, member, report, in_full=images)
     return name
 
 
-def read_fields(file: BinaryIO, record: Record) -> tuple[dict | str | None, str]:
-    """The json member's object, what is wrong with it, or None without one; and the sample's name."""
+def read_name(file: BinaryIO, record: Record) -> str:
+    """Returns the name of a sample that check_sample returned."""
+    try:
+        return _name(_read_fields(file, record), record)
+    except ValueError:
+        return record.key
+
+
+def _read_fields(file: BinaryIO, record: Record) -> dict | None:
+    """Returns the json member's object, None without one.
+
+    Raises:
+        ValueError: it is too large, or no JSON object.
+    """
     member = record.members.get("json")
     if member is None:
-        return None, record.key
+        return None
     if member.size > MAX_JSON:
-        return f"{member.size} bytes of json, more than {MAX_JSON}", record.key
+        raise ValueError(f"{member.size} bytes of json, more than {MAX_JSON}")
     try:
         fields = json.loads(_read(file, member))
     except (ValueError, RecursionError) as error:
-        return f"no JSON: {error}", record.key
+        raise ValueError(f"no JSON: {error}") from error
     if not isinstance(fields, dict):
-        return "no JSON object", record.key
-    name = fields.get("id")
-    return fields, name if isinstance(name, str) and name else record.key
+        raise ValueError("no JSON object")
+    return fields
 
 
-def _check_fields(
-    fields: dict | str | None, record: Record, found: Findings, *, name: str, strict: bool
-) -> None:
-    """A sample's json against its members; of samples that are not ours only that it is JSON."""
-    place = (record.members.get("json") or next(iter(record.members.values()))).place
-    if isinstance(fields, str):
-        found.add("json", fields, place=place, sample=name)
-    if fields is None and strict:
-        found.add("missing-member", f"{record.key}.json", place=place, sample=name)
-    if not isinstance(fields, dict) or not (strict or FIELDS.keys() <= fields.keys()):
-        return
-    wrong = list(_wrong_fields(fields))
+def _name(fields: dict | None, record: Record) -> str:
+    name = fields.get("id") if fields else None
+    return name if isinstance(name, str) and name else record.key
+
+
+def _check_fields(fields: dict, record: Record, report: Report) -> None:
+    """Checks a sample's json against its members."""
+    wrong = list(find_wrong_fields(fields))
     for detail in wrong:
-        found.add("fields", detail, place=place, sample=name)
+        report("fields", detail, place=record.place)
     if wrong:
         return
     wanted = ["json", *fields["images"]]
     for extension in [extension for extension in wanted if extension not in record.members]:
-        found.add("missing-member", f"{record.key}.{extension}", place=place, sample=name)
+        report("missing-member", f"{record.key}.{extension}", place=record.place)
     for extension in [extension for extension in record.members if extension not in wanted]:
-        found.add("extra-member", "json names it not", place=record.members[extension].place, sample=name)
+        report("extra-member", "the json does not name it", place=record.members[extension].place)
     if list(record.members) != wanted and set(record.members) == set(wanted):
-        found.add(
-            "member-order",
-            f"{', '.join(record.members)}, wanted {', '.join(wanted)}",
-            place=place,
-            sample=name,
-        )
+        order = f"{', '.join(record.members)}, wanted {', '.join(wanted)}"
+        report("member-order", order, place=record.place)
     marks = sum(turn["content"].count(IMAGE_MARK) for turn in fields["messages"])
     if marks != len(fields["images"]):
-        found.add(
-            "marks",
-            f"{marks} marks {IMAGE_MARK} for {len(fields['images'])} images",
-            place=place,
-            sample=name,
-        )
-
-
-def _wrong_fields(fields: dict) -> Iterator[str]:
-    for name, kind in FIELDS.items():
-        if not isinstance(fields.get(name), kind):
-            yield f"{name}: wanted {kind.__name__}, saw {type(fields.get(name)).__name__}"
-    turns, images = fields.get("messages"), fields.get("images")
-    if not fields.get("id"):
-        yield "id: empty"
-    if isinstance(images, list) and not all(isinstance(image, str) for image in images):
-        yield "images: wanted names of members"
-    for number, turn in enumerate(turns if isinstance(turns, list) else ()):
-        is_turn = isinstance(turn, dict) and isinstance(turn.get("content"), str)
-        if not is_turn or turn.get("role") not in _ROLES:
-            yield f"messages: turn {number} has no content, or no role of {', '.join(_ROLES)}"
-    if turns == []:
-        yield "messages: empty"
+        detail = f"{marks} marks {IMAGE_MARK} for {len(fields['images'])} images"
+        report("marks", detail, place=record.place)
 
 
 # --- images
 
 
-def _image_names(fields: dict | str | None, record: Record) -> list[str]:
-    """The members that are images: those that json names, and what is called like one."""
-    named = fields.get("images") if isinstance(fields, dict) else None
-    named = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    return [name for name in record.members if name in named or name.rpartition(".")[2] in _IMAGES]
+def _image_members(fields: dict | None, record: Record) -> list[TarMember]:
+    """Returns the members that the json names as images, and those with an image's extension."""
+    named = fields.get("images") if fields else None
+    named = named if isinstance(named, list) else []
+    return [
+        member
+        for name, member in record.members.items()
+        if name in named or name.rpartition(".")[2] in _IMAGES
+    ]
 
 
-def _image_problem(file: BinaryIO, member: TarMember, *, in_full: bool) -> tuple[str, str] | None:
-    """(kind, detail) where an image cannot be used; its header alone unless `in_full`."""
+def _check_image(file: BinaryIO, member: TarMember, report: Report, *, in_full: bool) -> None:
     if member.size > MAX_IMAGE:
-        return "bomb", f"{member.size} bytes, more than {MAX_IMAGE}"
+        report("bomb", f"{member.size} bytes, more than {MAX_IMAGE}", place=member.place)
+        return
     data = _read(file, member)
     try:
         with warnings.catch_warnings():
@@ -144,10 +193,9 @@ def _image_problem(file: BinaryIO, member: TarMember, *, in_full: bool) -> tuple
 
             load_image(data, ImageConfig())
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        return "bomb", str(error)
+        report("bomb", str(error), place=member.place)
     except Exception as error:  # Pillow's decoders raise all sorts of errors on broken files
-        return "image", str(error) or repr(error)
-    return None
+        report("image", str(error) or repr(error), place=member.place)
 
 
 def _read(file: BinaryIO, member: TarMember) -> bytes:

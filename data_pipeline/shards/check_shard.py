@@ -1,4 +1,4 @@
-"""One shard looked through for what is broken: bytes, members, samples, images, and what the index says of them.
+"""Checks one shard: its bytes, members and samples, and whether they are those that the index lists.
 
 A problem names the shard, the place in it and the sample. Broken data never raises here.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_pipeline.shards.check_sample import Record, check_sample, read_fields
-from data_pipeline.shards.findings import Findings
+from data_pipeline.shards.check_sample import Findings, Record, check_sample, read_name
 from data_pipeline.shards.index import Shard, ShardIndex, ShardRows
 from data_pipeline.shards.tar_walk import BadTar, TarMember, walk
 
@@ -26,7 +25,7 @@ _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # key and extension
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """A shard to look through."""
+    """A shard to check."""
 
     folder: Path
     file: str
@@ -34,32 +33,31 @@ class ShardJob:
     quick: bool = False
     images: bool = False
 
+    @property
+    def path(self) -> Path:
+        return self.folder / self.file
+
 
 def check_shard(job: ShardJob) -> Findings:
-    """Everything that is wrong with one shard."""
+    """Returns everything that is wrong with one shard."""
     found = Findings(shard=job.file)
-    path = job.folder / job.file
-    if not path.is_file():
-        found.add("missing-shard", "the index names it, but it is not there")
+    if not job.path.is_file():
+        found.add("missing-shard", "the index lists it, but it does not exist")
         return found
-    size, listed = path.stat().st_size, job.listed
+    size, listed = job.path.stat().st_size, job.listed
     if listed and size != listed.bytes:
         found.add("size", f"{size} bytes, the index says {listed.bytes}")
     rows = _read_rows(job, found)
     if job.quick:
         found.samples = listed.count if listed else 0
-        found.id_hashes = _hashes(rows.ids if rows else ())
+        found.id_hashes = _hash_ids(rows.ids if rows else ())
         return found
-    with path.open("rb") as file:
-        if (
-            listed
-            and size == listed.bytes
-            and hashlib.file_digest(file, "sha256").hexdigest() != listed.sha256
-        ):
-            found.add("checksum", "its SHA-256 is not that of the index")
+    with job.path.open("rb") as file:
+        if listed and size == listed.bytes:
+            _check_digest(file, listed, found)
         if rows:
             _check_bytes(file, size, rows, found)
-        found.id_hashes = _hashes(_check_samples(file, size, job, rows, found))
+        found.id_hashes = _hash_ids(_check_samples(file, size, job, rows, found))
     found.samples = len(found.id_hashes)
     if not found.samples:
         found.add("empty", "it holds no sample")
@@ -69,14 +67,13 @@ def check_shard(job: ShardJob) -> Findings:
 
 
 def sample_ids(job: ShardJob) -> list[str]:
-    """The ids behind `id_hashes`, to name those that occur twice."""
+    """Returns the ids behind `id_hashes`, to name those that occur twice."""
     found = Findings(shard=job.file)
     if job.quick:
         rows = _read_rows(job, found)
         return list(rows.ids) if rows else []
-    path = job.folder / job.file
-    with path.open("rb") as file:
-        return [read_fields(file, record)[1] for record in read_records(file, path.stat().st_size, found)]
+    with job.path.open("rb") as file:
+        return [read_name(file, record) for record in read_records(file, job.path.stat().st_size, found)]
 
 
 # --- what the index says
@@ -96,8 +93,13 @@ def _read_rows(job: ShardJob, found: Findings) -> ShardRows | None:
     return None
 
 
+def _check_digest(file: BinaryIO, listed: Shard, found: Findings) -> None:
+    if hashlib.file_digest(file, "sha256").hexdigest() != listed.sha256:
+        found.add("checksum", "its SHA-256 is not that of the index")
+
+
 def _check_bytes(file: BinaryIO, size: int, rows: ShardRows, found: Findings) -> None:
-    """Which samples' bytes are not those that were written."""
+    """Reports the samples whose bytes are not those that were written."""
     for name, offset, length, crc32 in zip(rows.ids, rows.offsets, rows.sizes, rows.crc32, strict=True):
         place = f"bytes {offset} to {offset + length}"
         if offset + length > size:
@@ -112,28 +114,24 @@ def _check_bytes(file: BinaryIO, size: int, rows: ShardRows, found: Findings) ->
 
 
 def read_records(file: BinaryIO, size: int, found: Findings) -> Iterator[Record]:
-    """The samples of a tar as webdataset groups its members; ends where the tar cannot be read any further."""
+    """Yields the samples of a tar as webdataset groups its members, up to where the tar cannot be read further."""
     keys: set[str] = set()
-    named = _named(file, size, found)
-    for key, group in groupby(named, key=lambda item: item[0]):
-        record: Record | None = None
+    for key, group in groupby(_sample_members(file, size, found), key=lambda item: item[0]):
+        members: dict[str, TarMember] = {}
         for _, extension, member in group:
-            record = record or Record(key=key, offset=member.offset, end=member.end)
-            if extension in record.members:
+            if extension in members:
                 found.add("extra-member", "the same name again", place=member.place, sample=key)
-                continue
-            record.members[extension] = member
-            record.end = member.end
-        assert record is not None, "a group has members"
+            else:
+                members[extension] = member
         if key in keys:
-            place = next(iter(record.members.values())).place
+            place = next(iter(members.values())).place
             found.add("member-order", "another sample lies between its members", place=place, sample=key)
         keys.add(key)
-        yield record
+        yield Record(key=key, members=members)
 
 
-def _named(file: BinaryIO, size: int, found: Findings) -> Iterator[tuple[str, str, TarMember]]:
-    """(key, extension, member) of the members that belong to samples."""
+def _sample_members(file: BinaryIO, size: int, found: Findings) -> Iterator[tuple[str, str, TarMember]]:
+    """Yields (key, extension, member) of the members that belong to samples."""
     key = ""
     try:
         for member in walk(file, size):
@@ -146,12 +144,10 @@ def _named(file: BinaryIO, size: int, found: Findings) -> Iterator[tuple[str, st
 
 
 def _split_name(member: TarMember, found: Findings) -> tuple[str, str] | None:
-    """Key and extension; None of what is no member of a sample."""
+    """Returns key and extension; None for a member that is no sample's."""
     parts = re.split(r"[/\\]", member.name)
     if member.name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", member.name):
-        found.add(
-            "path", "the name leads out of the folder; extracting it would write there", place=member.place
-        )
+        found.add("path", "extracting it would write outside of the folder", place=member.place)
         return None
     if member.kind == "directory" or re.fullmatch(r"__[^/]*__", member.name):
         return None  # as webdataset
@@ -160,7 +156,7 @@ def _split_name(member: TarMember, found: Findings) -> tuple[str, str] | None:
         return None
     split = _NAME.fullmatch(member.name)
     if split is None:
-        found.add("name", "no key and extension: WebDataset readers leave it out", place=member.place)
+        found.add("name", "no key and extension: WebDataset readers skip it", place=member.place)
         return None
     return split[1], split[2].lower()
 
@@ -168,21 +164,23 @@ def _split_name(member: TarMember, found: Findings) -> tuple[str, str] | None:
 def _check_samples(
     file: BinaryIO, size: int, job: ShardJob, rows: ShardRows | None, found: Findings
 ) -> Iterator[str]:
-    """Ids, while every sample is looked at."""
+    """Checks every sample, and yields its name."""
     expected = {o: (i, s) for i, o, s in zip(rows.ids, rows.offsets, rows.sizes, strict=True)} if rows else {}
     for record in read_records(file, size, found):
         name = check_sample(file, record, found, strict=job.listed is not None, images=job.images)
         listed = expected.pop(record.offset, None)
-        if rows and listed != (name, record.end - record.offset):
-            said = f"{listed[0]!r} of {listed[1]} bytes" if listed else "nothing"
-            found.add("rows", f"the index says {said}", place=f"byte {record.offset}", sample=name)
+        if rows and listed != (name, record.size):
+            seen = f"{listed[0]!r} of {listed[1]} bytes" if listed else "nothing"
+            found.add("rows", f"the index says {seen}", place=f"byte {record.offset}", sample=name)
         yield name
-    if not found.counts.keys() & {"truncated", "header"}:  # these explain what is not there
+    if not found.counts.keys() & {"truncated", "header"}:  # these explain missing samples
         for offset, (name, _) in expected.items():
-            found.add("rows", "the index names it, but it is not there", place=f"byte {offset}", sample=name)
+            found.add(
+                "rows", "the index lists it, but it does not exist", place=f"byte {offset}", sample=name
+            )
 
 
-def _hashes(ids: Iterator[str] | tuple[str, ...]) -> np.ndarray:
-    """64 bits of each id: a hundred million of them fit into memory."""
+def _hash_ids(ids: Iterable[str]) -> np.ndarray:
+    """Returns 64 bits of each id, so that a hundred million fit into memory."""
     digests = (hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids)
     return np.frombuffer(b"".join(digests), np.uint64)

@@ -4,8 +4,8 @@
     folder/shard-000000-0000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; part and number of the shard
     folder/shard-000000-0000.index.json  of each sample id, byte offset, size, CRC-32 and estimated tokens
 
-The same samples give the same bytes. WebDataset ends a key at the first dot and ids hold slashes and dots, so
-the id lives in the json member, which holds everything of a sample but the bytes of its images.
+The same samples give the same bytes. WebDataset ends a key at the first dot, and ids hold slashes and dots, so the
+id is in the json member, which holds everything of a sample except the bytes of its images.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, describe
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.storage import join, read_range
-from data_pipeline.types import Message, Sample, SampleRef
+from data_pipeline.types import ROLES, Message, Sample, SampleRef
 
 READ_BYTES = 8 << 20
-"""About as much of a shard is read at a time where samples are read in order."""
+"""Bytes of a shard that are read at once where samples are read in order."""
 FIELDS = {"id": str, "source": str, "messages": list, "images": list, "answer": str, "metadata": dict}
-"""What the json member of a sample holds."""
+"""The fields of a sample's json member."""
 _HEADER = tarfile.BLOCKSIZE
 
 
 def read_sample(folder: str | Path, ref: SampleRef) -> Sample:
-    """Read one sample by its place in the shard: one read, one request.
+    """Reads one sample from its place in a shard: one read, or one request.
 
     Raises:
         BadSample: the shard is missing, torn or corrupt there, or another sample lies at that place.
@@ -45,18 +45,18 @@ def read_sample(folder: str | Path, ref: SampleRef) -> Sample:
 
 
 def parse_sample(data: bytes, ref: SampleRef) -> Sample:
-    """The sample whose tar members are `data`.
+    """Returns the sample whose tar members are `data`.
 
     Raises:
-        BadSample: reason `checksum` or `unreadable` where they are not, `schema` where the json member is none of ours.
+        BadSample: `checksum` or `unreadable`; `schema` where the json member is not of our form.
     """
     if len(data) == ref.size and ref.crc32 not in (None, zlib.crc32(data)):
         raise BadSample("checksum", f"{_place(ref)}: not the bytes that were written; copy the shard again")
     try:
         sample = _read_members(data)
+    except BadSample:
+        raise
     except (tarfile.TarError, ValueError, RecursionError) as error:
-        if isinstance(error, BadSample):
-            raise
         raise BadSample("unreadable", f"{_place(ref)}: {error}") from error
     if sample.id != ref.id:
         raise BadSample("unreadable", f"{_place(ref)}: {sample.id!r} lies there: not this index's shard")
@@ -66,13 +66,13 @@ def parse_sample(data: bytes, ref: SampleRef) -> Sample:
 def read_shard(
     index: ShardIndex, number: int, bad: Callable[[str, BadSample], None] | None = None
 ) -> Iterator[Sample]:
-    """The samples of the `number`-th shard in order, read as a stream.
+    """Yields the samples of the `number`-th shard in order, read as a stream.
 
     Args:
-        bad: gets the id of each sample that cannot be read, and why; it is left out.
+        bad: is called with the id and the error of each unreadable sample, which is then skipped.
 
     Raises:
-        BadSample: a sample cannot be read, and there is no `bad` to tell.
+        BadSample: a sample cannot be read, and `bad` is None.
     """
     shard, rows = index.shards[number], index.rows(number)
     place, data, start = join(index.folder, shard.file), b"", 0  # data: the shard's bytes from `start` on
@@ -90,57 +90,32 @@ def read_shard(
 
 
 def read_shards(folder: str | Path) -> Iterator[Sample]:
-    """All samples of a folder or mixture in the order they were written."""
+    """Yields all samples of a folder or mixture in the order they were written."""
     index = ShardIndex.load(folder)
     for number in range(len(index.shards)):
         yield from read_shard(index, number)
 
 
-def _place(ref: SampleRef) -> str:
-    return f"{ref.id!r} at byte {ref.offset} of {ref.shard}"
-
-
-def _read_members(data: bytes) -> Sample:
-    text, place = _read_member(data, 0, ".json")
-    fields = _check(json.loads(text))
-    images = []
-    for name in fields["images"]:
-        image, place = _read_member(data, place, f".{name}")
-        images.append(image)
-    return _to_sample(fields, images)
-
-
-def _read_member(data: bytes, place: int, suffix: str) -> tuple[bytes, int]:
-    """The member whose header is at `place`, and where the next one's is."""
-    member = tarfile.TarInfo.frombuf(data[place : place + _HEADER], "utf-8", "strict")
-    if "/" in member.name or not member.name.endswith(suffix) or not member.isreg():
-        raise ValueError(f"found member {member.name!r} where a plain file ending in {suffix!r} should be")
-    start, end = place + _HEADER, place + _HEADER + member.size
-    if end > len(data):
-        raise ValueError(
-            f"member {member.name!r} ends after {len(data) - start} of {member.size} bytes: the shard is torn"
-        )
-    return data[start:end], end + -member.size % _HEADER
-
-
-def _check(fields: object) -> dict:
-    """`fields` as the json member of a sample must be; raises BadSample."""
-    if not isinstance(fields, dict):
-        raise BadSample("schema", f"its json member holds a {type(fields).__name__}, not an object")
+def find_wrong_fields(fields: dict) -> Iterator[str]:
+    """Yields what is wrong with the json member of a sample."""
     for name, kind in FIELDS.items():
         if not isinstance(fields.get(name), kind):
-            raise BadSample(
-                "schema", f"{name} in its json member is no {kind.__name__}: {fields.get(name)!r:.60}"
-            )
-    for message in fields["messages"]:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(name), str) for name in ("role", "content")
-        ):
-            raise BadSample("schema", f"a message is not {{role, content}}: {message!r:.60}")
-    return fields
+            yield f"{name}: wanted {kind.__name__}, saw {describe(fields.get(name))}"
+    if not fields.get("id"):
+        yield "id: empty"
+    images, turns = fields.get("images"), fields.get("messages")
+    if isinstance(images, list) and not all(isinstance(image, str) for image in images):
+        yield "images: wanted names of members"
+    if turns == []:
+        yield "messages: empty"
+    for number, turn in enumerate(turns if isinstance(turns, list) else ()):
+        has_text = isinstance(turn, dict) and isinstance(turn.get("content"), str)
+        if not has_text or turn.get("role") not in ROLES:
+            yield f"messages: turn {number} has no content, or no role of {', '.join(ROLES)}"
 
 
 def to_fields(sample: Sample, image_names: list[str]) -> dict:
+    """Returns the json member of a sample; image names are the extensions of the image members."""
     return {
         "id": sample.id,
         "source": sample.source,
@@ -160,3 +135,34 @@ def _to_sample(fields: dict, images: list[bytes]) -> Sample:
         answer=fields["answer"],
         metadata=fields["metadata"],
     )
+
+
+def _read_members(data: bytes) -> Sample:
+    text, place = _read_member(data, 0, ".json")
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise BadSample("schema", f"its json member is {describe(fields)}, not an object")
+    for detail in find_wrong_fields(fields):
+        raise BadSample("schema", f"its json member has wrong fields: {detail}")
+    images = []
+    for name in fields["images"]:
+        image, place = _read_member(data, place, f".{name}")
+        images.append(image)
+    return _to_sample(fields, images)
+
+
+def _read_member(data: bytes, place: int, suffix: str) -> tuple[bytes, int]:
+    """Returns the member whose header is at `place`, and the place of the next header."""
+    member = tarfile.TarInfo.frombuf(data[place : place + _HEADER], "utf-8", "strict")
+    if "/" in member.name or not member.name.endswith(suffix) or not member.isreg():
+        raise ValueError(f"found member {member.name!r} where a plain file ending in {suffix!r} should be")
+    start, end = place + _HEADER, place + _HEADER + member.size
+    if end > len(data):
+        raise ValueError(
+            f"member {member.name!r} ends after {len(data) - start} of {member.size} bytes: the shard is torn"
+        )
+    return data[start:end], end + -member.size % _HEADER
+
+
+def _place(ref: SampleRef) -> str:
+    return f"{ref.id!r} at byte {ref.offset} of {ref.shard}"

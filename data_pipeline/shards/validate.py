@@ -1,4 +1,4 @@
-"""A folder of shards looked through for what is broken: its index, its shards one by one, ids that occur twice."""
+"""Checks a folder of shards: its index, its shards one by one, and ids that occur twice."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.parts import run_parts
+from data_pipeline.shards.check_sample import KEPT, Findings, Problem, printable
 from data_pipeline.shards.check_shard import ShardJob, check_shard, sample_ids
 from data_pipeline.shards.config import ValidateConfig
-from data_pipeline.shards.findings import KEPT, Findings, Problem, printable
-from data_pipeline.shards.index import INDEX, MIXTURE, ShardIndex, rows_path
+from data_pipeline.shards.index import INDEX, MIXTURE, Shard, ShardIndex, rows_path
 
 SHOWN = 5
 """Problems of a kind that are printed; --json has more."""
-_LEFT = ("*.partial", "part-*.json", "tally-*.json")  # of a write that did not end
+_LEFTOVERS = ("*.partial", "part-*.json", "part-*.lock", "tally-*.json")  # of a write that did not end
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationReport:
-    """What is broken in a folder."""
+    """Numbers and problems of a folder."""
 
     folder: str
     has_index: bool
@@ -44,12 +44,12 @@ class ValidationReport:
         """A summary, and the first problems of each kind."""
         what = "" if self.has_index else ", as a plain WebDataset: it has no index that could be read"
         found = f"{self.shards:,} shards, {self.samples:,} samples, {self.images:,} images{what}"
-        lines = [f"{self.folder}: {found}", "nothing is broken" if self.ok else ""]
+        lines = [f"{self.folder}: {found}", *(["nothing is broken"] if self.ok else [])]
         for kind, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
             first = [problem for problem in self.problems if problem.kind == kind][:SHOWN]
             lines += [f"{kind}: {count:,}", *(f"  {_line(problem)}" for problem in first)]
             lines += [f"  ... and {count - len(first):,} more"] if count > len(first) else []
-        return [line for line in lines if line]
+        return lines
 
     @property
     def json(self) -> str:
@@ -57,51 +57,49 @@ class ValidationReport:
 
 
 def validate(config: ValidateConfig) -> ValidationReport:
-    """Look through a folder of shards, or all of a mixture of local folders; what is broken is reported, not raised.
+    """Checks a folder of shards, or all folders of a local mixture; broken data is reported, not raised.
 
     Raises:
-        ValueError: it is no folder, or there is nothing in it to look at.
+        ValueError: it is not a folder.
     """
     folder = Path(config.shards)
     if not folder.is_dir():
         raise ValueError(f"shards={folder} is not a folder; give one of .tar shards")
     listed, problems = _read_index(folder)
-    files = [shard.file for shard in listed] if listed is not None else _tars(folder)
-    if not files and not problems:
+    shards = [(file, None) for file in _tars(folder)] if listed is None else [(s.file, s) for s in listed]
+    if not shards and not problems:
         problems.append(Problem(kind="empty", detail="the folder holds no shard"))
-    rows = listed if listed is not None else [None] * len(files)
     jobs = [
-        ShardJob(folder=folder, file=file, listed=row, quick=config.quick, images=config.images)
-        for file, row in zip(files, rows, strict=True)
+        ShardJob(folder=folder, file=file, listed=shard, quick=config.quick, images=config.images)
+        for file, shard in shards
     ]
     found = run_parts(check_shard, jobs, work=config.work, desc="validate")
     counts = Counter(problem.kind for problem in problems)
     for findings in found:
         counts += findings.counts
         problems += findings.problems
-    num_twice, named = _find_duplicates(jobs, found)
-    counts += Counter({"duplicate": num_twice})
+    num_repeated, repeated = _find_repeated_ids(jobs, found)
+    counts += Counter({"duplicate": num_repeated})
     return ValidationReport(
         folder=str(folder),
         has_index=listed is not None,
-        shards=len(files),
+        shards=len(jobs),
         samples=sum(findings.samples for findings in found),
         images=sum(findings.images for findings in found),
         counts=dict(counts),
-        problems=(*problems, *named),
+        problems=(*problems, *repeated),
     )
 
 
-def _read_index(folder: Path) -> tuple[Sequence | None, list[Problem]]:
-    """The index's shards, None where there is none to read; and what is wrong in the folder around it."""
+def _read_index(folder: Path) -> tuple[Sequence[Shard] | None, list[Problem]]:
+    """Returns the index's shards, None without a readable index; and problems of the folder around them."""
     names = sorted(path.name for path in folder.iterdir())
-    ours = {name for name in names if fnmatch(name, "shard-*.index.json") or fnmatch(name, "part-*.json")}
-    left = [name for name in names if any(fnmatch(name, pattern) for pattern in _LEFT)]
-    problems = [
-        Problem(kind="leftover", shard=printable(name), detail="of a write that did not end") for name in left
-    ]
+    leftovers = [name for name in names if any(fnmatch(name, pattern) for pattern in _LEFTOVERS)]
+    rows = {name for name in names if fnmatch(name, "shard-*.index.json")}
+    detail = "of a write that did not end"
+    problems = [Problem(kind="leftover", shard=printable(name), detail=detail) for name in leftovers]
     if not {INDEX, MIXTURE} & set(names):
-        if ours:
+        if rows or any(fnmatch(name, "part-*.json") for name in names):
             problems.append(Problem(kind="index", detail=f"there is no {INDEX}: the write did not end"))
         return None, problems
     try:
@@ -115,7 +113,7 @@ def _read_index(folder: Path) -> tuple[Sequence | None, list[Problem]]:
         problems.append(Problem(kind="index", shard=name, detail="listed more than once"))
     known = {*files, *(rows_path(folder / file).name for file in files)}
     for name in names:
-        if name not in known and (name.endswith(".tar") or name in ours) and name not in left:
+        if name not in known and (name.endswith(".tar") or name in rows):
             problems.append(Problem(kind="extra-shard", shard=printable(name), detail="not in the index"))
     return shards, problems
 
@@ -124,36 +122,36 @@ def _tars(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
 
 
-def _find_duplicates(jobs: Sequence[ShardJob], found: Sequence[Findings]) -> tuple[int, list[Problem]]:
-    """How many samples have the id of an earlier one, and the first of them by name.
+def _find_repeated_ids(jobs: Sequence[ShardJob], found: Sequence[Findings]) -> tuple[int, list[Problem]]:
+    """Returns how many samples have the id of an earlier one, and the first of these ids.
 
-    Compares 64 bits of each id, which takes 16 bytes a sample, and then the ids themselves where these agree.
+    Compares 64 bits of each id, which takes 16 bytes a sample, then the ids themselves where these agree.
     """
     hashes = np.concatenate([findings.id_hashes for findings in found] or [np.empty(0, np.uint64)])
     in_order = np.sort(hashes)
-    twice = in_order[1:][in_order[1:] == in_order[:-1]]
-    if not len(twice):
+    repeated = in_order[1:][in_order[1:] == in_order[:-1]]
+    if not len(repeated):
         return 0, []
-    places = np.flatnonzero(np.isin(hashes, np.unique(twice)[:KEPT]))
+    numbers = np.flatnonzero(np.isin(hashes, np.unique(repeated)[:KEPT]))
     ends = list(accumulate(len(findings.id_hashes) for findings in found))
-    shards = np.searchsorted(ends, places, side="right")
-    where: dict[str, list[str]] = {}
+    shards = np.searchsorted(ends, numbers, side="right")
+    places: dict[str, list[tuple[str, int]]] = {}  # id -> shard and row of each sample
     for shard in np.unique(shards):
         ids = sample_ids(jobs[shard])
-        for place in places[shards == shard]:
-            row = int(place) - (ends[shard] - len(found[shard].id_hashes))
-            where.setdefault(ids[row], []).append(f"{jobs[shard].file} sample {row}")
+        for number in numbers[shards == shard]:
+            row = int(number) - (ends[shard] - len(found[shard].id_hashes))
+            places.setdefault(ids[row], []).append((jobs[shard].file, row))
     problems = [
         Problem(
             kind="duplicate",
-            shard=places[1].partition(" ")[0],
+            shard=rows[1][0],
             sample=printable(name),
-            detail=f"the id of {len(places)} samples: {', '.join(places[:4])}",
+            detail=f"the id of {len(rows)} samples: {', '.join(f'{file} sample {row}' for file, row in rows[:4])}",
         )
-        for name, places in where.items()
-        if len(places) > 1
+        for name, rows in places.items()
+        if len(rows) > 1
     ]
-    return len(twice), problems
+    return len(repeated), problems
 
 
 def _line(problem: Problem) -> str:

@@ -17,14 +17,15 @@ from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_sample, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
-from data_pipeline.types import Sample
+from data_pipeline.types import Message, Sample
 from launch.cli import main
 
 
 @pytest.fixture
 def folders(tmp_path) -> Path:
     for name, size in {"a": 40, "b": 7, "c": 100}.items():
-        samples = [Sample(id=f"{name}/{n}", source=name, messages=()) for n in range(size)]
+        turns = (Message(role="user", content="?"),)
+        samples = [Sample(id=f"{name}/{n}", source=name, messages=turns) for n in range(size)]
         write_shards(samples, tmp_path / "shards" / name, ShardConfig(samples_per_shard=9))
     return tmp_path / "shards"
 

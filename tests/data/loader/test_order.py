@@ -19,13 +19,16 @@ from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.types import Sample
+from data_pipeline.types import Message, Sample
 
 SIZES = {"a": 40, "b": 7, "c": 100}
 
 
 def texts(source: str, count: int) -> list[Sample]:
-    return [Sample(id=f"{source}/{n}", source=source, messages=()) for n in range(count)]
+    return [
+        Sample(id=f"{source}/{n}", source=source, messages=(Message(role="user", content="?"),))
+        for n in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from data_pipeline.config import WorkConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.shards.stage import Drop, run_stage
+from data_pipeline.shards.stage import Chain, Drop, StageReport, run_stage
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Sample
@@ -61,8 +62,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def run(source: Path, out: Path, chain=only_sums, **options):
-    return run_stage(chain, str(source), str(out), **{"settings": {"kind": "sum"}} | options)
+def run(source: Path, out: Path, chain: Chain = only_sums, *, kind: str = "sum", **options: Any) -> StageReport:
+    return run_stage(chain, str(source), str(out), settings={"kind": kind}, **options)
 
 
 def test_dropped_samples_are_counted_and_listed(source: Path, tmp_path: Path):
@@ -121,8 +122,8 @@ def test_folders_of_other_content_or_settings_are_refused(source: Path, tmp_path
     run(source, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.partial"))
     with pytest.raises(ValueError, match="made with other settings: kind was 'sum', is 'other'"):
-        run(source, tmp_path / "out", settings={"kind": "other"})
-    assert run(source, tmp_path / "out", settings={"kind": "other"}, rewrite=True).kept
+        run(source, tmp_path / "out", kind="other")
+    assert run(source, tmp_path / "out", kind="other", rewrite=True).kept
     (tmp_path / "out/stage.json").write_text("{torn")
     with pytest.raises(ValueError, match="stage.json is not valid JSON"):
         run(source, tmp_path / "out")

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -31,7 +32,7 @@ ID = "digits/train/0/000006"  # the third sample of the second shard
 KEY = "000000-0001-000002"
 
 
-def check(folder: Path, **options: object) -> ValidationReport:
+def check(folder: Path, **options: Any) -> ValidationReport:
     return validate(ValidateConfig(shards=str(folder), **options))
 
 
@@ -162,7 +163,7 @@ def test_what_is_wrong_with_a_sample_is_found_and_named(folder: Path, name: str,
 def test_a_missing_field_is_found_where_an_index_says_the_folder_is_ours(folder: Path):
     edit_tar(folder / SECOND, edited_json(source=None))
     problem = next(problem for problem in check(folder).problems if problem.kind == "fields")
-    assert (problem.sample, problem.detail) == (ID, "source: wanted str, saw NoneType")
+    assert (problem.sample, problem.detail) == (ID, "source: wanted str, saw nothing")
 
 
 def test_an_image_torn_behind_its_header_is_found_when_images_are_decoded(folder: Path):
@@ -404,9 +405,9 @@ def test_command_exits_with_1_and_says_what_is_broken(folder: Path, capsys: pyte
     assert code == 1
     assert said.splitlines()[1:] == [
         "missing-shard: 1",
-        f"  {SECOND}: the index names it, but it is not there",
+        f"  {SECOND}: the index lists it, but it does not exist",
     ]
-    code, said = run(capsys, str(folder), "--json", "--workers", "2")
+    code, said = run(capsys, str(folder), "--json", "--work.workers", "2")
     report = json.loads(said)
     assert code == 1 and report["counts"] == {"missing-shard": 1}
     assert report["problems"][0] == {
@@ -414,7 +415,7 @@ def test_command_exits_with_1_and_says_what_is_broken(folder: Path, capsys: pyte
         "shard": SECOND,
         "place": "",
         "sample": "",
-        "detail": "the index names it, but it is not there",
+        "detail": "the index lists it, but it does not exist",
     }
 
 
