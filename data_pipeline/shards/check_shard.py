@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -93,7 +94,7 @@ def _read_rows(job: ShardJob, found: Findings) -> ShardRows | None:
     return None
 
 
-def _check_digest(file: BinaryIO, listed: Shard, found: Findings) -> None:
+def _check_digest(file: BufferedReader, listed: Shard, found: Findings) -> None:
     if hashlib.file_digest(file, "sha256").hexdigest() != listed.sha256:
         found.add("checksum", "its SHA-256 is not that of the index")
 

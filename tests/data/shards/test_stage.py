@@ -62,7 +62,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def run(source: Path, out: Path, chain: Chain = only_sums, *, kind: str = "sum", **options: Any) -> StageReport:
+def run(
+    source: Path, out: Path, chain: Chain = only_sums, *, kind: str = "sum", **options: Any
+) -> StageReport:
     return run_stage(chain, str(source), str(out), settings={"kind": kind}, **options)
 
 
