@@ -1,4 +1,4 @@
-"""The commands of docs/own_data.md, as they stand there, against a real vLLM server; and distillation on Ray."""
+"""The commands of docs/own_data.md, unchanged, against a real vLLM server; and distillation on Ray."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.config import WorkConfig
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.curate import curate
 from data_pipeline.curate.funnel import FUNNEL, Funnel
 from data_pipeline.distill.config import TeacherConfig
 from data_pipeline.ray_session import stop_ray
 from data_pipeline.select.config import FilterConfig
+from data_pipeline.served.config import ServerConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.config import RowsConfig
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import IMAGE_MARK, Sample
+from data_pipeline.verify.config import CheckerConfig
 from tests.helpers.model_server import ModelServer
+
+pytestmark = pytest.mark.heavy
 
 PAGE = Path(__file__).parents[3] / "docs" / "own_data.md"
 FORM = '{"structured_outputs": {"regex": "<think>[0-9]{1,3}</think><answer>[3-6]</answer>"}}'
@@ -61,11 +67,9 @@ def run_block(name: str, place: Path, server: ModelServer) -> str:
     found = re.search(rf"```bash {name}\n(.*?)```", PAGE.read_text(), re.S)
     assert found, f"{PAGE.name} has no block {name!r}"
     lines = found[1].replace("http://127.0.0.1:8000/v1", f"{server.url}/v1").splitlines()
-    asks = {"distill": "", "score": "", "curate": "teacher."}
     for number, line in enumerate(lines):
-        command = line.split()[2] if line.startswith("omr data") else ""
-        if command in asks:  # what a random model needs besides
-            lines[number] += f" --{asks[command]}max_tokens 64 --{asks[command]}extra_body '{FORM}'"
+        if line.startswith(("omr data distill", "omr data score", "omr data curate")):  # for the random model
+            lines[number] += f" --teacher.max_tokens 64 --teacher.extra_body '{FORM}'"
     done = subprocess.run(
         ["bash", "-euc", "\n".join(lines)],
         cwd=place,
@@ -108,16 +112,19 @@ def test_in_one_command(place: Path, server: ModelServer):
 def test_distillation_on_ray_gives_the_same_bytes(
     questions: list[Sample], server: ModelServer, tmp_path: Path
 ):
-    """Teacher and student, three shards on two tasks; the tasks may not see each other's answers."""
+    """Teacher and student, three shards on two tasks."""
     write_shards(questions, tmp_path / "questions", ShardConfig(samples_per_shard=4))
     teacher = TeacherConfig(
-        base_url=f"{server.url}/v1", k=4, max_tokens=64, extra_body=FORM, checkers=1, concurrency=4
+        server=ServerConfig(base_url=f"{server.url}/v1", concurrency=4),
+        k=4,
+        max_tokens=64,
+        extra_body=FORM,
+        checker=CheckerConfig(workers=1),
     )
+    rows = RowsConfig(path=str(tmp_path / "questions"))
     local = CurateConfig(
         out=str(tmp_path / "local"),
-        sources=(
-            SourceConfig(name="digits", corpus=SHARDS, path=str(tmp_path / "questions"), answers="distill"),
-        ),
+        sources=(SourceConfig(name="digits", corpus=SHARDS, rows=rows, responses="distill"),),
         teacher=teacher,
         per_question=2,
         difficulty=True,
@@ -126,7 +133,7 @@ def test_distillation_on_ray_gives_the_same_bytes(
     )
     curate(local)
     try:
-        curate(replace(local, out=str(tmp_path / "ray"), executor="ray", workers=2))
+        curate(replace(local, out=str(tmp_path / "ray"), work=WorkConfig(executor="ray", workers=2)))
     finally:
         stop_ray()
     for stage in ("standardised", "selected"):
