@@ -9,6 +9,7 @@ COMMON = [
     "aiohttp",
     "datasets>=4.0",
     "fsspec",
+    "ijson>=3.3",
     "math-verify==0.9.0",
     "model2vec>=0.6",
     "numpy",

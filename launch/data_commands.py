@@ -80,19 +80,20 @@ def import_rows(
         sys.exit(0 if report.ok else 1)
     if not out:
         raise ValueError(f"out is missing: omr data import {corpus} {path} OUT, or --check to write nothing")
+    from data_pipeline.shards.index import INDEX
     from data_pipeline.sources.import_corpus import import_corpus
 
-    tally = import_corpus(corpus, replace(config, rows=rows, out=out))
-    if tally is None:
+    was_complete = (Path(out) / INDEX).exists()
+    report = import_corpus(corpus, replace(config, rows=rows, out=out))
+    if was_complete:
         print(f"{out} is complete already")
         return
-    print(f"{tally.rows} rows: {tally.samples} samples in {out}, {tally.num_dropped} dropped")
-    if tally.dropped:
-        print(tally.cases())
-    if tally.scaled:
-        print(
-            f"{tally.scaled} images were larger than max_pixels={config.writer.max_pixels} and are scaled down"
-        )
+    print(f"{report.rows} rows: {report.samples} samples in {out}, {report.bad.total} dropped")
+    if report.bad.counts:
+        print(report.bad.cases())
+    if report.scaled:
+        cap = config.writer.max_pixels
+        print(f"{report.scaled} images were larger than writer.max_pixels={cap} and are scaled down")
 
 
 def validate(config: Annotated[ValidateConfig, FLAT]) -> None:
@@ -255,7 +256,7 @@ def curate(config: Annotated[CurateConfig, FLAT]) -> None:
 def _import_command(corpus: str) -> Command:
     config = ImportConfig(rows=RowsConfig(path=""), out="")  # both are positional
     command = partial(import_rows, config=config, corpus=corpus)
-    command.__doc__ = CORPORA[corpus].__doc__
+    command.__doc__ = CORPORA[corpus].published
     return command
 
 

@@ -37,6 +37,7 @@ CONFINED = {
     "usearch": ("data_pipeline/select/neighbours.py",),
     "model2vec": ("data_pipeline/select/encoders.py",),
     "pyarrow": ("data_pipeline/sources/readers.py",),
+    "ijson": ("data_pipeline/sources/readers.py",),
     "math_verify": ("data_pipeline/verify/math.py",),
     "nemo_run": ("launch/launcher.py",),
     "wandb": ("megatron_omr/train/metrics.py",),

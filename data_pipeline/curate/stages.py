@@ -22,7 +22,6 @@ from data_pipeline.distill.responses import (
 )
 from data_pipeline.distill.scoring import with_scores
 from data_pipeline.distill.teacher import distilled_samples
-from data_pipeline.files import read_json
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import DedupRunConfig
@@ -34,7 +33,7 @@ from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import Drop, StageReport, run_stage
 from data_pipeline.sources.adapters import CORPORA
 from data_pipeline.sources.config import ImportConfig
-from data_pipeline.sources.import_corpus import MANIFEST, import_corpus
+from data_pipeline.sources.import_corpus import import_corpus
 from data_pipeline.types import Sample
 
 log = logging.getLogger(__name__)
@@ -79,8 +78,7 @@ def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]
             writer=config.writer,
             work=config.work,
         )
-        import_corpus(source.corpus, wanted)
-        dropped = read_json(Path(out) / MANIFEST)["dropped"]
+        dropped = import_corpus(source.corpus, wanted).bad.counts
     index = ShardIndex.load(out)
     return [_row("raw", source, StageReport(index=index, dropped=dropped))]
 

@@ -1,236 +1,249 @@
-"""The corpora of both recipes: raw row -> Sample, one adapter per corpus, by name.
+"""Adapters of the recipes' corpora and of your own data: raw row -> Sample, by the corpus's name.
 
-Each docstring says which published rows the adapter reads and whether that schema was seen ("confirmed": in the
-dataset card, the authors' code or code that trains on it) or is assumed. Where the released recipe ships a
-corpus in its own common row format, the adapter takes those rows too.
+docs/data.md says for each corpus which published columns are read, and whether that schema was seen or is assumed.
+The OpenMMReasoner recipe also releases its corpora in common formats: SFT as {id, messages}, RL as verl's rows; their
+adapters read both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 from data_pipeline.errors import BadSample, mismatch
-from data_pipeline.sources.row_shapes import choice_row, messages, prompts, question_row, questions
-from data_pipeline.sources.rows import Row, build_sample, tagged_answer, text
+from data_pipeline.sources.readers import Fields
+from data_pipeline.sources.rows import (
+    Row,
+    build_sample,
+    clean_answer,
+    conversation,
+    listed_images,
+    tagged_answer,
+    text,
+)
 from data_pipeline.types import Message, Sample
 
 Adapter = Callable[[Row], Sample]
+LETTERS = "ABCDEFGHIJ"
 
 
-# --- SFT
+@dataclass(frozen=True, kw_only=True)
+class Conversations:
+    """Reads {messages or conversations: [{role, content} or {from, value}], images?, answer?, id?}."""
+
+    find_answer: Callable[[str], str] = tagged_answer
+    """Returns the reference answer in the last response, for rows without the column `answer`."""
+    teacher: str = ""
+
+    def __call__(self, row: Row) -> Sample:
+        column = "messages" if "messages" in row.fields else "conversations"
+        turns, inside = conversation(row.fields.get(column), column)
+        listed = listed_images(row)
+        if inside and listed:
+            raise mismatch("images", "images in the messages or in a column", listed, "keep one of both")
+        given = row.fields.get("answer")
+        response = turns[-1].content if turns[-1].role == "assistant" else ""
+        return build_sample(
+            row,
+            messages=turns,
+            images=inside or listed,
+            answer=self.find_answer(response) if given in (None, "") else clean_answer(str(given)),
+            row_id=row.fields.get("id"),
+            kind=row.fields.get("kind"),
+            keep=("source", "score"),
+            teacher=self.teacher,
+        )
 
 
-def llava_cot(row: Row) -> Sample:
-    """Xkev/LLaVA-CoT-100k, train.jsonl: {id, image: path, conversations: [{from, value}]}.
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Reads one question per row, with its answer and images; the fields name the columns."""
 
-    Confirmed from code that trains on it; or the recipe's {id, messages}. The answer is the <CONCLUSION>.
-    """
+    question: tuple[str, ...] = ("question",)  # the first of these that the row has
+    response: str = ""  # a teacher's; rows without one become questions
+    answer: str = "answer"  # "": taken from the response, which is then required
+    row_id: tuple[str, ...] = ("id",)
+    kind: str = "kind"
+    keep: tuple[str, ...] = ()  # copied to the metadata
+    teacher: str = ""
 
-    def conclusion(response: str) -> str:
-        _, _, rest = response.partition("<CONCLUSION>")
-        return tagged_answer(response) or rest.partition("</CONCLUSION>")[0].strip()
-
-    return messages(row, answer=conclusion)
-
-
-def openvlthinker(row: Row) -> Sample:
-    """ydeng9/OpenVLThinker-sft-iter3: {messages: [{role, content}], images: [...]}.
-
-    Confirmed from the authors' training readme; answers stand in <answer> tags.
-    """
-    return messages(row)
-
-
-def we_math_sft(row: Row) -> Sample:
-    """We-Math/We-Math2.0-SFT: {messages: [{role, content}], images?: [...]}.
-
-    Assumed: the authors train it with ms-swift, whose format this is, and the recipe ships {id, messages}.
-    """
-    return messages(row)
-
-
-def mmr1(row: Row) -> Sample:
-    """MMR1/MMR1-SFT, sft.json: {conversations: [{from, value}], images: [path]}.
-
-    `conversations` confirmed from the dataset card, `images` assumed; or the recipe's mmr1_filtered.parquet.
-    """
-    return messages(row, teacher="Gemini-2.5 Pro/Flash")
+    def __call__(self, row: Row) -> Sample:
+        column = next((name for name in self.question if name in row.fields), self.question[0])
+        turns = [Message(role="user", content=text(row, column))]
+        if row.fields.get(self.response) or not self.answer:
+            turns.append(Message(role="assistant", content=text(row, self.response)))
+        found = clean_answer(text(row, self.answer)) if self.answer else tagged_answer(turns[-1].content)
+        return build_sample(
+            row,
+            messages=turns,
+            images=listed_images(row),
+            answer=found,
+            row_id="/".join(
+                str(row.fields[name]) for name in self.row_id if row.fields.get(name) is not None
+            ),
+            kind=row.fields.get(self.kind),
+            keep=self.keep,
+            teacher=self.teacher,
+        )
 
 
-def miromind_m1(row: Row) -> Sample:
-    r"""miromind-ai/MiroMind-M1-SFT-719K: {id, question, response}, text only, the answer in a \boxed{}.
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Reads {question, options, answer, image}: options become lettered lines, the answer its option's letter."""
 
-    Confirmed from code that trains on it; or the recipe's m1_sft.parquet, {id, messages}.
-    """
-    if "messages" in row.fields:
-        return messages(row)
-    response = text(row, "response")
+    keep: tuple[str, ...] = ()  # copied to the metadata
+
+    def __call__(self, row: Row) -> Sample:
+        options = row.fields.get("options")
+        if not isinstance(options, (list, tuple)) or not 2 <= len(options) <= len(LETTERS):
+            raise mismatch("options", f"a list of 2 to {len(LETTERS)} texts", options, "drop the row")
+        listed, answer = [str(option).strip() for option in options], text(row, "answer")
+        if answer not in listed:
+            raise BadSample("answer", f"answer: wanted one of {listed}, saw {answer!r}; drop the row")
+        lines = (f"{letter}. {option}" for letter, option in zip(LETTERS, listed, strict=False))
+        question = "\n".join([text(row, "question"), *lines])
+        lettered = {**row.fields, "question": question, "answer": LETTERS[listed.index(answer)]}
+        return Questions(keep=self.keep)(replace(row, fields=lettered))
+
+
+def prompts(row: Row) -> Sample:
+    """Reads verl's RL rows: {prompt: [{role, content}], images?, reward_model: {ground_truth}}."""
+    turns, inside = conversation(row.fields.get("prompt"), "prompt")
+    reward = row.fields.get("reward_model")
+    if not isinstance(reward, Mapping) or "ground_truth" not in reward:
+        raise mismatch("reward_model", "{ground_truth, style}", reward, "put the reference answer there")
     return build_sample(
         row,
-        messages=[
-            Message(role="user", content=text(row, "question")),
-            Message(role="assistant", content=response),
-        ],
-        images=(),
-        answer=tagged_answer(response),
-        row_id=row.fields.get("id"),
+        messages=turns,
+        images=inside or listed_images(row),
+        answer="" if reward["ground_truth"] is None else clean_answer(str(reward["ground_truth"])),
+        # No row_id: `ids` and extra_info.index are places in a reading order, not names.
+        kind=row.fields.get("data_source"),
+        keep=("data_source", "ability", "ids", "avg_reward"),
     )
 
 
-def openmmreasoner_sft(row: Row) -> Sample:
-    """OpenMMReasoner/OpenMMReasoner-SFT-874K: {id, messages: [{role, content: [{type, text | image_url}]}]}.
-
-    Confirmed from the released pipeline. Images are paths into the release's image folder.
-    """
-    return messages(row, teacher="Qwen3-VL-235B-A22B-Instruct")
-
-
-def mmfinereason(row: Row) -> Sample:
-    """OpenDataArena/MMFineReason-*: {source, id, question, answer, image, qwen3vl_235b_thinking_response, ...}.
-
-    Confirmed from code that trains on it. Rows without a response (the split `rl`) become questions.
-    """
-    thinking = "qwen3vl_235b_thinking_response"
-    return question_row(
-        row,
-        "question",
-        row_id=("source", "id"),  # ids are those of the corpora it was made from
-        response=thinking if row.fields.get(thinking) else "",
-        kind="source",
-        keep=("source", "pass_rate", "is_consistent"),
-        teacher="Qwen3-VL-235B-A22B-Thinking",
-    )
-
-
-# --- RL
-
-
-def _released_or(row: Row, published: Adapter) -> Sample:
-    """The recipe's released parquet of a corpus has the columns of `prompts`, whatever the corpus had."""
-    return prompts(row) if "reward_model" in row.fields else published(row)
-
-
-def openmmreasoner_rl(row: Row) -> Sample:
-    """OpenMMReasoner/OpenMMReasoner-RL-74K: {prompt, images, reward_model, data_source, ability, ids, ...}.
-
-    Confirmed from the released code and from code that trains on it; one --subset per corpus.
-    """
-    return prompts(row)
-
-
-def mmk12(row: Row) -> Sample:
-    """FanqingM/MMK12: {id, question, answer, subject, image}. Confirmed from the dataset card."""
-    return _released_or(row, lambda raw: question_row(raw, "question", kind="subject"))
-
-
-def thinklite_hard(row: Row) -> Sample:
-    """russwang/ThinkLite-VL-hard-11k: {id, problem, answer, image: bytes}. Confirmed from code that trains on it."""
-    return _released_or(row, lambda raw: question_row(raw, "problem"))
-
-
-def virl39k(row: Row) -> Sample:
-    r"""TIGER-Lab/ViRL39K: {qid, question, answer: \boxed{...}, image: [path], category, source, PassRate_*}.
-
-    Confirmed from the dataset card and code that trains on it. Unpack its images.zip and give --images.
-    """
-    keep = ("category", "source", "PassRate_32BTrained", "PassRate_7BBase")
-    return _released_or(
-        row, lambda raw: question_row(raw, "question", row_id=("qid",), kind="category", keep=keep)
-    )
-
-
-def we_math_standard(row: Row) -> Sample:
-    """We-Math/We-Math2.0-Standard, split `standard`: {question, answer, image}. Confirmed from code that reads it."""
-    return _released_or(row, lambda raw: question_row(raw, "question", row_id=("idx",), keep=_WE_MATH))
-
-
-def we_math_pro(row: Row) -> Sample:
-    """We-Math/We-Math2.0-Pro, split `pro`: {idx, question_id, question, answer, difficulty, knowledge points, image}.
-
-    Confirmed from code that reads it.
-    """
-    return _released_or(row, lambda raw: question_row(raw, "question", row_id=("idx",), keep=_WE_MATH))
-
-
-_WE_MATH = ("question_id", "difficulty", "knowledge points")
-
-
-def puzzlevqa(row: Row) -> Sample:
-    """declare-lab/PuzzleVQA: {question, answer, options, image: path, caption, explanation, deduction}.
-
-    Confirmed from the authors' code. Options become lettered lines and the answer a letter: ours.
-    """
-    return _released_or(row, lambda raw: choice_row(raw, raw.fields.get("options"), keep=("deduction",)))
-
-
-def algopuzzlevqa(row: Row) -> Sample:
-    """declare-lab/AlgoPuzzleVQA: {question, answer, options, image: path}.
-
-    Confirmed from the authors' code. Options become lettered lines and the answer a letter: ours.
-    """
-    return _released_or(row, lambda raw: choice_row(raw, raw.fields.get("options"), keep=()))
+def conclusion(response: str) -> str:
+    """Returns the tagged answer of a response, else the text in LLaVA-CoT's <CONCLUSION>."""
+    _, _, rest = response.partition("<CONCLUSION>")
+    return tagged_answer(response) or rest.partition("</CONCLUSION>")[0].strip()
 
 
 def tqa(row: Row) -> Sample:
-    """AllenAI's TQA, tqa_v1_train.json: the diagram questions of its lessons, each with its imagePath.
+    """Reads one of the diagram questions of AllenAI's TQA that `split_tqa_lesson` yields."""
+    asked: Any = row.fields
+    try:
+        choices = {key: choice["processedText"] for key, choice in asked["answerChoices"].items()}
+        fields = {
+            "id": asked["id"],
+            "question": asked["beingAsked"]["processedText"],
+            "options": list(choices.values()),
+            "answer": choices[asked["correctAnswer"]["processedText"]],
+            "image": asked["imagePath"],
+            "lesson": asked.get("lesson"),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        wanted = "a question with beingAsked, answerChoices, correctAnswer and imagePath"
+        raise mismatch("diagramQuestions", wanted, asked, "give tqa_v1_train.json") from error
+    return Choices(keep=("lesson",))(replace(row, fields=fields))
 
-    Confirmed from code that reads it; that the recipe took the diagram questions is assumed from their number.
-    """
-    return _released_or(row, lambda raw: choice_row(raw, raw.fields.get("options"), keep=("lesson",)))
 
-
-def tqa_questions(lesson: Mapping[str, object]) -> Iterator[Mapping[str, object] | BadSample]:
-    """The diagram questions of one lesson as rows of {id, question, options, answer, image}."""
+def split_tqa_lesson(lesson: Fields) -> Iterator[Fields]:
+    """Yields the diagram questions of a lesson of tqa_v1_train.json; any other row as it is."""
     groups = lesson.get("questions")
     asked = groups.get("diagramQuestions") if isinstance(groups, Mapping) else None
     if not isinstance(asked, Mapping):
-        yield (
-            lesson
-            if "reward_model" in lesson
-            else mismatch("questions.diagramQuestions", "questions by id", groups, "give tqa_v1_train.json")
-        )
+        yield lesson
         return
-    for question_id, question in asked.items():
-        try:
-            choices = {key: choice["processedText"] for key, choice in question["answerChoices"].items()}
-            yield {
-                "id": question_id,
-                "question": question["beingAsked"]["processedText"],
-                "options": list(choices.values()),
-                "answer": choices[question["correctAnswer"]["processedText"]],
-                "image": question["imagePath"],
-                "lesson": lesson.get("lessonName"),
-            }
-        except (KeyError, TypeError, AttributeError) as error:
-            yield BadSample("schema", f"{question_id}: wanted choices, answer and imagePath, saw no {error}")
+    for name, question in asked.items():
+        columns = question if isinstance(question, Mapping) else {}
+        yield {**columns, "id": name, "lesson": lesson.get("lessonName")}
 
 
-CORPORA: dict[str, Adapter] = {
-    adapter.__name__: adapter
-    for adapter in (
-        messages,
-        questions,
-        prompts,
-        llava_cot,
-        openvlthinker,
-        we_math_sft,
-        mmr1,
-        miromind_m1,
-        openmmreasoner_sft,
-        mmfinereason,
-        openmmreasoner_rl,
-        mmk12,
-        thinklite_hard,
-        virl39k,
-        we_math_standard,
-        we_math_pro,
-        puzzlevqa,
-        algopuzzlevqa,
-        tqa,
-    )
+def _either(column: str, released: Adapter, published: Adapter) -> Adapter:
+    """Returns an adapter that reads rows with `column` as the recipe releases them, and others as published."""
+    return lambda row: (released if column in row.fields else published)(row)
+
+
+_rl = partial(_either, "reward_model", prompts)
+_we_math = _rl(Questions(row_id=("idx",), keep=("question_id", "difficulty", "knowledge points")))
+
+
+class Corpus(NamedTuple):
+    """Where a corpus is published, and how its rows are read."""
+
+    published: str
+    read: Adapter
+
+
+CORPORA: dict[str, Corpus] = {
+    # your own data
+    "messages": Corpus(
+        "Your own conversations: {messages: [{role, content}], images?, answer?}", Conversations()
+    ),
+    "questions": Corpus(
+        "Your own questions: {question, answer, images?, response?}",
+        Questions(question=("question", "problem", "query"), response="response", keep=("source",)),
+    ),
+    "prompts": Corpus(
+        "Your own rows in verl's form: {prompt, images?, reward_model: {ground_truth}}", prompts
+    ),
+    # SFT
+    "llava_cot": Corpus(
+        "Xkev/LLaVA-CoT-100k, train.jsonl: {id, image, conversations}",
+        Conversations(find_answer=conclusion),
+    ),
+    "openvlthinker": Corpus("ydeng9/OpenVLThinker-sft-iter3: {messages, images}", Conversations()),
+    "we_math_sft": Corpus("We-Math/We-Math2.0-SFT: {messages, images}", Conversations()),
+    "mmr1": Corpus(
+        "MMR1/MMR1-SFT, sft.json: {conversations, images}", Conversations(teacher="Gemini-2.5 Pro/Flash")
+    ),
+    "miromind_m1": Corpus(
+        "miromind-ai/MiroMind-M1-SFT-719K: {id, question, response}",
+        _either("messages", Conversations(), Questions(response="response", answer="")),
+    ),
+    "openmmreasoner_sft": Corpus(
+        "OpenMMReasoner/OpenMMReasoner-SFT-874K: {id, messages}",
+        Conversations(teacher="Qwen3-VL-235B-A22B-Instruct"),
+    ),
+    "mmfinereason": Corpus(
+        "OpenDataArena/MMFineReason-*: {source, id, question, answer, image, qwen3vl_235b_thinking_response}",
+        Questions(
+            response="qwen3vl_235b_thinking_response",
+            row_id=("source", "id"),  # ids are those of the corpora it was made from
+            kind="source",
+            keep=("source", "pass_rate", "is_consistent"),
+            teacher="Qwen3-VL-235B-A22B-Thinking",
+        ),
+    ),
+    # RL
+    "openmmreasoner_rl": Corpus(
+        "OpenMMReasoner/OpenMMReasoner-RL-74K, a --rows.subset each: {prompt, images, reward_model}", prompts
+    ),
+    "mmk12": Corpus("FanqingM/MMK12: {id, question, answer, subject, image}", _rl(Questions(kind="subject"))),
+    "thinklite_hard": Corpus(
+        "russwang/ThinkLite-VL-hard-11k: {id, problem, answer, image}", _rl(Questions(question=("problem",)))
+    ),
+    "virl39k": Corpus(
+        "TIGER-Lab/ViRL39K: {qid, question, answer, image, category}; unpack images.zip, give --rows.images",
+        _rl(
+            Questions(
+                row_id=("qid",),
+                kind="category",
+                keep=("category", "source", "PassRate_32BTrained", "PassRate_7BBase"),
+            )
+        ),
+    ),
+    "we_math_standard": Corpus("We-Math/We-Math2.0-Standard: {question, answer, image}", _we_math),
+    "we_math_pro": Corpus("We-Math/We-Math2.0-Pro: {idx, question, answer, difficulty, image}", _we_math),
+    "puzzlevqa": Corpus(
+        "declare-lab/PuzzleVQA: {question, options, answer, image}", _rl(Choices(keep=("deduction",)))
+    ),
+    "algopuzzlevqa": Corpus("declare-lab/AlgoPuzzleVQA: {question, options, answer, image}", _rl(Choices())),
+    "tqa": Corpus("AllenAI's TQA, tqa_v1_train.json: the diagram questions of its lessons", _rl(tqa)),
 }
 
-EXPANSIONS: dict[str, Callable[[Mapping[str, object]], Iterator[Mapping[str, object] | BadSample]]] = {
-    "tqa": tqa_questions
-}
+SPLITTERS: dict[str, Callable[[Fields], Iterator[Fields]]] = {"tqa": split_tqa_lesson}
 """Corpora whose published rows hold several questions each."""

@@ -1,4 +1,4 @@
-"""The first rows of a corpus, held against what its adapter wants: what matches, what does not, what to do."""
+"""Compares the first rows of a corpus with what its adapter reads: which match, which do not, and how to fix them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from PIL import Image
+
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.images import load_image
 from data_pipeline.errors import BadSample
 from data_pipeline.sources.adapters import CORPORA
 from data_pipeline.sources.config import CheckRowsConfig
@@ -22,7 +25,7 @@ SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What `omr data import --check` prints, and whether an import makes sense."""
+    """The output of `omr data import --check`."""
 
     rows: int
     matching: int
@@ -34,21 +37,23 @@ class CheckReport:
 
 
 def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
-    """Look at the first rows; images are decoded in full.
+    """Reads the first rows and decodes their images in full.
 
     Raises:
         ValueError: the source cannot be read at all.
     """
     good: list[tuple[str, Sample]] = []
     bad: dict[str, list[str]] = {}  # kind of problem -> a line per row
-    for place, found in islice(read_corpus(corpus, config.rows), config.count):
-        error = found if isinstance(found, BadSample) else _broken_image(found)
-        if error is None:
-            assert isinstance(found, Sample)
-            good.append((place, found))
+    for place, build in islice(read_corpus(corpus, config.rows), config.count):
+        try:
+            sample = build()
+            for image in sample.images:
+                load_image(image, ImageConfig())
+        except BadSample as error:
+            column, is_mismatch, _ = str(error).partition(": wanted")
+            bad.setdefault(column if is_mismatch else error.reason, []).append(f"{place}, {error}")
         else:
-            kind = str(error).partition(": wanted")[0] if ": wanted" in str(error) else error.reason
-            bad.setdefault(kind, []).append(f"{place}, {error}")
+            good.append((place, sample))
     num_rows = len(good) + sum(map(len, bad.values()))
     lines = [f"{corpus}: {len(good)} of {num_rows} rows match"]
     for cases in bad.values():
@@ -59,30 +64,17 @@ def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
     return CheckReport(rows=num_rows, matching=len(good), lines=tuple(lines))
 
 
-def _broken_image(sample: Sample) -> BadSample | None:
-    from data_pipeline.encode.images import load_image
-
-    try:
-        for image in sample.images:
-            load_image(image, ImageConfig())
-    except BadSample as error:
-        return error
-    return None
-
-
 def _unanswered(good: list[tuple[str, Sample]]) -> list[str]:
     places = [place for place, sample in good if not sample.answer]
     if not places:
         return []
     return [
-        f"  {len(places)} matching rows have no reference answer, the first is {places[0]}: they can be "
-        "learned from, not verified; put it in <answer> tags, in \\boxed{} or in a column `answer`"
+        f"  {len(places)} matching rows have no reference answer, the first is {places[0]}: they can be used for SFT "
+        "but not be verified; put the answer into <answer> tags, into \\boxed{} or into a column `answer`"
     ]
 
 
 def _preview(place: str, sample: Sample) -> Iterator[str]:
-    from PIL import Image
-
     yield f"{place} becomes {sample.id}"
     for message in sample.messages:
         yield f"  {message.role:<10} {_shorten(message.content)}"
@@ -94,14 +86,16 @@ def _preview(place: str, sample: Sample) -> Iterator[str]:
 
 
 def _other_corpora(corpus: str, config: CheckRowsConfig) -> list[str]:
-    """Which adapters would take the first row."""
-    fitting = [
-        name
-        for name in CORPORA
-        if name != corpus
-        and any(isinstance(found, Sample) for _, found in islice(read_corpus(name, config.rows), 1))
-    ]
+    """Names the corpora whose adapters accept the first row."""
+    fitting = [name for name in CORPORA if name != corpus and _accepts_first_row(name, config)]
     return [f"the first row fits {', '.join(fitting)}"] if fitting else []
+
+
+def _accepts_first_row(corpus: str, config: CheckRowsConfig) -> bool:
+    try:
+        return any(build() for _, build in islice(read_corpus(corpus, config.rows), 1))
+    except BadSample:
+        return False
 
 
 def _shorten(text: str) -> str:

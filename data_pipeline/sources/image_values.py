@@ -1,4 +1,4 @@
-"""However a row holds an image -> the bytes of its file, untouched."""
+"""Reads the file of an image from the value that a row holds it as."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_pipeline.errors import BadSample, mismatch
 
 
 def image_bytes(value: object, folder: Path | None) -> bytes:
-    """The bytes of an image file, untouched: from bytes, {bytes, path}, {url}, a data URL, a path or Pillow.
+    """Returns the bytes of an image file, untouched: from bytes, {bytes, path}, {url}, a data URL, a path or Pillow.
 
     Raises:
         BadSample: it is none of these, cannot be read, lies outside `folder`, or is no image.
@@ -26,14 +26,14 @@ def image_bytes(value: object, folder: Path | None) -> bytes:
         data = bytes(value)
     else:
         data = _from_pillow(value)
-    image_size(data)  # refuses what is no image; the loader finds what is broken further on
+    image_size(data)  # refuses what is not an image; the loader finds what is broken after the header
     return data
 
 
 def _from_data_url(url: str) -> bytes:
     head, comma, body = url.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise BadSample("image", f"{head[:40]!r} is no base64 data URL; write data:image/png;base64,...")
+        raise BadSample("image", f"{head[:40]!r} is not a base64 data URL; write data:image/png;base64,...")
     try:
         return base64.b64decode(body, validate=True)
     except binascii.Error as error:
@@ -43,15 +43,15 @@ def _from_data_url(url: str) -> bytes:
 def _from_path(name: str, folder: Path | None) -> bytes:
     if "://" in name:
         raise BadSample(
-            "image", f"{name[:200]} is an address, and none is fetched; download it, give its path"
+            "image", f"{name[:200]} is an address, which is not fetched; download it, give its path"
         )
     if folder is None:
-        raise BadSample("image", f"{name!r} is a path; say with --images which folder it is relative to")
+        raise BadSample("image", f"{name!r} is a path; give the folder that it is relative to with --images")
     if "\0" in name:
-        raise BadSample("image", f"{name!r} is no path; mend or drop the row")
+        raise BadSample("image", f"{name!r} is not a path; fix or drop the row")
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise BadSample("image", f"{name!r} leads out of {folder}; paths stay inside of the image folder")
+        raise BadSample("image", f"{name!r} leads out of {folder}; put the file into the image folder")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -59,7 +59,7 @@ def _from_path(name: str, folder: Path | None) -> bytes:
 
 
 def _from_pillow(value: object) -> bytes:
-    """Only where nothing holds the file's own bytes: PNG, because it loses nothing."""
+    """Encodes a decoded image as PNG, which is lossless."""
     from PIL import Image
 
     if not isinstance(value, Image.Image):

@@ -1,7 +1,8 @@
-"""Where rows come from: JSON lines, JSON, Parquet, `datasets` folders, the hub, WebDataset tars.
+"""Reads rows from JSON lines, JSON arrays, Parquet, WebDataset tars, saved `datasets` folders and the hub.
 
-Everything is read as a stream: memory does not grow with the source. Images stay the bytes they are. A line
-that cannot be read becomes a BadSample among the rows, for the reader to count; a file that cannot is an error.
+Everything is streamed: memory does not grow with the source. Images stay the bytes they are. A reader yields for each
+row a function that parses it, so that a bad row raises BadSample where it is counted, and reading continues behind it.
+A file that cannot be read is a ValueError.
 """
 
 from __future__ import annotations
@@ -9,74 +10,110 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, TextIO
 
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, mismatch
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-
-RawRow = Mapping[str, object] | BadSample
+Fields = Mapping[str, object]
+"""The columns of a row."""
+LoadRow = Callable[[], Fields]
+"""Parses one row; raises BadSample."""
 SUFFIXES = (".parquet", ".jsonl", ".tar", ".json")
 """Of a folder's files those of one kind are read: the first of these that it holds."""
-_SAVED = ("dataset_dict.json", "state.json")  # what Dataset.save_to_disk writes
+_SAVED = ("dataset_dict.json", "state.json")  # written by Dataset.save_to_disk
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_GAP = re.compile(r"[\s,]*")
-_CHUNK, _MAX_ITEM = 1 << 20, 1 << 28  # characters of JSON; bytes of Parquet
-_BATCH = 64  # rows of Parquet
-
-
-def read_rows(path: str, *, split: str = "", subset: str = "") -> Iterator[RawRow]:
-    """Rows of a file, a folder or a dataset on the hub.
-
-    Args:
-        split: part of it, such as "train": by file name in a folder; "" is everything, on the hub "train".
-        subset: a configuration of a dataset on the hub.
-
-    Raises:
-        ValueError: there is no such source, or it cannot be read.
-    """
-    place = Path(path)
-    if files := source_files(path, split=split):
-        return _read_files(files)
-    if place.is_dir():
-        return _read_saved(place, split)
-    if _HUB_ID.fullmatch(path):
-        return _read_hub(path, split, subset)
-    raise ValueError(f"{path} is neither a file nor a folder, nor a dataset's OWNER/NAME on the hub")
+_BOM = b"\xef\xbb\xbf"
+_PARQUET_BUFFER, _PARQUET_ROWS = 1 << 20, 64
 
 
 def source_files(path: str, *, split: str = "") -> list[Path]:
-    """The files that hold the rows, in order; none where `datasets` reads: what it saved, or the hub.
+    """Returns the files that hold the rows, in order; none for what `datasets` reads: saved folders and the hub.
+
+    Args:
+        split: in a folder only the files named after it, such as "train"; "" is every file.
 
     Raises:
-        ValueError: the folder holds no such file, or none of that split.
+        ValueError: there is no such source, or the folder holds no such file.
     """
     place = Path(path)
     if place.is_file():
         return [place]
-    if place.is_dir() and not any((place / name).is_file() for name in _SAVED):
-        return _data_files(place, split)
+    if place.is_dir():
+        is_saved = any((place / name).is_file() for name in _SAVED)
+        return [] if is_saved else _data_files(place, split)
+    if not _HUB_ID.fullmatch(path):
+        raise ValueError(f"{path} is neither a file nor a folder, nor a dataset's OWNER/NAME on the hub")
     return []
 
 
+def read_file(path: Path) -> Iterator[LoadRow]:
+    """Returns the rows of one file.
+
+    Raises:
+        ValueError: the file is of another kind, or cannot be read; the latter as late as while iterating.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _read_parquet(path)
+    if suffix == ".tar":
+        return _read_tar(path)
+    if suffix in (".jsonl", ".json", ".ndjson"):  # the content says whether it is lines or an array
+        return _read_array(path) if _is_array(path) else _read_lines(path)
+    raise ValueError(f"{path} is not a {', '.join(SUFFIXES)} file; convert it to one")
+
+
+def read_dataset(path: str, *, split: str = "", subset: str = "") -> Iterator[LoadRow]:
+    """Yields the rows of a folder that `datasets` saved, or of the dataset OWNER/NAME on the hub.
+
+    Args:
+        split: by default "train", or the only split of a saved folder.
+        subset: a configuration of a dataset on the hub.
+
+    Raises:
+        ValueError: it cannot be read, or has no such split.
+    """
+    with _errors_naming(path):
+        import datasets
+
+        if Path(path).is_dir():
+            saved = datasets.load_from_disk(path)
+            chosen = saved[_choose_split(list(saved), split)] if isinstance(saved, Mapping) else saved
+            rows = chosen.to_iterable_dataset()
+        else:
+            rows = datasets.load_dataset(path, subset or None, split=split or "train", streaming=True)
+        for row in rows.decode(False) if rows.features else rows:  # images stay encoded
+            yield partial(_as_fields, row)
+
+
+def _choose_split(splits: list[str], split: str) -> str:
+    chosen = split or (splits[0] if len(splits) == 1 else "train")
+    if chosen not in splits:
+        raise ValueError(f"split={split!r} must be one of {', '.join(splits)}")
+    return chosen
+
+
+# --- files
+
+
 def _data_files(folder: Path, split: str) -> list[Path]:
-    """The folder's files of one kind, in order of their names; with a split those that are called after it."""
+    """The folder's files of one kind, sorted by name; with a split those that are named after it."""
     for suffix in SUFFIXES:
         files = sorted(file for file in folder.rglob(f"*{suffix}") if _is_data(file.relative_to(folder)))
         if files:
             break
     else:
         raise ValueError(f"{folder} holds no {', '.join(SUFFIXES)} file; give the folder that does")
-    named = [file for file in files if _is_of(file.relative_to(folder), split)]
-    if split and not named:
+    if not split:
+        return files
+    named = [file for file in files if _is_of_split(file.relative_to(folder), split)]
+    if not named:
         some = ", ".join(file.name for file in files[:3])
-        raise ValueError(f"no file of {folder} is called after split={split!r}; it holds {some}, ...")
-    return named or files
+        raise ValueError(f"no file of {folder} is named after split={split!r}; it holds {some}, ...")
+    return named
 
 
 def _is_data(name: Path) -> bool:
@@ -84,168 +121,124 @@ def _is_data(name: Path) -> bool:
     return not hidden and not name.name.endswith(("index.json", "infos.json", "info.json", "import.json"))
 
 
-def _is_of(name: Path, split: str) -> bool:
+def _is_of_split(name: Path, split: str) -> bool:
     return split in name.parts[:-1] or re.split(r"[-_.]", name.name)[0] == split
 
 
-def _read_files(files: Sequence[Path]) -> Iterator[RawRow]:
-    suffix = files[0].suffix.lower()
-    if suffix == ".parquet":
-        return _read_parquet(files)
-    if suffix == ".tar":
-        return _read_tars(files)
-    if suffix in (".jsonl", ".json", ".ndjson"):
-        return (row for file in files for row in _stream(str(file), partial(_read_json, file)))
-    raise ValueError(f"{files[0]} is no {', '.join(SUFFIXES)} file; convert it to one")
+@contextmanager
+def _errors_naming(source: str | Path) -> Iterator[None]:
+    """Turns the errors of a source that cannot be read into ValueErrors that name it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{source} cannot be read: {error}; install that package with pip") from error
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:  # also Arrow's and the hub's
+        raise ValueError(f"{source} cannot be read: {error}") from error
 
 
 # --- JSON
 
 
-def _read_json(path: Path) -> Iterator[RawRow]:
-    """One object per line, or one array of objects, whatever the suffix says."""
+def _is_array(path: Path) -> bool:
+    with _errors_naming(path), path.open("rb") as file:
+        return file.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
+
+
+def _read_lines(path: Path) -> Iterator[LoadRow]:
     # Broken bytes become lone surrogates, which make their row a bad one and not the file.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        if start != "[":
+    with _errors_naming(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        yield from (partial(_parse_line, line, number) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _parse_line(line: str, number: int) -> Fields:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("unreadable", f"line {number} is not JSON: {error}") from error
+    return _as_fields(value)
+
+
+def _read_array(path: Path) -> Iterator[LoadRow]:
+    with _errors_naming(path), path.open("rb") as file:
+        import ijson
+
+        if file.read(len(_BOM)) != _BOM:
             file.seek(0)
-        for value in _array_items(file) if start == "[" else _lines(file):
-            is_row = isinstance(value, (Mapping, BadSample))
-            yield value if is_row else BadSample("schema", f"wanted an object, saw {str(value)[:60]!r}")
-
-
-def _lines(file: TextIO) -> Iterator[object]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
         try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield BadSample("unreadable", f"line {number} of {file.name} is no JSON: {error}")
+            yield from (partial(_parse_item, item) for item in ijson.items(file, "item"))
+        except ijson.JSONError as error:
+            cause = str(error).partition("\n")[0]
+            raise ValueError(f"{cause}; write the JSON array again, or convert it to JSON lines") from error
 
 
-def _array_items(file: TextIO) -> Iterator[object]:
-    """The items behind a "[" one by one, without ever holding the array."""
-    decoder, buffer, position = json.JSONDecoder(), "", 0
-    while True:
-        gap = _GAP.match(buffer, position)
-        position = gap.end() if gap else position
-        if buffer[position : position + 1] == "]":
-            return
-        try:
-            item, position = decoder.raw_decode(buffer, position)
-            yield item
-        except (ValueError, RecursionError) as error:
-            rest = buffer[position:]
-            more = file.read(max(_CHUNK, len(rest)))  # doubles with an item's size: linear in all
-            if not more or len(rest) > _MAX_ITEM:
-                yield BadSample("unreadable", f"{file.name} holds an item that is no JSON: {error}")
-                return
-            buffer, position = rest + more, 0
-
-
-# --- Parquet, a few rows at a time: `datasets` would hold many row groups, and take ten times as long
-
-
-def _read_parquet(files: Sequence[Path]) -> Iterator[RawRow]:
+def _parse_item(item: object) -> Fields:
     try:
+        return _as_fields(_plain(item))
+    except RecursionError as error:
+        raise BadSample("unreadable", f"the item is nested too deeply: {error}") from error
+
+
+def _plain(value: object) -> object:
+    """The value with floats in place of ijson's Decimals."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _as_fields(value: object) -> Fields:
+    if not isinstance(value, Mapping):
+        raise mismatch("row", "an object of columns", value, "write one object per row")
+    return value
+
+
+# --- Parquet: read here, because `datasets` holds many row groups in memory and takes ten times as long
+
+
+def _read_parquet(path: Path) -> Iterator[LoadRow]:
+    with _errors_naming(path):
         from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise _missing(error) from error
 
-    def rows(path: Path) -> Iterator[RawRow]:
-        with ParquetFile(path, buffer_size=_CHUNK, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
-                yield from batch.to_pylist()
-
-    for path in files:
-        yield from _stream(str(path), partial(rows, path))
-
-
-# --- through `datasets`: images are not decoded, their bytes are kept
-
-
-def _read_hub(name: str, split: str, subset: str) -> Iterator[RawRow]:
-    load = _datasets().load_dataset
-    return _stream(
-        name, lambda: _undecoded(load(name, subset or None, split=split or "train", streaming=True))
-    )
-
-
-def _read_saved(folder: Path, split: str) -> Iterator[RawRow]:
-    """What Dataset.save_to_disk wrote; of several splits the one asked for, or the only one."""
-    saved = _datasets().load_from_disk(str(folder))
-    if isinstance(saved, Mapping):
-        chosen = split or ("train" if "train" in saved else next(iter(saved)))
-        if chosen not in saved or (not split and chosen != "train" and len(saved) > 1):
-            raise ValueError(f"split={split!r} must be one of {', '.join(saved)} in {folder}")
-        saved = saved[chosen]
-    return _stream(str(folder), lambda: _undecoded(saved.to_iterable_dataset()))
-
-
-def _undecoded(rows: IterableDataset) -> Iterable[RawRow]:
-    return rows.decode(False) if rows.features else rows
-
-
-def _datasets() -> ModuleType:
-    try:
-        import datasets
-    except ImportError as error:
-        raise _missing(error) from error
-    return datasets
-
-
-def _missing(error: ImportError) -> ValueError:
-    return ValueError(
-        f"reading this needs the package `datasets` ({error}); install it: pip install datasets"
-    )
-
-
-def _stream(name: str, rows: Callable[[], Iterable[RawRow]]) -> Iterator[RawRow]:
-    """`rows()`, whose errors name the source: Arrow's, the hub's and webdataset's are of these."""
-    try:
-        yield from rows()
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        with ParquetFile(path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
+                yield from (partial(_as_fields, row) for row in batch.to_pylist())
 
 
 # --- WebDataset
 
 
-def _read_tars(files: Sequence[Path]) -> Iterator[RawRow]:
-    """A row per sample: the fields of its json, its other texts by extension, its images in order of names."""
-    import webdataset
+def _read_tar(path: Path) -> Iterator[LoadRow]:
+    with _errors_naming(path):
+        import webdataset
 
-    def rows(path: Path) -> Iterator[RawRow]:
         _check_end(path)
-        url = str(path.resolve())  # absolute: nothing in it is taken for a command
-        return map(_record_row, webdataset.WebDataset([url], shardshuffle=False, empty_check=False))
-
-    for path in files:
-        yield from _stream(str(path), partial(rows, path))
+        url = str(path.resolve())  # absolute, so that nothing in it is taken for a command
+        records = webdataset.WebDataset([url], shardshuffle=False, empty_check=False)
+        yield from (partial(_parse_record, record) for record in records)
 
 
 def _check_end(path: Path) -> None:
-    """A tar ends in empty blocks; reading one that was cut between two samples would just end."""
+    """A tar ends in empty blocks; one that was cut between two samples would be read without an error."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
         if file.read().strip(b"\0") or file.tell() < tarfile.BLOCKSIZE:
-            raise ValueError("the tar is torn; write or download it again")
+            raise ValueError("the tar is truncated; write or download it again")
 
 
-def _record_row(record: Mapping[str, bytes]) -> RawRow:
+def _parse_record(record: Mapping[str, bytes]) -> Fields:
+    """A row of one WebDataset sample: its json's fields, its other texts by extension, its images sorted by name."""
+    key = record["__key__"]
     members = {name: data for name, data in record.items() if not name.startswith("__")}
     try:
         fields = json.loads(members.pop("json", b"{}"))
         texts = {name: members.pop(name).decode() for name in ("txt", "text", "cls") if name in members}
     except (ValueError, RecursionError) as error:
-        return BadSample("unreadable", f"{record['__key__']}: {error}")
+        raise BadSample("unreadable", f"{key}: {error}") from error
     if not isinstance(fields, Mapping):
-        return BadSample("schema", f"{record['__key__']}.json: wanted an object, saw {str(fields)[:60]!r}")
+        raise mismatch(f"{key}.json", "an object of columns", fields, "write one object per sample")
     named = fields.get("images")
     in_order = sorted(members, key=lambda name: (len(name.partition(".")[0]), name))  # 2.png before 10.png
     order = named if isinstance(named, list) and sorted(map(str, named)) == sorted(members) else in_order
     images = {"images": [members[name] for name in order]} if members else {}
-    return {"id": record["__key__"], **texts, **fields, **images}
+    return {"id": key, **texts, **fields, **images}

@@ -53,12 +53,16 @@ def format_score(response: str) -> float:
     return 0.8 if is_solution and _find_answer(response) else 0.0
 
 
-def _find_answer(response: str) -> str:
+def find_marked_answer(response: str) -> str | None:
+    r"""Returns the content of the first `<answer>`, else of the last closed `\boxed{}`; None without either."""
     _, opened, rest = response.partition("<answer>")
     content, closed, _ = rest.partition("</answer>")
-    if opened and closed:
-        return content
-    return _find_boxed(response) or _find_final_number(response)
+    return content if opened and closed else _find_boxed(response) or None
+
+
+def _find_answer(response: str) -> str:
+    marked = find_marked_answer(response)
+    return _find_final_number(response) if marked is None else marked
 
 
 def _find_boxed(text: str) -> str:
