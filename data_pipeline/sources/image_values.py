@@ -46,7 +46,7 @@ def _from_path(name: str, folder: Path | None) -> bytes:
             "image", f"{name[:200]} is an address, which is not fetched; download it, give its path"
         )
     if folder is None:
-        raise BadSample("image", f"{name!r} is a path; give the folder that it is relative to with --images")
+        raise BadSample("image", f"{name!r} is a path; set rows.images to the folder that it is relative to")
     if "\0" in name:
         raise BadSample("image", f"{name!r} is not a path; fix or drop the row")
     path = (folder / name).resolve()
@@ -55,7 +55,7 @@ def _from_path(name: str, folder: Path | None) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadSample("image", f"cannot read {path}: {error}; is --images the right folder?") from error
+        raise BadSample("image", f"cannot read {path}: {error}; is rows.images the right folder?") from error
 
 
 def _from_pillow(value: object) -> bytes:

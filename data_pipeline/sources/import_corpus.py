@@ -189,7 +189,9 @@ def _image_folder(config: RowsConfig) -> Path | None:
     """The folder asked for, else the source's own; datasets on the hub have none."""
     source = Path(config.images or config.path)
     if config.images and not source.is_dir():
-        raise ValueError(f"images={config.images} is not a folder; give the one that image paths start from")
+        raise ValueError(
+            f"rows.images={config.images} is not a folder; give the one that image paths start from"
+        )
     if source.is_dir():
         return source
     return source.parent if source.is_file() else None

@@ -81,7 +81,7 @@ def read_dataset(path: str, *, split: str = "", subset: str = "") -> Iterator[Lo
 
         if Path(path).is_dir():
             saved = datasets.load_from_disk(path)
-            chosen = saved[_choose_split(list(saved), split)] if isinstance(saved, Mapping) else saved
+            chosen = saved[_choose_split([*map(str, saved)], split)] if isinstance(saved, Mapping) else saved
             rows = chosen.to_iterable_dataset()
         else:
             rows = datasets.load_dataset(path, subset or None, split=split or "train", streaming=True)

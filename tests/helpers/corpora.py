@@ -1,4 +1,4 @@
-"""Small files that follow the published schema of each corpus exactly, from the rows in fixtures/corpora."""
+"""Writes small files with exactly the published schema of each corpus, from the rows in fixtures/corpora."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 
+from data_pipeline.sources.rows import Row
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "corpora"
+IMAGES = FIXTURES / "images"
+TRIANGLE, CLOCK = (IMAGES / "triangle.png").read_bytes(), (IMAGES / "clock.jpg").read_bytes()
 
 TEXT, NUMBER, WHOLE = Value("string"), Value("float64"), Value("int64")
 TURNS = List({"role": TEXT, "content": TEXT})
@@ -64,8 +68,24 @@ PARQUET = {
         }
     ),
 }
-"""Corpora published as Parquet, with their columns. The others are JSON; these two an array, not lines:"""
+"""Corpora published as Parquet, with their columns."""
 ARRAYS = ("mmr1", "tqa")
+"""Corpora published as a JSON array; the others are JSON lines."""
+
+
+def make_row(**fields: object) -> Row:
+    """A row of your own data, with the fixtures' images."""
+    return Row(fields=fields, corpus="mine", number=3, images=IMAGES)
+
+
+def question_rows(count: int) -> list[dict[str, Any]]:
+    """Rows that the adapter `questions` reads."""
+    return [{"id": f"q{n}", "question": f"What is {n} + 1?", "answer": n + 1} for n in range(count)]
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def fixture_rows(corpus: str) -> list[dict[str, Any]]:
@@ -74,7 +94,7 @@ def fixture_rows(corpus: str) -> list[dict[str, Any]]:
 
 
 def write_corpus(corpus: str, folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
-    """The file as it is published; images that rows name by path lie in fixtures/corpora."""
+    """Writes the rows as the corpus is published; images that rows name by path lie in fixtures/corpora."""
     rows = fixture_rows(corpus) if rows is None else rows
     if corpus in PARQUET:
         path = folder / f"{corpus}.parquet"
@@ -83,15 +103,14 @@ def write_corpus(corpus: str, folder: Path, rows: list[dict[str, Any]] | None = 
         path = folder / f"{corpus}.json"
         path.write_text(json.dumps(rows, indent=2))
     else:
-        path = folder / f"{corpus}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path = write_jsonl(folder / f"{corpus}.jsonl", rows)
     return path
 
 
 def _with_bytes(value: Any) -> Any:
-    """The same with {"$bytes": name} replaced by the bytes of that image."""
+    """Returns the value with {"$bytes": name} replaced by the bytes of that image."""
     if isinstance(value, dict) and "$bytes" in value:
-        return (FIXTURES / "images" / value["$bytes"]).read_bytes()
+        return (IMAGES / value["$bytes"]).read_bytes()
     if isinstance(value, dict):
         return {key: _with_bytes(item) for key, item in value.items()}
     return [_with_bytes(item) for item in value] if isinstance(value, list) else value
