@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 class _MegatronFinder(MetaPathFinder):
-    """Has `megatron_omr.cpu` prepare this machine, whoever imports megatron.core first."""
+    """Lets `megatron_omr.cpu` prepare this machine when any module first imports megatron.core."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

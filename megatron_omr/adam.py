@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class GroupStepAdam(torch.optim.Optimizer):
-    """Decoupled weight decay when `adam_w_mode`, else L2 in the gradient."""
+    """AdamW with decoupled weight decay when `adam_w_mode`, else L2 in the gradient."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,20 +30,10 @@ class VisionConfig:
 
     @classmethod
     def from_hf(cls, vision: dict[str, Any]) -> VisionConfig:
-        """From a config.json's `vision_config`; raises KeyError with the name of a missing field."""
-        return cls(
-            depth=vision["depth"],
-            hidden_size=vision["hidden_size"],
-            intermediate_size=vision["intermediate_size"],
-            num_heads=vision["num_heads"],
-            patch_size=vision["patch_size"],
-            temporal_patch_size=vision["temporal_patch_size"],
-            in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
-            spatial_merge_size=vision["spatial_merge_size"],
-            window_size=vision["window_size"],
-            fullatt_block_indexes=tuple(vision["fullatt_block_indexes"]),
-            out_hidden_size=vision["out_hidden_size"],
-        )
+        """Reads a config.json's `vision_config`; raises KeyError with the name of a missing field."""
+        values = {"in_channels": vision.get("in_chans", 3)} | vision  # some releases say in_chans
+        values["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +74,7 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> ModelConfig:
-        """Read `folder`/config.json as transformers 4 or 5 wrote it.
+        """Reads `folder`/config.json as transformers 4 or 5 wrote it.
 
         Raises:
             ValueError: not a Qwen2.5-VL folder, or a field is missing.
@@ -129,12 +119,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Degrees of parallelism. What the degrees leave of the processes is data parallelism."""
+    """Degrees of parallelism; the remaining factor of the number of processes is data parallelism."""
 
     tp: int = 1
     """Tensor parallelism: heads and hidden units of language model and vision tower."""
     pp: int = 1
-    """Pipeline parallelism: layers; the vision tower lives on the first stage."""
+    """Pipeline parallelism: layers; the vision tower is on the first stage."""
     cp: int = 1
     """Context parallelism: tokens of long sequences."""
     sp: bool = False
@@ -157,7 +147,7 @@ class ParallelConfig:
         return (2 * self.cp if self.cp > 1 else 1) * (self.tp if self.sp else 1)
 
     def dp(self, world_size: int) -> int:
-        """Data-parallel degree that `world_size` processes leave."""
+        """Returns the data-parallel degree of `world_size` processes."""
         if world_size % self.model_parallel_size:
             raise ValueError(
                 f"{world_size} processes cannot hold parallel.tp={self.tp} x pp={self.pp} x cp={self.cp} = "
@@ -166,7 +156,7 @@ class ParallelConfig:
         return world_size // self.model_parallel_size
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise ValueError where this layout cannot hold `model`, naming the field and what would do."""
+        """Raises ValueError where this layout cannot hold `model`; names the field and the allowed values."""
         heads, groups, vision = model.num_heads, model.num_kv_heads, model.vision
         limits = {
             "num_key_value_heads": groups,
@@ -206,7 +196,7 @@ class OptimConfig:
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     max_bad_steps: int = 10
-    """Steps with a NaN or infinite gradient are skipped and counted; past this many in a row, training stops."""
+    """Steps with a NaN or infinite gradient are skipped; more than this many in a row stop the run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.lr:
@@ -279,19 +269,19 @@ class ConvertConfig:
     out: str
     """Folder to write."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """The layout that does the work; as many processes are started as it needs."""
+    """The layout that converts; as many processes are started as it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityConfig:
-    """Compare this package's model with transformers' in fp32, on the same weights and inputs."""
+    """Comparison of this package's model with transformers' in fp32, on the same weights and inputs."""
 
     model: str
     """Hugging Face folder."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """The layout of our model."""
     processes: int = 0
-    """Processes to start; 0 takes what the layout needs, a multiple of it adds data parallelism."""
+    """Processes to start; 0 means as many as the layout needs, a multiple of that adds data parallelism."""
     json: bool = False
     """Print one JSON object instead of a table."""
     seed: int = 42

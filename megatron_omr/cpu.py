@@ -1,8 +1,8 @@
-"""Lets Megatron-Core run without CUDA, over gloo. Where CUDA is, nothing is changed.
+"""Lets Megatron-Core run without CUDA, over gloo. On a machine with CUDA nothing is changed.
 
-The package's `__init__` sees to it that `prepared` wraps the import of megatron.core in every process. The
-rule kept: a replaced callable is one that can only *raise* on a machine without CUDA, so nothing that worked
-before behaves otherwise. Nothing else in the project asks which hardware this is.
+The package's `__init__` wraps the import of megatron.core in `prepared`, in every process. Only callables that
+would raise on a machine without CUDA are replaced, so nothing that worked before behaves differently. No other
+module of the project asks which hardware it runs on.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _prepared = False
 
 
 def device() -> str:
-    """Where parameters and batches live: "cuda" or "cpu"."""
+    """Returns the device of parameters and batches: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_name() -> str:
-    """What the device calls itself, e.g. "NVIDIA H200"; "cpu" where there is no GPU."""
+    """Returns the name of the device, e.g. "NVIDIA H200"; "cpu" where there is no GPU."""
     return torch.cuda.get_device_name() if device() == "cuda" else "cpu"
 
 
 def pins_memory() -> bool:
-    """Whether batches are copied to the device faster from pinned memory."""
+    """Returns True where batches are copied to the device faster from pinned memory."""
     return device() == "cuda"
 
 
@@ -43,7 +43,7 @@ def distributed_backend() -> str:
 
 
 def transformer_overrides() -> dict[str, Any]:
-    """Fields of TransformerConfig that this hardware forces; empty where CUDA is."""
+    """Returns the fields of TransformerConfig that a machine without CUDA needs; none with CUDA."""
     if device() == "cuda":
         return {}
     return dict(
@@ -59,19 +59,18 @@ def transformer_overrides() -> dict[str, Any]:
     )
 
 
-def install() -> None:
-    """Make sure that Megatron-Core can run here; nothing where CUDA is.
+def check_prepared() -> None:
+    """Checks that Megatron-Core can run on this machine.
 
     Raises:
         RuntimeError: megatron.core was imported before this package, too early to prepare for it.
     """
-
     if device() == "cpu" and not _prepared:
         raise RuntimeError("megatron.core was imported before megatron_omr; import megatron_omr first")
 
 
 def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    """The loader's `exec_module` of megatron.core, with this machine prepared around it."""
+    """Wraps the loader's `exec_module` of megatron.core: prepares a machine without CUDA before and after it."""
 
     def run(module: ModuleType) -> None:
         global _prepared
@@ -91,12 +90,12 @@ def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType]
 
 
 def _replace_torch_cuda() -> None:
-    """ "cuda" means the CPU: current device, synchronisation, transfers, literal devices, generator."""
+    """Makes "cuda" mean the CPU: current device, synchronisation, transfers, literal devices, generator."""
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
-    torch.cuda.current_stream = lambda device=None: None  # 0.19 asks, and waits only for CUDA graphs on it
+    torch.cuda.current_stream = lambda device=None: None  # 0.19 asks for it, and uses it for CUDA graphs only
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    # fills a cache: `with torch.device(...)` knows factories by identity and must go on to know the originals
+    # fills a cache: `with torch.device(...)` knows factories by identity, and must know the originals
     _device_constructors()
     for name in ("zeros", "ones", "empty", "tensor", "full", "arange", "empty_like", "zeros_like"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
@@ -121,14 +120,14 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _silence_warnings() -> None:
-    """Megatron's warnings here are about CUDA, Transformer Engine and apex; every rank would repeat them."""
+    """Silences Megatron's warnings about CUDA, Transformer Engine and apex, which every rank would repeat."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 @contextlib.contextmanager
 def _compiling_off() -> Iterator[None]:
-    """No torch.compile while Megatron-Core decorates functions at import, and none of its own after."""
+    """Turns torch.compile off while Megatron-Core decorates functions at import, and its jit fuser afterwards."""
     compile_ = torch.compile
     torch.compile = lambda model=None, **kwargs: model if model is not None else (lambda fn: fn)
     try:
@@ -147,7 +146,7 @@ def _patch_rng() -> None:
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
 
     class CpuRngStatesTracker(random.CudaRNGStatesTracker):
-        """Forks the CPU generator; the original warns when that generator moves, which here it must."""
+        """Forks the CPU generator; the original warns when that generator advances, which is intended here."""
 
         @contextlib.contextmanager
         def fork(self, name: str = random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
@@ -167,7 +166,7 @@ def _patch_rng() -> None:
 
 
 def _patch_optimizer() -> None:
-    """Our Adam in FusedAdam's place, and CUDA's type names where the optimizer compares type names."""
+    """Puts our Adam in FusedAdam's place, and CUDA's type names where the optimizer compares type names."""
     import megatron.core.optimizer as package
     from megatron.core.optimizer import distrib_optimizer, optimizer
 
@@ -180,7 +179,7 @@ def _patch_optimizer() -> None:
 
 
 def _with_cuda_type_names(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """While `fn` runs, Tensor.type() says "torch.cuda.FloatTensor" for a CPU tensor."""
+    """Wraps `fn`: while it runs, Tensor.type() returns "torch.cuda.FloatTensor" for a CPU tensor."""
     original = torch.Tensor.type
 
     def cuda_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +198,7 @@ def _with_cuda_type_names(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _patch_checkpoint_queue() -> None:
-    """Checkpoint writers report through a manager process: fork it, spawning costs 10 s of imports."""
+    """Forks the manager process that checkpoint writers report to; spawning it costs 10 s of imports."""
     import megatron.core.dist_checkpointing.strategies.filesystem_async as writers
 
     def get_queue(*_: Any) -> Any:

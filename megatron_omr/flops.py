@@ -1,4 +1,4 @@
-"""FLOPs of a training step, for MFU. Pure arithmetic on the model's shape and the batch's lengths.
+"""FLOPs of a training step, for MFU: arithmetic on the model's shape and the batch's lengths.
 
 A matrix product of [m, k] and [k, n] costs 2mkn; backward costs twice the forward, so a step costs three
 forwards. Counted: language model without the embedding lookup, causal attention (half of the square), the
@@ -16,9 +16,9 @@ from megatron_omr.config import ModelConfig
 def language_forward_flops(
     model: ModelConfig, seq_lens: Sequence[int], prefix_lens: Sequence[int] | None = None
 ) -> float:
-    """One forward of the language model over packed sequences of these lengths (tokens).
+    """Returns the FLOPs of one forward of the language model over packed sequences of these lengths (tokens).
 
-    `prefix_lens`: tokens of another sequence that each attends to besides its own.
+    `prefix_lens`: tokens of another sequence that each sequence attends to besides its own.
     """
     prefix_lens = prefix_lens or [0] * len(seq_lens)
     hidden, kv = model.hidden_size, model.num_kv_heads * model.head_dim
@@ -31,7 +31,7 @@ def language_forward_flops(
 
 
 def vision_forward_flops(model: ModelConfig, grids: Sequence[tuple[int, int, int]]) -> float:
-    """One forward of the vision tower over images of `grids` (time, height, width) patches."""
+    """Returns the FLOPs of one forward of the vision tower over images of `grids` (time, height, width) patches."""
     v = model.vision
     patches = [t * h * w for t, h, w in grids]
     total = sum(patches)
@@ -54,7 +54,7 @@ def train_step_flops(
     grids: Sequence[tuple[int, int, int]],
     prefix_lens: Sequence[int] | None = None,
 ) -> float:
-    """Forward and backward over these sequences and images; arguments as in the forwards."""
+    """Returns the FLOPs of forward and backward over these sequences and images."""
     language = language_forward_flops(model, seq_lens, prefix_lens)
     return 3 * (language + vision_forward_flops(model, grids))
 
@@ -70,5 +70,5 @@ PEAK_BF16_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense BF16 FLOP/s of a GPU by its name; None when unknown (a CPU, another card): no MFU then."""
+    """Returns the dense BF16 FLOP/s of a GPU by its name; None when unknown (a CPU, another card)."""
     return next((peak for key, peak in PEAK_BF16_FLOPS.items() if key in device_name), None)

@@ -1,4 +1,4 @@
-"""What transformers makes of random samples: the reference that `parity` holds our model against.
+"""Random samples, and transformers' outputs for them: the reference of the parity check.
 
 Legend: T tokens of a sample, V vocabulary.
 """
@@ -21,7 +21,7 @@ _PACKS = ((0, 1, 2), (0, 0), (2, 1), (3,))
 
 
 def random_packs(model: ModelConfig, seed: int, *, at_least: int = 1) -> list[list[Example]]:
-    """Samples of random text with no, one or several images of random sizes, grouped into micro-batches."""
+    """Returns micro-batches of samples: random text with no, one or several images of random sizes."""
     generator = torch.Generator().manual_seed(seed)
     packs = []
     for i in range(max(len(_PACKS), at_least)):
@@ -31,7 +31,7 @@ def random_packs(model: ModelConfig, seed: int, *, at_least: int = 1) -> list[li
 
 
 def random_example(model: ModelConfig, name: str, num_images: int, generator: torch.Generator) -> Example:
-    """Text, then images with text between; two thirds of the text tokens are to be learned."""
+    """Returns a sample of text, then images with text between; two thirds of the text tokens are to be learned."""
     merge_size = model.vision.spatial_merge_size
 
     def draw(low: int, high: int) -> int:
@@ -66,7 +66,7 @@ def random_example(model: ModelConfig, name: str, num_images: int, generator: to
 
 
 class Oracle:
-    """What transformers makes of the same samples, one at a time."""
+    """transformers' logits, loss and gradient norm for the same samples, computed one at a time."""
 
     def __init__(self, folder: str, packs: list[list[Example]]) -> None:
         from transformers import Qwen2_5_VLForConditionalGeneration
@@ -108,7 +108,7 @@ class Oracle:
 
     @torch.no_grad()
     def vision(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """(tower output in window order, image embeddings)."""
+        """Returns (tower output in window order, image embeddings)."""
         self._tower.clear()
         pixel_values = normalise(batch.pixels)
         embeddings = self._model.model.visual(pixel_values, batch.image_grid_thw).pooler_output

@@ -1,7 +1,7 @@
-"""Turns degrees of parallelism into process groups and tells each process its place among them.
+"""Builds the process groups of a layout and gives each process its ranks in them.
 
-The sole caller of megatron.core.parallel_state. Also holds the one definition of the zigzag: which tokens
-of a packed batch a context-parallel rank works on.
+The sole caller of megatron.core.parallel_state. Also defines the zigzag: the tokens of a packed batch that each
+context-parallel rank holds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Ranks:
 
     @property
     def is_logger(self) -> bool:
-        """Whether this is the one rank whose losses and metrics are written down."""
+        """True on the one rank whose losses and metrics are written."""
         return self.is_last_stage and self.tp_rank == self.cp_rank == self.dp_rank == 0
 
     def tp_group(self) -> ProcessGroup:
@@ -74,16 +74,16 @@ def _group(group: Any) -> ProcessGroup:
 
 
 def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_method: str, seed: int) -> Ranks:
-    """Join the world and build the groups; seeds the generators of this process.
+    """Joins the world, builds the groups and seeds the generators of this process.
 
     Args:
-        init_method: where the processes meet, e.g. "file:///path", "tcp://127.0.0.1:29500" or "env://".
+        init_method: the address of the rendezvous, e.g. "file:///path", "tcp://127.0.0.1:29500" or "env://".
 
     Raises:
         ValueError: `world_size` is no multiple of tp x pp x cp.
     """
     dp_size = config.dp(world_size)
-    cpu.install()
+    cpu.check_prepared()
     if cpu.device() == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group(
@@ -112,21 +112,21 @@ def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_metho
 
 
 def shutdown() -> None:
-    """Leave the world; a later `initialize` may join another."""
+    """Leaves the world; a later `initialize` may join another."""
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def union_of_ranks(ids: set[str]) -> set[str]:
-    """What any rank has in its `ids`. Collective over all ranks."""
+    """Returns the union of all ranks' `ids`. Collective."""
     gathered: list[set[str]] = [set() for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, ids)
     return set().union(*gathered)
 
 
 def zigzag_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:
-    """Which tokens of a packed batch each context-parallel rank holds, and in which order.
+    """Returns the tokens of a packed batch that each context-parallel rank holds, in order.
 
     Every sequence is cut into 2 * cp_size equal chunks; rank r holds its chunks r and 2 * cp_size - 1 - r, so
     that causal attention costs every rank the same.
@@ -135,7 +135,7 @@ def zigzag_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:
         cu_seqlens: [S + 1] int32; every length a multiple of 2 * cp_size when cp_size > 1.
 
     Returns:
-        [cp_size, T / cp_size] int64: natural token positions by rank.
+        [cp_size, T / cp_size] int64: token positions by rank.
 
     Raises:
         ValueError: a length is no multiple of 2 * cp_size.

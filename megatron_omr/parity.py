@@ -1,7 +1,7 @@
 """Compares our model, in a given layout, with transformers: the same weights, images and texts, in fp32.
 
-The oracle runs on rank 0, sample by sample and unpacked; ours runs packed, split and micro-batched as in
-training, through the one training step. Legend: T packed tokens, V vocabulary.
+The oracle runs on rank 0, sample by sample; ours runs packed, split and micro-batched as in training, through
+the one training step. Legend: T packed tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from torch import Tensor
 
 from data_pipeline.loader.packing import merge
+from data_pipeline.tables import text_table
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig, OptimConfig, ParityConfig
@@ -31,7 +32,7 @@ from megatron_omr.train.trainer import Trainer, bare_chunks, build_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """Differences between ours and transformers'. All are absolute but those called relative."""
+    """Differences between our model and transformers', absolute except where called relative."""
 
     layout: str
     num_samples: int
@@ -50,7 +51,7 @@ class ParityReport:
 
 
 def run_parity(config: ParityConfig, *, rank: int, world_size: int, init_method: str) -> bool:
-    """Measure, print on rank 0, and say on every rank whether all differences are within the limits."""
+    """Measures and prints on rank 0; returns on every rank whether all differences are within the limits."""
     ranks = initialize(
         config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
     )
@@ -62,7 +63,7 @@ def run_parity(config: ParityConfig, *, rank: int, world_size: int, init_method:
 
 
 def measure(config: ParityConfig, ranks: Ranks) -> ParityReport:
-    """Collective over all ranks, and the same on all of them."""
+    """Returns the differences, the same on all ranks. Collective."""
     model = ModelConfig.from_hf(config.model)
     packs = random_packs(model, config.seed, at_least=ranks.dp_size)
     multiple = config.parallel.sequence_multiple
@@ -78,7 +79,7 @@ def measure(config: ParityConfig, ranks: Ranks) -> ParityReport:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Ours:
-    """Complete on rank 0."""
+    """Our model's outputs; complete on rank 0."""
 
     images: list[tuple[Tensor, Tensor]]  # tower output and image embeddings, of each batch with images
     outputs: list[Tensor]  # [T, V + 1] of each batch: logits, and the logprob of the label beside them
@@ -103,13 +104,13 @@ def _measure_ours(
     own = batches[ranks.dp_rank :: ranks.dp_size]
     step = train_step(trainer, [MicroBatch(packed=b, loss=partial(sft_loss, batch=b)) for b in own])
     loss = torch.tensor(step.loss, dtype=torch.float64, device=cpu.device())
-    dist.broadcast(loss, src=ranks.world_size - 1)  # of the last stage: pipeline ranks are the outermost
+    dist.broadcast(loss, src=ranks.world_size - 1)  # the last rank is on the last stage
     return _Ours(images=images, outputs=outputs, loss=loss.item(), grad_norm=step.grad_norm)
 
 
 @torch.no_grad()
 def _vision_outputs(trainer: Trainer, batches: list[PackedBatch]) -> list[tuple[Tensor, Tensor]]:
-    """Ours of each batch with images, on the first stage; empty elsewhere."""
+    """Returns tower output and image embeddings of each batch with images, on the first stage; else nothing."""
     vision = bare_chunks(trainer)[0].vision_model
     if vision is None:
         return []
@@ -122,7 +123,7 @@ def _vision_outputs(trainer: Trainer, batches: list[PackedBatch]) -> list[tuple[
 
 @torch.no_grad()
 def _outputs(trainer: Trainer, batches: list[PackedBatch]) -> list[Tensor]:
-    """[T, V + 1] of each batch: logits, and the logprob of the label beside them. On every stage."""
+    """Returns [T, V + 1] of each batch: logits, and the logprob of the label beside them. On every stage."""
     ranks = trainer.ranks
     outputs: list[Tensor] = []
 
@@ -202,23 +203,23 @@ def _max_diff(a: Tensor, b: Tensor) -> float:
 
 
 def format_report(report: ParityReport, config: ParityConfig) -> str:
-    """A table for people."""
+    """Returns the table that the command prints."""
     logits, norm = f"{config.max_logit_diff:.0e}", f"{config.max_grad_norm_diff:.0e} relative"
     rows = [
-        ("vision tower", f"{report.tower_max:.2e}", ""),
-        ("image embeddings", f"{report.merger_max:.2e}", logits),
-        ("logits", f"{report.logits_max:.2e}", logits),
-        ("logprobs, median", f"{report.logprob_p50:.2e}", ""),
-        ("logprobs, 99 %", f"{report.logprob_p99:.2e}", ""),
-        ("logprobs, largest", f"{report.logprob_max:.2e}", logits),
-        (f"loss {report.loss:.6f}", f"{report.loss_relative:.2e}", norm),
-        (f"gradient norm {report.grad_norm:.6f}", f"{report.grad_norm_relative:.2e}", norm),
+        ("vision tower", report.tower_max, ""),
+        ("image embeddings", report.merger_max, logits),
+        ("logits", report.logits_max, logits),
+        ("logprobs, median", report.logprob_p50, ""),
+        ("logprobs, 99 %", report.logprob_p99, ""),
+        ("logprobs, largest", report.logprob_max, logits),
+        (f"loss {report.loss:.6f}", report.loss_relative, norm),
+        (f"gradient norm {report.grad_norm:.6f}", report.grad_norm_relative, norm),
     ]
-    lines = [f"{config.model} against transformers, fp32: {report.layout}"]
-    lines.append(f"{report.num_samples} samples, {report.num_tokens} tokens, packed")
-    lines += [
-        f"  {name:<28} {value:>9}  {f'limit {limit}' if limit else ''}".rstrip()
-        for name, value, limit in rows
-    ]
-    lines.append("within the limits" if report.passed else "ABOVE the limits")
-    return "\n".join(lines)
+    table = text_table(
+        ("compared", "difference", "limit"), [(name, f"{diff:.2e}", limit) for name, diff, limit in rows]
+    )
+    return (
+        f"{config.model} against transformers, fp32: {report.layout}\n"
+        f"{report.num_samples} samples, {report.num_tokens} tokens, packed\n{table}\n"
+        + ("within the limits" if report.passed else "ABOVE the limits")
+    )

@@ -28,12 +28,11 @@ SHOWN = ("loss", "tokens_per_second", "mfu")
 
 
 def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) -> None:
-    """One rank's part of the run. A run that was killed continues from its newest checkpoint, bit for bit."""
+    """Trains one rank's part of the run. A killed run continues from its newest checkpoint, bit for bit."""
     ranks = parallel.initialize(
         config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
     )
     model, run = ModelConfig.from_hf(config.model), Path(config.run)
-    config.parallel.check_model(model)
     trainer = build_trainer(
         model,
         config.parallel,
@@ -71,7 +70,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
 
 
 def build_loader(config: SFTConfig, ranks: Ranks) -> Loader:
-    """This data-parallel rank's share of the shards, tokenised by the model's own chat template."""
+    """Returns the loader of this data-parallel rank, with the model's own chat template."""
     encoder = ChatEncoder.from_hf(config.model, config.image)
     return Loader(
         config.loader,
@@ -84,13 +83,13 @@ def build_loader(config: SFTConfig, ranks: Ranks) -> Loader:
 
 
 def sft_micro_batch(batch: PackedBatch) -> MicroBatch:
-    """`batch` on this rank's device, with the token-mean cross entropy of its supervised tokens."""
+    """Moves `batch` to this rank's device; its loss is the token-mean cross entropy of its supervised tokens."""
     packed = batch.to(cpu.device())
     return MicroBatch(packed=packed, loss=partial(sft_loss, batch=packed))
 
 
 def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps]:
-    """Steps done and bad steps so far, from the newest checkpoint of `run` (0 when there is none)."""
+    """Loads the newest checkpoint of `run`, if any; returns the steps done and the bad steps so far."""
     saved = checkpoints(run / "checkpoints")
     if not saved:
         return 0, BadSteps()
@@ -100,7 +99,7 @@ def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps]:
 
 
 def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:
-    """The metrics of the one rank that logs; its folder also keeps the resolved config."""
+    """Writes the resolved config and opens the metrics; for the one rank that logs."""
     run = Path(config.run)
     save_config(config, run, resumes=first_step > 0)
     return MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="sft")

@@ -1,4 +1,4 @@
-"""A small Qwen2.5-VL with a tokenizer of its own: a complete Hugging Face folder that fits a laptop.
+"""Creates a small Qwen2.5-VL with its own tokenizer, as a complete Hugging Face folder.
 
 The demo trains it from scratch; tests use it with random weights. Everything in the folder (config,
 tokenizer, chat template, processor, generation config) is what transformers and vLLM expect of the real one.
@@ -43,7 +43,7 @@ class TinyConfig:
     vision_num_heads: int = 4
     vocab_size: int = 512
     rope_theta: float = 10.0
-    """The real models' 1e6 spreads thousands of tokens; here neighbours in an image must look different."""
+    """The real models' 1e6 suits thousands of tokens; with this, positions next to each other in an image differ."""
     max_position_embeddings: int = 2_048
     initializer_range: float = 0.06
     """Three times wider than the real models' 0.02: narrow layers keep their signal, and learning starts at once."""
@@ -53,7 +53,7 @@ class TinyConfig:
 def create_tiny_model(
     out: str | Path, texts: Iterable[str], *, config: TinyConfig | None = None, seed: int = 0
 ) -> None:
-    """Write a Hugging Face folder with random weights in fp32 and a byte-level BPE trained on `texts`."""
+    """Writes a Hugging Face folder with random weights in fp32 and a byte-level BPE trained on `texts`."""
     import torch
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -73,7 +73,7 @@ def create_tiny_model(
 
 
 def train_tokenizer(texts: Iterable[str], config: TinyConfig):
-    """A byte-level BPE with Qwen's special tokens and chat template."""
+    """Returns a byte-level BPE with Qwen's special tokens and chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

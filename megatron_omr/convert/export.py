@@ -1,6 +1,6 @@
-"""Megatron's parameters as a stream of Hugging Face tensors: to save, to push to engines, to compare.
+"""Exports Megatron's parameters as a stream of Hugging Face tensors: to save, or to send to engines.
 
-One exporter for all three. Parameters are gathered over tensor parallelism on the stage that holds them and
+Parameters are gathered over tensor parallelism on the stage that holds them and
 broadcast over the pipeline, several at a time: collectives cost per call, not only per byte.
 """
 
@@ -28,8 +28,8 @@ _BUCKET_BYTES = 64 * 2**20  # of one rank's parameters, gathered in one call
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Part:
-    """What a rank has of one parameter; equal on all tensor-parallel ranks of a stage."""
+class _Placement:
+    """The stage and local shape of a parameter; equal on all tensor-parallel ranks of a stage."""
 
     stage: int
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class _Part:
 def export_weights(
     chunks: Sequence[nn.Module], model: ModelConfig, ranks: Ranks
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the Hugging Face checkpoint, complete, on every rank, always in the same order.
+    """Yields every tensor of the Hugging Face checkpoint, complete, on every rank, always in the same order.
 
     Collective over the model-parallel group: all its ranks must run the iterator to its end. Tensors are on
     `cpu.device()` in the parameters' dtype and may share storage: consume or copy them before the next one.
@@ -54,50 +54,53 @@ def export_weights(
         ValueError: no stage holds some parameter (the same on all ranks).
     """
     local = local_parameters(chunks)
-    parts = _collect_parts(local, ranks)
+    placements = _collect_placements(local, ranks)
     table = rules(model)
-    missing = [rule.megatron for rule in table if rule.megatron not in parts]
+    missing = [rule.megatron for rule in table if rule.megatron not in placements]
     if missing:
         raise ValueError(
             f"no pipeline stage holds {missing[:5]}; the chunks are not those of this model config"
         )
-    for bucket in _buckets(table, parts):
-        yield from _export_bucket(bucket, local, parts, ranks)
+    for bucket in _buckets(table, placements):
+        yield from _export_bucket(bucket, local, placements, ranks)
 
 
-def _collect_parts(local: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, _Part]:
-    """All stages' parameters; of tied copies the first stage's counts."""
+def _collect_placements(local: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, _Placement]:
+    """Returns all stages' parameters; of tied copies the first stage's."""
     own = {
-        name: _Part(stage=ranks.pp_rank, shape=tuple(p.shape), dtype=p.dtype, dim=partition_dim(p))
+        name: _Placement(stage=ranks.pp_rank, shape=tuple(p.shape), dtype=p.dtype, dim=partition_dim(p))
         for name, p in local.items()
     }
-    stages: list[dict[str, _Part]] = [own] * ranks.pp_size
+    stages: list[dict[str, _Placement]] = [own] * ranks.pp_size
     if ranks.pp_size > 1:
         dist.all_gather_object(stages, own, group=ranks.pp_group())
-    return {name: part for stage in reversed(stages) for name, part in stage.items()}
+    return {name: placement for stage in reversed(stages) for name, placement in stage.items()}
 
 
-def _buckets(table: list[Rule], parts: dict[str, _Part]) -> Iterator[list[Rule]]:
-    """Neighbours of the same stage and dtype, up to `_BUCKET_BYTES`."""
+def _buckets(table: list[Rule], placements: dict[str, _Placement]) -> Iterator[list[Rule]]:
+    """Yields neighbours of the same stage and dtype, up to `_BUCKET_BYTES`."""
     bucket: list[Rule] = []
     size = 0
     for rule in table:
-        part = parts[rule.megatron]
-        last = parts[bucket[-1].megatron] if bucket else part
-        if (part.stage, part.dtype) != (last.stage, last.dtype) or size + part.num_bytes > _BUCKET_BYTES:
+        placement = placements[rule.megatron]
+        last = placements[bucket[-1].megatron] if bucket else placement
+        if (placement.stage, placement.dtype) != (
+            last.stage,
+            last.dtype,
+        ) or size + placement.num_bytes > _BUCKET_BYTES:
             if bucket:
                 yield bucket
             bucket, size = [], 0
         bucket.append(rule)
-        size += part.num_bytes
+        size += placement.num_bytes
     yield bucket
 
 
 def _export_bucket(
-    bucket: list[Rule], local: dict[str, nn.Parameter], parts: dict[str, _Part], ranks: Ranks
+    bucket: list[Rule], local: dict[str, nn.Parameter], placements: dict[str, _Placement], ranks: Ranks
 ) -> Iterator[tuple[str, Tensor]]:
-    first = parts[bucket[0].megatron]
-    sizes = [torch.Size(parts[rule.megatron].shape).numel() for rule in bucket]
+    first = placements[bucket[0].megatron]
+    sizes = [torch.Size(placements[rule.megatron].shape).numel() for rule in bucket]
     shards = torch.empty(ranks.tp_size, sum(sizes), dtype=first.dtype, device=cpu.device())
     if first.stage == ranks.pp_rank:
         own = torch.cat([local[rule.megatron].detach().flatten() for rule in bucket])
@@ -109,8 +112,8 @@ def _export_bucket(
         source = dist.get_global_rank(ranks.pp_group(), first.stage)
         dist.broadcast(shards, src=source, group=ranks.pp_group())
     for rule, columns in zip(bucket, shards.split(sizes, dim=1), strict=True):
-        part = parts[rule.megatron]
-        pieces = uncut([c.view(part.shape) for c in columns], part.dim, rule.op.num_pieces)
+        placement = placements[rule.megatron]
+        pieces = uncut([c.view(placement.shape) for c in columns], placement.dim, rule.op.num_pieces)
         yield from zip(rule.hf, rule.op.to_hf(pieces), strict=True)
 
 
@@ -123,7 +126,7 @@ def save_hf(
     template: str | Path,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write a Hugging Face folder that transformers and vLLM load as it is. Collective over all ranks.
+    """Writes a Hugging Face folder that transformers and vLLM load. Collective over all ranks.
 
     Weights are cast to the dtype that the model's config names; config, tokenizer, processor, generation
     config and chat template are copied from the Hugging Face folder `template`. `out` appears complete or not

@@ -24,7 +24,7 @@ from megatron_omr.parallel import Ranks
 
 @torch.no_grad()
 def load_hf(chunks: Sequence[nn.Module], folder: str | Path, model: ModelConfig, ranks: Ranks) -> None:
-    """Copy the weights of `folder` into `chunks`, cut for this rank and cast to the parameters' dtype.
+    """Copies the weights of `folder` into `chunks`, cut for this rank and cast to the parameters' dtype.
 
     Reads either spelling of the names, from one file or an index of many.
 

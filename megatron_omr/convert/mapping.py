@@ -1,7 +1,7 @@
 """The one table of names: Megatron parameter <-> Hugging Face tensors, for the Qwen2.5-VL family.
 
 `{}` in a pattern is the layer. Names are those of plain-torch layers; Transformer Engine fuses norms into the
-linear that follows, `canonical_name` undoes that.
+linear that follows, and `canonical_name` translates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_omr.model.spec import FUSED_NORM_KEYS
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One Megatron parameter and the Hugging Face tensors it is made of."""
+    """A Megatron parameter and the Hugging Face tensors that it consists of."""
 
     megatron: str
     hf: tuple[str, ...]
@@ -28,7 +28,7 @@ class Rule:
 
 
 def rules(model: ModelConfig) -> list[Rule]:
-    """All parameters of `model`, layers spelled out, in the order in which they are exported."""
+    """Returns a rule for each parameter of `model`, in the order of the export."""
     table = [
         *_fill(_VISION, 1, _vision_ops(model)),
         *_fill(_VISION_LAYER, model.vision.depth, _vision_ops(model)),
@@ -120,7 +120,7 @@ def _fill(table: dict[str, tuple[str, ...]], num_layers: int, ops: dict[str, Op]
 
 
 def local_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
-    """This rank's parameters by canonical name: global layer numbers, norms not fused."""
+    """Returns this rank's parameters by canonical name."""
     named = {}
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
@@ -129,6 +129,7 @@ def local_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def canonical_name(name: str, chunk: nn.Module) -> str:
+    """Returns a parameter's name with its global layer number and without fused norms."""
     match = re.fullmatch(r"(.*\.layers\.)(\d+)\.(.*)", name)
     if match is None:
         return name
@@ -142,6 +143,6 @@ def canonical_name(name: str, chunk: nn.Module) -> str:
 
 
 def partition_dim(parameter: nn.Parameter) -> int | None:
-    """The dimension cut over tensor parallelism, None where every rank holds the whole."""
+    """Returns the dimension cut over tensor parallelism, None where every rank holds the whole."""
     marked = "tensor_model_parallel" in parameter.__dict__ and parameter.tensor_model_parallel
     return parameter.partition_dim if marked else None

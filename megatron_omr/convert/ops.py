@@ -1,4 +1,4 @@
-"""How tensors change shape between Hugging Face and Megatron: pairs of functions, each other's inverse.
+"""Changes of shape between Hugging Face's and Megatron's tensors, as pairs of inverse functions.
 
 A Megatron tensor is one or more *pieces*, stacked along dimension 0 and cut over tensor parallelism piece by
 piece: `fc1` holds a gate and an up projection, and every rank gets its part of both.
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class Op(Protocol):
-    """`to_megatron` and `to_hf` are inverse to each other, bit by bit. They also run on meta tensors."""
+    """One change of shape. `to_megatron` and `to_hf` are exact inverses and also run on meta tensors."""
 
     @property
     def num_pieces(self) -> int: ...
 
     def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Whole Hugging Face tensors -> whole pieces."""
+        """Turns whole Hugging Face tensors into whole pieces."""
         ...
 
     def to_hf(self, pieces: list[Tensor]) -> list[Tensor]: ...
@@ -28,7 +28,7 @@ class Op(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Same:
-    """The tensors are the pieces: one, or gate and up."""
+    """No change: the tensors are the pieces, one, or gate and up."""
 
     num_pieces: int = 1
 
@@ -41,9 +41,9 @@ class Same:
 
 @dataclass(frozen=True, kw_only=True)
 class InterleaveQKV:
-    """Rows of q, k, v <-> rows by query group: [the group's q heads | its k head | its v head].
+    """Reorders rows of q, k, v to rows by query group: [the group's q heads | its k head | its v head].
 
-    `stacked`: Hugging Face keeps one tensor [q; k; v] instead of three (the vision tower does).
+    `stacked`: Hugging Face has one tensor [q; k; v] instead of three, as in the vision tower.
     """
 
     num_groups: int
@@ -66,7 +66,7 @@ class InterleaveQKV:
 
 @dataclass(frozen=True, kw_only=True)
 class FlattenPatch:
-    """A convolution that sees each patch once <-> a linear layer on the flattened patch."""
+    """Flattens the kernel of a convolution that sees each patch once to a linear layer's weight."""
 
     kernel: tuple[int, ...]  # channels, frames, rows, columns
     num_pieces: int = 1
@@ -79,13 +79,13 @@ class FlattenPatch:
 
 
 def cut(pieces: list[Tensor], dim: int | None, rank: int, size: int) -> Tensor:
-    """The part of tensor-parallel rank `rank` of `size`; `dim` None means every rank holds all."""
+    """Returns the part of tensor-parallel rank `rank` of `size`; `dim` None means every rank holds all."""
     parts = pieces if dim is None else [p.chunk(size, dim)[rank] for p in pieces]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def uncut(shards: list[Tensor], dim: int | None, num_pieces: int) -> list[Tensor]:
-    """Whole pieces from all ranks' parts in order (any one part when `dim` is None)."""
+    """Returns whole pieces from all ranks' parts in order (any one part when `dim` is None)."""
     if dim is None:
         return list(shards[0].chunk(num_pieces))
     by_rank = [shard.chunk(num_pieces) for shard in shards]

@@ -1,4 +1,4 @@
-"""Attention over packed sequences in plain torch: few padded SDPA calls instead of one per sequence.
+"""Attention over packed sequences in plain torch: a few padded SDPA calls instead of one per sequence.
 
 Legend: T tokens (this rank's under context parallelism), S sequences, N query heads, G key/value heads, D
 head size, B sequences of a bucket, L their padded length.
@@ -28,10 +28,10 @@ _MAX_PADDING = 0.25  # of a bucket's longest sequence
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Where packed sequences begin and end, as Megatron passes it to every layer.
+    """Boundaries of packed sequences, in the form that Megatron passes to every layer.
 
-    `qkv_format` stays "sbhd" (tokens as one sequence of batch 1): Megatron then applies a rotary table that
-    holds one row per token in one go, where "thd" would loop over the sequences in every layer.
+    `qkv_format` stays "sbhd" (tokens as one sequence of batch 1): Megatron then applies a rotary table with
+    one row per token at once, where "thd" would loop over the sequences in every layer.
     """
 
     cp_rank: int = 0
@@ -50,14 +50,14 @@ class PackedSequences(PackedSeqParams):
     ) -> PackedSequences:
         """`cu_seqlens` [S + 1] int32 counts the tokens of all context-parallel ranks.
 
-        `parents` [S]: the sequence that each goes on from and attends to as a whole, -1 for none.
+        `parents` [S]: the sequence that each sequence continues and attends to as a whole, -1 for none.
 
         Raises:
-            ValueError: parents under context parallelism, whose zigzag balances sequences of their own only.
+            ValueError: parents under context parallelism, whose zigzag needs sequences without parents.
         """
         if parents is not None and cp_size > 1:
             raise ValueError(
-                f"shared prompts do not go with parallel.cp={cp_size}; set share_prompts to False"
+                f"share_prompts=True does not work with parallel.cp={cp_size}; set share_prompts to False"
             )
         longest = int(cu_seqlens.diff().max())
         return cls(
@@ -84,18 +84,18 @@ class Slots:
     """Tokens laid out bucket by bucket, each sequence padded to its bucket's longest: M slots in all."""
 
     token: Tensor | None  # [M] the token in each slot, padding repeats one; None: the slots are the tokens
-    home: Tensor | None  # [T] the slot of each token; None also where a token has several
+    slot: Tensor | None  # [T] the slot of each token; None also where a token has several
     shapes: tuple[tuple[int, int], ...]  # of each bucket: sequences, padded length
 
     def split(self, x: Tensor) -> list[Tensor]:
         """[T, N, D] -> [B, N, L, D] of each bucket; no gradient flows back from padding."""
         if self.token is None:
             slots = x
-        elif self.home is None:
+        elif self.slot is None:
             # a token's gradients add up over its slots; those of padding are masked, so 0
             slots = x.index_select(0, self.token)
         else:
-            slots = _Take.apply(x, self.token, self.home)
+            slots = _Take.apply(x, self.token, self.slot)
         parts = slots.split([b * length for b, length in self.shapes])
         return [p.unflatten(0, shape).transpose(1, 2) for p, shape in zip(parts, self.shapes, strict=True)]
 
@@ -103,7 +103,7 @@ class Slots:
         """[B, N, L, D] of each bucket -> [T, N * D]."""
         flat = [p.transpose(1, 2).flatten(2).flatten(0, 1) for p in parts]
         slots = flat[0] if len(flat) == 1 else torch.cat(flat)
-        return slots if self.home is None else slots.index_select(0, self.home)
+        return slots if self.slot is None else slots.index_select(0, self.slot)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class AttentionPlan:
 
     @classmethod
     def branching(cls, cu_seqlens: Tensor, parents: Tensor) -> AttentionPlan:
-        """Causal attention where a sequence's keys are those of its parent, if it has one, then its own."""
+        """Plans causal attention where a sequence's keys are those of its parent, if it has one, then its own."""
         starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
         device = starts.device
         prefix = torch.where(parents >= 0, lengths[parents], 0)
@@ -158,12 +158,12 @@ class AttentionPlan:
             causal = (own[:, None] >= own).expand(len(bucket), -1, -1)
             mask = torch.cat([is_prefix[:, None].expand(-1, len(own), -1), causal], dim=2)
             masks.append(mask[:, None] if len(before) else None)
-        key = Slots(token=torch.cat(tokens), home=None, shapes=tuple(shapes))
+        key = Slots(token=torch.cat(tokens), slot=None, shapes=tuple(shapes))
         return cls(query=_lay_out(cu_seqlens, buckets), key=key, padding_masks=[], causal_masks=masks)
 
 
 def bucket_by_length(lengths: list[int]) -> list[list[int]]:
-    """Sequence numbers, grouped so that padding to a group's longest wastes at most a quarter of it."""
+    """Groups sequence numbers so that padding to a group's longest wastes at most a quarter of it."""
     buckets: list[list[int]] = []
     longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -187,17 +187,17 @@ def _lay_out(cu_seqlens: Tensor, buckets: list[Tensor]) -> Slots:
     slots = torch.cat(valid).nonzero().flatten()
     identity = torch.arange(int(cu_seqlens[-1]), device=starts.device)
     if torch.equal(token, identity):
-        return Slots(token=None, home=None, shapes=tuple(shapes))
-    home = torch.empty_like(identity).index_copy_(0, token[slots], slots)
-    return Slots(token=token, home=home, shapes=tuple(shapes))
+        return Slots(token=None, slot=None, shapes=tuple(shapes))
+    slot = torch.empty_like(identity).index_copy_(0, token[slots], slots)
+    return Slots(token=token, slot=slot, shapes=tuple(shapes))
 
 
 def _from_gathered(slots: Slots, gathered: Tensor) -> Slots:
-    """The same slots, filled from tokens that lie in the order `gathered` [T]."""
+    """Returns the same slots, filled from tokens in the order `gathered` [T]."""
     place = torch.argsort(gathered)
-    if slots.token is None or slots.home is None:
-        return Slots(token=place, home=gathered, shapes=slots.shapes)
-    return Slots(token=place[slots.token], home=slots.home[gathered], shapes=slots.shapes)
+    if slots.token is None or slots.slot is None:
+        return Slots(token=place, slot=gathered, shapes=slots.shapes)
+    return Slots(token=place[slots.token], slot=slots.slot[gathered], shapes=slots.shapes)
 
 
 def _padding_mask(lengths: Tensor) -> Tensor | None:
@@ -208,7 +208,7 @@ def _padding_mask(lengths: Tensor) -> Tensor | None:
 
 
 class _Take(torch.autograd.Function):
-    """Rows by index, the inverse index being known: the backward gathers too instead of adding row by row."""
+    """Selects rows by index; with the inverse index, the backward gathers too instead of adding row by row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Which classes the layers are made of: plain torch (`local`) or Transformer Engine (`te`).
+"""Chooses the classes of the layers: plain torch (`local`) or Transformer Engine (`te`).
 
 One provider for language model and vision tower, so that both backends build the same model with the same
-checkpoint keys. Knows nothing of sizes.
+checkpoint keys.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatron_omr.model.attention import CoreAttention, PackedSequences, attend
 
 
 class RMSNorm(nn.Module):
-    """RMS norm in fp32, rounded before the weight as in transformers; knows sequence parallelism."""
+    """RMS norm in fp32, rounded before the weight as in transformers; supports sequence parallelism."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Normalise(torch.autograd.Function):
         normed, scale, weight = ctx.saved_tensors
         grad_weight = (grad * normed).flatten(0, -2).sum(0)
         wide, grad_normed = normed.float(), (grad * weight).float()
-        # what would change the norm does not come through: dx = (g - n mean(g n)) / rms
+        # the part of the gradient along x drops out: dx = (g - n mean(g n)) / rms
         along = (grad_normed * wide).mean(-1, keepdim=True)
         return torch.addcmul(grad_normed, wide, along, value=-1).mul_(scale).to(grad.dtype), grad_weight, None
 
@@ -77,7 +77,7 @@ class Backend:
 
 @cache
 def te_problem() -> str:
-    """Why Transformer Engine cannot be used here; empty when it can."""
+    """Returns why Transformer Engine cannot be used here; empty when it can."""
     if cpu.device() == "cpu":
         return "there is no CUDA device"
     try:
@@ -88,7 +88,7 @@ def te_problem() -> str:
 
 
 def choose_backend() -> Backend:
-    """Transformer Engine where it can be used, else plain torch."""
+    """Returns Transformer Engine where it can be used, else plain torch."""
     return _local_backend() if te_problem() else _te_backend()
 
 
@@ -109,7 +109,7 @@ def _te_backend() -> Backend:
     te = TESpecProvider()
 
     class PackedTEAttention(te.core_attention()):
-        """Transformer Engine's attention, which wants packed tokens as [T, N, D] in format "thd"."""
+        """Transformer Engine's attention, which takes packed tokens as [T, N, D] in format "thd"."""
 
         def forward(
             self,
@@ -121,7 +121,7 @@ def _te_backend() -> Backend:
             **kwargs: Any,
         ) -> Tensor:
             packed: PackedSequences = kwargs.pop("packed_seq_params")
-            if packed.parents is not None:  # its kernels know no sequences that share their beginning
+            if packed.parents is not None:  # its kernels have no sequences with a shared beginning
                 return attend(query, key, value, packed.plan, causal=True)
             params = PackedSeqParams(
                 qkv_format="thd",
@@ -146,7 +146,7 @@ def _te_backend() -> Backend:
 def block_spec(
     backend: Backend, num_layers: int, *, causal: bool, layer: type[TransformerLayer] = TransformerLayer
 ) -> ModuleSpec:
-    """`num_layers` pre-norm layers and a final norm."""
+    """Returns the spec of `num_layers` pre-norm layers and a final norm."""
     submodules = TransformerBlockSubmodules(
         layer_specs=[_layer_spec(backend, causal=causal, layer=layer)] * num_layers, layer_norm=backend.norm
     )

@@ -1,4 +1,4 @@
-"""From our configs to Megatron's TransformerConfig: language model, vision tower, projector."""
+"""Turns our configs into Megatron's TransformerConfig: language model, vision tower, projector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VISION_NORM_EPS = 1e-6  # fixed in Qwen2.5-VL, not part of its config
 
 @dataclass
 class VisionTransformerConfig(TransformerConfig):
-    """Adds what the vision tower needs. (`window_size` is taken: it means sliding windows in Megatron.)"""
+    """Adds the layers with full attention. (Megatron's own `window_size` means sliding windows.)"""
 
     full_attention_layers: tuple[int, ...] = ()
 
@@ -46,7 +46,7 @@ def language_config(model: ModelConfig, parallel: ParallelConfig, precision: Pre
 def vision_config(
     model: ModelConfig, parallel: ParallelConfig, precision: Precision
 ) -> VisionTransformerConfig:
-    """Tensor parallel only: the tower lives on the first stage and sees whole images on every other rank."""
+    """Tensor parallel only: the tower is on the first stage, and every context-parallel rank sees whole images."""
     vision = model.vision
     return VisionTransformerConfig(
         num_layers=vision.depth,

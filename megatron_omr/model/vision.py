@@ -1,8 +1,8 @@
-"""The vision tower: Megatron layers over patches, window attention in most, whole-frame attention in some.
+"""The vision tower: Megatron layers over patches, with window attention in most and whole-frame attention in some.
 
 Legend: P patches, M merged patches (P / merge**2), I images, D head size. Patches come in the processor's
 order: image, frame, merge block by merge block. The tower works in window order, so that windows are
-contiguous, and hands its output back in the processor's order.
+contiguous, and returns its output in the processor's order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class VisionSequences(PackedSequences):
 
 @dataclass(frozen=True, kw_only=True)
 class VisionGeometry:
-    """What follows from the image sizes alone."""
+    """Order and boundaries of patches, computed from the image sizes."""
 
     window_order_M: Tensor  # [M] merged patches, window by window
     window_order_P: Tensor  # [P] the same for patches
@@ -76,13 +76,13 @@ class VisionGeometry:
 
 
 def _boundaries(key_M: Tensor, unit: int) -> Tensor:
-    """Where a sorted key changes, counted in patches, with both ends."""
+    """Returns where a sorted key changes, counted in patches, with both ends."""
     counts = torch.unique_consecutive(key_M, return_counts=True)[1] * unit
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
 
 
 class VisionLayer(TransformerLayer):
-    """A transformer layer that attends to windows or to whole frames, by its number."""
+    """A transformer layer that attends to windows or to whole frames, depending on its number."""
 
     def forward(self, *args: Any, packed_seq_params: VisionSequences, **kwargs: Any) -> Any:
         full = self.layer_number - 1 in self.config.full_attention_layers
@@ -91,7 +91,7 @@ class VisionLayer(TransformerLayer):
 
 
 class VisionModel(MegatronModule):
-    """Patches -> embeddings in the language model's width. Replicated over context parallelism."""
+    """Turns patches into embeddings of the language model's width. Replicated over context parallelism."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class VisionModel(MegatronModule):
         return merged.index_select(0, torch.argsort(geometry.window_order_M))
 
     def _rotary_table(self, positions_P: Tensor) -> Tensor:
-        """Angles [P, 1, 1, D]: a quarter of the head by row, a quarter by column, then the same again."""
+        """Returns angles [P, 1, 1, D]: a quarter of the head by row, a quarter by column, then the same again."""
         half = self.vision.hidden_size // self.vision.num_heads // 2
         steps = torch.arange(0, half, 2, device=positions_P.device).float()
         inverse_frequency = 1.0 / _ROPE_THETA ** (steps / half)

@@ -33,16 +33,16 @@ class Qwen25VL(MegatronModule):
         self.ranks = ranks
         self.image_token_id = model.image_token_id
         self.patches_per_token = model.vision.spatial_merge_size**2
-        # what Megatron's schedules and gradient finalisation look for on a model
+        # attributes that Megatron's schedules and gradient finalisation read
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process = language_model.pre_process
         self.post_process = language_model.post_process
         self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
-        # the rotary table is made from this rank's positions alone, so Megatron has nothing left to slice
+        # the rotary table is made from this rank's positions, so Megatron must not slice it
         language_model.rotary_pos_emb.cp_group = None
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits [t, 1, V / tp] on the last stage, else hidden states; every stage takes the whole batch."""
+        """Returns logits [t, 1, V / tp] on the last stage, else hidden states; every stage takes the whole batch."""
         ranks = self.ranks
         tokens = zigzag_order(batch.cu_seqlens, ranks.cp_size)[ranks.cp_rank]
         hidden = self._embed(batch, tokens) if self.pre_process else None
@@ -55,11 +55,11 @@ class Qwen25VL(MegatronModule):
                 batch.cu_seqlens, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size, parents=batch.parents
             ),
         )
-        # GPTModel gives logits batch first
+        # GPTModel returns logits batch first
         return logits_or_hidden.transpose(0, 1).contiguous() if self.post_process else logits_or_hidden
 
     def _embed(self, batch: PackedBatch, tokens: Tensor) -> Tensor:
-        """Token embeddings with image embeddings in their places, [t, 1, D] (1/tp of the rows under SP)."""
+        """Returns token embeddings with image embeddings in their places, [t, 1, D] (1/tp of the rows under SP)."""
         embeddings = self.language_model.embedding(
             input_ids=batch.input_ids[None], position_ids=None
         ).squeeze(1)
@@ -76,22 +76,22 @@ class Qwen25VL(MegatronModule):
         if num_tokens * self.patches_per_token != num_patches:
             raise ValueError(
                 f"batch {batch.ids[:3]} has {num_tokens} image tokens but {num_patches} patches, "
-                f"{self.patches_per_token} to a token; encode text and images with the same processor"
+                f"where each token stands for {self.patches_per_token}; encode text and images with the same processor"
             )
         if num_patches == 0:
-            return embeddings_TD + _zero_touching(self.vision_model)
+            return embeddings_TD + _zero_depending_on(self.vision_model)
         images = self.vision_model(batch.pixels, batch.image_grid_thw)
         return embeddings_TD.masked_scatter(is_image_T[:, None], images.to(embeddings_TD.dtype))
 
     def set_input_tensor(self, input_tensor: Any) -> None:
-        """The previous stage's hidden states, from Megatron's schedules."""
+        """Takes the previous stage's hidden states; called by Megatron's schedules."""
         self.language_model.set_input_tensor(input_tensor)
 
     def shared_embedding_or_output_weight(self) -> Tensor:
-        """Asked by Megatron to sum the gradients of tied embeddings over the first and last stage."""
+        """Called by Megatron to sum the gradients of tied embeddings over the first and last stage."""
         return self.language_model.shared_embedding_or_output_weight()
 
 
-def _zero_touching(module: torch.nn.Module) -> Tensor:
-    """A zero that depends on every parameter, so that gradient hooks fire without any image."""
+def _zero_depending_on(module: torch.nn.Module) -> Tensor:
+    """Returns a zero that depends on every parameter, so that gradient hooks fire without any image."""
     return 0.0 * torch.stack([p.view(-1)[0] for p in module.parameters()]).sum()

@@ -1,1 +1,1 @@
-"""Losses, the optimizer step, checkpoints and metrics."""
+"""Losses, trainer, the optimizer step, checkpoints and metrics."""

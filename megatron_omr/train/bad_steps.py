@@ -1,4 +1,4 @@
-"""Counts optimizer steps that were skipped for a NaN or infinite gradient, and ends a run that has too many."""
+"""Counts optimizer steps that were skipped for a NaN or infinite gradient, and stops a run with too many."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class BadSteps:
-    """Part of a run's checkpointed state, as asdict gives it."""
+    """The counts of a run; checkpoints keep them."""
 
     in_a_row: int = 0
     total: int = 0
 
     def after(self, skipped: bool, *, limit: int, samples: Callable[[], Collection[str]]) -> BadSteps:
-        """The counts after one more step.
+        """Returns the counts after one more step.
 
         Args:
             skipped: whether its gradient was NaN or infinite, so that nothing was changed.
-            limit: optim.max_bad_steps, how many in a row are borne.
-            samples: gives the ids of what the step saw; asked past the limit only.
+            limit: optim.max_bad_steps, the largest number in a row.
+            samples: returns the ids of the step's samples; called past the limit only.
 
         Raises:
             FloatingPointError: more than `limit` in a row; names the samples of the last one.
@@ -31,5 +31,5 @@ class BadSteps:
             return counts
         raise FloatingPointError(
             f"{counts.in_a_row} steps in a row had a NaN or infinite gradient (optim.max_bad_steps={limit}); "
-            f"the last one's samples: {', '.join(sorted(samples()))}. Look at them, lower optim.lr, or raise the limit"
+            f"the last one's samples: {', '.join(sorted(samples()))}. Check them, lower optim.lr, or raise the limit"
         )

@@ -138,7 +138,7 @@ def _sharded_rng(ranks: Ranks) -> ShardedObject:
     return ShardedObject("rng", states, (ranks.world_size,), (ranks.rank,), replica_id=0)
 
 
-def _save_arguments() -> dict[str, str]:
+def _save_arguments() -> dict[str, Any]:
     """Megatron-Core 0.19 writes through another package by default; 0.16 to 0.18 know no such choice."""
     has_choice = "async_strategy" in signature(dist_checkpointing.save).parameters
     return {"async_strategy": "mcore"} if has_choice else {}

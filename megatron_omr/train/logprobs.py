@@ -1,4 +1,4 @@
-"""From logits to per-token logprobs: reduced over tensor parallelism, gathered over context parallelism.
+"""Computes per-token logprobs from logits: reduced over tensor parallelism, gathered over context parallelism.
 
 Legend: T packed tokens, t this context-parallel rank's, v this tensor-parallel rank's part of the vocabulary.
 Losses are plain functions of `logprobs_T` and need no process group: every context-parallel rank computes the
@@ -21,14 +21,14 @@ from megatron_omr.parallel import Ranks, zigzag_order
 def token_logprobs(
     logits: Tensor, batch: PackedBatch, ranks: Ranks, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """log p(labels[t]) of softmax(logits / temperature), and the entropy of that distribution.
+    """Returns log p(labels[t]) of softmax(logits / temperature), and the entropy of that distribution.
 
     Args:
-        logits: [t, 1, v], as the model's last stage gives them; not changed.
+        logits: [t, 1, v], from the model's last stage; not changed.
 
     Returns:
-        logprobs_T and entropy_T, [T] float32 in the batch's order. The entropy bears no gradient, and is zero
-        unless `with_entropy`. Where a sequence ends the label is 0 and means nothing: mask it.
+        logprobs_T and entropy_T, [T] float32 in the batch's order. The entropy has no gradient, and is zero
+        unless `with_entropy`. The label at the end of a sequence is 0 and has no meaning: mask it.
     """
     order = zigzag_order(batch.cu_seqlens, ranks.cp_size)
     labels = batch.labels[order[ranks.cp_rank]]
@@ -41,9 +41,9 @@ def token_logprobs(
 
 
 def gather_zigzag(x: Tensor, order: Tensor, ranks: Ranks) -> Tensor:
-    """[t, ...] of each context-parallel rank -> [T, ...] in the batch's order, on all of them.
+    """Gathers [t, ...] of each context-parallel rank to [T, ...] in the batch's order, on all of them.
 
-    The gradient that comes back is that of this rank's own tokens.
+    The gradient is that of this rank's own tokens.
     """
     return _GatherZigzag.apply(x, order, ranks)
 

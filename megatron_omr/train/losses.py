@@ -1,6 +1,4 @@
-"""What a loss hands to the step: sums and counts, so that any split of a batch adds up to the same.
-
-Knows torch, not Megatron: the policy losses import it, too.
+"""Losses as sums and counts, so that any split of a batch adds up to the same. Imports no Megatron.
 
 Legend: T packed tokens.
 """
@@ -17,7 +15,7 @@ from data_pipeline.types import PackedBatch
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossOutput:
-    """A micro-batch's share. The step divides loss_sum by the count of all micro-batches of all ranks."""
+    """The loss of a micro-batch. The step divides loss_sum by the count of all micro-batches of all ranks."""
 
     loss_sum: Tensor  # scalar, carries the gradient
     count: Tensor  # scalar: what the loss is a mean of (tokens or sequences)
@@ -25,15 +23,11 @@ class LossOutput:
 
 
 def masked_sum(values_T: Tensor, mask_T: Tensor) -> Tensor:
-    """Sum of the values where the mask is not 0; what stands elsewhere (even inf or NaN) does not matter."""
+    """Returns the sum of the values where the mask is not 0; other values, even inf or NaN, are ignored."""
     return torch.where(mask_T != 0, values_T, 0.0).sum()
 
 
 def sft_loss(logprobs_T: Tensor, entropy_T: Tensor, batch: PackedBatch) -> LossOutput:
-    """Cross entropy of the supervised tokens; the mean is over tokens of the whole global batch."""
-    count = batch.loss_mask.sum()
-    return LossOutput(
-        loss_sum=-masked_sum(logprobs_T, batch.loss_mask),
-        count=count,
-        metrics={},
-    )
+    """Returns the cross entropy of the supervised tokens; the mean is over tokens of the whole global batch."""
+    loss_sum = -masked_sum(logprobs_T, batch.loss_mask)
+    return LossOutput(loss_sum=loss_sum, count=batch.loss_mask.sum(), metrics={})

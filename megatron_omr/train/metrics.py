@@ -1,4 +1,4 @@
-"""What happened, step by step: RUN/metrics.jsonl always, TensorBoard and wandb when asked, a line on the console."""
+"""Writes the metrics of each step to RUN/metrics.jsonl, the console and, if configured, TensorBoard and wandb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_omr.config import LogConfig
 
 
 class MetricsLog:
-    """Writes one JSON object a step and keeps a progress bar. Open it on one rank only.
+    """Writes one JSON object a step and shows a progress bar. Open it on one rank only.
 
     A resumed run continues at `first_step`: lines of later steps, which a killed run left behind, are dropped.
     """
@@ -29,7 +29,7 @@ class MetricsLog:
         self._wandb = _open_wandb(run, log.wandb, name) if log.wandb else None
 
     def write(self, step: int, values: dict[str, float], *, show: tuple[str, ...] = ()) -> None:
-        """Record `values` of step `step` (counted from 0); `show` names those for the console."""
+        """Records `values` of step `step` (counted from 0); `show` names those for the console."""
         self._lines.write(step, values)
         if self._tensorboard is not None:
             for key, value in values.items():
@@ -41,7 +41,7 @@ class MetricsLog:
         self._bar.update()
 
     def close(self) -> None:
-        """Flush and close all of it."""
+        """Flushes and closes all outputs."""
         self._bar.close()
         self._lines.close()
         if self._tensorboard is not None:
@@ -68,7 +68,7 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a line that a kill cut short is left out."""
+    """Returns the objects of a .jsonl file, without a line that a kill cut short."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -91,7 +91,7 @@ def _open_wandb(run: Path, project: str, name: str):
         raise ValueError(
             f"log.wandb={project!r} needs the package wandb; run: pip install wandb"
         ) from missing
-    identity = run / "wandb_id"  # so that a resumed run goes on in its own page
+    identity = run / "wandb_id"  # so that a resumed run continues its own page
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex)
     return wandb.init(

@@ -1,4 +1,4 @@
-"""Gradient buckets, AdamW and its schedule: Megatron's DDP and distributed optimizer, one way to build them."""
+"""Builds Megatron's gradient buffers, distributed AdamW and its schedule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_omr.config import OptimConfig
 
 
 def wrap_chunks(chunks: Sequence[MegatronModule]) -> list[DistributedDataParallel]:
-    """Model chunks in DDP with gradient buffers in fp32, sharded for the distributed optimizer."""
+    """Wraps model chunks in DDP with gradient buffers in fp32, sharded for the distributed optimizer."""
     config = get_model_config(chunks[0])
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     if config.bf16:
@@ -33,7 +33,7 @@ def wrap_chunks(chunks: Sequence[MegatronModule]) -> list[DistributedDataParalle
 def build_optimizer(
     chunks: list[DistributedDataParallel], optim: OptimConfig, *, steps: int
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW over sharded fp32 states, without decay on norms and biases, and the schedule over `steps`."""
+    """Returns AdamW over sharded fp32 states, without decay on norms and biases, and the schedule over `steps`."""
     model = get_model_config(chunks[0])
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -77,7 +77,7 @@ def _build_scheduler(optimizer: MegatronOptimizer, optim: OptimConfig, steps: in
 
 @torch.no_grad()
 def step_if_finite(optimizer: MegatronOptimizer) -> tuple[float, bool]:
-    """Clip and step unless the global gradient norm is NaN or infinite; returns (norm, stepped).
+    """Clips and steps unless the global gradient norm is NaN or infinite; returns (norm, stepped).
 
     The norm is reduced over all ranks, so that all of them take the same branch.
     """

@@ -1,4 +1,4 @@
-"""The one optimizer step, for SFT and RL alike. It does not know which loss it runs.
+"""The one optimizer step, of SFT and RL. It does not know which loss it runs.
 
 A loss sums over what it counts (tokens for SFT, sequences for GSPO) and says how many there were; gradients
 are divided by the count over *all* micro-batches of *all* ranks, so that neither packing nor the layout
@@ -28,7 +28,7 @@ from megatron_omr.train.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What one forward and backward pass needs: tokens, and what to make of their logprobs."""
+    """Input of one forward and backward pass: packed tokens, and a loss of their logprobs."""
 
     packed: PackedBatch  # on this rank's device
     loss: Callable[[Tensor, Tensor], LossOutput]  # (logprobs_T, entropy_T) -> sums
@@ -49,9 +49,9 @@ class StepResult:
 def train_step(
     trainer: Trainer, micro_batches: Sequence[MicroBatch], *, temperature: float = 1.0
 ) -> StepResult:
-    """Forward, backward and optimizer step over this data-parallel rank's micro-batches (at least one).
+    """Runs forward, backward and optimizer step over this data-parallel rank's micro-batches (at least one).
 
-    Ranks of the same model-parallel group must hand over the same micro-batches; data-parallel ranks may
+    Ranks of the same model-parallel group must pass the same micro-batches; data-parallel ranks may
     differ in number and size.
     """
     for chunk in trainer.chunks:
@@ -76,7 +76,7 @@ def train_step(
 
 
 def step_values(result: StepResult, seconds: float, world_size: int) -> dict[str, float]:
-    """What a step is logged as; its model FLOPs utilisation where the device's peak is known."""
+    """Returns the values to log of a step, with model FLOPs utilisation where the device's peak is known."""
     values = {
         "loss": result.loss,
         "grad_norm": result.grad_norm,
@@ -93,7 +93,7 @@ def step_values(result: StepResult, seconds: float, world_size: int) -> dict[str
 def forward_logprobs(
     trainer: Trainer, batches: Sequence[PackedBatch], *, temperature: float = 1.0
 ) -> list[Tensor]:
-    """Logprobs of each batch's labels, [T] float32 a batch; an empty list without the last pipeline stage."""
+    """Returns logprobs of each batch's labels, [T] float32 a batch; an empty list without the last pipeline stage."""
     logprobs: list[Tensor] = []
 
     def keep(logprobs_T: Tensor, entropy_T: Tensor) -> LossOutput:
@@ -109,7 +109,7 @@ def forward_logprobs(
 def _run(
     trainer: Trainer, micro_batches: Sequence[MicroBatch], *, temperature: float, forward_only: bool
 ) -> list[LossOutput]:
-    """Megatron's schedule for this layout; returns the loss outputs (last stage only)."""
+    """Runs Megatron's schedule for this layout; returns the loss outputs (last stage only)."""
     if not micro_batches:
         raise ValueError("a rank got no micro-batch; raise the batch size to at least one sample a rank")
     ranks = trainer.ranks
@@ -144,7 +144,7 @@ def _run(
 
 
 def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
-    """Tokens and FLOPs of this step over all data-parallel ranks."""
+    """Returns tokens and FLOPs of this step over all data-parallel ranks."""
     packs = [m.packed for m in micro_batches]
     flops = sum(
         train_step_flops(
@@ -159,7 +159,7 @@ def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple
 
 
 def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, float]:
-    """Sums over micro-batches and data-parallel ranks, divided by their counts. Last stage only."""
+    """Returns sums over micro-batches and data-parallel ranks, divided by their counts. Last stage only."""
     names = sorted(outputs[0].metrics)
     sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64)
     for output in outputs:

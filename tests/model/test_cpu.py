@@ -40,7 +40,7 @@ def test_importing_megatron_too_early_is_an_error(tmp_path: Path) -> None:
     package = tmp_path / "megatron" / "core"  # a stand-in: importing the real one takes long
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    code = "import megatron.core; from megatron_omr import cpu; cpu.install()"
+    code = "import megatron.core; from megatron_omr import cpu; cpu.check_prepared()"
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, "-c", code],
