@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from data_pipeline.verify.record import read_responses
 from launch.doctor import version
 from launch.stages import Demo
 
@@ -16,7 +17,7 @@ def write_summary(demo: Demo) -> None:
     from rl.evaluate import paired_difference
 
     summaries = {s: json.loads((demo.root / "eval" / s / "summary.json").read_text()) for s in ("sft", "rl")}
-    answers = {s: accuracy_by_id(demo.root / "eval" / s / "answers.jsonl") for s in ("sft", "rl")}
+    answers = {s: accuracy_by_id(demo.root / "eval" / s / "responses.jsonl") for s in ("sft", "rl")}
     difference, ci95 = paired_difference(answers["sft"], answers["rl"])
     summary = {
         **{s: {"accuracy": values["accuracy"], "ci95": values["ci95"]} for s, values in summaries.items()},
@@ -29,8 +30,8 @@ def write_summary(demo: Demo) -> None:
 
 
 def accuracy_by_id(path: Path) -> dict[str, float]:
-    """Accuracy of each answer in an answers.jsonl."""
-    return {row["id"]: row["accuracy"] for row in map(json.loads, path.read_text().splitlines())}
+    """Returns the accuracy of each question in a responses.jsonl."""
+    return {record.id: record.accuracy for record in read_responses(path)}
 
 
 def print_summary(demo: Demo) -> None:

@@ -19,9 +19,9 @@ class EngineConfig:
     """Engines, one GPU each where there are GPUs."""
     precision: Precision = "bf16"
     max_model_len: int = 32_792
-    """Prompt plus response, in tokens."""
+    """Prompt and response, in tokens."""
     max_num_seqs: int = 256
-    """Answers generated at the same time by one engine."""
+    """Responses generated at the same time by one engine."""
     max_images: int = 8
     """Images one prompt may hold."""
     gpu_memory_utilization: float = 0.8
@@ -32,10 +32,10 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How answers are drawn. Defaults are the published RL recipe; temperature 0 is greedy."""
+    """How responses are sampled. Defaults are the published RL recipe; temperature 0 is greedy."""
 
     n: int = 16
-    """Answers per prompt: the group."""
+    """Responses per prompt: the group."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 28_696
@@ -61,7 +61,7 @@ PUBLISHED_CLIP = {"gspo": (3e-4, 4e-4), "grpo": (0.2, 0.2)}
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    """What turns rewards into a loss. Defaults are the published GSPO."""
+    """How rewards become a loss. Defaults are the published GSPO."""
 
     name: Literal["gspo", "grpo"] = "gspo"
     clip_low: float | None = None
@@ -71,7 +71,7 @@ class AlgorithmConfig:
     num_minibatches: int = 1
     """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
     drop_equal_groups: bool = True
-    """Groups in which all answers got the same accuracy carry no signal and are left out."""
+    """Groups in which all responses got the same accuracy carry no signal and are left out."""
 
     def __post_init__(self) -> None:
         if self.num_minibatches < 1:
@@ -107,10 +107,12 @@ class RLConfig:
     """Megatron worker processes."""
     pack_length: int = 33_792
     """Most tokens in one packed micro-batch of the trainer."""
+    max_bad_samples: int | float = 100
+    """Prompts that cannot be read are skipped, named and counted; past this many (or this share) the run stops."""
     share_prompts: bool = False
-    """Compute the prompt, images and all, once for all answers to it on a rank; only attention copies its keys and
-    values for each answer. Such batches use torch's attention with a mask of (answer x (prompt + answer)) for each
-    answer: for short answers, and not with context parallelism."""
+    """Compute the prompt with its images once for all responses to it on a rank; only attention copies its keys and
+    values for each response. Such batches use torch's attention with a mask of (response x (prompt + response)) for
+    each response: for short responses, and not with context parallelism."""
     max_mismatch: float = 0.1
     """Largest mean |logprob difference| between engine and trainer on the probe batch; past it, training stops."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -131,7 +133,7 @@ class RLConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.sampling.temperature == 0:
             raise ValueError(
-                "sampling.temperature=0 gives a group of equal answers; RL needs more than 0, e.g. 1"
+                "sampling.temperature=0 gives a group of equal responses; RL needs more than 0, e.g. 1"
             )
         if self.share_prompts and self.parallel.cp > 1:
             raise ValueError(
@@ -141,7 +143,7 @@ class RLConfig:
         longest = -(-self.engine.max_model_len // multiple) * multiple
         if longest > self.pack_length:
             raise ValueError(
-                f"pack_length={self.pack_length} must hold the longest prompt and answer, engine.max_model_len="
+                f"pack_length={self.pack_length} must hold the longest prompt and response, engine.max_model_len="
                 f"{self.engine.max_model_len} padded to a multiple of {multiple}; raise it to at least {longest}"
             )
 
@@ -155,7 +157,7 @@ class EvalConfig:
     shards: str
     """Shards with the held-out samples: a folder, or an address."""
     out: str
-    """Folder for answers.jsonl and summary.json."""
+    """Folder for responses.jsonl and summary.json."""
     limit: int = 0
     """Questions asked, in the order of the shards; 0 asks all."""
     seed: int = 42

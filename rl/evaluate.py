@@ -1,11 +1,10 @@
-"""Scores a Hugging Face folder on held-out questions: vLLM answers, the checker decides, with intervals.
+"""Scores a Hugging Face folder on held-out questions: accuracy by kind, with bootstrap intervals.
 
-Accuracy is averaged over the `n` answers of a question first (avg@n), and questions are what is resampled.
+Accuracy is averaged over the `n` responses to a question first (avg@n); the bootstrap resamples questions.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.errors import BadSample
 from data_pipeline.files import write_json
 from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
-from rl.groups import score_groups
-from rl.prompts import read_prompts
+from rl.groups import score_groups, scored_responses
+from rl.prompts import read_prompts, unanswerable
 from rl.rollout.engine import Engine
-from rl.types import Group, Prompt
+from rl.types import Group, Prompt, Responses, Rollout
 
 Interval = tuple[float, float]
 
@@ -39,7 +39,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Response lengths in tokens, over all answers."""
+    """Response lengths in tokens, over all responses."""
 
     mean: float
     p50: float
@@ -49,43 +49,47 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSummary:
-    """What summary.json holds."""
+    """The content of summary.json."""
 
     accuracy: float
     ci95: Interval
     count: int  # questions
     by_kind: dict[str, Score]
-    format: float  # share of answers in the recipe's form
+    format: float  # mean of the responses
     length: Lengths
-    truncated: int  # answers cut off at the token limit
-    decided_by: dict[str, int]  # which rule of the checker decided how many answers
+    truncated: int  # responses cut off at the token limit
+    decided_by: dict[str, int]  # responses by the rule of the checker that decided
 
 
 def evaluate(config: EvalConfig) -> EvalSummary:
-    """Ask the questions, write `out`/answers.jsonl as answers come and `out`/summary.json at the end.
+    """Asks the questions; writes `out`/responses.jsonl while it runs and `out`/summary.json at the end.
 
     Raises:
-        ValueError: `shards` holds no questions.
+        ValueError: `shards` holds no questions, or one that cannot be asked.
     """
     prompts = read_prompts(config.shards, config.limit, image=config.image)
     if not prompts:
         raise ValueError(f"shards={config.shards} holds no questions; write shards there with `omr data`")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").unlink(missing_ok=True)  # until the new one is there, nothing is evaluated
+    (out / "summary.json").unlink(missing_ok=True)  # an old one would describe other responses
     save_config(config, out, resumes=False)
     groups = []
     with (
         VerifyPool(config.reward.checker) as pool,
-        (out / "answers.jsonl").open("w") as answers,
+        (out / "responses.jsonl").open("wb") as lines,
         tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
         engine = _start_engine(config)
         for chunk in _chunks(prompts, config):
-            for group in score_groups(pool, config.reward, chunk, engine.generate(chunk, config.sampling, 0)):
-                answers.writelines(json.dumps(row) + "\n" for row in answer_rows(group))
+            asked = [
+                (prompt, _rollouts(prompt, responses))
+                for prompt, responses in zip(chunk, engine.generate(chunk, config.sampling, 0), strict=True)
+            ]
+            for group in score_groups(pool, config.reward, asked):
+                lines.writelines(record.to_json() for record in scored_responses(group))
                 groups.append(group)
-            answers.flush()
+            lines.flush()
             bar.update(len(chunk))
         engine.close()
     summary = summarize(groups, seed=config.seed)
@@ -93,39 +97,20 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     return summary
 
 
-def answer_rows(group: Group) -> list[dict[str, str | int | float]]:
-    """A question's answers as JSON objects; `id` names the question."""
-    return [
-        {
-            "id": group.prompt.ref.id,
-            "kind": group.prompt.kind,
-            "response": rollout.text,
-            "extracted": reward.extracted,
-            "answer": group.prompt.answer,
-            "accuracy": reward.accuracy,
-            "format": reward.format,
-            "decided_by": reward.decided_by,
-            "length": len(rollout.token_ids),
-            "finish_reason": rollout.finish_reason,
-        }
-        for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
-    ]
-
-
 def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
-    """Numbers over all answered questions, and by kind."""
+    """Returns the numbers over all questions, and by kind."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards = [reward for group in groups for reward in group.rewards]
+    verdicts = [reward.verdict for group in groups for reward in group.rewards]
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
     total = _score(groups, seed)
     kinds = sorted({group.prompt.kind for group in groups})
-    rules = sorted({reward.decided_by for reward in rewards})
+    rules = sorted({verdict.decided_by for verdict in verdicts})
     return EvalSummary(
         accuracy=total.accuracy,
         ci95=total.ci95,
         count=total.count,
         by_kind={kind: _score([g for g in groups if g.prompt.kind == kind], seed) for kind in kinds},
-        format=float(np.mean([reward.format for reward in rewards])),
+        format=float(np.mean([verdict.format for verdict in verdicts])),
         length=Lengths(
             mean=float(lengths.mean()),
             p50=float(np.median(lengths)),
@@ -133,12 +118,12 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
             max=float(lengths.max()),
         ),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
-        decided_by={rule: sum(reward.decided_by == rule for reward in rewards) for rule in rules},
+        decided_by={rule: sum(verdict.decided_by == rule for verdict in verdicts) for rule in rules},
     )
 
 
 def bootstrap_ci95(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """95 % percentile bootstrap interval of the mean."""
+    """Returns the 95 % percentile bootstrap interval of the mean."""
     data, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     blocks = (
         rng.integers(len(data), size=(RESAMPLES_AT_ONCE, len(data)))
@@ -152,16 +137,16 @@ def bootstrap_ci95(values: Sequence[float], *, seed: int = 0) -> Interval:
 def paired_difference(
     before: Mapping[str, float], after: Mapping[str, float], *, seed: int = 0
 ) -> tuple[float, Interval]:
-    """Mean gain in accuracy from `before` to `after` (by question id), with its paired bootstrap ci95.
+    """Returns the mean gain in accuracy from `before` to `after` (by question id) and its paired bootstrap ci95.
 
     Raises:
-        ValueError: the two did not answer the same questions.
+        ValueError: the two are not of the same questions.
     """
     if before.keys() != after.keys() or not before:
         odd = sorted(before.keys() ^ after.keys())[:3]
         raise ValueError(
-            f"before has {len(before)} and after {len(after)} questions; they must be the same, and any; "
-            f"only on one side: {odd}. Evaluate both on the same prompts with the same limit"
+            f"before has {len(before)} and after {len(after)} questions; they must be the same, and at least one; "
+            f"only on one side: {odd}. Evaluate both on the same shards with the same limit"
         )
     gains = [after[question] - before[question] for question in sorted(before)]
     return float(np.mean(gains)), bootstrap_ci95(gains, seed=seed)
@@ -178,14 +163,20 @@ def _start_engine(config: EvalConfig) -> Engine:
     )
 
 
+def _rollouts(prompt: Prompt, responses: Responses) -> tuple[Rollout, ...]:
+    if responses.fault:
+        raise unanswerable(prompt.ref, BadSample(*responses.fault))
+    return responses.rollouts
+
+
 def _chunks(prompts: Sequence[Prompt], config: EvalConfig) -> list[Sequence[Prompt]]:
-    """As many questions as the engine answers at a time."""
+    """Returns the questions in chunks that the engine generates at once."""
     size = max(1, config.engine.max_num_seqs // config.sampling.n)
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 
 def _score(groups: Sequence[Group], seed: int) -> Score:
-    accuracies = [float(np.mean([reward.accuracy for reward in group.rewards])) for group in groups]
+    accuracies = [float(np.mean([reward.verdict.accuracy for reward in group.rewards])) for group in groups]
     return Score(
         accuracy=float(np.mean(accuracies)), ci95=bootstrap_ci95(accuracies, seed=seed), count=len(groups)
     )

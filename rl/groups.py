@@ -1,44 +1,37 @@
-"""What happens to the groups of one step: scoring, advantages, metrics, rows for the gallery. No ray, no vllm."""
+"""The groups of one step: scores, advantages, metrics and the records on disk. No ray, no vllm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from data_pipeline.shards.format import read_sample
-from data_pipeline.types import IMAGE_MARK
 from data_pipeline.verify.pool import VerifyPool
-from rl.algorithms.advantage import group_advantages
-from rl.algorithms.filters import has_signal
+from data_pipeline.verify.record import ScoredResponse
+from rl.algorithms.advantage import group_advantages, has_signal
 from rl.config import AlgorithmConfig, RewardConfig
-from rl.rewards import score_rollouts
+from rl.rewards import score_responses
 from rl.types import Group, Prompt, Rollout, TrainRollout
 
 
 def score_groups(
-    pool: VerifyPool, reward: RewardConfig, prompts: Sequence[Prompt], answers: Sequence[Sequence[Rollout]]
+    pool: VerifyPool, reward: RewardConfig, asked: Sequence[tuple[Prompt, Sequence[Rollout]]]
 ) -> list[Group]:
-    """Reward every answer of every prompt."""
-    responses = [rollout.text for rollouts in answers for rollout in rollouts]
-    references = [prompt.answer for prompt, rollouts in zip(prompts, answers, strict=True) for _ in rollouts]
-    rewards = iter(score_rollouts(pool, reward, responses, references))
+    """Returns the prompts with their rollouts and the rewards of these."""
+    responses = [rollout.response for _, rollouts in asked for rollout in rollouts]
+    answers = [prompt.answer for prompt, rollouts in asked for _ in rollouts]
+    rewards = iter(score_responses(pool, reward, responses, answers))
     return [
         Group(prompt=prompt, rollouts=tuple(rollouts), rewards=tuple(next(rewards) for _ in rollouts))
-        for prompt, rollouts in zip(prompts, answers, strict=True)
+        for prompt, rollouts in asked
     ]
 
 
-def kept_groups(algorithm: AlgorithmConfig, groups: Sequence[Group]) -> list[Group]:
-    """The groups to learn from: all, or those with a signal."""
-    return [g for g in groups if not algorithm.drop_equal_groups or has_signal(g.rewards)]
-
-
 def train_rollouts(group: Group) -> list[TrainRollout]:
-    """A group's answers with their advantages."""
+    """Returns a group's responses with their advantages."""
     advantages_G = group_advantages(torch.tensor([reward.total for reward in group.rewards]))
     return [
         TrainRollout(
@@ -48,57 +41,67 @@ def train_rollouts(group: Group) -> list[TrainRollout]:
     ]
 
 
-def minibatches(groups: Sequence[Group], count: int) -> list[list[TrainRollout]]:
-    """The groups' rollouts in at most `count` equal parts; groups stay whole, empty parts are left out."""
+def kept_groups(algorithm: AlgorithmConfig, groups: Sequence[Group]) -> list[int]:
+    """Returns the numbers of the groups to learn from: all, or those with a signal."""
+    return [n for n, g in enumerate(groups) if not algorithm.drop_equal_groups or has_signal(g.rewards)]
+
+
+def minibatches(groups: Sequence[Sequence[TrainRollout]], count: int) -> list[list[TrainRollout]]:
+    """Returns the rollouts in at most `count` equal parts; groups stay whole, empty parts are left out."""
     parts = np.array_split(np.arange(len(groups)), count)
-    return [[rollout for i in part for rollout in train_rollouts(groups[i])] for part in parts if len(part)]
+    return [[rollout for i in part for rollout in groups[i]] for part in parts if len(part)]
 
 
-def rollout_metrics(groups: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
-    """What the answers of one step looked like, over all groups."""
+def rollout_metrics(
+    groups: Sequence[Group], *, num_kept: int, seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns the metrics of one step's responses, over all groups, and the seconds of its phases."""
     rewards = [reward for group in groups for reward in group.rewards]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    verdicts = [reward.verdict for reward in rewards]
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
     return {
         "reward": float(np.mean([r.total for r in rewards])),
-        "reward_accuracy": float(np.mean([r.accuracy for r in rewards])),
-        "reward_format": float(np.mean([r.format for r in rewards])),
-        "reward_timeouts": float(sum(r.decided_by == "timeout" for r in rewards)),
-        "reward_errors": float(sum(r.decided_by == "error" for r in rewards)),
+        "reward_accuracy": float(np.mean([v.accuracy for v in verdicts])),
+        "reward_format": float(np.mean([v.format for v in verdicts])),
+        "reward_timeouts": sum(v.decided_by == "timeout" for v in verdicts),
+        "reward_errors": sum(v.decided_by == "error" for v in verdicts),
         "response_len_mean": float(lengths.mean()),
         "response_len_max": float(lengths.max()),
         "truncated": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
-        "groups_kept": float(len(kept)),
-        "groups_total": float(len(groups)),
-        "policy_version": float(min(rollout.policy_version for rollout in rollouts)),
+        "groups_kept": num_kept,
+        "groups_total": len(groups),
+        "policy_version": min(rollout.policy_version for rollout in rollouts),
         "response_tokens": float(lengths.sum()),
+        "tokens_per_second": float(lengths.sum()) / seconds["seconds_generate"],
+        **seconds,
     }
 
 
-def gallery_row(folder: str | Path, group: Group) -> dict[str, Any]:
-    """A group as one JSON object; its images stay where they are, in the shard."""
-    ref = group.prompt.ref
-    question = next(m.content for m in read_sample(folder, ref).messages if m.role == "user")
+def scored_responses(group: Group) -> list[ScoredResponse]:
+    """Returns the records of a group's responses, as they are written to disk."""
+    prompt = group.prompt
+    return [
+        ScoredResponse(
+            id=prompt.ref.id,
+            rollout=number,
+            source=prompt.source,
+            kind=prompt.kind,
+            answer=prompt.answer,
+            response=rollout.response,
+            response_len=len(rollout.token_ids),
+            finish_reason=rollout.finish_reason,
+            reward=reward.total,
+        ).with_verdict(reward.verdict)
+        for number, (rollout, reward) in enumerate(zip(group.rollouts, group.rewards, strict=True))
+    ]
+
+
+def group_row(group: Group) -> dict[str, Any]:
+    """Returns a group as one JSON object of rollouts.jsonl; its images stay in the shard."""
     return {
-        "prompt_id": ref.id,
-        "shard": ref.shard,
-        "offset": ref.offset,
-        "size": ref.size,
-        "kind": group.prompt.kind,
-        "question": question.replace(IMAGE_MARK, "").strip(),
-        "answer": group.prompt.answer,
+        "ref": asdict(group.prompt.ref),
+        "question": group.prompt.question,
         "policy_version": group.rollouts[0].policy_version,
-        "rollouts": [
-            {
-                "text": rollout.text,
-                "reward": reward.total,
-                "accuracy": reward.accuracy,
-                "format": reward.format,
-                "extracted": reward.extracted,
-                "decided_by": reward.decided_by,
-                "length": len(rollout.token_ids),
-                "finish_reason": rollout.finish_reason,
-            }
-            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
-        ],
+        "responses": [asdict(record) for record in scored_responses(group)],
     }

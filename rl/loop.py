@@ -1,4 +1,4 @@
-"""The RL loop, as one page: ask -> answer -> reward -> advantage -> step -> weights to the engines, version + 1."""
+"""The RL loop: ask -> reward -> advantage -> step -> weights to the engines, version + 1. `omr rl NAME` runs it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,23 @@ from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.metrics import JsonLines, MetricsLog
 from megatron_omr.train.run_folder import checkpoints, save_config
 from rl.config import RLConfig
-from rl.groups import gallery_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
+from rl.groups import group_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
 from rl.placement import check_gpus, rollout_manager
 from rl.prompts import PromptStream
 from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup
-from rl.types import Group
+from rl.types import TrainRollout
 
-PROBE_GROUPS, PROBE_ANSWERS = 8, 2
-"""How many answers of how many groups of each step are compared between engine and trainer."""
-
-GALLERY_GROUPS = 2
-"""Groups of each step that are written out for people to read."""
-
+PROBE_GROUPS, PROBE_ROLLOUTS = 8, 2
+"""Groups of each step, and rollouts of each, on which engine and trainer are compared."""
+LOGGED_GROUPS = 2
+"""Groups of each step that are written to rollouts.jsonl."""
 SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step")
 
 
 def run_rl(config: RLConfig) -> None:
-    """Train until `config.steps`. A run that was killed continues from its newest checkpoint."""
+    """Trains until `config.steps`. A run that was killed continues from its newest checkpoint."""
     run = Path(config.run)
     save_config(config, run, resumes=bool(checkpoints(run / "checkpoints")))
     start_ray()
@@ -49,50 +47,50 @@ def run_rl(config: RLConfig) -> None:
 
 
 def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool) -> None:
-    """Generation and training take turns: every answer is of the weights that learn from it."""
-    run, prompts = Path(config.run), PromptStream(config.shards, seed=config.seed, image=config.image)
+    """Generates and trains in turn: every rollout is of the weights that learn from it."""
+    run, prompts = Path(config.run), PromptStream(config)
     first_step, state = trainers.resume()
     if state:
         prompts.load_state_dict(state["prompts"])
     engines.update_weights(trainers.send_weights(version=first_step))
     bad_steps = BadSteps(**state.get("bad_steps", {}))
     log = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="rl")
-    gallery = JsonLines(run / "rollouts.jsonl", first_step=first_step)
-    with closing(log), closing(gallery):
+    rows = JsonLines(run / "rollouts.jsonl", first_step=first_step)
+    with closing(log), closing(rows):
         for step in range(first_step, config.steps):
             timer = PhaseTimer()
-            asked = prompts.take(config.prompts_per_step)
             with timer.phase("generate"):
-                answers = engines.generate(asked, config.sampling, step)
+                asked = prompts.ask(lambda taken, step=step: engines.generate(taken, config.sampling, step))
             with timer.phase("reward"):
-                groups = score_groups(pool, config.reward, asked, answers)
+                groups = score_groups(pool, config.reward, asked)
             with timer.phase("train"):
-                kept = kept_groups(config.algorithm, groups)
-                trained = learn(config, trainers, groups, kept)
+                rollouts = [train_rollouts(group) for group in groups]
+                kept = [rollouts[number] for number in kept_groups(config.algorithm, groups)]
+                trained = learn(config, trainers, rollouts, kept)
                 bad_steps = bad_steps.after(
                     trained["skipped_steps"] > 0,
                     limit=config.optim.max_bad_steps,
-                    samples=lambda kept=kept: {group.prompt.ref.id for group in kept},
+                    samples=lambda kept=kept: {group[0].ref.id for group in kept},
                 )
             with timer.phase("sync"):
                 engines.update_weights(trainers.send_weights(version=step + 1))
-            values = rollout_metrics(groups, kept) | trained | timer.seconds()
-            values["tokens_per_second"] = values["response_tokens"] / values["seconds_generate"]
-            values["skipped_prompts"] = float(prompts.num_skipped)
-            values["engine_restarts"] = float(engines.restarts)
-            values["bad_steps"] = float(bad_steps.total)
-            log.write(step, values, show=SHOWN)
-            for group in groups[:GALLERY_GROUPS]:
-                gallery.write(step, gallery_row(config.shards, group))
+            counts = {"skipped_prompts": prompts.num_skipped, "engine_restarts": engines.restarts}
+            values = rollout_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
+            log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)
+            for group in groups[:LOGGED_GROUPS]:
+                rows.write(step, group_row(group))
             if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 trainers.save(step + 1, {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)})
 
 
 def learn(
-    config: RLConfig, trainers: TrainerGroup, groups: Sequence[Group], kept: Sequence[Group]
+    config: RLConfig,
+    trainers: TrainerGroup,
+    rollouts: Sequence[Sequence[TrainRollout]],
+    kept: Sequence[Sequence[TrainRollout]],
 ) -> dict[str, float]:
-    """Check that engines and trainer run the same weights, then train; a step without any signal changes nothing."""
-    probes = [r for group in groups[:PROBE_GROUPS] for r in train_rollouts(group)[:PROBE_ANSWERS]]
+    """Checks that engines and trainer agree on groups of rollouts, then trains on the kept ones, if any."""
+    probes = [rollout for group in rollouts[:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]
     mismatch = trainers.check_engines(probes)
     if not kept:
         return mismatch | {"skipped_steps": 0.0}

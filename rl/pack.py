@@ -16,7 +16,7 @@ from rl.types import RolloutBatch, TrainRollout
 
 @dataclass(frozen=True, kw_only=True)
 class PackRules:
-    """How rollouts become micro-batches."""
+    """Settings of the trainer's micro-batches."""
 
     pack_length: int
     multiple: int  # every sequence's length is padded to it
@@ -28,11 +28,11 @@ class PackRules:
 def split_by_rank(
     rollouts: Sequence[TrainRollout], num_ranks: int, *, whole_groups: bool
 ) -> list[list[TrainRollout]]:
-    """Spread rollouts over data-parallel ranks by the tokens of their answers; with few, some ranks get none.
+    """Spreads rollouts over data-parallel ranks by the tokens of the responses; with few, some ranks get none.
 
-    `whole_groups` keeps the answers to one prompt on one rank, where they can share it.
+    `whole_groups` keeps the responses to one prompt on one rank, where they can share it.
     """
-    groups = list(_by_prompt(rollouts).values()) if whole_groups else [[i] for i in range(len(rollouts))]
+    groups = _by_prompt(rollouts) if whole_groups else [[i] for i in range(len(rollouts))]
     costs = [sum(len(rollouts[i].token_ids) for i in group) for group in groups]
     return [[rollouts[i] for group in chosen for i in groups[group]] for chosen in balance(costs, num_ranks)]
 
@@ -40,15 +40,16 @@ def split_by_rank(
 def build_batches(
     rollouts: Sequence[TrainRollout], encode_prompt: Callable[[SampleRef], Example], rules: PackRules
 ) -> list[RolloutBatch]:
-    """Tokenise, pack and attach advantages and engine logprobs to the response tokens.
+    """Encodes and packs rollouts, with advantages and engine logprobs on the response tokens.
 
     Without rollouts there is one blank batch: it counts for nothing and keeps its rank in step with the others.
     """
+    names = [f"{rollout.ref.id} ({number})" for number, rollout in enumerate(rollouts)]
     trees = [
         tree
-        for members in _by_prompt(rollouts).values()
+        for members in _by_prompt(rollouts)
         for tree in _trees(
-            encode_prompt(rollouts[members[0]].ref), {str(i): rollouts[i].token_ids for i in members}, rules
+            encode_prompt(rollouts[members[0]].ref), {names[i]: rollouts[i].token_ids for i in members}, rules
         )
     ]
     packs = pack_trees(
@@ -60,36 +61,38 @@ def build_batches(
         return [
             RolloutBatch(packed=packed, advantages_T=zeros_T, old_logprobs_T=None, rollout_logprobs_T=zeros_T)
         ]
-    return [_attach(packed, rollouts) for packed in packs]
+    by_name = dict(zip(names, rollouts, strict=True))
+    return [_attach(packed, by_name) for packed in packs]
 
 
-def _by_prompt(rollouts: Sequence[TrainRollout]) -> dict[SampleRef, list[int]]:
+def _by_prompt(rollouts: Sequence[TrainRollout]) -> list[list[int]]:
+    """Returns the numbers of the rollouts of each prompt."""
     groups: dict[SampleRef, list[int]] = {}
     for i, rollout in enumerate(rollouts):
         groups.setdefault(rollout.ref, []).append(i)
-    return groups
+    return list(groups.values())
 
 
 def _trees(prompt: Example, responses: Mapping[str, Sequence[int]], rules: PackRules) -> Iterator[Tree]:
-    """The responses in as few trees as fit; each by itself where the prompt is not shared."""
+    """Yields the responses (by name) in as few trees as fit; each by itself where the prompt is not shared."""
     tree = None
     if rules.share_prompts and len(responses) > 1:
         tree = share_prompt(prompt, responses, image_token_id=rules.image_token_id, multiple=rules.multiple)
     if tree is None:
-        yield from (Tree(root=respond(prompt, ids, id=i)) for i, ids in responses.items())
+        yield from (Tree(root=respond(prompt, ids, id=name)) for name, ids in responses.items())
         return
     sizes = [padded_length(len(branch), rules.multiple) for branch in tree.branches]
     for chosen in first_fit(sizes, rules.pack_length - len(tree.root)):
         yield Tree(root=tree.root, branches=tuple(tree.branches[i] for i in chosen))
 
 
-def _attach(packed: PackedBatch, rollouts: Sequence[TrainRollout]) -> RolloutBatch:
+def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout]) -> RolloutBatch:
     advantages_T = torch.zeros(packed.num_tokens)
     logprobs_T = torch.zeros(packed.num_tokens)
     for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
-        if not name:  # a prompt that others share
+        if not name:  # a shared prompt
             continue
-        rollout = rollouts[int(name)]
+        rollout = rollouts[name]
         response = start + packed.loss_mask[start:end].nonzero().flatten()
         assert len(response) == len(rollout.token_ids), (len(response), len(rollout.token_ids))
         advantages_T[response] = rollout.advantage

@@ -1,10 +1,10 @@
-"""Where processes run: the only module that tells Ray what to start; the others see actors or managers."""
+"""Starts the processes of a run as Ray actors; no other module does."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -16,12 +16,14 @@ from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 
 TRAINER_ENV = {
     "GLOO_SOCKET_IFNAME": "lo"
-}  # trainers of one machine; RAY_ADDRESS names a cluster, which has others
+}  # on one machine; RAY_ADDRESS names a cluster, which has other networks
+R = TypeVar("R")
+
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def check_gpus(config: RLConfig) -> None:
-    """Raise ValueError where the GPUs do not suffice: actors without one would wait for ever."""
+    """Raises ValueError where there are too few GPUs: actors would wait for one without end."""
     available = int(ray.cluster_resources().get("GPU", 0))
     wanted = config.trainers + config.engine.num_engines
     if 0 < available < wanted:
@@ -32,7 +34,7 @@ def check_gpus(config: RLConfig) -> None:
 
 
 def rollout_manager(config: RLConfig) -> RolloutManager[ActorHandle, ray.ObjectRef]:
-    """The run's engines, as actors.
+    """Starts the run's engines as actors.
 
     Weights reach them through shared memory: they must run on the machine of the trainer's rank 0.
     """
@@ -42,7 +44,7 @@ def rollout_manager(config: RLConfig) -> RolloutManager[ActorHandle, ray.ObjectR
 
 
 def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
-    """How the manager deals with Ray actors."""
+    """Returns the manager's functions for engines that are Ray actors."""
     return EngineCalls(
         start=lambda: engine_actor(config),
         stop=ray.kill,
@@ -54,7 +56,7 @@ def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
 
 
 def engine_actor(config: RLConfig) -> ActorHandle:
-    """A vLLM engine in a process of its own; see Engine."""
+    """Starts an Engine in its own process."""
     actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
     return actor.remote(
         config.engine,
@@ -67,20 +69,20 @@ def engine_actor(config: RLConfig) -> ActorHandle:
 
 
 class TrainerProcess:
-    """A TrainerWorker that is imported where it runs: the driver needs no Megatron."""
+    """A TrainerWorker that is imported in its own process: the driver does not load Megatron."""
 
     def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
         from rl.trainer import TrainerWorker
 
         self._worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=init_method)
 
-    def call(self, method: str, *args: Any) -> Any:
-        """TrainerWorker.method(*args)."""
-        return getattr(self._worker, method)(*args)
+    def run(self, call: Callable[..., R], *args: Any) -> R:
+        """Returns `call(worker, *args)`."""
+        return call(self._worker, *args)
 
 
 def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
-    """One Megatron worker per process; `init_method` is where they meet (file:// or tcp://)."""
+    """Starts one TrainerProcess per rank; `init_method` is their rendezvous (file:// or tcp://)."""
     actor: Any = ray.remote(TrainerProcess).options(
         **_options({} if os.environ.get("RAY_ADDRESS") else TRAINER_ENV)
     )
@@ -91,7 +93,7 @@ def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
 
 
 def _options(env: dict[str, str]) -> dict[str, Any]:
-    # GPUs are what is placed; on a machine without them all actors share its cores
+    # only GPUs are reserved; without them all actors share the machine's cores
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     return {
         "num_cpus": 0,

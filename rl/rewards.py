@@ -1,6 +1,6 @@
-"""What an answer is worth: a weighted sum of what the answer checker found in it.
+"""Rewards of responses: a weighted sum of the parts of the answer checker's verdict.
 
-A further part (length, a judge) is another field of RewardParts, another weight and another term here.
+A further part (length, a judge) is another field of Verdict, another weight and another term here.
 """
 
 from __future__ import annotations
@@ -10,23 +10,19 @@ from collections.abc import Sequence
 from data_pipeline.verify.check import Verdict
 from data_pipeline.verify.pool import VerifyPool
 from rl.config import RewardConfig
-from rl.types import RewardParts
+from rl.types import Reward
 
 
-def score(verdict: Verdict, config: RewardConfig) -> RewardParts:
-    """The reward of one checked answer, with its parts."""
-    return RewardParts(
-        total=config.accuracy_weight * verdict.accuracy + config.format_weight * verdict.format,
-        accuracy=verdict.accuracy,
-        format=verdict.format,
-        extracted=verdict.extracted,
-        decided_by=verdict.decided_by,
-    )
+def reward(verdict: Verdict, config: RewardConfig) -> Reward:
+    """Returns the reward of one checked response."""
+    total = config.accuracy_weight * verdict.accuracy + config.format_weight * verdict.format
+    return Reward(total=total, verdict=verdict)
 
 
-def score_rollouts(
+def score_responses(
     pool: VerifyPool, config: RewardConfig, responses: Sequence[str], answers: Sequence[str]
-) -> list[RewardParts]:
-    """Rewards of responses to their reference answers (one each, in order)."""
-    verdicts = pool.check_many(list(zip(responses, answers, strict=True)))
-    return [score(verdict, config) for verdict in verdicts]
+) -> list[Reward]:
+    """Returns the rewards of responses, each to its reference answer."""
+    return [
+        reward(verdict, config) for verdict in pool.check_many(list(zip(responses, answers, strict=True)))
+    ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class PhaseTimer:
-    """Measures named phases; `seconds()` gives them with the whole since the timer was made."""
+    """Measures named phases; `seconds()` returns them and the time since the timer was made."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()

@@ -54,16 +54,16 @@ class TrainerWorker:
         self._sender = WeightSender() if self._ranks.rank == 0 else None
 
     def place(self) -> tuple[int, bool]:
-        """(data-parallel rank, whether this worker's results are the ones to log)."""
+        """Returns the data-parallel rank, and whether this worker's results are logged."""
         return self._ranks.dp_rank, self._ranks.is_logger
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """Load the run's newest checkpoint; (steps done, state), or (0, {}) when there is none."""
+        """Loads the run's newest checkpoint; returns (steps done, state), or (0, {}) when there is none."""
         saved = checkpoints(Path(self._config.run) / "checkpoints")
         return load_checkpoint(self._trainer, saved[-1]) if saved else (0, {})
 
     def score(self, rollouts: list[TrainRollout]) -> tuple[float, int, float] | None:
-        """|engine logprob - trainer logprob| over the response tokens, before any training: sum, count, largest.
+        """Returns |engine logprob - trainer logprob| over the response tokens: sum, count, largest.
 
         None without the last pipeline stage.
         """
@@ -77,9 +77,9 @@ class TrainerWorker:
         return float(gaps.sum()), gaps.numel(), float(gaps.max()) if gaps.numel() else 0.0
 
     def train(self, minibatches: list[list[TrainRollout]]) -> dict[str, float]:
-        """One optimizer step a mini-batch of this rank's rollouts; metrics are means over the mini-batches."""
+        """Runs one optimizer step per mini-batch of this rank's rollouts; metrics are means over the mini-batches."""
         packed = [self._pack(rollouts) for rollouts in minibatches]
-        if len(packed) > 1:  # from the second step on, the weights are no longer those that answered
+        if len(packed) > 1:  # from the second step on, the weights are no longer those that sampled
             packed = [self._with_old_logprobs(batches) for batches in packed]
         results = [self._step(batches) for batches in packed]
         metrics = {name: sum(r.metrics[name] for r in results) / len(results) for name in results[0].metrics}
@@ -92,7 +92,7 @@ class TrainerWorker:
         }
 
     def send_weights(self, version: int) -> WeightManifest | None:
-        """Stream the weights into shared memory; rank 0 returns what an engine needs to find them."""
+        """Writes the weights into shared memory; rank 0 returns the manifest for the engines."""
         stream: Iterator[tuple[str, Tensor]] = export_weights(
             bare_chunks(self._trainer), self._model, self._ranks
         )
@@ -103,7 +103,7 @@ class TrainerWorker:
         return None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the checkpoint of `step` steps."""
+        """Writes the checkpoint of `step` steps."""
         save_checkpoint(
             self._trainer,
             Path(self._config.run) / "checkpoints",
@@ -114,7 +114,7 @@ class TrainerWorker:
         )
 
     def save_hf(self) -> None:
-        """Write the weights as a Hugging Face folder, RUN/hf."""
+        """Writes the weights as a Hugging Face folder, RUN/hf."""
         out = Path(self._config.run) / "hf"
         save_hf(bare_chunks(self._trainer), self._model, self._ranks, out, template=self._config.model)
 

@@ -1,11 +1,11 @@
-"""All Megatron workers as one object: hands each its share, joins their answers. Knows Ray, not Megatron."""
+"""All Megatron workers as one object: sends each its share and combines the results. Uses Ray, not Megatron."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
@@ -15,6 +15,12 @@ from rl.placement import trainer_actors
 from rl.types import TrainRollout
 from rl.weight_sync.manifest import WeightManifest
 
+if TYPE_CHECKING:
+    from rl.trainer import TrainerWorker
+
+R = TypeVar("R")
+S = TypeVar("S")
+
 
 class TrainerGroup:
     """The trainer of the RL loop. Workers of one data-parallel rank get the same rollouts."""
@@ -23,26 +29,26 @@ class TrainerGroup:
         run = Path(config.run).absolute()
         run.mkdir(parents=True, exist_ok=True)
         self._rendezvous = run / f".rendezvous-{uuid.uuid4().hex}"
-        self._workers = trainer_actors(config, init_method=f"file://{self._rendezvous}")
-        places = self._call("place")
+        self._processes = trainer_actors(config, init_method=f"file://{self._rendezvous}")
+        places = self._on_all(lambda worker: worker.place())
         self._dp_ranks = [dp_rank for dp_rank, _ in places]
         self._logger = next(i for i, (_, is_logger) in enumerate(places) if is_logger)
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """(steps done, saved state) of the newest checkpoint; (0, {}) when there is none."""
-        return self._call("resume")[0]
+        """Loads the newest checkpoint; returns (steps done, saved state), or (0, {}) when there is none."""
+        return self._on_all(lambda worker: worker.resume())[0]
 
     def check_engines(self, rollouts: Sequence[TrainRollout]) -> dict[str, float]:
-        """Compare the engines' logprobs with the trainer's on these rollouts of the current weights.
+        """Compares the engines' logprobs with the trainer's on these rollouts of the current weights.
 
         Raises:
             RuntimeError: they differ by more than `max_mismatch` on average: the engines run other weights or
-                read the prompts differently, and nothing they say may be learned from.
+                read the prompts differently, and training on their rollouts would be wrong.
         """
-        answers = self._call_by_rank("score", self._split(rollouts))
-        gaps = [answer for answer in answers if answer is not None]
+        scores = self._by_rank(lambda worker, share: worker.score(share), self._split(rollouts))
+        gaps = [score for score in scores if score is not None]
         mean = sum(total for total, _, _ in gaps) / sum(count for _, count, _ in gaps)
         largest = max(high for _, _, high in gaps)
         if not mean <= self._max_mismatch:
@@ -54,27 +60,29 @@ class TrainerGroup:
         return {"mismatch_mean": mean, "mismatch_max": largest}
 
     def train(self, minibatches: Sequence[Sequence[TrainRollout]]) -> dict[str, float]:
-        """One optimizer step a mini-batch; returns the metrics of the logging rank."""
+        """Runs one optimizer step per mini-batch; returns the metrics of the logging rank."""
         shares = [self._split(rollouts) for rollouts in minibatches]
         by_rank = [[share[dp_rank] for share in shares] for dp_rank in range(self._dp_size)]
-        return self._call_by_rank("train", by_rank)[self._logger]
+        return self._by_rank(lambda worker, share: worker.train(share), by_rank)[self._logger]
 
     def send_weights(self, version: int) -> WeightManifest:
-        """Put the current weights where engines can read them."""
-        return next(manifest for manifest in self._call("send_weights", version) if manifest is not None)
+        """Writes the current weights into shared memory, where engines read them."""
+        manifests = self._on_all(lambda worker: worker.send_weights(version))
+        return next(manifest for manifest in manifests if manifest is not None)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        self._call("save", step, state)
+        """Writes the checkpoint of `step` steps, with `state`."""
+        self._on_all(lambda worker: worker.save(step, state))
 
     def save_hf(self) -> None:
-        """Write RUN/hf."""
-        self._call("save_hf")
+        """Writes RUN/hf."""
+        self._on_all(lambda worker: worker.save_hf())
 
     def close(self) -> None:
-        """End the workers."""
+        """Ends the workers."""
         self._rendezvous.unlink(missing_ok=True)
-        for worker in self._workers:
-            ray.kill(worker)
+        for process in self._processes:
+            ray.kill(process)
 
     @property
     def _dp_size(self) -> int:
@@ -83,10 +91,10 @@ class TrainerGroup:
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
         return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts)
 
-    def _call(self, method: str, *args: Any) -> list[Any]:
-        return ray.get([worker.call.remote(method, *args) for worker in self._workers])
+    def _on_all(self, call: Callable[[TrainerWorker], R]) -> list[R]:
+        return ray.get([process.run.remote(call) for process in self._processes])
 
-    def _call_by_rank(self, method: str, shares: Sequence[Any]) -> list[Any]:
-        """Call with the share of each worker's data-parallel rank."""
-        calls = zip(self._workers, self._dp_ranks, strict=True)
-        return ray.get([worker.call.remote(method, shares[dp_rank]) for worker, dp_rank in calls])
+    def _by_rank(self, call: Callable[[TrainerWorker, S], R], shares: Sequence[S]) -> list[R]:
+        """Calls each worker with the share of its data-parallel rank."""
+        processes = zip(self._processes, self._dp_ranks, strict=True)
+        return ray.get([process.run.remote(call, shares[dp_rank]) for process, dp_rank in processes])

@@ -1,6 +1,6 @@
-"""What flows through the RL loop: Prompt -> Rollout -> rewards -> advantages -> RolloutBatch.
+"""Records of the RL loop: Prompt -> Rollout -> Reward -> TrainRollout -> RolloutBatch.
 
-Legend: T packed tokens, G answers to one prompt. Imports neither ray, vllm nor megatron.
+Legend: T packed tokens, G rollouts of one prompt. Imports neither ray, vllm nor megatron.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_pipeline.types import PackedBatch, SampleRef
+from data_pipeline.verify.check import Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,44 +20,51 @@ class Prompt:
     """A question by reference: engine and trainer read text and images from the shard themselves."""
 
     ref: SampleRef
-    answer: str  # reference answer
+    answer: str  # the reference
+    source: str = ""  # the question's corpus
     kind: str = ""  # metadata["kind"], for accuracy by kind
+    question: str = ""  # the user's text without image marks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """One answer, as an engine gave it."""
+    """One response, as an engine returned it."""
 
     token_ids: tuple[int, ...]  # response only, ends with <|im_end|> unless truncated
     logprobs: tuple[float, ...]  # the engine's, at the sampling temperature, one per response token
-    text: str  # decoded without special tokens
+    response: str  # decoded without special tokens
     finish_reason: str  # stop | length
-    policy_version: int  # weights that wrote it
+    policy_version: int  # of the weights that wrote it
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardParts:
-    """Every part is kept, so that a report can show what paid."""
+class Responses:
+    """The result of asking an engine one prompt: its rollouts, or why the prompt cannot be asked."""
+
+    rollouts: tuple[Rollout, ...] = ()
+    fault: tuple[str, ...] | None = None  # the arguments of the BadSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """The reward of one response, and the verdict it is computed from."""
 
     total: float
-    accuracy: float
-    format: float
-    extracted: str = ""  # what the checker took as the answer
-    decided_by: str = ""  # exact | choice | number | math | judge | none | timeout | error
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A prompt with its G scored answers."""
+    """A prompt with its G rollouts and their rewards."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
-    rewards: tuple[RewardParts, ...]
+    rewards: tuple[Reward, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRollout:
-    """What the trainer learns from: an answer and its advantage. The prompt's images stay in the shard."""
+    """What the trainer learns from: a response and its advantage. The prompt's images stay in the shard."""
 
     ref: SampleRef
     token_ids: tuple[int, ...]

@@ -159,7 +159,7 @@ def _load_evaluations(run: Path, summary: Json, notes: list[str]) -> tuple[Evalu
     found: dict[str, Evaluation] = {}
     for path in sorted(run.glob("eval/*/summary.json")):
         evaluation = _evaluation(
-            path.parent.name, _read_object(path, notes), path.parent / "answers.jsonl", notes
+            path.parent.name, _read_object(path, notes), path.parent / "responses.jsonl", notes
         )
         if evaluation is None:
             notes.append(f"{_short(path)} has no accuracy and is left out.")
@@ -218,28 +218,29 @@ def _spread_evenly(steps: list[int]) -> list[int]:
 
 
 def _answer_group(line: Json) -> AnswerGroup:
-    rollouts = line["rollouts"]
-    if not isinstance(rollouts, list) or not rollouts:
-        raise ValueError("no rollouts")
+    responses, place = line["responses"], _object(line["ref"])
+    if not isinstance(responses, list) or not responses:
+        raise ValueError("no responses")
+    first = _object(responses[0])
     ref = SampleRef(
-        id=str(line["prompt_id"]),
-        shard=str(line["shard"]),
-        offset=int(_number(line["offset"])),
-        size=int(_number(line["size"])),
+        id=str(place["id"]),
+        shard=str(place["shard"]),
+        offset=int(_number(place["offset"])),
+        size=int(_number(place["size"])),
     )
     return AnswerGroup(
         step=int(_number(line["step"])),
         ref=ref,
-        kind=str(line.get("kind", ""))[:60],
+        kind=str(first.get("kind", ""))[:60],
         question=str(line["question"]),
-        reference=str(line["answer"]),
+        reference=str(first["answer"]),
         policy_version=int(_number(line["policy_version"])),
-        answers=tuple(_answer(_object(rollout)) for rollout in rollouts),
+        answers=tuple(_answer(_object(response)) for response in responses),
     )
 
 
 def _answer(rollout: Json) -> Answer:
-    text = str(rollout["text"])
+    text = str(rollout["response"])
     more = len(text) - MAX_TEXT
     return Answer(
         text=f"{text[:MAX_TEXT]} … ({more} more characters)" if more > 0 else text,
@@ -248,7 +249,7 @@ def _answer(rollout: Json) -> Answer:
         format=_number(rollout["format"]),
         extracted=str(rollout.get("extracted", ""))[:200],
         decided_by=str(rollout.get("decided_by", "")),
-        length=int(_number(rollout["length"])),
+        length=int(_number(rollout["response_len"])),
         finish_reason=str(rollout.get("finish_reason", "")),
     )
 

@@ -1,1 +1,1 @@
-"""From rewards to per-token losses: advantages, policy losses, group filters."""
+"""From rewards to per-token losses: advantages and policy losses."""

@@ -1,21 +1,34 @@
-"""Rewards of a group of answers -> advantages (pure). Legend: G answers to one prompt."""
+"""Advantages from the rewards of a group, and which groups have a signal (pure). Legend: G rollouts of one prompt."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from rl.types import Reward
 
 STD_EPS = 1e-6
 
 
 def group_advantages(rewards_G: Tensor) -> Tensor:
-    """How much better each answer is than its group, in standard deviations: [G] -> [G].
+    """Returns each reward's distance from the group's mean, in standard deviations: [G] -> [G].
 
     A group of one has nothing to compare with and keeps its reward. A group of equal rewards gets exact
-    zeros: rounding gives them a tiny spread, and dividing by it would make much of nothing.
+    zeros: rounding gives them a tiny spread, and dividing by it would give large advantages.
     """
     if rewards_G.numel() == 1:
         return rewards_G.clone()
     if (rewards_G == rewards_G[0]).all():
         return torch.zeros_like(rewards_G)
     return (rewards_G - rewards_G.mean()) / (rewards_G.std() + STD_EPS)
+
+
+def has_signal(rewards: Sequence[Reward]) -> bool:
+    """Returns whether a group's responses differ in accuracy; a group of one always has a signal.
+
+    The total is not compared: a group that agrees on accuracy and differs in format only would be normalised
+    to full-size advantages for its format.
+    """
+    return len(rewards) == 1 or len({reward.verdict.accuracy for reward in rewards}) > 1

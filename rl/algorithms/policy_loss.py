@@ -3,13 +3,13 @@
 They need no process group: logprobs come reduced over TP and gathered over CP, and the step divides by global
 counts. Adding an algorithm is adding a function and its line in POLICY_LOSSES.
 
-Legend: T packed tokens, S sequences (answers). mask_T is 1 on response tokens; ratio = pi / pi_old.
+Legend: T packed tokens, S sequences (responses). mask_T is 1 on response tokens; ratio = pi / pi_old.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,28 +26,28 @@ MAX_SEQUENCE_LOG_RATIO = 10.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyLossInputs:
-    """What every policy loss is a function of."""
+    """The arguments of every policy loss."""
 
     logprobs_T: Tensor  # float32, the policy in training; carries the gradient
-    old_logprobs_T: Tensor | None  # float32, the policy that answered; None: on-policy, so the ratio is 1
-    advantages_T: Tensor  # float32, the answer's advantage on each of its tokens
+    old_logprobs_T: Tensor | None  # float32, the policy that sampled; None: on-policy, so the ratio is 1
+    advantages_T: Tensor  # float32, the response's advantage on each of its tokens
     mask_T: Tensor  # 1 on response tokens
     cu_seqlens: Tensor  # [S + 1] int, 0 first, T last
     clip_low: float
     clip_high: float
 
     def log_ratio_T(self) -> Tensor:
-        """log(pi / pi_old), 0 outside the response."""
+        """Returns log(pi / pi_old), 0 outside the response."""
         old_T = self.logprobs_T.detach() if self.old_logprobs_T is None else self.old_logprobs_T
         return torch.where(self.mask_T != 0, self.logprobs_T - old_T, 0.0)
 
     def sum_by_sequence(self, values_T: Tensor) -> Tensor:
-        """Segment sum over cu_seqlens, [T] -> [S]."""
+        """Returns the sum of each sequence, [T] -> [S]."""
         return torch.segment_reduce(values_T, "sum", lengths=self.cu_seqlens.diff().long(), unsafe=True)
 
 
 def gspo_loss(inputs: PolicyLossInputs) -> LossOutput:
-    """GSPO (arXiv 2507.18071): one ratio a sequence, the geometric mean of its tokens'; mean over sequences.
+    """Computes GSPO (arXiv 2507.18071): one ratio a sequence, the geometric mean of its tokens'; mean over sequences.
 
     s = exp(mean_t log ratio_t),  loss = -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A).
     Sequences without a response token (padding) count for nothing.
@@ -72,7 +72,7 @@ def gspo_loss(inputs: PolicyLossInputs) -> LossOutput:
 
 
 def grpo_loss(inputs: PolicyLossInputs) -> LossOutput:
-    """GRPO: one ratio a token, clipped as in PPO with a dual clip; mean over the tokens of the global batch.
+    """Computes GRPO: one ratio a token, clipped as in PPO with a dual clip; mean over the tokens of the global batch.
 
     loss = -min(r A, clip(r) A), and for A < 0 at most -DUAL_CLIP * A.
     """
@@ -99,7 +99,7 @@ POLICY_LOSSES: dict[str, Callable[[PolicyLossInputs], LossOutput]] = {"gspo": gs
 
 
 def policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], LossOutput]:
-    """The configured algorithm as (logprobs_T, batch) -> LossOutput; its metrics include the mismatch."""
+    """Returns the configured algorithm as (logprobs_T, batch) -> LossOutput; its metrics include the mismatch."""
     loss = POLICY_LOSSES[config.name]
     clip_low, clip_high = config.clip
 
@@ -116,19 +116,21 @@ def policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], Los
                 clip_high=clip_high,
             )
         )
-        # of the weights that answered: later mini-batches have moved on from them
+        # of the weights that sampled: later mini-batches have moved on from them
         trainer_T = logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
         mismatch = engine_mismatch(trainer_T, batch.rollout_logprobs_T, mask_T)
-        output.metrics["mismatch"] = (mismatch.abs_sum, mismatch.count)
-        output.metrics["mismatch_kl"] = (mismatch.kl_sum, mismatch.count)
-        return output
+        gaps = {
+            "mismatch": (mismatch.abs_sum, mismatch.count),
+            "mismatch_kl": (mismatch.kl_sum, mismatch.count),
+        }
+        return replace(output, metrics=output.metrics | gaps)
 
     return evaluate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mismatch:
-    """How far the engine's logprobs are from the trainer's, for the same weights. Scalars, detached."""
+    """Differences between the engine's logprobs and the trainer's, for the same weights. Scalars, detached."""
 
     abs_sum: Tensor  # of |difference| over the response tokens
     kl_sum: Tensor  # of the k3 estimate of KL(engine || trainer)
@@ -137,7 +139,7 @@ class Mismatch:
 
 
 def engine_mismatch(logprobs_T: Tensor, rollout_logprobs_T: Tensor, mask_T: Tensor) -> Mismatch:
-    """Compare the trainer's logprobs with those the engine reported, over the response tokens."""
+    """Compares the trainer's logprobs with the engine's over the response tokens."""
     difference_T = torch.where(mask_T != 0, logprobs_T.detach() - rollout_logprobs_T, 0.0)
     return Mismatch(
         abs_sum=difference_T.abs().sum(),
@@ -148,13 +150,13 @@ def engine_mismatch(logprobs_T: Tensor, rollout_logprobs_T: Tensor, mask_T: Tens
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, inputs: PolicyLossInputs) -> tuple[Tensor, Tensor]:
-    """-min(ratio A, clip(ratio) A), and 1.0 where the clip took effect."""
+    """Returns -min(ratio A, clip(ratio) A), and 1.0 where the clip took effect."""
     free = -ratio * advantages
     bounded = -ratio.clamp(1 - inputs.clip_low, 1 + inputs.clip_high) * advantages
     return torch.maximum(free, bounded), (bounded > free).float()
 
 
 def _k3(log_ratio: Tensor) -> Tensor:
-    """Schulman's estimate of KL(old || new), never negative; log_ratio = log(new / old), sampled from old."""
+    """Returns Schulman's estimate of KL(old || new), never negative; log_ratio = log(new / old), sampled from old."""
     log_ratio = log_ratio.clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO)
     return log_ratio.expm1() - log_ratio

@@ -1,4 +1,4 @@
-"""A vLLM engine: reads prompts by reference, stamps answers with the version of the weights that wrote them.
+"""A vLLM engine: reads prompts by reference, marks rollouts with the version of the weights that wrote them.
 
 `Engine` is a plain class: evaluation and tests use it in their own process, rl/placement.py makes it a Ray
 actor. vLLM is imported when an engine starts, after the environment it reads at import is set.
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_sample
 from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, SamplingConfig
-from rl.types import Prompt, Rollout
+from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.manifest import WeightManifest
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Engine:
 
     Logprobs are those of the trainer's `log_softmax(logits / temperature)`, for the sampled tokens. At
     temperature 1 they are exactly that: vLLM takes them before it applies the ban. At another temperature
-    vLLM can only give them after the ban, so they are too high by -log(1 - mass of the banned tokens),
-    which is nothing for a trained model.
+    vLLM can only give them after the ban, so they are too high by -log(1 - probability of the banned tokens),
+    which is close to 0 for a trained model.
     """
 
     def __init__(
@@ -49,20 +50,20 @@ class Engine:
         config: EngineConfig,
         image: ImageConfig,
         model_folder: str,
-        prompts_folder: str,
+        shards: str,
         seed: int,
         *,
         temperature: float = 1.0,
     ) -> None:
-        """Start vLLM (7-10 s on a CPU).
+        """Starts vLLM (7-10 s on a CPU).
 
         Args:
-            prompts_folder: the shards that prompts refer to.
-            seed: with step, prompt and answer number it decides every draw.
-            temperature: at which answers will be drawn (greedy is always allowed).
+            shards: what prompts refer to.
+            seed: with step, prompt and number of the response it decides every draw.
+            temperature: at which responses will be sampled (greedy is always allowed).
         """
         self.version: int | None = 0
-        self._prompts_folder = prompts_folder
+        self._shards = shards
         self._seed = seed
         self._temperature = temperature
         self._encoder = ChatEncoder.from_hf(model_folder, image)
@@ -70,31 +71,40 @@ class Engine:
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
-    ) -> list[list[Rollout]]:
-        """`sampling.n` answers to each prompt, in order. What a prompt gets does not depend on others.
+    ) -> list[Responses]:
+        """Returns `sampling.n` rollouts of each prompt, in order. They do not depend on the other prompts.
+
+        A prompt whose text or images cannot be used is returned with its fault.
 
         Raises:
-            RuntimeError: the last weight update failed, so there are no weights to answer with.
+            RuntimeError: the last weight update failed, so there are no weights to generate with.
             ValueError: `sampling.temperature` is not the one that the engine was started for.
         """
         if self.version is None:
             raise RuntimeError(
-                "this engine's last weight update failed; give it a complete one before asking for answers"
+                "this engine's last weight update failed; give it a complete one before asking it"
             )
         if sampling.temperature not in (0.0, self._temperature):
             raise ValueError(
                 f"sampling.temperature={sampling.temperature}, but the engine was started for "
-                f"{self._temperature}; start it with the temperature of the answers, or ask greedily (0)"
+                f"{self._temperature}; start it with the temperature of sampling, or ask greedily (0)"
             )
-        outputs = self._llm.generate(
-            [self._request(prompt) for prompt in prompts],
-            [self._params(prompt, sampling, step_seed) for prompt in prompts],
-            use_tqdm=False,
-        )
-        return [self._rollouts(output, self.version) for output in outputs]
+        requests: dict[int, dict[str, Any]] = {}
+        found: dict[int, Responses] = {}
+        for number, prompt in enumerate(prompts):
+            try:
+                requests[number] = self._request(prompt)
+            except BadSample as error:
+                found[number] = Responses(fault=error.args)
+        if requests:
+            params = [self._params(prompts[number], sampling, step_seed) for number in requests]
+            outputs = self._llm.generate(list(requests.values()), params, use_tqdm=False)
+            for number, output in zip(requests, outputs, strict=True):
+                found[number] = Responses(rollouts=self._rollouts(output, self.version))
+        return [found[number] for number in range(len(prompts))]
 
     def update_weights(self, manifest: WeightManifest) -> int:
-        """Take the weights of `manifest`, forget what was computed with the old ones, return the new version.
+        """Loads the weights of `manifest`, drops what was computed with the old ones, and returns the new version.
 
         Raises:
             WeightError: a tensor is missing, unknown, misshapen or corrupted. From then on the engine refuses
@@ -109,7 +119,7 @@ class Engine:
         return manifest.version
 
     def reset_caches(self) -> None:
-        """Drop keys and values, processed images, and the embeddings that vLLM keeps for equal images."""
+        """Drops keys and values, processed images, and the embeddings that vLLM keeps for equal images."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM kept its prefix cache because requests are running; update weights between calls"
@@ -118,7 +128,7 @@ class Engine:
         self._llm.llm_engine.reset_encoder_cache()
 
     def close(self) -> None:
-        """End the engine and leave vLLM's process group, for a process that goes on with something else."""
+        """Ends the engine and leaves vLLM's process group, for a process that goes on with something else."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
@@ -126,7 +136,7 @@ class Engine:
         cleanup_dist_env_and_memory()
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        token_ids, images = self._encoder.engine_prompt(read_sample(self._prompts_folder, prompt.ref))
+        token_ids, images = self._encoder.engine_prompt(read_sample(self._shards, prompt.ref))
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if images:
             request["multi_modal_data"] = {"image": images}
@@ -141,31 +151,29 @@ class Engine:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             seed=request_seed(self._seed, step_seed, prompt.ref.id),
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # of the sampled token only
             logit_bias=dict.fromkeys(self._encoder.banned_token_ids, BAN),
             detokenize=False,  # done here, by the tokenizer that everything else uses
         )
 
-    def _rollouts(self, output: RequestOutput, version: int) -> list[Rollout]:
-        return [
-            self._rollout(answer, version)
-            for answer in sorted(output.outputs, key=lambda answer: answer.index)
-        ]
+    def _rollouts(self, output: RequestOutput, version: int) -> tuple[Rollout, ...]:
+        ordered = sorted(output.outputs, key=lambda completion: completion.index)
+        return tuple(self._rollout(completion, version) for completion in ordered)
 
-    def _rollout(self, answer: CompletionOutput, version: int) -> Rollout:
-        assert answer.logprobs is not None and answer.finish_reason is not None, "asked for in _params"
-        drawn = cast("list[dict[int, Logprob]]", answer.logprobs)
+    def _rollout(self, completion: CompletionOutput, version: int) -> Rollout:
+        ids, sampled = completion.token_ids, cast("list[dict[int, Logprob]] | None", completion.logprobs)
+        assert sampled is not None and completion.finish_reason is not None, "asked for in _params"
         return Rollout(
-            token_ids=tuple(answer.token_ids),
-            logprobs=tuple(step[token].logprob for step, token in zip(drawn, answer.token_ids, strict=True)),
-            text=self._encoder.decode(answer.token_ids),
-            finish_reason=answer.finish_reason,
+            token_ids=tuple(ids),
+            logprobs=tuple(step[token].logprob for step, token in zip(sampled, ids, strict=True)),
+            response=self._encoder.decode(ids),
+            finish_reason=completion.finish_reason,
             policy_version=version,
         )
 
 
 def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
-    """A seed below 2**31 for one prompt at one step; vLLM adds the answer's number to it."""
+    """Returns a seed below 2**31 for one prompt at one step; vLLM adds the number of the response to it."""
     digest = hashlib.sha256(f"{seed}/{step_seed}/{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -173,7 +181,7 @@ def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
 def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
     for name, value in ENGINE_ENV.items():
         os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # about its own insides
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # about its own code
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
@@ -206,6 +214,6 @@ def _hardware_settings(config: EngineConfig) -> dict[str, Any]:
         # vLLM rewinds the generator of a seeded request whose prompt it cuts, which CPU generators cannot do
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(2048, config.max_model_len),
-        # only whole blocks are shared between the answers to one prompt: 128, the default, exceeds short prompts
+        # only whole blocks are shared by the responses to one prompt: 128, the default, exceeds short prompts
         "block_size": 32,
     }

@@ -1,4 +1,4 @@
-"""Spreads prompts over engines and brings every answer home, though engines may die on the way.
+"""Spreads prompts over engines, collects all their responses, and restarts engines that die.
 
 Knows neither Ray nor vLLM: how to start, ask and await an engine comes in as functions.
 """
@@ -11,55 +11,49 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from rl.config import SamplingConfig
-from rl.types import Prompt, Rollout
+from rl.types import Prompt, Responses
 from rl.weight_sync.manifest import WeightManifest
 
 E = TypeVar("E")  # an engine
-H = TypeVar("H", bound=Hashable)  # a reply that is on its way
+H = TypeVar("H", bound=Hashable)  # a pending reply
 
 IN_FLIGHT = 2
 """Requests an engine holds, so that it never waits for the next."""
 
 MAX_RESTARTS = 3
-"""Engines that may die in one round of prompts; more are no chance."""
+"""Engines that may die in one round of prompts; more deaths have a cause."""
 
 
 class EngineDied(Exception):
-    """Raised by EngineCalls.take: the engine is gone, and with it all that it was asked."""
+    """Raised by EngineCalls.take: the engine has died, and its pending requests are lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineCalls(Generic[E, H]):
-    """How to deal with engines of kind E. All but `wait` and `take` return at once."""
+    """Functions that start, ask and stop engines of kind E. All but `wait` and `take` return at once."""
 
     start: Callable[[], E]
-    """A new engine with the weights of the model folder."""
+    """Rechosen a new engine with the weights of the model folder."""
     stop: Callable[[E], None]
-    """End an engine, also one that is dead already."""
+    """Ends an engine, also one that is dead already."""
     ask: Callable[[E, Sequence[Prompt], SamplingConfig, int], H]
     """Engine.generate(prompts, sampling, step_seed)."""
     update: Callable[[E, WeightManifest], H]
     """Engine.update_weights(manifest)."""
     wait: Callable[[Sequence[H]], H]
-    """The first of the replies that is there, or will never come."""
+    """Waits until one of the replies has arrived or its engine has died, and rechosen it."""
     take: Callable[[H], Any]
-    """What a reply says; raises EngineDied, or what the engine raised."""
+    """Rechosen a reply's content; raises EngineDied, or what the engine raised."""
 
 
 class RolloutManager(Generic[E, H]):
     """The engines of a run. One that dies is replaced, given the current weights, and asked again."""
 
-    def __init__(
-        self,
-        calls: EngineCalls[E, H],
-        *,
-        num_engines: int,
-        max_num_seqs: int,
-    ) -> None:
-        """Start the engines.
+    def __init__(self, calls: EngineCalls[E, H], *, num_engines: int, max_num_seqs: int) -> None:
+        """Starts the engines.
 
         Args:
-            max_num_seqs: answers that one engine writes at a time; a request asks for no more.
+            max_num_seqs: responses that one engine generates at a time; a request asks for no more.
         """
         self.restarts = 0
         self._calls = calls
@@ -68,7 +62,7 @@ class RolloutManager(Generic[E, H]):
         self._manifest: WeightManifest | None = None
 
     def update_weights(self, manifest: WeightManifest) -> None:
-        """Give every engine these weights; engines started later get them too.
+        """Gives every engine these weights; engines started later get them too.
 
         Raises:
             Exception: an engine refused the weights; whatever its Engine.update_weights raised.
@@ -83,8 +77,8 @@ class RolloutManager(Generic[E, H]):
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
-    ) -> list[list[Rollout]]:
-        """`sampling.n` answers to each prompt, in the order of the prompts, all of the current weights.
+    ) -> list[Responses]:
+        """Rechosen the responses to each prompt, in the order of the prompts, all of the current weights.
 
         Raises:
             RuntimeError: engines keep dying.
@@ -93,10 +87,10 @@ class RolloutManager(Generic[E, H]):
         size = max(1, min(share, self._max_num_seqs // sampling.n))
         queue = deque(range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size))
         asked: dict[H, tuple[int, range]] = {}  # reply -> number of the engine, which prompts
-        rollouts: dict[int, list[Rollout]] = {}
+        found: dict[int, Responses] = {}
         deaths = 0
         while queue or asked:
-            for number in self._turns(asked, len(queue)):
+            for number in self._next_engines(asked, len(queue)):
                 chunk = queue.popleft()
                 reply = self._calls.ask(
                     self._engines[number], [prompts[i] for i in chunk], sampling, step_seed
@@ -104,7 +98,7 @@ class RolloutManager(Generic[E, H]):
                 asked[reply] = (number, chunk)
             reply = self._calls.wait(list(asked))
             try:
-                rollouts.update(zip(asked[reply][1], self._calls.take(reply), strict=True))
+                found.update(zip(asked[reply][1], self._calls.take(reply), strict=True))
                 del asked[reply]
             except EngineDied:
                 deaths += 1
@@ -113,29 +107,29 @@ class RolloutManager(Generic[E, H]):
                 queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
                 asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
                 self._replace(dead)
-        return [rollouts[i] for i in range(len(prompts))]
+        return [found[i] for i in range(len(prompts))]
 
     def close(self) -> None:
-        """End the engines."""
+        """Ends the engines."""
         for engine in self._engines:
             self._calls.stop(engine)
         self._engines.clear()
 
-    def _turns(self, asked: dict[H, tuple[int, range]], num_chunks: int) -> list[int]:
-        """Which engines get the next chunks: always the one with the fewest, up to IN_FLIGHT each."""
+    def _next_engines(self, asked: dict[H, tuple[int, range]], num_chunks: int) -> list[int]:
+        """Rechosen the engines for the next chunks: each time the one with the fewest, up to IN_FLIGHT each."""
         load = Counter(number for number, _ in asked.values())
-        turns: list[int] = []
-        while len(turns) < num_chunks:
+        chosen: list[int] = []
+        while len(chosen) < num_chunks:
             number = min(range(len(self._engines)), key=lambda n: load[n])
             if load[number] >= IN_FLIGHT:
                 break
             load[number] += 1
-            turns.append(number)
-        return turns
+            chosen.append(number)
+        return chosen
 
     def _replace(self, number: int) -> None:
         self.restarts += 1
-        self._calls.stop(self._engines[number])  # what is left of it may hold memory
+        self._calls.stop(self._engines[number])  # it may still hold memory
         self._engines[number] = self._calls.start()
         if self._manifest is not None:
             self._calls.take(self._calls.update(self._engines[number], self._manifest))

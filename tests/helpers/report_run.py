@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.curate.funnel import FUNNEL, Funnel, FunnelRow
@@ -11,6 +12,7 @@ from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from data_pipeline.verify.record import ScoredResponse
 
 HOSTILE = (
     "<script>window.pwned=1</script><img src=http://example.invalid/x.png onerror='window.pwned=1'>$body \"'&"
@@ -110,33 +112,38 @@ def _group(
 ) -> dict[str, object]:
     place = (step * 5 + number) % len(index)
     ref = index.refs[place]
-    answers = [_rollout(place % 12 + (i + step) % 3 - 1, i, right=(i + step) % 3 == 1) for i in range(8)]
+    responses = [
+        {
+            **_response(place % 12 + (i + step) % 3 - 1, i, right=(i + step) % 3 == 1),
+            "id": ref.id,
+            "rollout": i,
+            "source": "digits",
+            "kind": kinds[place] if number != 2 else HOSTILE,
+            "answer": str(place % 12),
+        }
+        for i in range(8)
+    ]
     if number == 1:
-        answers[0] |= {"text": HOSTILE, "extracted": HOSTILE}
+        responses[0] |= {"response": HOSTILE, "extracted": HOSTILE}
     return {
         "step": step,
-        "prompt_id": ref.id,
-        "shard": ref.shard,
-        "offset": ref.offset,
-        "size": ref.size,
-        "kind": kinds[place] if number != 2 else HOSTILE,
+        "ref": asdict(ref),
         "question": questions[place] if number != 2 else HOSTILE,
-        "answer": str(place % 12),
         "policy_version": step - 1,
-        "rollouts": answers,
+        "responses": responses,
     }
 
 
-def _rollout(answer: int, number: int, *, right: bool) -> dict[str, object]:
+def _response(answer: int, number: int, *, right: bool) -> dict[str, object]:
     text = f"<think>3 {number} 9. 3+{number}+9={12 + number}</think><answer>{answer}</answer>"
     return {
-        "text": text if number != 5 else text.removesuffix("</answer>") * 3,
+        "response": text if number != 5 else text.removesuffix("</answer>") * 3,
         "reward": 0.9 * right + 0.1 * (number != 5),
         "accuracy": float(right),
         "format": float(number != 5),
         "extracted": str(answer) if number != 5 else "",
         "decided_by": "exact" if right else "none",
-        "length": 20 + number,
+        "response_len": 20 + number,
         "finish_reason": "stop" if number != 5 else "length",
     }
 
@@ -150,10 +157,11 @@ def _write_evaluation(out: Path, accuracy: float, *, right: int) -> None:
     length = {"mean": 21.4, "p50": 21, "p95": 30}
     total = {"accuracy": accuracy, "ci95": [accuracy - 0.048, accuracy + 0.047], "count": 402, "truncated": 3}
     write_json(out / "summary.json", total | {"by_kind": by_kind, "length": length})
-    rows = [
-        {"id": f"q{i}", "kind": kinds[i % 6], "accuracy": float(i * 37 % 402 < right)} for i in range(402)
+    records = [
+        ScoredResponse(id=f"q{i}", kind=kinds[i % 6], accuracy=float(i * 37 % 402 < right))
+        for i in range(402)
     ]
-    write_lines(out / "answers.jsonl", rows)
+    write_lines(out / "responses.jsonl", [asdict(record) for record in records])
 
 
 def write_json(path: Path, value: object) -> None:

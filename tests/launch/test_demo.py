@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.verify.record import ScoredResponse
 from launch.cli import main
 from launch.config import DemoConfig
 from launch.stages import Demo
@@ -68,8 +69,8 @@ def test_the_summary_says_what_the_answers_say(tmp_path: Path, capsys: pytest.Ca
     for stage, hits in right.items():
         folder = tmp_path / "eval" / stage
         folder.mkdir(parents=True)
-        rows = [json.dumps({"id": str(i), "accuracy": float(i in hits)}) for i in range(100)]
-        (folder / "answers.jsonl").write_text("\n".join(rows) + "\n")
+        records = [ScoredResponse(id=str(i), accuracy=float(i in hits)) for i in range(100)]
+        (folder / "responses.jsonl").write_bytes(b"".join(record.to_json() for record in records))
         (folder / "summary.json").write_text(json.dumps({"accuracy": len(hits) / 100, "ci95": [0.3, 0.7]}))
     demo = Demo(DemoConfig(out=str(tmp_path), seed=1))
     write_summary(demo)

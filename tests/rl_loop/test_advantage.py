@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.algorithms.advantage import group_advantages
-from rl.algorithms.filters import has_signal
-from rl.types import RewardParts
+from rl.algorithms.advantage import group_advantages, has_signal
+from tests.helpers.groups import make_reward
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "advantage.json").read_text())
 
@@ -25,18 +24,14 @@ def test_equals_verl(group):
 @pytest.mark.parametrize("reward", [0.0, 0.1, 0.98, 1.0])
 @pytest.mark.parametrize("size", [2, 3, 7, 16])
 def test_equal_rewards_give_exact_zeros(reward, size):
-    # 0.98 does not survive its own mean in float32: without care this gives 0.05, not 0
+    # the mean of 0.98 is not 0.98 in float32: dividing that difference by the spread would give 0.05
     assert group_advantages(torch.full((size,), reward)).tolist() == [0.0] * size
 
 
-def test_single_answer_keeps_its_reward_and_inputs_are_untouched():
+def test_single_response_keeps_its_reward_and_inputs_are_untouched():
     rewards_G = torch.tensor([0.7])
     group_advantages(rewards_G).add_(1)
     assert rewards_G.tolist() == pytest.approx([0.7])
-
-
-def parts(accuracy: float, form: float) -> RewardParts:
-    return RewardParts(total=0.9 * accuracy + 0.1 * form, accuracy=accuracy, format=form)
 
 
 @pytest.mark.parametrize(
@@ -49,4 +44,4 @@ def parts(accuracy: float, form: float) -> RewardParts:
     ],
 )
 def test_signal_is_in_the_accuracy(group, expected):
-    assert has_signal([parts(*pair) for pair in group]) is expected
+    assert has_signal([make_reward(*pair) for pair in group]) is expected

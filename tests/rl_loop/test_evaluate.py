@@ -13,32 +13,17 @@ from scipy import stats
 
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.types import SampleRef
+from data_pipeline.verify.record import read_responses
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.evaluate import bootstrap_ci95, evaluate, paired_difference, summarize
-from rl.types import Group, Prompt, RewardParts, Rollout
+from tests.helpers.groups import make_group, make_prompt
 
 
-def some_group(number: int, kind: str, accuracies: tuple[float, ...], length: int = 5) -> Group:
-    rollout = Rollout(
-        token_ids=(1,) * length,
-        logprobs=(0.0,) * length,
-        text="",
-        finish_reason="stop" if length < 9 else "length",
-        policy_version=0,
-    )
-    rewards = [
-        RewardParts(total=a, accuracy=a, format=1.0, decided_by="exact" if a else "none") for a in accuracies
-    ]
-    prompt = Prompt(ref=SampleRef(id=str(number), shard="", offset=0, size=0), answer="", kind=kind)
-    return Group(prompt=prompt, rollouts=(rollout,) * len(accuracies), rewards=tuple(rewards))
-
-
-def test_questions_are_averaged_first_and_kinds_apart() -> None:
+def test_accuracy_is_the_mean_over_questions_and_by_kind() -> None:
     groups = [
-        some_group(0, "sum", (1.0, 0.0)),
-        some_group(1, "sum", (1.0, 1.0)),
-        some_group(2, "count", (0.0, 0.0), 9),
+        make_group(make_prompt(0, kind="sum"), (1.0, 0.0), lengths=(5, 5)),
+        make_group(make_prompt(1, kind="sum"), (1.0, 1.0), lengths=(5, 5)),
+        make_group(make_prompt(2, kind="count"), (0.0, 0.0), lengths=(9, 9), finish_reason="length"),
     ]
     summary = summarize(groups, seed=1)
     assert (summary.accuracy, summary.count, summary.truncated, summary.format) == (0.5, 3, 2, 1.0)
@@ -52,7 +37,7 @@ def test_questions_are_averaged_first_and_kinds_apart() -> None:
     assert (summary.length.mean, summary.length.p50, summary.length.max) == (pytest.approx(19 / 3), 5.0, 9.0)
 
 
-def test_the_interval_is_scipys() -> None:
+def test_interval_equals_that_of_scipy() -> None:
     values = np.random.default_rng(0).random(200) < 0.4
     ours = bootstrap_ci95(values.tolist(), seed=3)
     theirs = stats.bootstrap(
@@ -64,7 +49,7 @@ def test_the_interval_is_scipys() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
-def test_the_paired_difference_lies_in_its_interval_and_changes_sign_when_turned_round(
+def test_paired_difference_lies_in_its_interval_and_is_antisymmetric(
     pairs: list[tuple[bool, bool]],
 ) -> None:
     before = {str(i): float(a) for i, (a, _) in enumerate(pairs)}
@@ -76,7 +61,7 @@ def test_the_paired_difference_lies_in_its_interval_and_changes_sign_when_turned
     assert (low, high) == pytest.approx((-other_high, -other_low))
 
 
-def test_pairing_makes_the_interval_narrow() -> None:
+def test_pairing_narrows_the_interval() -> None:
     before = {str(i): float(i % 2) for i in range(200)}
     after = before | {str(i): 1.0 for i in range(0, 60, 2)}
     _, (low, high) = paired_difference(before, after)
@@ -86,20 +71,21 @@ def test_pairing_makes_the_interval_narrow() -> None:
     )
 
 
-def test_only_the_same_questions_can_be_compared() -> None:
+def test_runs_of_other_questions_are_not_compared() -> None:
     with pytest.raises(ValueError, match=r"only on one side: \['c'\]"):
         paired_difference({"a": 1.0, "c": 0.0}, {"a": 1.0})
-    with pytest.raises(ValueError, match="and any"):
+    with pytest.raises(ValueError, match="at least one"):
         paired_difference({}, {})
 
 
-def test_no_questions_are_an_error(tmp_path: Path) -> None:
+def test_shards_without_questions_are_refused(tmp_path: Path) -> None:
     write_shards([], tmp_path / "shards")
     with pytest.raises(ValueError, match="holds no questions"):
         evaluate(EvalConfig(model="unused", shards=str(tmp_path / "shards"), out=str(tmp_path)))
 
 
-def test_a_model_folder_is_scored_through_vllm(tiny_hf: Path, tmp_path: Path) -> None:
+@pytest.mark.heavy
+def test_model_folder_is_scored_through_vllm(tiny_hf: Path, tmp_path: Path) -> None:
     samples = list(digit_samples("test", 20, 0))
     write_shards(samples, tmp_path / "shards")
     config = EvalConfig(
@@ -111,16 +97,15 @@ def test_a_model_folder_is_scored_through_vllm(tiny_hf: Path, tmp_path: Path) ->
         sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=12),
     )
     summary = evaluate(config)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == [sample.id for sample in samples[:18]]
-    assert [(row["kind"], row["answer"]) for row in rows] == [
-        (s.metadata["kind"], s.answer) for s in samples[:18]
+    records = list(read_responses(tmp_path / "out" / "responses.jsonl"))
+    assert [(r.id, r.rollout, r.source, r.kind, r.answer) for r in records] == [
+        (s.id, 0, s.source, s.metadata["kind"], s.answer) for s in samples[:18]
     ]
-    assert all(1 <= row["length"] <= 12 for row in rows)
-    assert summary.truncated == sum(row["finish_reason"] == "length" for row in rows)
+    assert all(1 <= record.response_len <= 12 for record in records)
+    assert summary.truncated == sum(record.finish_reason == "length" for record in records)
     written = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert written["accuracy"] == summary.accuracy == np.mean([row["accuracy"] for row in rows])
+    assert written["accuracy"] == summary.accuracy == np.mean([r.accuracy for r in records])
     assert written["count"] == 18 == sum(kind["count"] for kind in written["by_kind"].values())
     assert written["ci95"] == list(summary.ci95) and list(written["by_kind"]) == sorted(
-        {r["kind"] for r in rows}
+        {r.kind for r in records}
     )

@@ -1,10 +1,9 @@
-"""Every prompt is answered once, in order, by the current weights, whatever dies on the way."""
+"""Every prompt is answered once, in order, by the current weights, even when engines die."""
 
 from __future__ import annotations
 
 import ipaddress
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +18,21 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.types import SampleRef
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement import engine_calls
 from rl.prompts import read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
-from rl.types import Prompt, Rollout
+from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.manifest import WeightManifest
 from rl.weight_sync.sender import WeightSender
+from tests.helpers.groups import make_prompt
+from tests.helpers.processes import wait_for_process
 
 SAMPLING = SamplingConfig(n=2, max_tokens=8)
 
 
 class EchoEngine:
-    """Answers a prompt with its number, the step's seed and its own version, in this process."""
+    """Responds with the prompt's number, the step's seed and its own version, in this process."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -40,20 +40,20 @@ class EchoEngine:
         self.alive = True
         self.open_requests = 0
 
-    def answer(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
-    ) -> list[list[Rollout]]:
+    def answer(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[Responses]:
         return [
-            [
-                Rollout(
-                    token_ids=(int(prompt.ref.id), step_seed, i),
-                    logprobs=(0.0, 0.0, 0.0),
-                    text="",
-                    finish_reason="stop",
-                    policy_version=self.version,
+            Responses(
+                rollouts=tuple(
+                    Rollout(
+                        token_ids=(int(prompt.ref.id), step_seed, i),
+                        logprobs=(0.0, 0.0, 0.0),
+                        response="",
+                        finish_reason="stop",
+                        policy_version=self.version,
+                    )
+                    for i in range(sampling.n)
                 )
-                for i in range(sampling.n)
-            ]
+            )
             for prompt in prompts
         ]
 
@@ -64,8 +64,8 @@ class Reply:
         engine.open_requests += 1
 
 
-class EchoPark:
-    """Starts EchoEngines, hands out replies in any order, and lets engines die."""
+class EchoEngines:
+    """Starts EchoEngines, returns their replies in any order, and lets engines die."""
 
     def __init__(self, seed: int = 0, *, deaths: Sequence[int] = ()) -> None:
         self.started: list[EchoEngine] = []
@@ -113,7 +113,11 @@ class EchoPark:
 
 
 def some_prompts(count: int) -> list[Prompt]:
-    return [Prompt(ref=SampleRef(id=str(i), shard="", offset=0, size=0), answer="") for i in range(count)]
+    return [make_prompt(number) for number in range(count)]
+
+
+def versions(found: Sequence[Responses]) -> set[int]:
+    return {rollout.policy_version for responses in found for rollout in responses.rollouts}
 
 
 def weights_of(version: int) -> WeightManifest:
@@ -128,52 +132,50 @@ def weights_of(version: int) -> WeightManifest:
     deaths=st.lists(st.integers(1, 12), max_size=3),
     seed=st.integers(0, 100),
 )
-def test_nothing_is_lost_or_doubled_when_engines_die(
+def test_no_response_is_lost_or_doubled_when_engines_die(
     num_prompts: int, num_engines: int, max_num_seqs: int, deaths: list[int], seed: int
 ) -> None:
-    park = EchoPark(seed, deaths=deaths)
+    park = EchoEngines(seed, deaths=deaths)
     manager = RolloutManager(park.calls(), num_engines=num_engines, max_num_seqs=max_num_seqs)
     manager.update_weights(weights_of(7))
-    answers = manager.generate(some_prompts(num_prompts), SAMPLING, 5)
-    assert [[r.token_ids for r in rollouts] for rollouts in answers] == [
+    found = manager.generate(some_prompts(num_prompts), SAMPLING, 5)
+    assert [[r.token_ids for r in responses.rollouts] for responses in found] == [
         [(i, 5, 0), (i, 5, 1)] for i in range(num_prompts)
     ]
-    assert {r.policy_version for rollouts in answers for r in rollouts} <= {7}
+    assert versions(found) <= {7}
     assert manager.restarts == len(park.started) - num_engines <= len(set(deaths))
     assert all(reply.size * SAMPLING.n <= max(max_num_seqs, SAMPLING.n) for reply in park.asked)
 
 
-def test_engines_share_the_work_and_always_have_the_next_request() -> None:
-    park = EchoPark()
+def test_engines_share_the_prompts_evenly() -> None:
+    park = EchoEngines()
     manager = RolloutManager(park.calls(), num_engines=3, max_num_seqs=4)
     manager.generate(some_prompts(60), SAMPLING, 0)
     counts = [sum(reply.size for reply in park.asked if reply.engine is engine) for engine in park.started]
     assert sum(counts) == 60 and min(counts) >= 10
-    few = EchoPark()
+    few = EchoEngines()
     RolloutManager(few.calls(), num_engines=3, max_num_seqs=400).generate(some_prompts(9), SAMPLING, 0)
     assert [reply.size for reply in few.asked] == [3, 3, 3]  # no engine idles while another holds all
 
 
-def test_engines_that_keep_dying_stop_the_run_with_the_prompts_named() -> None:
-    manager = RolloutManager(EchoPark(deaths=range(99)).calls(), num_engines=2, max_num_seqs=4)
+def test_engines_that_keep_dying_stop_the_run_and_name_the_prompts() -> None:
+    manager = RolloutManager(EchoEngines(deaths=range(99)).calls(), num_engines=2, max_num_seqs=4)
     with pytest.raises(RuntimeError, match=r"4 engines died.*asked \d+ to \d+"):
         manager.generate(some_prompts(8), SAMPLING, 0)
 
 
-def test_an_engine_that_died_between_steps_comes_back_with_the_new_weights() -> None:
-    park = EchoPark()
+def test_engine_that_died_between_steps_is_replaced_with_the_new_weights() -> None:
+    park = EchoEngines()
     manager = RolloutManager(park.calls(), num_engines=2, max_num_seqs=4)
     park.started[0].alive = False
     manager.update_weights(weights_of(3))
     assert manager.restarts == 1
-    answers = manager.generate(some_prompts(8), SAMPLING, 0)
-    assert {rollout.policy_version for rollouts in answers for rollout in rollouts} == {3}
+    assert versions(manager.generate(some_prompts(8), SAMPLING, 0)) == {3}
 
 
-def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(
-    tiny_hf: Path, tmp_path: Path
-) -> None:
-    """Real Ray, real vLLM in bf16: the second time the engine dies while it answers."""
+@pytest.mark.heavy
+def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: Path, tmp_path: Path) -> None:
+    """Real Ray, real vLLM in bf16."""
     write_shards(digit_samples("test", 12, 0), tmp_path / "shards")
     config = RLConfig(
         run=str(tmp_path / "run"),
@@ -191,7 +193,7 @@ def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(
 
         def kill_once_then_wait(replies: Sequence[object]) -> object:
             if victims:
-                time.sleep(0.2)  # it has begun to answer
+                wait_for_process("ray::Engine.generate")
                 calls.stop(victims.pop())
             return calls.wait(replies)
 
@@ -204,8 +206,8 @@ def test_a_ray_engine_killed_in_mid_generation_is_replaced_and_loses_nothing(
             victims.append(manager._engines[0])
             disturbed = manager.generate(prompts, config.sampling, 1)
         assert (manager.restarts, victims) == (1, [])
-        assert len(disturbed) == len(prompts) and all(len(rollouts) == 4 for rollouts in disturbed)
-        assert {rollout.policy_version for rollouts in disturbed for rollout in rollouts} == {3}
+        assert len(disturbed) == len(prompts) and all(len(found.rollouts) == 4 for found in disturbed)
+        assert versions(disturbed) == {3}
         assert disturbed == undisturbed  # the same draws by the same weights
         assert all(is_loopback(address) for address in listening_addresses())
         manager.close()

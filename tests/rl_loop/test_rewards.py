@@ -10,7 +10,7 @@ from data_pipeline.verify.pool import VerifyPool
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from rl.config import RewardConfig
-from rl.rewards import score, score_rollouts
+from rl.rewards import reward, score_responses
 
 
 @pytest.mark.parametrize(
@@ -18,14 +18,14 @@ from rl.rewards import score, score_rollouts
 )
 def test_published_weights(accuracy, form, total):
     verdict = Verdict(accuracy=accuracy, format=form, extracted="7", decided_by="exact")
-    parts = score(verdict, RewardConfig())
-    assert parts.total == pytest.approx(total)
-    assert (parts.accuracy, parts.format, parts.extracted, parts.decided_by) == (accuracy, form, "7", "exact")
+    scored = reward(verdict, RewardConfig())
+    assert scored.total == pytest.approx(total)
+    assert scored.verdict == verdict
 
 
 def test_weights_come_from_the_config():
     verdict = Verdict(accuracy=1, format=0.8, extracted="7", decided_by="exact")
-    assert score(verdict, RewardConfig(accuracy_weight=0.5, format_weight=0.5)).total == pytest.approx(0.9)
+    assert reward(verdict, RewardConfig(accuracy_weight=0.5, format_weight=0.5)).total == pytest.approx(0.9)
 
 
 def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default():
@@ -38,7 +38,7 @@ def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default
     assert EVAL_RECIPES["qwen2_5_vl_7b_greedy"]().reward.checker.mode == "released"
 
 
-def test_scores_rollouts_in_order():
+def test_scores_responses_in_order():
     responses = [
         "<think>a</think><answer>7</answer>",
         "<think>a</think><answer>8</answer>",
@@ -46,8 +46,8 @@ def test_scores_rollouts_in_order():
         "7",
     ]
     with VerifyPool(CheckerConfig(workers=1)) as pool:
-        parts = score_rollouts(pool, RewardConfig(), responses, ["7", "7", "7.0", "7"])
-        assert [p.total for p in parts] == pytest.approx([1.0, 0.1, 1.0, 0.9])
-        assert [p.decided_by for p in parts] == ["exact", "none", "number", "exact"]
+        rewards = score_responses(pool, RewardConfig(), responses, ["7", "7", "7.0", "7"])
+        assert [r.total for r in rewards] == pytest.approx([1.0, 0.1, 1.0, 0.9])
+        assert [r.verdict.decided_by for r in rewards] == ["exact", "none", "number", "exact"]
         with pytest.raises(ValueError):
-            score_rollouts(pool, RewardConfig(), responses, ["7"])
+            score_responses(pool, RewardConfig(), responses, ["7"])

@@ -1,0 +1,41 @@
+"""Scored groups of rollouts, as an engine and the checker would return them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_pipeline.types import SampleRef
+from data_pipeline.verify.check import Verdict
+from rl.types import Group, Prompt, Reward, Rollout
+
+
+def make_prompt(number: int = 0, *, kind: str = "") -> Prompt:
+    ref = SampleRef(id=str(number), shard="", offset=number, size=0)
+    return Prompt(ref=ref, answer="7", source="digits", kind=kind, question="How many?")
+
+
+def make_reward(accuracy: float, form: float = 1.0) -> Reward:
+    decided_by = "exact" if accuracy else "none"
+    verdict = Verdict(accuracy=accuracy, format=form, extracted="7", decided_by=decided_by)
+    return Reward(total=0.9 * accuracy + 0.1 * form, verdict=verdict)
+
+
+def make_group(
+    prompt: Prompt,
+    accuracies: Sequence[float],
+    *,
+    lengths: Sequence[int] | None = None,
+    finish_reason: str = "stop",
+) -> Group:
+    """Returns a group whose i-th response has `lengths[i]` tokens: 3, 4, 5 and so on by default."""
+    rollouts = tuple(
+        Rollout(
+            token_ids=tuple(range(10, 10 + length)),
+            logprobs=tuple(-0.1 * (k + 1) for k in range(length)),
+            response="<answer>7</answer>",
+            finish_reason=finish_reason,
+            policy_version=4,
+        )
+        for length in lengths or range(3, 3 + len(accuracies))
+    )
+    return Group(prompt=prompt, rollouts=rollouts, rewards=tuple(map(make_reward, accuracies)))

@@ -1,0 +1,40 @@
+"""Waits for child processes by their titles, which Ray sets to the actor method that runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+
+
+def wait_until(is_true: Callable[[], bool], *, seconds: float = 120) -> None:
+    """Polls until `is_true()`.
+
+    Raises:
+        TimeoutError: it stayed false for `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s in vain")
+        time.sleep(0.01)
+
+
+def wait_for_process(title: str) -> list[psutil.Process]:
+    """Returns the descendants of this process whose title begins with `title`, once there is one."""
+    found: list[psutil.Process] = []
+
+    def search() -> bool:
+        found[:] = [p for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)]
+        return bool(found)
+
+    wait_until(search)
+    return found
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return (process.cmdline() or [""])[0]
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""

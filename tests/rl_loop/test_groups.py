@@ -1,0 +1,51 @@
+"""Groups of one step: which are kept, mini-batches, metrics and records."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data_pipeline.types import SampleRef
+from data_pipeline.verify.record import ScoredResponse
+from rl.config import AlgorithmConfig
+from rl.groups import group_row, kept_groups, minibatches, rollout_metrics, scored_responses, train_rollouts
+from tests.helpers.groups import make_group, make_prompt
+
+
+def test_groups_without_signal_are_dropped_unless_asked_for() -> None:
+    groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
+    assert kept_groups(AlgorithmConfig(), groups) == [1]
+    assert kept_groups(AlgorithmConfig(drop_equal_groups=False), groups) == [0, 1]
+
+
+def test_metrics_are_means_over_all_groups() -> None:
+    groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
+    metrics = rollout_metrics(groups, num_kept=1, seconds={"seconds_generate": 2.0, "seconds_step": 3.0})
+    assert metrics["reward_accuracy"] == pytest.approx(4 / 6)
+    assert (metrics["groups_kept"], metrics["groups_total"], metrics["policy_version"]) == (1, 2, 4)
+    assert (metrics["response_len_mean"], metrics["response_len_max"]) == (4, 5)
+    assert metrics["tokens_per_second"] == 2 * (3 + 4 + 5) / 2.0
+    assert metrics["seconds_step"] == 3.0
+
+
+def test_minibatches_keep_groups_whole() -> None:
+    groups = [train_rollouts(make_group(make_prompt(i), [1, 0])) for i in range(5)]
+    parts = minibatches(groups, 2)
+    assert [len(part) for part in parts] == [6, 4]
+    assert [rollout for part in parts for rollout in part] == [r for group in groups for r in group]
+    assert minibatches(groups[:1], 4) == groups[:1]
+
+
+def test_row_of_a_group_holds_the_reference_of_its_images_and_scored_responses() -> None:
+    group = make_group(make_prompt(3, kind="count"), [1, 0])
+    row = json.loads(json.dumps(group_row(group)))
+    assert SampleRef(**row["ref"]) == group.prompt.ref
+    assert (row["question"], row["policy_version"]) == ("How many?", 4)
+    records = [ScoredResponse.from_json(json.dumps(record)) for record in row["responses"]]
+    assert records == scored_responses(group)
+    assert [(r.id, r.rollout, r.kind, r.answer) for r in records] == [
+        ("3", 0, "count", "7"),
+        ("3", 1, "count", "7"),
+    ]
+    assert [(r.accuracy, r.response_len, r.reward) for r in records] == [(1, 3, 1.0), (0, 4, 0.1)]

@@ -1,0 +1,122 @@
+"""Rollouts on their way to the trainer: the split over ranks, and packed micro-batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.shards.format import read_sample
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from data_pipeline.types import Example, SampleRef
+from rl.algorithms.policy_loss import policy_loss
+from rl.config import AlgorithmConfig
+from rl.groups import train_rollouts
+from rl.pack import PackRules, build_batches, split_by_rank
+from rl.prompts import read_prompts
+from rl.types import TrainRollout
+from tests.helpers.groups import make_group, make_prompt
+
+IMAGE = ImageConfig(min_pixels=784)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts") / "train"
+    write_shards(digit_samples("train", 7, seed=5, cell=28), folder)
+    return folder
+
+
+def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:
+    groups = [make_group(make_prompt(i), [1, 0, 1], lengths=range(2 + i, 5 + i)) for i in range(5)]
+    rollouts = [rollout for group in groups for rollout in train_rollouts(group)]
+    shares = split_by_rank(rollouts, 2, whole_groups=False)
+    assert Counter(id(r) for share in shares for r in share) == Counter(map(id, rollouts))
+    tokens = [sum(len(r.token_ids) for r in share) for share in shares]
+    assert abs(tokens[0] - tokens[1]) <= max(len(r.token_ids) for r in rollouts)
+    assert split_by_rank(rollouts[:1], 3, whole_groups=False) == [rollouts[:1], [], []]
+    whole = split_by_rank(rollouts, 2, whole_groups=True)
+    assert Counter(id(r) for share in whole for r in share) == Counter(map(id, rollouts))
+    assert not {r.ref for r in whole[0]} & {r.ref for r in whole[1]}
+    assert all(whole)
+
+
+def test_ranks_are_balanced_by_tokens_not_by_rollouts() -> None:
+    rollouts = train_rollouts(make_group(make_prompt(), [1, 0, 0, 0], lengths=[30, 10, 10, 10]))
+    assert split_by_rank(rollouts, 2, whole_groups=False) == [rollouts[:1], rollouts[1:]]
+
+
+def test_rank_without_rollouts_gets_a_batch_that_counts_for_nothing() -> None:
+    rules = PackRules(pack_length=64, multiple=4, pad_token_id=0, image_token_id=5, share_prompts=True)
+    (batch,) = build_batches([], encode_nothing, rules)
+    output = policy_loss(AlgorithmConfig())(torch.zeros(4, requires_grad=True), batch)
+    assert (output.loss_sum.item(), output.count.item()) == (0, 0)
+
+
+def encode_nothing(ref: SampleRef) -> Example:
+    raise AssertionError("there is nothing to encode")
+
+
+@pytest.mark.parametrize("share_prompts", [False, True])
+@pytest.mark.parametrize("pack_length", [1_200, 380])
+def test_response_tokens_get_the_numbers_of_their_rollout(
+    shards: Path, tiny_hf: Path, share_prompts: bool, pack_length: int
+) -> None:
+    encoder = ChatEncoder.from_hf(tiny_hf, IMAGE)
+    responses = [
+        (20, 21, 2),
+        (30, 2),
+        (40, 41, 42, 2),
+        (50, 2),
+        (60, 61, 62, 63, 64, 65, 66, 67, 68, 2),
+        (70, 2),
+    ]
+    refs = [p.ref for p in read_prompts(shards, image=IMAGE)][:2]
+    rollouts = [
+        TrainRollout(
+            ref=refs[k % 2], token_ids=ids, logprobs=tuple(-float(t) for t in ids), advantage=k + 1.0
+        )
+        for k, ids in enumerate(responses)
+    ]
+    rules = PackRules(
+        pack_length=pack_length,
+        multiple=4,
+        pad_token_id=encoder.pad_token_id,
+        image_token_id=encoder.image_token_id,
+        share_prompts=share_prompts,
+    )
+    batches = build_batches(rollouts, lambda ref: encoder.encode_prompt(read_sample(shards, ref)), rules)
+    prompts = sum(name == "" for batch in batches for name in batch.packed.ids)
+    assert (prompts > 0) == share_prompts
+    if share_prompts:
+        alone = build_batches(
+            rollouts,
+            lambda r: encoder.encode_prompt(read_sample(shards, r)),
+            replace(rules, share_prompts=False),
+        )
+        assert sum(b.packed.num_tokens for b in batches) < sum(b.packed.num_tokens for b in alone)
+    seen = {}
+    for batch in batches:
+        packed, learned = batch.packed, batch.packed.loss_mask.bool()
+        assert torch.equal(batch.advantages_T != 0, learned)
+        # the fixture gave each token its own id as (negative) logprob
+        assert torch.equal(batch.rollout_logprobs_T[learned], -packed.labels[learned].float())
+        bounds = packed.cu_seqlens.tolist()
+        for name, start, end in zip(packed.ids, bounds[:-1], bounds[1:], strict=True):
+            assert (end - start) % 4 == 0
+            if not name:
+                assert not learned[start:end].any()
+                continue
+            chosen = learned[start:end]
+            seen[name] = (
+                packed.labels[start:end][chosen].tolist(),
+                set(batch.advantages_T[start:end][chosen].tolist()),
+            )
+    expected = {f"{r.ref.id} ({k})": (list(r.token_ids), {r.advantage}) for k, r in enumerate(rollouts)}
+    assert seen == expected
