@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from rl.types import Prompt, Rollout
 from rl.weight_sync.manifest import WeightError
 from rl.weight_sync.sender import WeightSender
 
+pytestmark = pytest.mark.heavy
+
 CONFIG = EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=64, cpu_kv_cache_gib=0.25)
 SAMPLING = SamplingConfig(n=4, max_tokens=24)
 Weights = list[tuple[str, Tensor]]
@@ -35,7 +38,7 @@ roundings of 1.2e-7); a stale cache or two swapped tensors gave 0.27 and more.""
 
 
 class SwitchableEngine(Engine):
-    """Can be told to keep a cache through an update, as vLLM itself would; notes what its prefix cache gave."""
+    """Can keep a cache through an update, as vLLM itself would; records the tokens found in its prefix cache."""
 
     keeps = ""  # encoder | prefix
     most_cached_tokens = 0
@@ -49,9 +52,18 @@ class SwitchableEngine(Engine):
         if not self.keeps:
             super().reset_caches()
 
-    def _rollouts(self, output: RequestOutput, version: int) -> list[Rollout]:
+    def _rollouts(self, output: RequestOutput, version: int) -> tuple[Rollout, ...]:
         self.most_cached_tokens = max(self.most_cached_tokens, output.num_cached_tokens or 0)
         return super()._rollouts(output, version)
+
+
+def generate(
+    engine: Engine, prompts: Sequence[Prompt], sampling: SamplingConfig = SAMPLING, *, step_seed: int
+) -> list[tuple[Rollout, ...]]:
+    """Returns the rollouts of prompts without a fault."""
+    found = engine.generate(prompts, sampling, step_seed)
+    assert all(responses.fault is None for responses in found)
+    return [responses.rollouts for responses in found]
 
 
 class Oracle:
@@ -150,34 +162,32 @@ def sender() -> Iterator[WeightSender]:
         yield sender
 
 
-def test_answers_and_logprobs_are_those_of_the_model(
+def test_responses_and_logprobs_are_those_of_the_model(
     engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
 ) -> None:
-    answers = engine.generate(prompts, SAMPLING, step_seed=1)
-    assert [len(rollouts) for rollouts in answers] == [SAMPLING.n] * len(prompts)
+    sampled = generate(engine, prompts, step_seed=1)
+    assert [len(rollouts) for rollouts in sampled] == [SAMPLING.n] * len(prompts)
     stop = oracle.model.generation_config.eos_token_id
-    for prompt, rollouts in zip(prompts, answers, strict=True):
+    for prompt, rollouts in zip(prompts, sampled, strict=True):
         assert oracle.gap([prompt] * SAMPLING.n, rollouts) < SAME
         for rollout in rollouts:
             assert len(rollout.logprobs) == len(rollout.token_ids) <= SAMPLING.max_tokens
             assert (rollout.token_ids[-1] == stop) == (rollout.finish_reason == "stop")
-            assert rollout.text == oracle.encoder.decode(rollout.token_ids)
+            assert rollout.response == oracle.encoder.decode(rollout.token_ids)
             assert rollout.policy_version == 0
-    more = [
-        rollouts for seed in range(2, 8) for rollouts in engine.generate(prompts, SAMPLING, step_seed=seed)
-    ]
-    assert {rollout.finish_reason for rollouts in answers + more for rollout in rollouts} == {
+    more = [rollouts for seed in range(2, 8) for rollouts in generate(engine, prompts, step_seed=seed)]
+    assert {rollout.finish_reason for rollouts in sampled + more for rollout in rollouts} == {
         "stop",
         "length",
     }
 
 
-def test_vision_tokens_are_never_sampled_though_the_model_wants_to(
+def test_vision_tokens_are_never_sampled(
     engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
 ) -> None:
     banned = list(oracle.encoder.banned_token_ids)
     expected, seen = 0.0, set()
-    for prompt, rollouts in zip(prompts, engine.generate(prompts, SAMPLING, step_seed=2), strict=True):
+    for prompt, rollouts in zip(prompts, generate(engine, prompts, step_seed=2), strict=True):
         for rollout in rollouts:
             expected += oracle.logits(prompt, rollout).softmax(-1)[:, banned].sum().item()
             seen |= set(rollout.token_ids)
@@ -185,28 +195,27 @@ def test_vision_tokens_are_never_sampled_though_the_model_wants_to(
     assert not seen & set(banned)
 
 
-def test_answers_depend_on_seed_step_and_prompt_but_not_on_the_batch(
+def test_responses_depend_on_seed_step_and_prompt_but_not_on_the_batch(
     engine: SwitchableEngine, prompts: list[Prompt]
 ) -> None:
-    together = [tokens(rollouts) for rollouts in engine.generate(prompts, SAMPLING, step_seed=1)]
-    assert [tokens(r) for r in engine.generate(prompts[4:6][::-1], SAMPLING, step_seed=1)] == together[4:6][
-        ::-1
-    ]
-    assert [tokens(rollouts) for rollouts in engine.generate(prompts, SAMPLING, step_seed=2)] != together
-    assert len({answer for rollouts in together for answer in rollouts}) > len(prompts) * 3
+    together = [tokens(rollouts) for rollouts in generate(engine, prompts, step_seed=1)]
+    reversed_pair = generate(engine, [prompts[5], prompts[4]], step_seed=1)
+    assert [tokens(rollouts) for rollouts in reversed_pair] == [together[5], together[4]]
+    assert [tokens(rollouts) for rollouts in generate(engine, prompts, step_seed=2)] != together
+    assert len({ids for rollouts in together for ids in rollouts}) > len(prompts) * 3
     assert request_seed(1, 2, "a") != request_seed(2, 1, "a") != request_seed(2, 1, "b")
 
 
 def greedy(engine: Engine, prompts: Sequence[Prompt]) -> list[Rollout]:
     sampling = SamplingConfig(n=1, temperature=0.0, max_tokens=8)
-    return [answers[0] for answers in engine.generate(prompts, sampling, 0)]
+    return [rollouts[0] for rollouts in generate(engine, prompts, sampling, step_seed=0)]
 
 
 def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.token_ids for rollout in rollouts]
 
 
-def test_answers_to_one_prompt_share_its_keys_and_values(
+def test_responses_to_one_prompt_share_its_keys_and_values(
     engine: SwitchableEngine, prompts: list[Prompt]
 ) -> None:
     engine.reset_caches()
@@ -214,14 +223,14 @@ def test_answers_to_one_prompt_share_its_keys_and_values(
     greedy(engine, prompts[:1])
     assert engine.most_cached_tokens == 0
     engine.reset_caches()
-    engine.generate(prompts[:1], SAMPLING, step_seed=1)
+    generate(engine, prompts[:1], step_seed=1)
     assert engine.most_cached_tokens >= 32
 
 
-def test_an_update_reaches_every_weight_and_the_caches(
+def test_update_reaches_every_weight_and_clears_the_caches(
     engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
 ) -> None:
-    """The same images again and again: what older weights made of them must not come back."""
+    """The same images before and after: nothing that older weights computed may be used."""
     for seed, cache in enumerate(("encoder", "prefix"), 1):
         greedy(engine, prompts)  # fills the caches
         engine.keeps = cache
@@ -236,7 +245,7 @@ def test_an_update_reaches_every_weight_and_the_caches(
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "corrupted"])
-def test_a_bad_update_is_named_and_nothing_is_answered_until_a_good_one(
+def test_bad_update_is_named_and_stops_generation_until_a_good_one(
     fault: str, engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
 ) -> None:
     name = "model.language_model.layers.1.mlp.down_proj.weight"
@@ -262,7 +271,7 @@ def test_a_bad_update_is_named_and_nothing_is_answered_until_a_good_one(
     assert oracle.gap(prompts[:2], greedy(engine, prompts[:2])) < SAME
 
 
-def test_a_tensor_under_another_name_shows_in_the_probe(
+def test_swapped_tensors_show_in_the_probe(
     engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
 ) -> None:
     weights = dict(oracle.change(4))
@@ -271,7 +280,28 @@ def test_a_tensor_under_another_name_shows_in_the_probe(
     assert oracle.gap(prompts, greedy(engine, prompts)) > OTHER
 
 
-def test_a_temperature_other_than_the_engines_is_refused(
+def test_prompts_that_cannot_be_read_are_returned_with_their_fault(
+    engine: SwitchableEngine, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    """The other prompts of the call are not affected."""
+    samples = list(digit_samples("test", 4, 0))
+    samples[1] = replace(samples[1], images=(samples[1].images[0][:-40],))  # its header is whole
+    samples[3] = replace(samples[3], images=())
+    write_shards(samples, tmp_path)
+    broken = read_prompts(tmp_path, image=ImageConfig(min_pixels=784))
+    whole = generate(engine, [prompts[0], prompts[2]], step_seed=1)
+    shards, engine._shards = engine._shards, str(tmp_path)
+    try:
+        found = engine.generate(broken, SAMPLING, 1)
+        none = engine.generate(broken[1:2], SAMPLING, 1)
+    finally:
+        engine._shards = shards
+    assert [bool(r.fault) for r in found] == [False, True, False, True]
+    assert tokens(found[0].rollouts) == tokens(whole[0]) and tokens(found[2].rollouts) == tokens(whole[1])
+    assert [r.fault[0] for r in [*none, *found] if r.fault] == ["image", "image", "text"]
+
+
+def test_temperature_other_than_the_engines_is_refused(
     engine: SwitchableEngine, prompts: list[Prompt]
 ) -> None:
     with pytest.raises(ValueError, match="sampling.temperature=0.7"):
@@ -286,7 +316,7 @@ def test_tied_weights_and_another_temperature(
     engine = Engine(CONFIG, ImageConfig(), str(tiny_tied_hf), str(shards), seed=3, temperature=0.7)
     with WeightSender() as sender:
         engine.update_weights(sender.send(oracle.change(1), version=1))
-    answers = engine.generate(prompts, SamplingConfig(n=1, temperature=0.7, max_tokens=8), step_seed=1)
+    sampled = generate(engine, prompts, SamplingConfig(n=1, temperature=0.7, max_tokens=8), step_seed=1)
     engine.close()
     banned = oracle.encoder.banned_token_ids
-    assert oracle.gap(prompts, [rollouts[0] for rollouts in answers], temperature=0.7, banned=banned) < SAME
+    assert oracle.gap(prompts, [rollouts[0] for rollouts in sampled], temperature=0.7, banned=banned) < SAME

@@ -1,16 +1,13 @@
-"""The whole RL loop with real Ray, real vLLM and real Megatron workers: it learns, resumes, and survives its engine."""
+"""The whole RL loop with real Ray, vLLM and Megatron workers: it trains, resumes, and replaces dead engines."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,17 +19,24 @@ from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
+from tests.helpers.processes import wait_for_process, wait_until
 from tests.helpers.ranks import run_ranks
-from tests.model.test_sft import sft_rank
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(400)]
 
 SAME = ("step", "reward", "reward_format", "response_len_mean", "groups_kept", "policy_version")
 
 
+def sft_rank(config: SFTConfig) -> None:
+    from megatron_omr.sft import run_sft
+
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    run_sft(config, rank=rank, world_size=world_size, init_method=os.environ["INIT_METHOD"])
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
-    """A policy that knows the form of an answer and sometimes its content, after a minute of SFT."""
+    """A policy that knows the form of a response and sometimes the answer, after a minute of SFT."""
     from megatron_omr.tiny import create_tiny_model
 
     root = tmp_path_factory.mktemp("rl")
@@ -79,6 +83,10 @@ def rows(run: Path | str, name: str = "metrics") -> list[dict]:
     return [json.loads(line) for line in (Path(run) / f"{name}.jsonl").read_text().splitlines()]
 
 
+def responses(run: Path) -> list[list[str]]:
+    return [[record["response"] for record in row["responses"]] for row in rows(run, "rollouts")]
+
+
 @pytest.fixture(scope="module")
 def finished(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rl.loop import run_rl
@@ -105,18 +113,14 @@ def test_weights_learn_and_engines_follow(finished: Path, config: RLConfig) -> N
 
 
 def kill_engine_when_generating(run: Path, after_rows: int) -> None:
-    """SIGKILL the engine's process shortly after step `after_rows` began to generate."""
-    while len(rows(run)) < after_rows:
-        time.sleep(0.02)
-    time.sleep(0.15)
-    running = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    engines = [p for p in running if (p.cmdline() or [""])[0].startswith("ray::Engine")]
-    for engine in engines:
-        os.kill(engine.pid, signal.SIGKILL)
+    """Kills the engine's process while it generates for step `after_rows`."""
+    wait_until(lambda: len(rows(run)) >= after_rows)
+    for engine in wait_for_process("ray::Engine.generate"):
+        engine.kill()
 
 
 def test_resume_and_a_killed_engine_change_nothing(finished: Path, config: RLConfig, tmp_path: Path) -> None:
-    """Two steps, a new start, an engine killed while it answers: the same answers, rewards and gradients."""
+    """Two steps, a new start, an engine killed while it generates: the same responses, rewards and gradients."""
     from rl.loop import run_rl
 
     run = tmp_path / "disturbed"
@@ -135,8 +139,7 @@ def test_resume_and_a_killed_engine_change_nothing(finished: Path, config: RLCon
     weights = [load_file(folder / "hf" / "model.safetensors") for folder in (run, finished)]
     for name in weights[0].keys() | weights[1].keys():
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=1e-6, msg=name)
-    texts = [[r["text"] for r in row["rollouts"]] for row in rows(run, "rollouts")]
-    assert texts == [[r["text"] for r in row["rollouts"]] for row in rows(finished, "rollouts")]
+    assert responses(run) == responses(finished)
 
 
 def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:

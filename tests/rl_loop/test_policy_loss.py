@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -221,3 +222,49 @@ def test_sft_loss_is_the_sum_of_cross_entropies_over_supervised_tokens():
     supervised = batch.loss_mask.bool()
     assert output.count == supervised.sum()
     torch.testing.assert_close(output.loss_sum, -inputs.logprobs_T[supervised].sum())
+
+
+def extreme_inputs(log_ratio: float, advantage: float) -> PolicyLossInputs:
+    """A sequence of two response tokens, each with this log-ratio; float32 as in training."""
+    old_T = torch.tensor([-2.0, -1.0])
+    return PolicyLossInputs(
+        logprobs_T=(old_T + log_ratio).requires_grad_(),
+        old_logprobs_T=old_T,
+        advantages_T=torch.full((2,), advantage),
+        mask_T=torch.ones(2),
+        cu_seqlens=torch.tensor([0, 2]),
+        clip_low=0.1,
+        clip_high=0.2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "log_ratio", "advantage", "loss", "ratio"),
+    [
+        ("gspo", 1e4, 1.0, -1.2, math.exp(10)),  # clipped
+        ("gspo", 1e4, -1.0, math.exp(10), math.exp(10)),  # clamped
+        ("gspo", -1e4, 1.0, 0.0, 0.0),
+        ("gspo", -1e4, -1.0, 0.9, 0.0),  # clipped
+        ("grpo", 1e4, 1.0, -1.2, math.exp(20)),  # clipped
+        ("grpo", 1e4, -1.0, 3.0, math.exp(20)),  # dual clip
+        ("grpo", -1e4, 1.0, -math.exp(-20), math.exp(-20)),  # clamped
+        ("grpo", -1e4, -1.0, 0.9, math.exp(-20)),  # clipped
+    ],
+)
+def test_extreme_ratio_is_clamped_and_has_no_gradient(algorithm, log_ratio, advantage, loss, ratio):
+    inputs = extreme_inputs(log_ratio, advantage)
+    output = POLICY_LOSSES[algorithm](inputs)
+    assert float(output.loss_sum.detach() / output.count) == pytest.approx(loss, rel=1e-5)
+    assert mean(output.metrics["ratio"]) == pytest.approx(ratio, rel=1e-5)
+    bound = math.copysign(20, log_ratio)
+    assert mean(output.metrics["policy_kl"]) == pytest.approx(math.expm1(bound) - bound, rel=1e-5)
+    assert gradient(output, inputs).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("algorithm", "log_ratio"), [("gspo", 9.9), ("grpo", 0.9)])
+def test_ratio_below_the_clamp_keeps_its_gradient(algorithm, log_ratio):
+    inputs = extreme_inputs(log_ratio, -1.0)
+    expected = math.exp(log_ratio) / 2  # half of the sequence, or of the tokens
+    assert gradient(POLICY_LOSSES[algorithm](inputs), inputs).tolist() == pytest.approx(
+        [expected] * 2, rel=1e-5
+    )

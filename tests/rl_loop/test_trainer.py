@@ -1,0 +1,113 @@
+"""A trainer worker alone and as one of two ranks: scores, steps, weights and checkpoints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rl.config import RLConfig
+from rl.pack import split_by_rank
+from rl.types import TrainRollout
+from rl.weight_sync.manifest import WeightManifest
+from tests.helpers.ranks import run_ranks
+from tests.helpers.rl_training import oracle_rollouts, rl_config
+
+pytestmark = pytest.mark.heavy
+
+
+def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, Any]:
+    """Runs everything a worker does, once, and returns the results."""
+    from rl.trainer import TrainerWorker
+
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=os.environ["INIT_METHOD"])
+    dp_rank, is_logger = worker.place()
+    share, halves = (
+        [split_by_rank(part, world_size, whole_groups=False)[dp_rank] for part in parts]
+        for parts in ([rollouts], [rollouts[:2], rollouts[2:]])
+    )
+    seen: dict[str, Any] = {"place": (dp_rank, is_logger), "resumed at first": worker.resume()}
+    seen["score"] = worker.score(share[0])
+    seen["weights at first"] = checksums(worker.send_weights(0))
+    seen["step"] = worker.train(share)
+    seen["weights of step 1"] = checksums(worker.send_weights(1))
+    worker.save(1, {"cursor": 5})
+    worker.save_hf()
+    seen["two steps"] = worker.train(halves)
+    seen["weights of step 3"] = checksums(worker.send_weights(3))
+    seen["resumed"] = worker.resume()
+    seen["weights resumed"] = checksums(worker.send_weights(1))
+    with pytest.raises(ValueError, match="ban them while sampling"):
+        worker.score([replace(rollouts[0], token_ids=(worker._encoder.image_token_id, 1, 2))])
+    return seen
+
+
+def checksums(manifest: WeightManifest | None) -> dict[str, int]:
+    return {entry.name: entry.checksum for entry in manifest.entries} if manifest else {}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trainer")
+
+
+@pytest.fixture(scope="module")
+def rollouts(tiny_hf: Path, root: Path) -> list[TrainRollout]:
+    return oracle_rollouts(rl_config(tiny_hf, root, trainers=1))
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_hf: Path, root: Path, rollouts: list[TrainRollout]) -> dict[str, Any]:
+    return run_ranks(trainer_rank, 1, rl_config(tiny_hf, root, trainers=1), rollouts)[0]
+
+
+def test_score_is_the_difference_to_the_logprobs_of_the_rollouts(
+    alone: dict[str, Any], rollouts: list[TrainRollout]
+) -> None:
+    total, count, largest = alone["score"]
+    assert count == sum(len(rollout.token_ids) for rollout in rollouts)
+    assert total / count <= largest < 1e-4  # float32; another tensor or prompt would give 0.1 and more
+
+
+def test_step_moves_every_weight_and_reports_it(alone: dict[str, Any]) -> None:
+    step, before, after = alone["step"], alone["weights at first"], alone["weights of step 1"]
+    assert before.keys() == after.keys()
+    assert all(before[name] != after[name] for name in before)
+    assert (step["ratio"], step["clip_fraction"], step["skipped_steps"]) == (1, 0, 0)  # on-policy
+    assert step["lr"] == 1e-3 and step["grad_norm"] > 0 and step["entropy"] > 0
+    assert step["mismatch"] < 1e-4
+
+
+def test_later_minibatches_are_compared_with_the_policy_that_sampled(alone: dict[str, Any]) -> None:
+    assert alone["two steps"]["ratio"] != 1
+    assert alone["two steps"]["clip_fraction"] > 0
+
+
+def test_checkpoint_restores_weights_and_state(alone: dict[str, Any]) -> None:
+    assert alone["resumed at first"] == (0, {})
+    assert alone["resumed"] == (1, {"cursor": 5})
+    assert alone["weights of step 3"] != alone["weights of step 1"] == alone["weights resumed"]
+
+
+def test_hf_folder_holds_the_weights_of_the_step(alone: dict[str, Any], tiny_hf: Path, root: Path) -> None:
+    saved, base = (load_file(f / "model.safetensors") for f in (root / "run-1/hf", tiny_hf))
+    assert saved.keys() == base.keys()
+    assert not any(torch.equal(saved[name], base[name]) for name in base)
+
+
+def test_two_ranks_train_like_one(
+    alone: dict[str, Any], tiny_hf: Path, root: Path, rollouts: list[TrainRollout]
+) -> None:
+    ranks = run_ranks(trainer_rank, 2, rl_config(tiny_hf, root, trainers=2), rollouts)
+    assert sorted(rank["place"][0] for rank in ranks) == [0, 1]
+    logger = next(rank for rank in ranks if rank["place"][1])
+    for name in ("loss", "grad_norm", "entropy"):
+        # float32 sums in another order: 1e-6 and less; the mean of two means would be off by 1e-2
+        assert logger["step"][name] == pytest.approx(alone["step"][name], rel=1e-4, abs=1e-6), name
+    assert sum(rank["score"][1] for rank in ranks) == alone["score"][1]

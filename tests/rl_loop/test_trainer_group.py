@@ -1,0 +1,72 @@
+"""The trainer's processes under Ray: shares, combined results, weights that this process can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.ray_session import start_ray, stop_ray
+from megatron_omr.convert.names import modern_name
+from rl.trainer_group import TrainerGroup
+from rl.types import TrainRollout
+from rl.weight_sync.manifest import WeightManifest, open_bucket
+from tests.helpers.rl_training import oracle_rollouts, rl_config
+
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def rollouts(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> list[TrainRollout]:
+    return oracle_rollouts(rl_config(tiny_hf, tmp_path_factory.mktemp("rollouts"), trainers=2))
+
+
+@pytest.fixture
+def trainers(tiny_hf: Path, tmp_path: Path) -> Iterator[TrainerGroup]:
+    start_ray()
+    try:
+        group = TrainerGroup(rl_config(tiny_hf, tmp_path, trainers=2))
+        yield group
+        group.close()
+    finally:
+        stop_ray()
+
+
+def received(manifest: WeightManifest) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for bucket in manifest.buckets for name, tensor in open_bucket(bucket)}
+
+
+def test_two_trainers_check_train_send_and_save(
+    trainers: TrainerGroup, rollouts: list[TrainRollout], tiny_hf: Path, tmp_path: Path
+) -> None:
+    """One test, because starting the trainers takes most of its time."""
+    assert trainers.resume() == (0, {})
+    manifest = trainers.send_weights(version=3)
+    base = {modern_name(name): tensor for name, tensor in load_file(tiny_hf / "model.safetensors").items()}
+    sent = received(manifest)
+    assert manifest.version == 3 and sent.keys() == base.keys()
+    assert all(torch.equal(sent[name], base[name]) for name in base)
+
+    gaps = trainers.check_engines(rollouts)
+    assert gaps["mismatch_mean"] <= gaps["mismatch_max"] < 1e-4
+    assert trainers.check_engines(rollouts[:1])["mismatch_max"] < 1e-4  # one rank gets none
+    other = [replace(r, logprobs=tuple(x - 1 for x in r.logprobs)) for r in rollouts]
+    with pytest.raises(RuntimeError, match=r"mean \|logprob difference\| 1 .* on 4 rollouts.*max_mismatch"):
+        trainers.check_engines(other)
+
+    metrics = trainers.train([rollouts[:2], rollouts[2:]])
+    assert metrics["skipped_steps"] == 0 and metrics["grad_norm"] > 0
+    moved = received(trainers.send_weights(version=4))
+    assert not any(torch.equal(moved[name], base[name]) for name in base)
+
+    trainers.save(2, {"cursor": 7})
+    assert trainers.resume() == (2, {"cursor": 7})
+    trainers.save_hf()
+    assert (tmp_path / "run-2/hf/model.safetensors").exists()
+    with pytest.raises(ray.exceptions.RayTaskError, match="ban them while sampling"):
+        trainers.check_engines([replace(rollouts[0], token_ids=(0, *rollouts[0].token_ids[1:]))])
