@@ -119,34 +119,21 @@ def policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], Los
         # of the weights that sampled: later mini-batches have moved on from them
         trainer_T = logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
         mismatch = engine_mismatch(trainer_T, batch.rollout_logprobs_T, mask_T)
-        gaps = {
-            "mismatch": (mismatch.abs_sum, mismatch.count),
-            "mismatch_kl": (mismatch.kl_sum, mismatch.count),
-        }
-        return replace(output, metrics=output.metrics | gaps)
+        return replace(output, metrics=output.metrics | mismatch)
 
     return evaluate
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mismatch:
-    """Differences between the engine's logprobs and the trainer's, for the same weights. Scalars, detached."""
+def engine_mismatch(
+    logprobs_T: Tensor, rollout_logprobs_T: Tensor, mask_T: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Compares the trainer's logprobs with the engine's: sums over the response tokens, and their count.
 
-    abs_sum: Tensor  # of |difference| over the response tokens
-    kl_sum: Tensor  # of the k3 estimate of KL(engine || trainer)
-    abs_max: Tensor  # 0 without response tokens
-    count: Tensor  # response tokens
-
-
-def engine_mismatch(logprobs_T: Tensor, rollout_logprobs_T: Tensor, mask_T: Tensor) -> Mismatch:
-    """Compares the trainer's logprobs with the engine's over the response tokens."""
+    The sums are |difference| and the k3 estimate of KL(engine || trainer).
+    """
     difference_T = torch.where(mask_T != 0, logprobs_T.detach() - rollout_logprobs_T, 0.0)
-    return Mismatch(
-        abs_sum=difference_T.abs().sum(),
-        kl_sum=_k3(difference_T).sum(),
-        abs_max=difference_T.abs().max(),
-        count=(mask_T != 0).sum(),
-    )
+    count = (mask_T != 0).sum()
+    return {"mismatch": (difference_T.abs().sum(), count), "mismatch_kl": (_k3(difference_T).sum(), count)}
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, inputs: PolicyLossInputs) -> tuple[Tensor, Tensor]:
