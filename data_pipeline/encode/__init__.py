@@ -1,1 +1,1 @@
-"""Samples to tokens and patches."""
+"""Encodes samples as tokens and patches."""

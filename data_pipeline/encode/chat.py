@@ -1,7 +1,7 @@
-"""Messages and images -> token ids, loss mask, positions and patches, by a model folder's own chat template.
+"""Encodes messages and images as token ids, loss mask, positions and patches, with a model folder's chat template.
 
-A response is encoded apart from its prompt: the ids are those an engine is asked with and answers with, so
-that learning from a given answer and from a sampled one meet the same tokens.
+A response is encoded apart from its prompt, as an engine does, so that a response of a corpus and a sampled one have
+the same tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<|image_pad|>"
 PIECES = 64
-"""Texts between special tokens whose ids are remembered."""
+"""Number of texts between special tokens whose ids are cached."""
 
 
 class ChatEncoder:
@@ -56,14 +56,14 @@ class ChatEncoder:
         self.banned_token_ids = tuple(
             sorted(set(self._special.values()) - {self.stop_token_id, self.pad_token_id})
         )
-        """Special tokens that a rollout must never hold: vision tokens and starts of turns."""
+        """Special tokens that a response must not hold: vision tokens and starts of turns."""
 
     @classmethod
     def from_hf(cls, folder: str | Path, image: ImageConfig) -> ChatEncoder:
-        """Use the tokenizer and chat template of a Qwen2.5-VL folder.
+        """Returns an encoder with the tokenizer and chat template of a Qwen2.5-VL folder.
 
         Raises:
-            ValueError: its template or image processor would not do what trainer and engine agree on.
+            ValueError: with its template or image processor, trainer and engine would see different prompts.
         """
         from transformers import AutoTokenizer
 
@@ -84,7 +84,7 @@ class ChatEncoder:
         return encoder
 
     def encode(self, sample: Sample) -> Example:
-        """The conversation up to the end of its last turn, the assistant's, which alone is to be learned.
+        """Encodes the conversation up to the end of its last turn, the assistant's, which alone is to be learned.
 
         Raises:
             BadSample: no assistant turn at the end, special tokens in a text, image marks that do not fit the
@@ -92,16 +92,16 @@ class ChatEncoder:
         """
         if not sample.messages or sample.messages[-1].role != "assistant":
             raise BadSample("text", "the last message is not the assistant's: nothing to learn from")
-        answer = sample.messages[-1].content
-        self._check_text(answer)
-        if IMAGE_MARK in answer:
-            raise BadSample("text", f"{IMAGE_MARK} in the assistant's turn: answers hold no images")
+        response = sample.messages[-1].content
+        self._check_text(response)
+        if IMAGE_MARK in response:
+            raise BadSample("text", f"{IMAGE_MARK} in the assistant's turn: responses hold no images")
         return respond(
-            self.encode_prompt(sample), [*self._tokenize(answer), self.stop_token_id], id=sample.id
+            self.encode_prompt(sample), [*self._tokenize(response), self.stop_token_id], id=sample.id
         )
 
     def check_response(self, token_ids: Sequence[int]) -> None:
-        """Raise ValueError when a sampled response holds tokens that only prompts may hold."""
+        """Raises ValueError when a sampled response holds tokens that only prompts may hold."""
         banned = set(token_ids) & set(self.banned_token_ids)
         if banned:
             raise ValueError(
@@ -109,16 +109,16 @@ class ChatEncoder:
             )
 
     def engine_prompt(self, sample: Sample) -> tuple[list[int], list[Image.Image]]:
-        """Prompt ids with one image token per image, and the images in final size, as vLLM takes them."""
+        """Returns the prompt's ids with one token per image, and the images in final size, as vLLM takes them."""
         ids = self._prompt_ids(sample)
         return ids, [vision.load_image(data, self._image) for data in sample.images]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the ids, without special tokens."""
+        """Returns the text of the ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def encode_prompt(self, sample: Sample) -> Example:
-        """The conversation up to where the assistant begins to answer; nothing of it is to be learned.
+        """Encodes the conversation up to the start of the assistant's response; none of it is to be learned.
 
         Raises:
             BadSample: as encode.
@@ -165,10 +165,10 @@ class ChatEncoder:
         )
 
     def _tokenize(self, text: str) -> list[int]:
-        """The tokenizer's ids of `text`.
+        """Returns the tokenizer's ids of `text`.
 
-        It cuts at plain special tokens and takes the pieces by themselves, so pieces that come again and again,
-        such as the system prompt, need not be tokenised again.
+        A tokenizer cuts at plain special tokens and encodes the pieces independently, so the ids of pieces that
+        repeat, such as the system prompt, can be cached.
         """
         ids: list[int] = []
         for piece in self._cuts.split(text):
@@ -179,29 +179,29 @@ class ChatEncoder:
         return ids
 
     def _check_text(self, text: str) -> None:
-        """Special tokens written out in a text would forge turns or images."""
+        """Raises BadSample for special tokens in a text, which would forge turns or images."""
         for token in self._special:
             if token in text:
                 raise BadSample("text", f"holds the special token {token}; remove it from the data")
 
     def _check_template(self) -> None:
-        """The template must put an answer, unaltered, right behind the generation prompt, and then eos."""
+        """Raises ValueError unless the template puts a response, unchanged, between generation prompt and eos."""
         question = Message(role="user", content=f"{IMAGE_MARK}question")
-        answer = Message(role="assistant", content="<think>a</think><answer>b</answer>")
+        response = Message(role="assistant", content="<think>a</think><answer>b</answer>")
         prompt = self._render([question], add_generation_prompt=True)
-        whole = self._render([question, answer], add_generation_prompt=False)
-        wanted = prompt + answer.content + str(self._tokenizer.eos_token)
+        whole = self._render([question, response], add_generation_prompt=False)
+        wanted = prompt + response.content + str(self._tokenizer.eos_token)
         if not whole.startswith(wanted):
             raise ValueError(
                 f"the chat template renders\n{whole!r}\nwhich does not begin with\n{wanted!r}\n"
-                "so that an engine would see another conversation; use Qwen2.5-VL's template"
+                "so an engine would see another conversation; use Qwen2.5-VL's template"
             )
         if self._tokenize(prompt).count(self.image_token_id) != 1:
             raise ValueError(f"the chat template does not turn an image into one {IMAGE_TOKEN}: {prompt!r}")
 
 
 def _parts(content: str) -> str | list[dict[str, str]]:
-    """Content in the form chat templates know: plain text, or text and images in turn."""
+    """Returns content in the form of chat templates: plain text, or a list of texts and images."""
     first, *rest = content.split(IMAGE_MARK)
     if not rest:
         return content
@@ -212,7 +212,7 @@ def _parts(content: str) -> str | list[dict[str, str]]:
 
 
 def _check_processor(folder: Path, image: ImageConfig) -> None:
-    """The engine uses the folder's own image processor: it must find nothing to change in our images."""
+    """Raises ValueError where the folder's image processor, which the engine uses, would change our images."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a complete Qwen2.5-VL folder")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """How an image becomes patches. Trainer and engine share one, so that they count the same tokens."""
+    """Limits of image sizes; trainer and engine share them, so that they count the same tokens."""
 
     min_pixels: int = 3_136
     """Smaller images are scaled up to this area."""

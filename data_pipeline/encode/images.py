@@ -1,7 +1,7 @@
-"""Image files -> pixels of their final size -> patches, as Qwen2.5-VL's image processor makes them.
+"""Turns image files into pixels of their final size and then into patches, as Qwen2.5-VL's image processor does.
 
-An image is brought to its final size here, once: the processors of trainer and engine then find nothing left
-to resize and count the same tokens. Legend: P patches, I images.
+An image is resized here, once: the processors of trainer and engine then find nothing to resize and count the same
+tokens. Legend: P patches, I images.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from data_pipeline.encode.image_header import image_format
 from data_pipeline.errors import BadSample
 
 PATCH, MERGE, TEMPORAL = 14, 2, 2
-"""Pixels of a patch's side, patches of a token's side, frames of a patch (a still image is repeated)."""
+"""Pixels of a patch's side, patches of a token's side, frames of a patch (an image is repeated)."""
 PATCH_PIXELS = 3 * PATCH * PATCH
-"""Bytes of a patch. Patches travel as bytes, an eighth of what the model computes with; see normalise()."""
+"""Bytes of a patch: an eighth of what normalise() makes of it for the model."""
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SOURCE_PIXELS = 89_478_485
-"""Larger files are taken for decompression bombs and not decoded (Pillow's own warning level)."""
+"""Larger images count as decompression bombs and are not decoded (Pillow's own warning level)."""
 MAX_ASPECT_RATIO = 200
 
 
 def load_image(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) -> Image.Image:
-    """Decode an image file into RGB pixels, upright and of its final size.
+    """Decodes an image file into RGB pixels, upright and of its final size.
 
     Raises:
         BadSample: not an image, broken, too large, too elongated, or no size fits the limits.
@@ -52,9 +52,9 @@ def load_image(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) ->
 
 
 def scale_down(data: bytes, max_pixels: int) -> bytes:
-    """The file of an image at the size load_image() gives it under that cap, which then finds nothing to resize.
+    """Returns the image as a file of the size that load_image() gives it under that cap.
 
-    JPEG stays JPEG, at a quality (95, full colour) that adds no visible loss; all else becomes PNG.
+    JPEG stays JPEG, at a quality (95, full colour) without visible loss; everything else becomes PNG.
 
     Raises:
         BadSample: as load_image().
@@ -69,7 +69,7 @@ def scale_down(data: bytes, max_pixels: int) -> bytes:
 
 
 def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH * MERGE) -> tuple[int, int]:
-    """Qwen's smart_resize: multiples of `factor` near the same shape, with an area within the limits.
+    """Returns Qwen's smart_resize: multiples of `factor` near the same shape, with an area within the limits.
 
     Raises:
         BadSample: longer than 200 times its width, or the limits leave no such size.
@@ -95,10 +95,10 @@ def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH
 
 
 def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-    """Patches of RGB images whose sides are multiples of 28.
+    """Cuts RGB images whose sides are multiples of 28 into patches.
 
     Returns:
-        pixels [P, 14 * 14 * 3] uint8, the patches of a merged token next to each other, colours last;
+        pixels [P, 14 * 14 * 3] uint8, the patches of a token next to each other, colours last;
         image_grid_thw [I, 3] int64, in patches.
     """
     if not images:
@@ -110,14 +110,14 @@ def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
 
 
 def no_patches() -> tuple[Tensor, Tensor]:
-    """What patches() gives without any image."""
+    """Returns what patches() returns for no image."""
     return torch.empty(0, PATCH_PIXELS, dtype=torch.uint8), torch.empty(0, 3, dtype=torch.int64)
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Patches [P, 14 * 14 * 3] uint8 -> [P, 3 * 2 * 14 * 14] float32, both frames of each, on the same device.
+    """Returns patches [P, 14 * 14 * 3] uint8 as [P, 3 * 2 * 14 * 14] float32, with both frames, on the same device.
 
-    These are Hugging Face's pixel_values to the last bit: values are looked up, not computed.
+    Equal to Hugging Face's pixel_values in every bit: values are looked up, not computed.
     """
     tables = torch.from_numpy(_value_tables()).to(pixels.device)
     row = 256 * torch.arange(3, device=pixels.device)[:, None]
@@ -126,8 +126,10 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def _patchify(image: Image.Image) -> np.ndarray:
-    """An RGB image -> patches [P, 14 * 14 * 3] uint8. A row of a patch is one piece of 42 bytes in the image too:
-    moving pieces takes a fraction of the time of moving bytes."""
+    """Returns the patches [P, 14 * 14 * 3] uint8 of an RGB image.
+
+    A row of a patch is 42 consecutive bytes of the image: moving whole rows is much faster than moving bytes.
+    """
     width, height = image.size
     step = PATCH * MERGE
     pieces = np.frombuffer(image.tobytes(), dtype=f"V{3 * PATCH}")
@@ -138,14 +140,14 @@ def _patchify(image: Image.Image) -> np.ndarray:
 
 @cache
 def _value_tables() -> np.ndarray:
-    """Normalised value [3, 256] of each byte, with the processor's roundings: float64 scaling, then float32."""
+    """Returns the normalised values [3, 256] of each byte, with the processor's rounding: scaled in float64."""
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(x, dtype=np.float32)[:, None] for x in (MEAN, STD))
     return (scaled - mean) / std
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB on white where the file is transparent: black on nothing must not become black on black."""
+    """Returns the image as RGB, on white where it is transparent: black text must not become black on black."""
     if image.mode.startswith("I"):  # 16-bit greys; Pillow would clip them to white
         image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
     if image.has_transparency_data:

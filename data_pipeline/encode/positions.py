@@ -1,7 +1,7 @@
 """M-RoPE positions of one sample, before it is packed (pure).
 
-Text counts up in all three rows. The tokens of an image share one time, count rows and columns in the other
-two, and the text behind goes on past the longer side. Legend: T tokens, I images.
+Text counts up in all three rows. The tokens of an image share one time and count its rows and columns in the other
+two; the text after it continues past the longer side. Legend: T tokens, I images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 def mrope_position_ids(
     input_ids: Tensor, image_grid_thw: Tensor, *, image_token_id: int, spatial_merge_size: int
 ) -> Tensor:
-    """Positions [3, T] int64 (time, height, width) of `input_ids` [T], images expanded to their tokens.
+    """Returns positions [3, T] int64 (time, height, width) of `input_ids` [T], where images are expanded.
 
     Args:
         image_grid_thw: [I, 3] in patches, in the order of the images.
@@ -45,7 +45,7 @@ def mrope_position_ids(
 
 
 def _count_up(positions: np.ndarray, first: int) -> int:
-    """Give a text's tokens their positions; returns how many they are."""
+    """Writes the positions of a text's tokens, and returns their number."""
     count = positions.shape[1]
     positions[:] = np.arange(first, first + count)
     return count

@@ -1,8 +1,8 @@
-"""A prompt and many responses to it, so cut that a model computes the prompt once (pure).
+"""Splits a prompt and its responses so that a model computes the prompt once (pure).
 
-The *root* is the prompt, images and all, without its last few tokens. A *branch* is those tokens and one
-response. Each branch attends to the whole root and to itself, and sees what it would see behind a prompt of
-its own. The prompt's last token belongs to the branch because it predicts the response's first.
+The *root* is the prompt, with its images, without its last few tokens. A *branch* is those tokens and one response.
+Each branch attends to the whole root and to itself, exactly as with its own copy of the prompt. The prompt's last
+token belongs to the branch because it predicts the response's first.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from data_pipeline.types import Example, Tree
 
 
 def respond(prompt: Example, response: Sequence[int], *, id: str) -> Example:
-    """The prompt with a response behind it, of which every token is to be learned."""
+    """Returns the prompt followed by a response, of which every token is to be learned."""
     return _continue(prompt, 0, response, id)
 
 
 def share_prompt(
     prompt: Example, responses: Mapping[str, Sequence[int]], *, image_token_id: int, multiple: int = 1
 ) -> Tree | None:
-    """The responses (by their ids) as branches of one tree.
+    """Returns the responses (by their ids) as branches of one tree.
 
     Args:
-        multiple: the root's length is a multiple of it, so that no padding comes between root and branch.
+        multiple: the root's length becomes a multiple of it, so that no pads come between root and branch.
 
     Returns:
         None where the prompt cannot be cut: it is too short, or an image is among its last `multiple` tokens.
@@ -47,7 +47,7 @@ def share_prompt(
 
 
 def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Example:
-    """The prompt from token `cut` on, then the response: text, so its positions go on from the largest."""
+    """Returns the prompt from token `cut` on, then the response, whose positions continue after the largest."""
     tail, count = len(prompt) - cut, len(response)
     positions = prompt.position_ids.numpy()
     following = np.arange(count) + (positions.max() + 1)

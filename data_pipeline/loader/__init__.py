@@ -1,1 +1,1 @@
-"""Shards to packed micro-batches."""
+"""Reads shards into packed micro-batches."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """From shards to packed micro-batches."""
+    """How shards are read, packed and handed to the trainer."""
 
     shards: str = ""
     """Shards that `omr data` wrote, or a mixture of `omr data mix`: a folder, or an address (https://, s3://, ...)."""
@@ -18,9 +18,9 @@ class LoaderConfig:
     seed: int = 42
     """Seeds the order of every epoch."""
     max_bad_samples: int | float = 100
-    """Unreadable samples are skipped and counted; past this many (or this share, as in 0.01), loading stops."""
+    """Unreadable samples are skipped and counted; past this count (or share, such as 0.01) loading stops."""
     num_workers: int = 1
-    """Threads that read, decode and tokenise ahead of the trainer; 0 works in line. Shards at an address want more."""
+    """Threads that read, decode and tokenise ahead; 0 works in line. Shards at an address need more threads."""
     prefetch: int = 2
     """Steps that the threads prepare ahead."""
 
@@ -39,20 +39,20 @@ class LoaderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """Folders of shards -> a mixture of them."""
+    """Mixes several folders of shards into one."""
 
     shards: tuple[str, ...]
     """Folders of shards, or their addresses."""
     out: str = ""
-    """Folder that gets mixture.json; loader and prompts take it like a folder of shards."""
+    """Folder for mixture.json; it is read like a folder of shards."""
     samples: int = 0
-    """Samples of an epoch; 0 takes all that there are."""
+    """Samples of an epoch; 0 takes all."""
     weights: str = ""
-    """Shares of the sources, by the last part of their names, e.g. mmk12=2,tqa=0.5; 1 where nothing is said."""
+    """Shares of the sources, by the last part of their places, such as mmk12=2,tqa=0.5; the default is 1."""
     counts: str = ""
-    """Samples of each source in an epoch, instead of weights, e.g. mmk12=5000,tqa=800; 0 where nothing is said."""
+    """Samples of each source in an epoch, instead of weights, such as mmk12=5000,tqa=800; the default is 0."""
     max_epochs: float = 1.0
-    """How often a source may come in one epoch of the mixture; what it cannot give the others do."""
+    """How often a source may repeat in one epoch of the mixture; the others make up for the rest."""
     seed: int = 42
     """Decides which samples of a source come first."""
 
@@ -62,7 +62,7 @@ class MixConfig:
                 f"out={self.out!r} and shards={self.shards} must both be given: shards/a shards/b --out shards/mix"
             )
         if self.counts and (self.weights or self.samples):
-            raise ValueError("counts say all; leave out weights and samples, or give these instead of counts")
+            raise ValueError("counts exclude weights and samples; give either counts, or weights and samples")
         if len(set(self.shards)) != len(self.shards):
             raise ValueError(
                 f"shards={' '.join(self.shards)} names one twice; use --weights to take more of it"

@@ -1,7 +1,7 @@
-"""Several folders of shards as one: how many samples of each make an epoch. Nothing is copied.
+"""Mixes several folders of shards into one: says how many samples of each make an epoch, and copies nothing.
 
-By default each source gives every sample once, as in the recipe. Where fewer are asked for, sources share evenly
-or by weights, and what a small source cannot give the others do.
+By default each source gives every sample once, as in the recipe. Where fewer are wanted, sources share evenly or by
+weights, and the others make up for a source that is too small.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from data_pipeline.storage import is_local
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What a source gives to an epoch; a row of mixture.json."""
+class Share:
+    """The samples that a source gives to an epoch; a row of mixture.json."""
 
     name: str
     place: str  # relative to the mixture where it is local
@@ -29,17 +29,18 @@ class Part:
     count: int  # samples of it in an epoch
 
 
-def mix(config: MixConfig) -> list[Part]:
-    """Write `out`/mixture.json.
+def mix(config: MixConfig) -> list[Share]:
+    """Writes `out`/mixture.json, and returns its rows.
 
     Raises:
-        ValueError: a source is no folder of shards, a name is unknown, there is too little, or `out` is taken.
+        ValueError: a source is no folder of shards or is named twice, a name is unknown, the sources hold too little,
+            or `out` holds shards.
     """
     out = Path(config.out)
     if (out / INDEX).exists():
         raise ValueError(f"out={out} holds shards; choose another folder")
     indexes = [_load_source(place) for place in config.shards]
-    _refuse_twins(config.shards, indexes)
+    _check_distinct(config.shards, indexes)
     names, sizes = source_names(config.shards), [len(index) for index in indexes]
     weights: list[float | None] = [None] * len(names)
     if config.counts:
@@ -58,33 +59,33 @@ def mix(config: MixConfig) -> list[Part]:
         raise ValueError(f"nothing goes in: the sources hold {sum(sizes)} samples, counts are {counts}")
     places = [_relative(place, out) for place in config.shards]
     rows = zip(names, places, indexes, sizes, weights, counts, strict=True)
-    parts = [
-        Part(name=name, place=place, digest=index.digest, size=size, weight=weight, count=count)
+    shares = [
+        Share(name=name, place=place, digest=index.digest, size=size, weight=weight, count=count)
         for name, place, index, size, weight, count in rows
     ]
-    said = {
+    mixture = {
         "version": 1,
         "seed": config.seed,
         "samples": config.samples,
         "max_epochs": config.max_epochs,
-        "sources": [asdict(part) for part in parts],
+        "sources": [asdict(share) for share in shares],
     }
-    write_json(out / MIXTURE, said)
-    return parts
+    write_json(out / MIXTURE, mixture)
+    return shares
 
 
 def allocate(
     sizes: Sequence[int], weights: Sequence[float], total: int | None = None, max_epochs: float = 1.0
 ) -> list[int]:
-    """How many samples of each source make `total`, in proportion to the weights.
+    """Returns how many samples of each source make `total`, in proportion to the weights.
 
-    A source gives at most `max_epochs` times its size; what it cannot give the others do, by their weights.
+    A source gives at most `max_epochs` times its size; the others make up for it, by their weights.
 
     Args:
-        total: None takes all that there is.
+        total: None takes everything.
 
     Raises:
-        ValueError: there is less than `total`.
+        ValueError: the sources hold less than `total`.
     """
     limits = [int(max_epochs * size) if weight else 0 for size, weight in zip(sizes, weights, strict=True)]
     if total is None:
@@ -110,13 +111,13 @@ def allocate(
 
 
 def source_names(places: Sequence[str]) -> list[str]:
-    """The last part of each place; all of it where these are not distinct."""
+    """Returns the last part of each place, or the whole places where these are not distinct."""
     names = [place.rstrip("/").rpartition("/")[2] for place in places]
     return names if len(set(names)) == len(names) else list(places)
 
 
 def _whole(shares: dict[int, float], total: int, num_sources: int) -> list[int]:
-    """Shares in whole numbers that add up to `total`: rounded down, then the largest remainders up."""
+    """Returns the shares as integers that add up to `total`: rounded down, then the largest remainders up."""
     counts = [int(shares.get(i, 0)) for i in range(num_sources)]
     short = total - sum(counts)
     for i in sorted(shares, key=lambda i: (counts[i] - shares[i], i))[:short]:
@@ -139,7 +140,7 @@ def _given_counts(config: MixConfig, names: Sequence[str], sizes: Sequence[int])
 
 
 def _numbers(field: str, text: str, names: Sequence[str]) -> dict[str, float]:
-    """ "a=2,b=1" by source."""
+    """Returns the number of each source from "a=2,b=1"."""
     numbers: dict[str, float] = {}
     for pair in filter(None, text.split(",")):
         name, _, number = pair.rpartition("=")
@@ -148,13 +149,13 @@ def _numbers(field: str, text: str, names: Sequence[str]) -> dict[str, float]:
         try:
             numbers[name] = float(number)
         except ValueError:
-            raise ValueError(f"{field}={text!r}: {number!r} is no number; write e.g. {names[0]}=2") from None
+            raise ValueError(f"{field}={text!r}: {number!r} is no number; write {names[0]}=2") from None
         if not 0 <= numbers[name] < float("inf"):
             raise ValueError(f"{field}={text!r}: {number} must be 0 or more")
     return numbers
 
 
-def _refuse_twins(places: Sequence[str], indexes: Sequence[ShardIndex]) -> None:
+def _check_distinct(places: Sequence[str], indexes: Sequence[ShardIndex]) -> None:
     first: dict[str, str] = {}
     for place, index in zip(places, indexes, strict=True):
         if len(index) and index.digest in first:
@@ -174,5 +175,5 @@ def _load_source(place: str) -> ShardIndex:
 
 
 def _relative(place: str, out: Path) -> str:
-    """A local place as seen from `out`, so that both can move together."""
+    """Returns a local place relative to `out`, so that both can move together."""
     return os.path.relpath(os.path.realpath(place), os.path.realpath(out)) if is_local(place) else place

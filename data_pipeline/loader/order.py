@@ -1,9 +1,9 @@
-"""In which order samples are drawn: a function of the index, the seed and a place, for ever (deterministic).
+"""The order in which samples are drawn: a function of the index, the seed and a place (deterministic).
 
-Each source is an endless stream of epochs of its own: its shards shuffled, then samples within a window of
-shards. An epoch takes the next `count` samples of each stream, so that nothing of a source comes again before all
-of it came. Which stream is next is shuffled block by block, each block with its share of every source. So any
-place is reached by the work of one block and one window, and memory stays flat however large the corpus.
+Each source is an infinite stream of its own epochs: its shards are shuffled, then the samples within a window of
+shards. An epoch of the mixture takes the next `count` samples of each stream, so that no sample of a source repeats
+before all were drawn. The sources are interleaved at random block by block, each block with its share of every
+source. So any place is reached with the work of one block and one window, and memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from data_pipeline.shards.index import ShardIndex, Source
 from data_pipeline.types import SampleRef
 
 SHUFFLE_SHARDS = 64
-"""Shards of a window: what is in memory of a source's rows at a time, read once an epoch."""
+"""Shards of a window. The rows of one window of each source are in memory."""
 BLOCK = 16_384
-"""Samples of an epoch, about, within which sources are interleaved."""
+"""Samples, about, among which sources are interleaved."""
 ROW_READERS = 16
-"""Threads that read the rows of a window, which hides the latency of addresses."""
-_INTERLEAVING = 0x6D6978  # sets these draws apart from those within a source
+"""Threads that read the rows of a window, to hide the latency of addresses."""
+_INTERLEAVING = 0x6D6978  # seeds these draws apart from those within a source
 
 
 class Draw(NamedTuple):
-    """A sample, and the place in the order of all epochs behind it."""
+    """A sample, and the place in the order after it."""
 
     ref: SampleRef
     tokens: int  # estimated
     epoch: int
-    position: int  # samples of the epoch up to this one
+    position: int  # samples of the epoch drawn so far, with this one
 
 
 def draws(index: ShardIndex, seed: int, epoch: int = 0, position: int = 0) -> Iterator[Draw]:
-    """All samples of all epochs behind that place. There must be some (shard_index.load_samples)."""
+    """Yields the samples of all epochs after that place, without end. The index must hold some, see load_samples."""
     counts = np.array([source.count for source in index.sources])
     blocks = -(-int(counts.sum()) // BLOCK)
     block = bisect_right(range(blocks), position, key=lambda b: int(_before(b, blocks, counts).sum())) - 1
@@ -58,19 +58,19 @@ def draws(index: ShardIndex, seed: int, epoch: int = 0, position: int = 0) -> It
 
 
 def _before(block: int, blocks: int, counts: np.ndarray) -> np.ndarray:
-    """Samples of each source that an epoch draws before its `block`-th block of `blocks`."""
+    """Returns how many samples of each source an epoch draws before its `block`-th block of `blocks`."""
     return (2 * counts * block + blocks) // (2 * blocks)
 
 
 def _labels(seed: int, epoch: int, block: int, blocks: int, counts: np.ndarray) -> np.ndarray:
-    """Which source each sample of a block comes from."""
+    """Returns the number of the source that each sample of a block comes from."""
     quotas = _before(block + 1, blocks, counts) - _before(block, blocks, counts)
     rng = np.random.default_rng((seed, epoch, block, 0, _INTERLEAVING))
     return rng.permutation(np.repeat(np.arange(len(counts)), quotas))
 
 
 def _stream(index: ShardIndex, source: Source, seed: int, start: int) -> Iterator[tuple[SampleRef, int]]:
-    """The endless stream of a source, from its `start`-th sample on."""
+    """Yields the infinite stream of a source, from its `start`-th sample on."""
     epoch, position = divmod(start, max(1, source.size))
     while True:
         yield from source_order(index, source, seed, epoch, position)
@@ -80,7 +80,7 @@ def _stream(index: ShardIndex, source: Source, seed: int, start: int) -> Iterato
 def source_order(
     index: ShardIndex, source: Source, seed: int, epoch: int, position: int = 0
 ) -> Iterator[tuple[SampleRef, int]]:
-    """One epoch of a source without its first `position` samples: references, and tokens by estimate."""
+    """Yields one epoch of a source without its first `position` samples: references and estimated tokens."""
     counts = np.array([index.shards[number].count for number in source.shards], dtype=np.int64)
     shards = np.random.default_rng((seed, epoch, 0, source.seed)).permutation(len(counts))
     for start in range(0, len(shards), SHUFFLE_SHARDS):

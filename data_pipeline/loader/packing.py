@@ -1,7 +1,7 @@
-"""The one packer: examples end to end in micro-batches, and the balance of work over ranks (pure).
+"""Packs examples end to end into micro-batches, and balances work over ranks (pure); the only packer.
 
-Bins are filled first-fit by decreasing length, which wastes little. They are then put in the order of their
-earliest examples, and examples keep their order within a bin, so the result depends on the input alone.
+Bins are filled first-fit by decreasing length, which wastes little. They are then sorted by their earliest examples,
+and examples keep their order within a bin, so the result depends on the input alone.
 Legend: T packed tokens, S sequences.
 """
 
@@ -21,7 +21,7 @@ from data_pipeline.types import Example, PackedBatch, Tree
 def pack(
     examples: Sequence[Example], *, pack_length: int, multiple: int = 1, pad_token_id: int
 ) -> list[PackedBatch]:
-    """Pack every example, whole, into as few batches of at most `pack_length` tokens as first-fit finds.
+    """Packs whole examples into as few batches of at most `pack_length` tokens as first-fit finds.
 
     Raises:
         ValueError: an example, padded to `multiple`, is longer than `pack_length`.
@@ -33,7 +33,7 @@ def pack(
 def pack_trees(
     trees: Sequence[Tree], *, pack_length: int, multiple: int = 1, pad_token_id: int
 ) -> list[PackedBatch]:
-    """Pack every tree, whole, into as few batches of at most `pack_length` tokens as first-fit finds.
+    """Packs whole trees into as few batches of at most `pack_length` tokens as first-fit finds.
 
     Raises:
         ValueError: a tree, its examples padded to `multiple`, is longer than `pack_length`.
@@ -50,12 +50,12 @@ def pack_trees(
 
 
 def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: int) -> PackedBatch:
-    """Put examples end to end in the given order, each padded at its end to a multiple of `multiple` tokens.
+    """Puts examples end to end in the given order, each padded at its end to a multiple of `multiple` tokens.
 
-    Pads stand outside the loss; their positions go on from the last real one.
+    Pads are outside the loss; their positions continue after the last real one.
 
     Raises:
-        ValueError: a root with branches is no multiple of `multiple`: its branches would see the pads.
+        ValueError: the length of a root with branches is no multiple of `multiple`: its branches would see pads.
     """
     trees = [Tree(root=item) if isinstance(item, Example) else item for item in items]
     for tree in trees:
@@ -81,7 +81,7 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
 
 
 def _parents(trees: Sequence[Tree]) -> Tensor | None:
-    """[S], -1 for roots; None where no tree has a branch."""
+    """Returns PackedBatch.parents of the trees."""
     if not any(tree.branches for tree in trees):
         return None
     parents: list[int] = []
@@ -92,12 +92,12 @@ def _parents(trees: Sequence[Tree]) -> Tensor | None:
 
 
 def tree_length(tree: Tree, multiple: int) -> int:
-    """Tokens of a tree in a pack."""
+    """Returns the tokens of a tree in a pack."""
     return sum(padded_length(len(example), multiple) for example in tree.examples)
 
 
 def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
-    """A micro-batch that teaches nothing: pads outside the loss, for a rank that has no sample of its own."""
+    """Returns a micro-batch of pads outside the loss, for a rank that has no sample."""
     length = padded_length(1, multiple)
     pixels, image_grid_thw = no_patches()
     return PackedBatch(
@@ -113,7 +113,7 @@ def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
 
 
 def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `sizes` in bins of at most `capacity`; bins, and what is in them, in input order."""
+    """Returns bins of at most `capacity` as indices of `sizes`; bins and their items are in input order."""
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -128,7 +128,7 @@ def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
-    """Spread items over ranks, dearest first to the rank with the least cost, then with the fewest items.
+    """Assigns items to ranks, the most expensive first, each to the rank with the least cost, then the fewest items.
 
     Returns:
         The indices of each rank's items, in input order. Every rank that calls this gets the same assignment.
@@ -164,7 +164,7 @@ def _pad(example: Example, multiple: int, pad_token_id: int) -> Example:
 
 
 def _next(values: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Each position gets its successor's value; the last of a sequence predicts nothing and gets 0."""
+    """Returns each position's successor; the last of a sequence predicts nothing and gets 0."""
     following = values.roll(-1)
     following[cu_seqlens[1:] - 1] = 0
     return following

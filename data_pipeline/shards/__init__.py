@@ -1,1 +1,1 @@
-"""WebDataset shards: format, index, writing, stages, validation."""
+"""Writes, indexes, reads and validates WebDataset shards."""

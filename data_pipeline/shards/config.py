@@ -1,4 +1,4 @@
-"""Configs of shards: how they are cut, validated and inspected (standard library only)."""
+"""Configs of writing, validating and inspecting shards (standard library only)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from data_pipeline.encode.config import ImageConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
-    """How samples are cut into shards."""
+    """How samples are written into shards."""
 
     target_bytes: int = 268_435_456
-    """A .tar is closed when it reaches this size (256 MiB: read at full speed, a second or two of a download)."""
+    """A .tar is closed when it reaches this size; 256 MiB reads at full speed and downloads in a second or two."""
     samples_per_shard: int = 10_000
     """Or this many samples, whichever comes first."""
     max_pixels: int = 0
-    """Larger images are scaled down to this area and written anew; 0 leaves every image as it is."""
+    """Larger images are scaled down to this area and encoded again; 0 leaves every image as it is."""
 
     def __post_init__(self) -> None:
         for name, least in (("target_bytes", 1), ("samples_per_shard", 1), ("max_pixels", 0)):
@@ -32,12 +32,12 @@ class ShardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
-    """Find what is broken in a folder of shards."""
+    """Finds what is broken in a folder of shards."""
 
     shards: str
-    """Folder of shards: ours, a mixture of such, or any WebDataset."""
+    """Folder of shards, a mixture of such folders, or any WebDataset folder."""
     quick: bool = False
-    """Only what the index, names and sizes tell; no shard is read."""
+    """Check only index, names and sizes; no shard is read."""
     images: bool = False
     """Decode every image in full, not only its header."""
     json: bool = False
@@ -47,16 +47,16 @@ class ValidateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """Draw samples of a folder of shards on a page."""
+    """Draws samples of a folder of shards on a page."""
 
     shards: str
     """Folder with index.json and the .tar shards."""
     sample: int = 24
-    """Samples on the page."""
+    """Number of samples on the page."""
     seed: int = 0
-    """Which ones."""
+    """Seeds their choice."""
     out: str = "inspect.html"
-    """The page."""
+    """Path of the page."""
 
     def __post_init__(self) -> None:
         if self.sample < 1:

@@ -1,7 +1,7 @@
-"""The table of contents of a folder of shards, or of a mixture of such folders; shards.py says what lies in one.
+"""The index of a folder of shards (see format.py), or of a mixture of such folders.
 
 A mixture is a folder with mixture.json: places of folders, and how many samples of each make an epoch. Its index
-lists the shards of all its sources, under names that lead there from the mixture.
+lists the shards of all its sources, with names relative to the mixture.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from data_pipeline.types import SampleRef
 INDEX = "index.json"
 MIXTURE = "mixture.json"
 VERSION = 2
-"""Of the layout that shards.py describes; shards of another are written again."""
+"""Version of the layout in format.py; shards of another version must be written again."""
 ROWS_IN_MEMORY = 16
-"""Shards whose rows stay in memory for random access."""
+"""Number of shards whose rows stay in memory for random access."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """A row of index.json."""
 
-    file: str  # name in the folder; in a mixture its place relative to the mixture, or in full
+    file: str  # name in the folder; in a mixture relative to the mixture, or absolute
     count: int  # samples
     bytes: int
     sha256: str
@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
-    """What the index knows of each sample of one shard."""
+    """The index's columns of the samples of one shard."""
 
     ids: tuple[str, ...]
     offsets: array[int]  # bytes
@@ -61,7 +61,7 @@ class ShardRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Some of an index's shards, of which an epoch draws so and so many samples."""
+    """A range of an index's shards, and how many of their samples an epoch draws."""
 
     name: str
     shards: range  # their numbers in the index
@@ -72,7 +72,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """The table of contents of a folder or mixture. Rows of samples are read when asked for, by shard."""
+    """The shards of a folder or mixture. The rows of a shard's samples are read on demand."""
 
     folder: str | Path  # the place
     shards: tuple[Shard, ...]
@@ -80,10 +80,10 @@ class ShardIndex:
 
     @classmethod
     def load(cls, place: str | Path) -> ShardIndex:
-        """Read index.json or mixture.json of a folder, local or at an address; mixture.json itself may be given.
+        """Reads index.json or mixture.json of a folder or an address; `place` may be mixture.json itself.
 
         Raises:
-            ValueError: there is neither, it is not one of ours, or a source of the mixture has changed.
+            ValueError: neither exists, it is not of our form, or a source of the mixture has changed.
             ConnectionError: the address cannot be reached.
         """
         place = str(place).removesuffix("/").removesuffix("/" + MIXTURE)
@@ -94,8 +94,8 @@ class ShardIndex:
                 continue
             return load(place, data)
         raise ValueError(
-            f"{join(place, INDEX)} does not exist, nor does {MIXTURE}; give a folder of shards that was written "
-            "to its end, or one of `omr data mix`"
+            f"{join(place, INDEX)} does not exist, nor does {MIXTURE}; give a folder of completely written shards, "
+            "or one of `omr data mix`"
         )
 
     def __len__(self) -> int:
@@ -103,18 +103,18 @@ class ShardIndex:
 
     @property
     def refs(self) -> Sequence[SampleRef]:
-        """References to all samples in the order they were written, whatever an epoch draws of them."""
+        """References to all samples in the order they were written, not only those that an epoch draws."""
         return _Refs(self)
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
-        """What an epoch is drawn from. A folder is a mixture of one, all of it."""
+        """The sources of an epoch. A folder is a mixture of one source, all of it."""
         whole = Source(name="", shards=range(len(self.shards)), size=len(self), count=len(self))
         return self.mixed or (whole,)
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the data and, in a mixture, how it is drawn; whatever place it lies in."""
+        """Identifies the data and, in a mixture, how it is drawn; independent of the place."""
         if not self.mixed:
             return _digest(shard.sha256 for shard in self.shards)
         return _digest(
@@ -122,25 +122,25 @@ class ShardIndex:
         )
 
     def locate(self, number: int) -> tuple[int, int]:
-        """The shard that holds the `number`-th sample, and the sample's row in it."""
+        """Returns the shard that holds the `number`-th sample, and the sample's row in it."""
         shard = bisect_right(self._ends, number)
         return shard, number - (self._ends[shard] - self.shards[shard].count)
 
     def rows(self, shard: int) -> ShardRows:
-        """The rows of the `shard`-th shard.
+        """Reads the rows of the `shard`-th shard.
 
         Raises:
-            ValueError: they are missing, or not those of this shard.
+            ValueError: they are missing, or belong to another shard.
             ConnectionError: the address cannot be reached.
         """
         return _read_rows(join(self.folder, self.shards[shard].file), self.shards[shard])
 
     def recent_rows(self, shard: int) -> ShardRows:
-        """As rows(); those of the last few shards asked for stay in memory."""
+        """As rows(), with a cache of the last few shards."""
         return _recent_rows(join(self.folder, self.shards[shard].file), self.shards[shard])
 
     def tokens(self, number: int) -> int:
-        """Estimated tokens of the `number`-th sample."""
+        """Returns the estimated tokens of the `number`-th sample."""
         shard, row = self.locate(number)
         return self.recent_rows(shard).tokens[row]
 
@@ -169,7 +169,7 @@ class _Refs(Sequence[SampleRef]):
 
 
 def load_samples(place: str | Path) -> ShardIndex:
-    """The index of a place that holds something to draw.
+    """Loads the index of a place from which samples can be drawn.
 
     Raises:
         ValueError: it holds no samples, or as ShardIndex.load.

@@ -1,4 +1,4 @@
-"""A folder of shards in numbers: what the index says, and what a bounded draw of its samples shows."""
+"""Counts what a folder of shards holds, from its index and from a bounded random draw of its samples."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.types import Sample
 
-MAX_LOOKED_AT = 1_000
-"""Samples that the numbers are taken from: a share is then known to about three points."""
+MAX_DRAWN = 1_000
+"""Samples that are drawn: a share is then known to about three percentage points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """Numbers of a folder."""
+    """Numbers of a folder, and some of its samples."""
 
     shards: int
     samples: int
     bytes: int
     digest: str
-    sources: dict[str, int]  # of the samples looked at, the most frequent first
+    sources: dict[str, int]  # of the drawn samples, the most frequent first
     tokens: tuple[int, ...]  # estimated, of each of them
     image_sizes: tuple[tuple[int, int], ...]  # width and height of each of their images
     text_only: int
     unanswered: int  # without a reference answer
-    broken: tuple[str, ...]  # those of them that cannot be read, and why
-    shown: tuple[Sample, ...]  # the first that were drawn, in the order of the folder
+    broken: tuple[str, ...]  # the errors of drawn samples that cannot be read
+    shown: tuple[Sample, ...]  # in the order of the folder
 
     @property
     def looked_at(self) -> int:
@@ -41,15 +41,15 @@ class Survey:
 
 
 def survey(config: InspectConfig) -> Survey:
-    """Draw samples and count; the same folder and seed give the same survey.
+    """Draws samples and counts; the same folder and seed give the same survey.
 
     Raises:
-        ValueError: there is no index, or no sample.
+        ValueError: the folder has no index, or no sample.
     """
     index = ShardIndex.load(config.shards)
     if not len(index):
         raise ValueError(f"shards={config.shards} holds no samples; write some first")
-    size = min(len(index), max(config.sample, MAX_LOOKED_AT))
+    size = min(len(index), max(config.sample, MAX_DRAWN))
     drawn = random.Random(config.seed).sample(range(len(index)), size)
     on_page = set(drawn[: config.sample])
     sources: Counter[str] = Counter()

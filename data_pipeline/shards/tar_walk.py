@@ -1,7 +1,7 @@
-"""The members of a tar one after another, whatever its headers claim: nothing is extracted, nothing is trusted.
+"""Walks through the members of a tar without trusting its headers; nothing is extracted.
 
-`tarfile` reads what a header asks for, and follows sparse maps without an end; a hostile file makes it hang or run
-out of memory. Here no size counts before the file was seen to have it, and every header has a limit.
+`tarfile` reads as much as a header asks for, and follows sparse maps without end: a hostile file makes it hang or run
+out of memory. Here a size is used only after the file was seen to have it, and every extended header has a limit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_EXTENSION = 1 << 16
-"""Bytes of an extended header, which holds a long name; ours have none."""
+"""Bytes of an extended header, which holds a long name; our own tars have none."""
 _KINDS = {
     **dict.fromkeys((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE), "file"),
     **dict.fromkeys((tarfile.LNKTYPE, tarfile.SYMTYPE), "link"),
@@ -26,7 +26,7 @@ _EXTENSIONS = (_LONG_NAME, _LONG_LINK, *_PAX, tarfile.XGLTYPE)
 
 
 class BadTar(ValueError):
-    """From here on the tar cannot be read."""
+    """The tar cannot be read further."""
 
     def __init__(self, kind: str, offset: int, detail: str) -> None:
         super().__init__(detail)
@@ -35,63 +35,57 @@ class BadTar(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TarMember:
-    """What lies at a place of the tar."""
+    """A member of a tar, and its place."""
 
     name: str
     kind: str  # file | link | device | directory | special
     offset: int  # of its first header
     data: int  # where its bytes begin
-    size: int  # of them, all there
+    size: int  # of its bytes, which are complete
     end: int  # where the next member begins
 
     @property
     def place(self) -> str:
-        """For people."""
+        """The place in a message."""
         return f"byte {self.offset}, member {self.name}"
 
 
 def walk(file: BinaryIO, length: int) -> Iterator[TarMember]:
-    """The members of a tar of `length` bytes; `file` may be read between them.
+    """Yields the members of a tar of `length` bytes; `file` may be read between them.
 
     Raises:
         BadTar: a header is broken, the file ends too early, or something follows its end.
     """
     offset = 0
-    while True:
-        member = _next_member(file, length, offset)
-        if member is None:
-            return
+    while member := _next_member(file, length, offset):
         yield member
         offset = member.end
 
 
 def _next_member(file: BinaryIO, length: int, start: int) -> TarMember | None:
+    """Returns the member whose first header is at `start`; None at the end of the tar."""
     offset, fields = start, {}
-    while True:
-        info = _header(file, length, offset)
-        if info is None:
-            if fields:
-                raise BadTar("header", start, "an extended header without a member")
-            _check_end(file, offset)
-            return None
+    while info := _read_header(file, length, offset):
         data = offset + BLOCK
         if info.type not in _EXTENSIONS:
             return _member(info, fields, start, data, length)
         if not 0 <= info.size <= min(MAX_EXTENSION, length - data):
             raise BadTar("header", offset, f"an extended header of {info.size} bytes")
         file.seek(data)
-        fields |= _extension(info.type, file.read(info.size), offset)
+        fields |= _parse_extension(info.type, file.read(info.size), offset)
         offset = data + _padded(info.size)
+    if offset > start:
+        raise BadTar("header", start, "an extended header without a member")
+    _check_end(file, offset)
+    return None
 
 
-def _header(file: BinaryIO, length: int, offset: int) -> tarfile.TarInfo | None:
-    """The header at `offset`; None at the end of the tar."""
+def _read_header(file: BinaryIO, length: int, offset: int) -> tarfile.TarInfo | None:
+    """Returns the header at `offset`; None at the end of the tar."""
     file.seek(offset)
     block = file.read(BLOCK)
     if len(block) < BLOCK:
-        raise BadTar(
-            "truncated", offset, f"the file ends at byte {length} without the empty blocks of a tar's end"
-        )
+        raise BadTar("truncated", offset, f"the file ends at byte {length} without a tar's empty end blocks")
     if not block.strip(b"\0"):
         return None
     try:
@@ -102,24 +96,23 @@ def _header(file: BinaryIO, length: int, offset: int) -> tarfile.TarInfo | None:
 
 def _member(info: tarfile.TarInfo, fields: dict[str, str], start: int, data: int, length: int) -> TarMember:
     name = fields.get("path", info.name)
-    is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in fields)
-    kind = "special" if is_sparse else _KINDS.get(info.type, "special")
+    if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in fields):
+        raise BadTar("header", start, f"member {name} is sparse")
     try:
         size = int(fields.get("size", info.size))
     except ValueError as error:
         raise BadTar("header", start, f"member {name} has the size {fields['size'][:40]!r}") from error
+    kind = _KINDS.get(info.type, "special")
     size = 0 if kind in ("link", "device", "directory") else size  # as tarfile: no bytes follow these
-    if size < 0 or is_sparse:
-        raise BadTar(
-            "header", start, f"member {name} is sparse" if is_sparse else f"member {name} has {size} bytes"
-        )
+    if size < 0:
+        raise BadTar("header", start, f"member {name} has {size} bytes")
     if data + size > length:
         raise BadTar("truncated", start, f"member {name} claims {size} bytes, {length - data} are left")
     return TarMember(name=name, kind=kind, offset=start, data=data, size=size, end=data + _padded(size))
 
 
-def _extension(kind: bytes, data: bytes, offset: int) -> dict[str, str]:
-    """What an extended header says of the member behind it."""
+def _parse_extension(kind: bytes, data: bytes, offset: int) -> dict[str, str]:
+    """Returns the fields that an extended header sets for the member after it."""
     if kind in (_LONG_NAME, _LONG_LINK):
         text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
         return {"path": text} if kind == _LONG_NAME else {}
@@ -136,12 +129,12 @@ def _extension(kind: bytes, data: bytes, offset: int) -> dict[str, str]:
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
-    """Behind the end are empty blocks only, at least one more."""
+    """Checks that only empty blocks follow the end, at least one more."""
     file.seek(offset + BLOCK)
     empty = 0
     while chunk := file.read(1 << 20):
         if chunk.strip(b"\0"):
-            raise BadTar("trailing", offset, "bytes behind the end of the tar, which no reader sees")
+            raise BadTar("trailing", offset, "bytes after the end of the tar, which no reader sees")
         empty += len(chunk)
     if empty < BLOCK:
         raise BadTar("truncated", offset, "one empty block at the end instead of two")

@@ -124,7 +124,7 @@ def test_a_mixture_reads_like_a_folder_and_moves_with_its_sources(folders, tmp_p
         (dict(weights="a=much"), "'much' is no number"),
         (dict(weights="a=-1"), "must be 0 or more"),
         (dict(counts="a=41"), "a=41, but it holds 40"),
-        (dict(counts="a=4", samples=3), "counts say all"),
+        (dict(counts="a=4", samples=3), "counts exclude weights and samples"),
         (dict(samples=48), "hold 47"),
         (dict(max_epochs=0), "above 0"),
         (dict(out=""), "must both be given"),
