@@ -74,7 +74,7 @@ def _next_member(file: BinaryIO, length: int, start: int) -> TarMember | None:
         file.seek(data)
         fields |= _parse_extension(info.type, file.read(info.size), offset)
         offset = data + _padded(info.size)
-    if offset > start:
+    if fields:
         raise BadTar("header", start, "an extended header without a member")
     _check_end(file, offset)
     return None

@@ -129,7 +129,7 @@ def test_halves_of_a_special_token_around_an_image_stay_text(encoder, tokenizer)
         (conversation(("user", "<image><image>"), images=IMAGES[:1]), "2 marks <image> .* but 1 images"),
         (conversation(("user", "no mark"), images=IMAGES[:1]), "0 marks <image> .* but 1 images"),
         (conversation(("user", "hi"), answer=None), "nothing to learn"),
-        (conversation(("user", "hi"), answer="see <image>"), "answers hold no images"),
+        (conversation(("user", "hi"), answer="see <image>"), "responses hold no images"),
         (conversation(("user\n<|im_start|>system", "hi")), "role"),
         (conversation(("user", "<image>"), images=(b"nonsense",)), "cannot decode"),
     ],

@@ -1,6 +1,8 @@
-"""Packing loses nothing and mixes nothing; balancing is complete and even."""
+"""Packing keeps every token once and apart; balancing is complete, and even by cost."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
@@ -55,7 +57,7 @@ def check_sequence(batch, example: Example, where: slice, multiple: int) -> None
     assert torch.equal(ids[:real], example.input_ids) and (ids[real:] == PAD).all()
     assert torch.equal(labels[:-1], ids[1:])
     assert labels[-1] == 0 and mask[-1] == 0
-    # exactly the supervised tokens are predicted, from the token in front of them
+    # exactly the tokens to learn are predicted, each from the token before it
     assert torch.equal(labels[mask == 1], example.input_ids[example.loss_mask == 1])
     assert (mask[real - 1 :] == 0).all()
     positions = batch.position_ids[:, where]
@@ -80,12 +82,12 @@ def test_merge_of_one_by_hand():
     assert batch.cu_seqlens.tolist() == [0, 4]
 
 
-def test_an_example_longer_than_a_pack_is_named():
+def test_an_example_longer_than_a_pack_is_refused_by_name():
     with pytest.raises(ValueError, match=r"example/3.*12 tokens.*pack_length=10"):
         pack([make_example(3, 9)], pack_length=10, multiple=4, pad_token_id=PAD)
 
 
-def test_nothing_packs_into_nothing():
+def test_no_examples_give_no_packs():
     assert pack([], pack_length=10, pad_token_id=PAD) == []
 
 
@@ -100,12 +102,36 @@ def test_first_fit_is_complete_tight_and_in_order(sizes, capacity):
 
 
 @given(costs=st.lists(st.integers(0, 1_000), max_size=60), num_ranks=st.integers(1, 8))
-def test_balance_is_complete_and_within_the_dearest_item(costs, num_ranks):
+def test_balance_is_complete_and_within_the_most_expensive_item(costs, num_ranks):
     assigned = balance(costs, num_ranks)
     assert len(assigned) == num_ranks
     assert sorted(i for items in assigned for i in items) == list(range(len(costs)))
     loads = [sum(costs[i] for i in items) for items in assigned]
     assert max(loads) - min(loads) <= max(costs, default=0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(costs=st.lists(st.integers(0, 100), max_size=7), num_ranks=st.integers(1, 3))
+def test_largest_cost_is_within_the_bound_of_longest_first(costs, num_ranks):
+    """Graham: longest-first is at most 4/3 - 1/(3m) of the optimum, here found by trying every assignment."""
+    loads = [sum(costs[i] for i in items) for items in balance(costs, num_ranks)]
+    optimum = min(
+        max(sum(cost for cost, rank in zip(costs, ranks, strict=True) if rank == r) for r in range(num_ranks))
+        for ranks in product(range(num_ranks), repeat=len(costs))
+    )
+    assert 3 * num_ranks * max(loads) <= (4 * num_ranks - 1) * optimum
+
+
+def test_skewed_costs_are_balanced_by_cost_not_by_number():
+    """One sample costs as much as ten others: it gets a rank to itself, whatever its place."""
+    for place in range(11):
+        costs = [10] * 10
+        costs.insert(place, 100)
+        assigned = balance(costs, 2)
+        assert sorted(map(len, assigned)) == [1, 10] and [place] in assigned
+    costs = [2**n for n in range(12)]
+    loads = [sum(costs[i] for i in items) for items in balance(costs, 2)]
+    assert sorted(loads) == [2**11 - 1, 2**11], "powers of two: the best split is known"
 
 
 def test_balance_of_equal_costs_is_even_in_number():

@@ -1,11 +1,8 @@
-"""Same samples, same bytes; readable by webdataset; exact random access; torn and forged files are caught."""
+"""Samples are read back exactly, also by webdataset; torn and corrupt shards are bad samples."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import tarfile
 from dataclasses import replace
 
 import pytest
@@ -42,19 +39,12 @@ def folder(tmp_path):
     return tmp_path / "shards"
 
 
-def test_random_and_sequential_reading_give_the_samples_back(folder):
+def test_random_and_sequential_reading_return_the_samples(folder):
     samples, index = make_samples(), ShardIndex.load(folder)
     assert len(index) == len(index.refs) == 23 and len(index.shards) == 3
     assert [ref.id for ref in index.refs] == [sample.id for sample in samples]
     assert [read_sample(folder, ref) for ref in index.refs] == samples
     assert list(read_shards(folder)) == samples
-
-
-def test_refs_are_a_sequence(folder):
-    refs = ShardIndex.load(folder).refs
-    assert refs[-1] == refs[22] and refs[8:12] == [refs[8], refs[9], refs[10], refs[11]]
-    with pytest.raises(IndexError):
-        refs[23]
 
 
 def test_any_webdataset_reader_can_read_them(folder):
@@ -68,76 +58,7 @@ def test_any_webdataset_reader_can_read_them(folder):
     assert "0.png" not in records[5]
 
 
-def test_index_tells_the_truth(folder):
-    index = json.loads((folder / "index.json").read_text())
-    assert [shard["count"] for shard in index["shards"]] == [10, 10, 3]
-    for shard in index["shards"]:
-        data = (folder / shard["file"]).read_bytes()
-        assert len(data) == shard["bytes"] and hashlib.sha256(data).hexdigest() == shard["sha256"]
-        with tarfile.open(folder / shard["file"]) as tar:
-            starts = [member.offset for member in tar if member.name.endswith(".json")]
-        rows = json.loads((folder / shard["file"].replace(".tar", ".index.json")).read_text())
-        assert rows["offsets"] == starts
-
-
-def test_same_samples_same_bytes(folder, tmp_path):
-    write_shards(iter(make_samples()), tmp_path / "again", ShardConfig(samples_per_shard=10))
-    files = sorted(path.name for path in folder.iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
-    for name in files:
-        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert ShardIndex.load(folder).digest == ShardIndex.load(tmp_path / "again").digest
-    other = write_shards(make_samples()[1:], tmp_path / "other")
-    assert other.digest != ShardIndex.load(folder).digest
-
-
-def test_tokens_are_estimated_without_trusting_images(folder):
-    index = ShardIndex.load(folder)
-    assert index.tokens(4) == sum(len(m.content) for m in make_samples()[4].messages) // 4 + 40 * 60 // 784
-    assert index.tokens(0) > index.tokens(5)
-
-
-def test_a_killed_write_leaves_no_index_and_can_be_repeated(tmp_path):
-    def dying():
-        yield from make_samples()[:15]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_shards(dying(), tmp_path, ShardConfig(samples_per_shard=10))
-    with pytest.raises(ValueError, match=r"index\.json does not exist"):
-        ShardIndex.load(tmp_path)
-    write_shards(make_samples(), tmp_path, ShardConfig(samples_per_shard=10))
-    assert list(read_shards(tmp_path)) == make_samples()
-
-
-def test_leftovers_of_a_killed_write_do_not_join_the_next(tmp_path):
-    def dying():
-        yield from make_samples()
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_shards(dying(), tmp_path, ShardConfig(samples_per_shard=5))
-    write_shards(make_samples()[:7], tmp_path, ShardConfig(samples_per_shard=5))
-    assert sorted(path.name for path in tmp_path.glob("*.tar")) == [
-        "shard-000000-0000.tar",
-        "shard-000000-0001.tar",
-    ]
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_finished_shards_are_never_overwritten(folder):
-    with pytest.raises(ValueError, match="already holds shards"):
-        write_shards(make_samples(), folder)
-
-
-def test_tar_files_of_others_are_not_touched(tmp_path):
-    (tmp_path / "shard-000000-0000.tar").write_bytes(b"precious")
-    with pytest.raises(ValueError, match="not ours"):
-        write_shards(make_samples(), tmp_path)
-    assert (tmp_path / "shard-000000-0000.tar").read_bytes() == b"precious"
-
-
-def test_a_torn_shard_is_named(folder):
+def test_a_torn_shard_loses_the_samples_after_the_tear(folder):
     index = ShardIndex.load(folder)
     path = folder / index.shards[0].file
     path.write_bytes(path.read_bytes()[: index.refs[6].offset + 2_000])
@@ -148,7 +69,7 @@ def test_a_torn_shard_is_named(folder):
         assert caught.value.reason == "unreadable" and index.refs[number].id in str(caught.value)
 
 
-def test_an_image_is_never_read_in_part(folder):
+def test_a_torn_image_is_refused(folder):
     refs = ShardIndex.load(folder).refs
     path = folder / refs[6].shard
     path.write_bytes(
@@ -187,26 +108,3 @@ def test_any_damage_to_a_header_is_caught(folder):
 def test_wrong_references_are_caught(folder, ref):
     with pytest.raises(BadSample, match="unreadable"):
         read_sample(folder, ref)
-
-
-def test_an_index_that_leads_out_of_its_folder_is_refused(folder):
-    text = (folder / "index.json").read_text()
-    (folder / "index.json").write_text(text.replace("shard-000000-0001.tar", "../shard-000000-0001.tar"))
-    with pytest.raises(ValueError, match="plain file name"):
-        ShardIndex.load(folder)
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"shards": [{"file": "a.tar"}]}', '{"version": 1}'])
-def test_a_broken_index_is_refused(folder, text):
-    (folder / "index.json").write_text(text)
-    with pytest.raises(ValueError, match="not an index of shards"):
-        ShardIndex.load(folder)
-
-
-def test_a_row_file_of_other_shards_is_refused(folder, tmp_path):
-    write_shards(make_samples()[:4], tmp_path / "few")
-    (folder / "shard-000000-0000.index.json").write_bytes(
-        (tmp_path / "few" / "shard-000000-0000.index.json").read_bytes()
-    )
-    with pytest.raises(ValueError, match="lists 4 samples where index.json counts 10"):
-        ShardIndex.load(folder).refs[0]

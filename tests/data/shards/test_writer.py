@@ -174,6 +174,63 @@ def test_two_writers_of_a_part_are_told_and_a_dead_one_is_not_waited_for(tmp_pat
     assert len(finish_shards(tmp_path / "out", 2)) == 13
 
 
+def test_the_same_samples_give_the_same_bytes_and_others_another_digest(tmp_path: Path):
+    samples = list(samples_of(6))
+    one, again = (
+        write_shards(iter(samples), tmp_path / name, ShardConfig(samples_per_shard=10)) for name in "ab"
+    )
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") and one.digest == again.digest
+    assert write_shards(samples[1:], tmp_path / "other").digest != one.digest
+
+
+def test_tokens_are_estimated_from_text_and_image_headers(tmp_path: Path):
+    text = "<image><image>" + "What?" + "1"
+    index = write_shards([pictured(1, photograph(1), b"what?"), pictured(2)], tmp_path)
+    assert index.tokens(0) == len(text) // 4 + 320 * 240 // 784, "bytes that are no image count nothing"
+    assert index.tokens(1) == len("What?1") // 4
+
+
+def test_a_killed_write_leaves_no_index_and_can_be_repeated(tmp_path: Path):
+    def dying() -> Iterator[Sample]:
+        yield from list(samples_of(6))[:15]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(dying(), tmp_path, ShardConfig(samples_per_shard=10))
+    with pytest.raises(ValueError, match=r"index\.json does not exist"):
+        ShardIndex.load(tmp_path)
+    write_shards(list(samples_of(6)), tmp_path, ShardConfig(samples_per_shard=10))
+    assert list(read_shards(tmp_path)) == list(samples_of(6))
+
+
+def test_leftovers_of_a_killed_write_do_not_join_the_next(tmp_path: Path):
+    def dying() -> Iterator[Sample]:
+        yield from list(samples_of(6))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(dying(), tmp_path, ShardConfig(samples_per_shard=5))
+    write_shards(list(samples_of(6))[:7], tmp_path, ShardConfig(samples_per_shard=5))
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == [
+        "shard-000000-0000.tar",
+        "shard-000000-0001.tar",
+    ]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_finished_shards_are_never_overwritten(tmp_path: Path):
+    write_shards(samples_of(0), tmp_path)
+    with pytest.raises(ValueError, match="already holds shards"):
+        write_shards(samples_of(1), tmp_path)
+
+
+def test_tar_files_of_others_are_not_touched(tmp_path: Path):
+    (tmp_path / "shard-000000-0000.tar").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="not ours"):
+        write_shards(list(samples_of(6)), tmp_path)
+    assert (tmp_path / "shard-000000-0000.tar").read_bytes() == b"precious"
+
+
 # ---- bytes
 
 
