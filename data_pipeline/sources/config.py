@@ -1,4 +1,4 @@
-"""Configs of reading a corpus (standard library only)."""
+"""Configs of importing a corpus (standard library only)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from data_pipeline.shards.config import ShardConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig:
-    """Which rows of a corpus are read."""
+    """Selects the rows of a corpus."""
 
     path: str
     """A file (JSON lines, JSON, Parquet, WebDataset tar), a folder of them, or OWNER/NAME on the Hugging Face hub."""
     images: str = ""
-    """Folder that the rows' image paths are relative to; by default the one that `path` lies in."""
+    """Folder that image paths in rows are relative to; by default the folder of `path`."""
     split: str = ""
-    """A split such as train: in a folder the files called after it, everything if empty; on the hub train if empty."""
+    """A split such as train: in a folder the files named after it, everything if empty; on the hub train if empty."""
     subset: str = ""
     """Configuration of a dataset on the hub, such as virl39k of OpenMMReasoner/OpenMMReasoner-RL-74K."""
     system_prompt: bool = True
@@ -26,7 +26,7 @@ class RowsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Rows of a corpus -> samples in shards."""
+    """Imports the rows of a corpus as samples in shards."""
 
     rows: RowsConfig
     out: str
@@ -34,7 +34,7 @@ class ImportConfig:
     limit: int = 0
     """Most samples to write; 0 writes all."""
     max_bad_samples: int | float = 0.05
-    """Rows that do not fit are dropped and counted; past this many (50) or this share (0.05) the import stops."""
+    """Bad rows are dropped and counted; above this number (50) or share (0.05) the import stops."""
     writer: ShardConfig = field(default_factory=ShardConfig)
     work: WorkConfig = field(default_factory=WorkConfig)
 
@@ -46,11 +46,11 @@ class ImportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRowsConfig:
-    """The first rows of a corpus against what its adapter wants; writes nothing."""
+    """Compares the first rows of a corpus with what its adapter reads; writes nothing."""
 
     rows: RowsConfig
     count: int = 100
-    """Rows to look at."""
+    """Rows to check."""
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -1,7 +1,7 @@
-"""The demo's corpus: arithmetic over real handwriting, the 1,797 scanned digits that scikit-learn ships.
+"""Generates the demo's corpus: arithmetic over images of the 1,797 scanned digits in scikit-learn.
 
-Scans are split once, by class, before anything is composed: no question of one split shows a scan of another.
-Sample `i` depends on (split, seed, i) alone, so a longer corpus begins with the shorter one.
+Scans are split by class before images are composed, so that no question of one split shows a scan of another.
+Sample `i` depends only on (split, seed, i), so a longer corpus begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TEST_FRACTION, VALIDATION_FRACTION = 0.15, 0.08
 SPLIT_SEED = 1_797
 
 PAPER = 116
-"""Grey level of the background: about the mean that the image processor subtracts, so that what is left is ink."""
+"""Grey level of the background: about the mean that the image processor subtracts, so it becomes nearly 0."""
 
 GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1))
-"""Rows and columns of cells; cells that no digit takes stay empty."""
+"""Rows and columns of cells; cells without a digit stay empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Puzzle:
 
     kind: str
     grid: tuple[int, int]  # rows, columns
-    cells: tuple[int, ...]  # where the digits lie, in reading order
+    cells: tuple[int, ...]  # that hold a digit, in reading order
     scans: tuple[int, ...]  # rows of load_digits
     digits: tuple[int, ...]
     question: str
@@ -57,11 +57,11 @@ def digit_samples(
     kinds: Sequence[str] = (),
     num_digits: tuple[int, int] = (2, 4),
 ) -> Iterator[Sample]:
-    """Yield `count` questions about images of handwritten digits.
+    """Yields `count` questions about images of handwritten digits.
 
     Args:
-        cell: side of a digit in pixels; a multiple of 28, so that nothing resizes the image later.
-        kinds: kinds of questions in their turns, names from QUESTIONS; empty takes TURNS.
+        cell: side of a digit in pixels; a multiple of 28, so that the image is not resized later.
+        kinds: names from QUESTIONS, asked in turn; empty takes TURNS.
         num_digits: fewest and most digits in an image, between 1 and 4.
     """
     if cell < 28 or cell % 28:
@@ -90,14 +90,14 @@ def digit_samples(
 
 
 def digit_texts(count: int = 2_000, seed: int = 0, *, kinds: Sequence[str] = ()) -> Iterator[str]:
-    """Texts that cover the corpus' vocabulary, for training a tokenizer."""
+    """Yields texts with the vocabulary of the corpus, to train a tokenizer on."""
     yield SYSTEM_PROMPT
     for puzzle, _ in zip(_puzzles("train", seed, kinds, (2, 4)), range(count), strict=False):
         yield from (puzzle.question, puzzle.target)
 
 
 def scan_splits() -> dict[Split, np.ndarray]:
-    """Rows of load_digits in each split: disjoint, complete, every digit in the same proportion."""
+    """Returns the rows of load_digits in each split: disjoint, complete, every digit in the same proportion."""
     return dict(zip(SPLITS, _split_rows(), strict=True))
 
 
@@ -161,14 +161,14 @@ QUESTIONS: dict[str, Callable[[np.random.Generator, Sequence[int]], tuple[str, s
 }
 
 TURNS = ("sum", "largest", "difference", "sum", "smallest", "count", "sum", "difference", "position")
-"""The order in which kinds come by default: half of the questions want arithmetic, the others mostly reading."""
+"""Default order of kinds: half of the questions need arithmetic, the others mostly reading."""
 
 
 # --- composing and drawing
 
 
 def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[int, int]) -> Iterator[Puzzle]:
-    """Endless puzzles of one split."""
+    """Yields puzzles of one split without end."""
     names = tuple(kinds) or TURNS
     if split not in SPLITS or not set(names) <= set(QUESTIONS):
         raise ValueError(
@@ -204,7 +204,7 @@ def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[in
 
 
 def _draw(puzzle: Puzzle, cell: int) -> bytes:
-    """The puzzle as a PNG of rows*cell by columns*cell pixels."""
+    """Returns the puzzle as a PNG of rows*cell by columns*cell pixels."""
     rows, columns = puzzle.grid
     canvas = np.full((rows * cell, columns * cell), PAPER, np.uint8)
     for place, scan in zip(puzzle.cells, puzzle.scans, strict=True):
@@ -223,7 +223,7 @@ def _enlarge(scan: int, cell: int) -> np.ndarray:
 
 @cache
 def _digits_dataset() -> tuple[np.ndarray, np.ndarray]:
-    """Scans [1797, 8, 8] in 0..16 and their labels [1797]."""
+    """Returns scans [1797, 8, 8] in 0..16 and their labels [1797]."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -59,18 +59,16 @@ def read_corpus(
         files: those of the source to read; by default all. Rows are numbered in each file.
     """
     images, system = _image_folder(config), SYSTEM_PROMPT if config.system_prompt else ""
+    blank = Row(fields={}, corpus=corpus, number=0, split=config.split, images=images, system=system)
     for file, rows in _sources(config, files):
         rows = _split_rows(SPLITTERS[corpus], rows) if corpus in SPLITTERS else rows
         for number, load in enumerate(rows):
             place = f"{file}, row {number}" if file else f"row {number}"
-            row = partial(
-                Row, corpus=corpus, number=number, file=file, split=config.split, images=images, system=system
-            )
-            yield place, partial(_build, corpus, load, row)
+            yield place, partial(_build, load, replace(blank, file=file, number=number))
 
 
-def _build(corpus: str, load: LoadRow, row: Callable[..., Row]) -> Sample:
-    return CORPORA[corpus].read(row(fields=load()))
+def _build(load: LoadRow, row: Row) -> Sample:
+    return CORPORA[row.corpus].read(replace(row, fields=load()))
 
 
 def import_corpus(corpus: str, config: ImportConfig) -> ImportReport:

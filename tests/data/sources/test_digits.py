@@ -1,7 +1,8 @@
-"""The demo's corpus: no scan leaks between splits, answers are right, bytes are stable."""
+"""The demo's corpus: splits share no scan, answers are right, the content is pinned."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 
@@ -74,6 +75,17 @@ def test_sample_depends_on_split_seed_and_number_alone():
     assert few == many[:5]
     assert [s.images for s in digit_samples("train", 5, 4)] != [s.images for s in few]
     assert len({sample.id for sample in many}) == 20
+
+
+def test_content_is_pinned():
+    """The demo's published numbers hold for this content; texts and pixels, as PNG bytes depend on zlib."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for sample in digit_samples(split, 100, 7):
+            texts = (sample.id, *(message.content for message in sample.messages), sample.answer)
+            digest.update("\n".join((*texts, *map(str, sample.metadata.values()))).encode())
+            digest.update(Image.open(io.BytesIO(sample.images[0])).tobytes())
+    assert digest.hexdigest() == "cd783d0e8841022209bb562dc7bf437d3fcc91b1206d23f2e9cbf52f5ca59b24"
 
 
 def test_options_narrow_the_corpus():
