@@ -1,4 +1,4 @@
-"""Configs of asking a teacher: distillation and pass rates (standard library only)."""
+"""Configs of a teacher, of distillation and of pass rates (standard library only)."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class TeacherConfig:
     top_p: float | None = None
     """Of sampling; left to the server where not given."""
     max_tokens: int = 16_384
-    """Most tokens of a response; one that reaches it is rejected as truncated."""
+    """Most tokens of a response; one that reaches this is rejected as truncated."""
     seed: int = 42
     """Seeds each response, with the question's id and the response's number."""
     system_prompt: str = TEACHER_SYSTEM_PROMPT
-    """System prompt of the questions; empty asks without. It takes the place of the samples' own."""
+    """System prompt of the requests, instead of the samples' own; empty sends none."""
     extra_body: str = ""
     """A JSON object of further fields of every request, such as {"top_k": 20}."""
     checker: CheckerConfig = field(default_factory=CheckerConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     max_failures: int | float = 0.05
-    """Requests without a response are counted by reason; past this many (50) or this share (0.05) it stops."""
+    """Requests that fail are counted by reason; above this number (50) or this share (0.05) the run stops."""
     ask_failed_again: bool = False
-    """Ask again what failed in an earlier run, of the server or of the judge (never what was answered)."""
+    """Repeat the requests to the teacher or the judge that failed in an earlier run."""
 
     def __post_init__(self) -> None:
         for name in ("k", "max_tokens"):
@@ -57,17 +57,17 @@ class TeacherConfig:
 
     @property
     def checked_by(self) -> str:
-        """Names what decides whether a response is right; responses checked by another are checked again."""
+        """Names the checker and the judge; responses checked by others are checked again."""
         judge, mode = self.judge, self.checker.mode
         return f"{mode}+{judge.model or judge.base_url}" if judge.base_url else mode
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskConfig:
-    """Questions from shards, k responses of a teacher to each, checked."""
+    """k responses of a teacher to each question, checked."""
 
     shards: str
-    """Folder of shards that holds the questions."""
+    """Folder of shards with the questions."""
     out: str
     """Folder that gets the responses; the same command continues there."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -79,7 +79,7 @@ class DistillConfig:
     """k responses of a teacher to each question, and the right ones as samples to learn from."""
 
     shards: str
-    """Folder of shards that holds the questions."""
+    """Folder of shards with the questions."""
     out: str
     """Folder that gets the responses, and in shards/ the samples; the same command continues there."""
     per_question: int = 8
@@ -97,10 +97,10 @@ class DistillConfig:
 
 
 def parse_extra_body(text: str) -> dict[str, object]:
-    """The object that `extra_body` writes as JSON.
+    """Parses `extra_body`.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object, or sets a field that the client sets.
     """
     try:
         body = json.loads(text or "{}")
@@ -110,6 +110,6 @@ def parse_extra_body(text: str) -> dict[str, object]:
         raise ValueError(f"extra_body={text!r} must be a JSON object, such as '{{\"top_k\": 20}}'")
     if taken := {"messages", "model", "n", "stream"} & set(body):
         raise ValueError(
-            f"extra_body sets {', '.join(sorted(taken))}, which is not for it to decide; leave it out"
+            f"extra_body sets {', '.join(sorted(taken))}, which the client sets itself; leave it out"
         )
     return body

@@ -1,6 +1,6 @@
-"""A real HTTP proxy before a real server, which fails on demand: late, with errors, with garbage, or cut off.
+"""An HTTP proxy before a real server that fails on demand: with delays, errors, garbage or closed connections.
 
-It also keeps what was asked, so that tests can count who was asked twice, and can add fields to each request.
+It records the requests, so that tests can count repeated ones, and can add fields to each.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tests.helpers.model_server import free_port
 
 Body = dict[str, Any]
 Fault = Callable[[int, Body], str]
-"""(how often this request was seen before, its body) -> "" to pass it on, or what happens to it:
-a number of seconds as "late 3.5", "cut", a status as "503", or the text of a 200 that is no answer."""
+"""(how often this request was seen before, its body) -> "" to pass it on, or the fault: a delay in seconds as
+"late 3.5", "cut" to close the connection, a status as "503", or any other text as the body of a 200."""
 
 
 def no_fault(_seen: int, _body: Body) -> str:
@@ -30,9 +30,9 @@ class FlakyProxy:
     """Use as a context manager; `url` ends in /v1."""
 
     def __init__(self, upstream: str, fault: Fault = no_fault, *, extra: Body | None = None) -> None:
-        self.asked: list[Body] = []  # bodies of chat completions, as they came
+        self.asked: list[Body] = []  # bodies of chat completions, in order
         self._upstream, self._fault, self._extra = upstream, fault, extra or {}
-        self._seen: Counter[int] = Counter()  # by the seed, which names a request
+        self._seen: Counter[int] = Counter()  # by the request's seed
         self._port = free_port()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
