@@ -118,7 +118,7 @@ def _budget(config: AskConfig) -> ErrorBudget:
         limit=config.teacher.max_failures,
         option="teacher.max_failures",
         fix="fix what they name and continue with --teacher.ask_failed_again, or raise the limit",
-        records="responses",
+        records="requests",
     )
 
 

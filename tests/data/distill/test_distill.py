@@ -69,7 +69,7 @@ def reference(server: ModelServer, shards: Path, tmp_path_factory: pytest.TempPa
     """The folder of a run without failures, one request at a time."""
     out = tmp_path_factory.mktemp("reference")
     with FlakyProxy(server.url) as proxy:
-        distill(config(proxy, shards, out, concurrency=1))
+        distill(config(proxy, shards, out, server={"concurrency": 1}))
     return out
 
 
@@ -292,7 +292,7 @@ def test_bad_samples_are_counted_and_the_others_asked(
 def test_too_many_failures_stop_the_run(shards: Path, server: ModelServer, tmp_path: Path) -> None:
     with (
         FlakyProxy(server.url, lambda _seen, _body: "400") as proxy,
-        pytest.raises(ValueError, match="4 of 4 responses are bad, more than teacher.max_failures=3"),
+        pytest.raises(ValueError, match="4 of 4 requests are bad, more than teacher.max_failures=3"),
     ):
         ask(config(proxy, shards, tmp_path, max_failures=3))
     assert len(proxy.asked) < 48
