@@ -123,15 +123,15 @@ def verify(config: Annotated[VerifyConfig, FLAT]) -> None:
       omr verify responses.jsonl scored.jsonl --checker.workers 8 --checker.deadline 2
       omr verify responses.jsonl scored.jsonl --judge.base_url http://127.0.0.1:8001/v1
     """
-    from data_pipeline.verify.score_file import verify_file
+    from data_pipeline.verify.score_file import score_file
 
-    summary = verify_file(config)
+    summary = score_file(config)
     print(
-        f"{summary.right} of {summary.answers} right, format {summary.format:.3f}, bad lines {summary.bad_lines}"
+        f"{summary.right} of {summary.responses} right, format {summary.format:.3f}, bad lines {summary.bad_lines}"
     )
     if config.judge.base_url:
         print(f"the judge gave no clear verdict on {summary.not_judged}, which count as wrong")
-    print("decided by " + ", ".join(f"{rule} {count}" for rule, count in summary.decided_by.items()))
+    print("decided by " + ", ".join(f"{rule} {count}" for rule, count in summary.decided_by.most_common()))
 
 
 def to_megatron(config: Annotated[ConvertConfig, FLAT]) -> None:

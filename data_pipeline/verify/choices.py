@@ -1,4 +1,4 @@
-"""Choice letters, A to J: which ones a reference asks for, and which ones an answer names."""
+"""Reads choice letters, A to J: those that a reference asks for, and those that an answer names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ABOUT_OTHERS = re.compile(r"both|neither|all|none|either", re.IGNORECASE)
 
 
 def read_reference(text: str) -> Choice | None:
-    """The letters that a reference asks for, or None where it is no choice."""
+    """Returns the letters that a reference asks for, or None where it is no choice: "AC" or "B. 12 cm"."""
     if alone := _ALONE.fullmatch(text):
         return frozenset(alone.group(1).upper()), ""
     if letters := _read_several(text):
@@ -43,7 +43,7 @@ def read_reference(text: str) -> Choice | None:
 
 
 def read_choice(text: str) -> Choice:
-    """The letters that an answer names, with their text; none where it names no letter or wavers."""
+    """Returns the letters that an answer names, and the text behind them; none of "A triangle" or "A or B"."""
     if alone := _ALONE.fullmatch(text):
         return frozenset(alone.group(1).upper()), ""
     if letters := _read_several(text):
@@ -56,14 +56,14 @@ def read_choice(text: str) -> Choice:
     return frozenset(letter), behind
 
 
-def without_letter(text: str) -> str:
-    """The text behind the letter of "C. 12"."""
+def strip_letter(text: str) -> str:
+    """Returns the text behind the letter of "C. 12"; other texts as they are."""
     found = _WITH_TEXT.fullmatch(text)
     return found.group(4) if found and _first(found).isupper() else text
 
 
 def _named_letter(text: str) -> str:
-    """The letters behind "the answer is" or in front of "is correct"."""
+    """Returns the letters behind "the answer is" or in front of "is correct"."""
     named = _NAMED.search(text) or _IS_RIGHT.match(text)
     if not named or (_first(named) == "a" and named.end() < len(text)):  # an article
         return ""

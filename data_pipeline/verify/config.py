@@ -15,11 +15,11 @@ class CheckerConfig:
     """Which rules decide whether a response is right, and how long one check may take."""
 
     mode: Mode = "strict"
-    """Rules: strict, or those of the published reward, faults included."""
+    """Rules: strict, or those of the published reward with its faults."""
     workers: int = 2
-    """Processes that ask math-verify."""
+    """Processes that run math-verify."""
     deadline: float = 5.0
-    """Seconds one response may take; past it the response is counted as wrong."""
+    """Seconds one response may take; past it the response counts as wrong."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.deadline <= 0:
@@ -33,13 +33,13 @@ class VerifyConfig:
     """Score the responses in a file of JSON lines."""
 
     source: str
-    """JSON lines, each with response (what a model wrote) and answer (the reference); other fields are kept."""
+    """JSON lines with response (what a model wrote) and answer (the reference); other fields are kept."""
     out: str
-    """The same lines with accuracy, format, extracted and decided_by; it appears when all are scored."""
+    """File for the same lines with accuracy, format, extracted and decided_by; it appears when all are scored."""
     checker: CheckerConfig = field(default_factory=CheckerConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     max_bad_lines: int | float = 100
-    """Lines that are not JSON or lack a field are named and left out; past this many (or this share) it stops."""
+    """Lines that are not JSON or lack a field are left out; past this many (50) or this share (0.05) it stops."""
 
     def __post_init__(self) -> None:
         if self.max_bad_lines < 0:

@@ -1,4 +1,4 @@
-"""All that asks math-verify. It may run for ever on a hostile expression: `verify_pool` sets deadlines."""
+"""All calls of math-verify. A hostile expression may run without end: `pool.VerifyPool` sets deadlines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ EXACT_DECIMALS = 10
 """Decimals two numbers must share where neither was rounded."""
 
 
-def is_equal_as_it_comes(extracted: str, answer: str) -> bool:
-    """Whether math-verify with its own defaults finds the same in both texts: the published reward."""
+def is_equal_with_defaults(extracted: str, answer: str) -> bool:
+    """Compares what math-verify finds in two texts with its own defaults, as the published reward does."""
     from math_verify import verify
 
     return bool(verify(_find_math(answer), _find_math(extracted), timeout_seconds=None))
 
 
 def is_equal_expression(given: str, wanted: str, decimals: int | None = None) -> bool:
-    """Whether two LaTeX expressions are equal, each as a whole; numbers to `decimals` places, if any are given."""
+    r"""Compares two LaTeX expressions, each as a whole; numbers to `decimals` places, if any are given.
+
+    >>> is_equal_expression(r"\sqrt{12}", r"2\sqrt{3}")
+    True
+    """
     from math_verify import verify
 
     return bool(
@@ -34,7 +38,7 @@ def is_equal_expression(given: str, wanted: str, decimals: int | None = None) ->
     )
 
 
-@lru_cache(maxsize=1024)  # the answers to one prompt share the reference
+@lru_cache(maxsize=1024)  # the responses to one prompt share the reference
 def _find_math(text: str) -> list:
     from math_verify import parse
 

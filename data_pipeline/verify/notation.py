@@ -1,6 +1,9 @@
-r"""One way to write an answer: takes off LaTeX's dress, markdown and typography, and says where lists part.
+r"""Normalises the LaTeX, Markdown and typography of an answer, and splits answers that are lists.
 
-`plain` maps `$\dfrac12\,\text{cm}$` to `\frac{1}{2} cm`. What cannot be said without LaTeX stays LaTeX.
+>>> normalise(r"$\dfrac12\,\text{cm}$")
+'\\frac{1}{2} cm'
+>>> split_list(r"\{3, 4\}")
+ListAnswer(items=('3', '4'), brackets='{}', is_ordered=False, has_or=False)
 """
 
 from __future__ import annotations
@@ -36,23 +39,24 @@ _COMMAND = re.compile(r"\\([A-Za-z]+) ?")
 _TEXT_GROUP = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname) ?\{([^{}]*)\}"
 )
-_SPACING = re.compile(r"(?<!\\)\\[,;:! ()\[\]]|~")
+_INVISIBLE = re.compile(r"(?<!\\)\\[!()\[\]]")
+_SPACING = re.compile(r"(?<!\\)\\[,;: ]|~")
 _DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
 _SHORT_FRACTION = re.compile(r"\\frac ?(\d)(\d)(?!\d)")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|cot|log|ln|exp|pi|infty|infinity|pm)(?![A-Za-z])")
 _LONG_EXPONENT = re.compile(r"\^ ?(-?\d{2,}|-\d)")
 _BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
 _PART = re.compile(r"(?:^|[\s,;])\(?(?:([a-h])|([1-9])|(i{1,3}|iv|v))\)[\s:]")
-_JOINT = re.compile(r" ?(?:[,;] ?(?:and |or )?|(?<= )(?:and|or|&) )")
+_SEPARATOR = re.compile(r" ?(?:[,;] ?(?:and |or )?|(?<= )(?:and|or|&) )")
 _LOOSE_SPACE = re.compile(r" (?!\d)|(?<!\d) ")
 _ROOT = re.compile(r"\\sqrt ?\(")
-_TURN = re.compile(r"(\d+(?:\.\d+)?) degrees")
+_DEGREES_NUMBER = re.compile(r"(\d+(?:\.\d+)?) degrees")
 _OPENING, _CLOSING = "([{", ")]}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
-    """Several answers in one."""
+class ListAnswer:
+    """An answer of several items."""
 
     items: tuple[str, ...]
     brackets: str = ""  # "()", "[)", "{}" of a set; "" without
@@ -60,97 +64,94 @@ class Listing:
     has_or: bool = False
 
 
-@lru_cache(maxsize=4096)  # the answers to one prompt share the reference, and many of them are equal
-def plain(text: str) -> str:
-    """`text` without what only changes its looks."""
+@lru_cache(maxsize=4096)  # the responses to one prompt share the reference, and many of them are equal
+def normalise(text: str) -> str:
+    """Returns `text` in one notation: plain text where it can be, LaTeX where it must be."""
     if text.isascii() and text.isalnum():
         return text
     text = text.translate(_CHARACTERS).replace("**", "").replace(r"\%", "%").replace("{,}", ",")
     text = _drop_dollars(text)
     if "\\" in text:
-        text = _plain_latex(text)
+        text = _normalise_latex(text)
     text = _LONG_EXPONENT.sub(r"^{\1}", text)
     text = " ".join(text.split()).strip("\"'")
-    return (
-        text.removesuffix(".").rstrip().removesuffix("!").rstrip() if not _ends_in_factorial(text) else text
-    )
+    if _ends_in_factorial(text):
+        return text
+    return text.removesuffix(".").rstrip().removesuffix("!").rstrip()
 
 
-def squeezed(text: str) -> str:
-    """Without spaces, but for those between digits: LaTeX does not see them."""
+def remove_spaces(text: str) -> str:
+    """Removes the spaces that have no meaning in LaTeX; those between digits stay."""
     return _LOOSE_SPACE.sub("", text) if " " in text else text
 
 
-def as_latex(text: str) -> str:
-    """A plain text as LaTeX that a parser reads as one expression."""
+def to_latex(text: str) -> str:
+    r"""Writes a normalised text as LaTeX that a parser reads as one expression: `sqrt(x)` as `\sqrt{x}`."""
     text = _FUNCTION.sub(lambda found: "\\" + found.group(1).replace("infinity", "infty") + " ", text)
     while root := _ROOT.search(text):
         end = _closing(text, root.end() - 1)
         text = rf"{text[: root.start()]}\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
     if r"\sin" in text or r"\cos" in text or r"\tan" in text:
-        text = _TURN.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
+        text = _DEGREES_NUMBER.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     return text.replace("**", "^").replace(" degrees", r"^{\circ}").replace("%", r"\%")
 
 
-def unwrapped(text: str) -> str:
-    """Without round brackets around the whole, where they hold one thing."""
+def strip_brackets(text: str) -> str:
+    """Removes round brackets around the whole, where they hold one item: "(x + 1)" but not "(3, 4)"."""
     while text.startswith("(") and _is_wrapped(text) and len(_split(text[1:-1])) == 1:
         text = text[1:-1].strip()
     return text
 
 
-def listing(text: str) -> Listing | None:
-    """The several answers that a plain text gives, or None where it is one."""
+def split_list(text: str) -> ListAnswer | None:
+    r"""Returns the items of a normalised text, or None where it is one answer.
+
+    "(3, 4)", "{3, 4}", "3, 4", "3 or 4", `\pm 3` and "(a) 3 (b) 4" have two items.
+    """
     if r"\begin" in text:
         return None  # a matrix
     if text.startswith((r"\{", "{")) and text.endswith("}") and _is_wrapped(text.removeprefix("\\")):
         inner = text.removeprefix("\\")[1:-1].removesuffix("\\")
-        return Listing(items=_split(inner), brackets="{}", is_ordered=False)
+        return ListAnswer(items=_split(inner), brackets="{}", is_ordered=False)
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _is_wrapped(text):
         items = _split(text[1:-1])
-        return Listing(items=items, brackets=text[0] + text[-1]) if len(items) > 1 else None
+        return ListAnswer(items=items, brackets=text[0] + text[-1]) if len(items) > 1 else None
     if parts := _parts(text):
-        return Listing(items=parts)
+        return ListAnswer(items=parts)
     items = _split(text)
     if len(items) == 1 and text.count(r"\pm") == 1:
-        return Listing(items=tuple(_signs(text)), is_ordered=False)
+        return ListAnswer(items=tuple(_signs(text)), is_ordered=False)
     if len(items) == 1:
         return None
     is_ordered = " and " not in text and " or " not in text
     signed = tuple(sign for item in items for sign in _signs(item))
-    return Listing(items=signed, is_ordered=is_ordered, has_or=" or " in text)
+    return ListAnswer(items=signed, is_ordered=is_ordered, has_or=" or " in text)
 
 
-def _plain_latex(text: str) -> str:
+def _normalise_latex(text: str) -> str:
     for _ in range(text.count(r"\boxed") + text.count(r"\fbox")):
-        text = _unboxed(text)
+        if not (found := _BOX.search(text)):
+            break
+        end = _closing(text, found.end() - 1)
+        text = text[: found.start()] + text[found.end() : end] + text[end + 1 :]
     text = _TEXT_GROUP.sub(r" \1 ", text)
     text = _DEGREES.sub(" degrees", text)
-    text = _SPACING.sub(
-        lambda found: "" if found.group() in (r"\(", r"\)", r"\[", r"\]", r"\!") else " ", text
-    )
+    text = _INVISIBLE.sub("", text)
+    text = _SPACING.sub(" ", text)
     text = _COMMAND.sub(lambda found: _COMMANDS.get(found.group(1), found.group()), text)
     return _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
 
 
 def _drop_dollars(text: str) -> str:
-    """Without the `$` around formulas; a `$` that means dollars stays."""
+    """Removes the `$` around formulas; a `$` that means dollars stays."""
     if text.count("$") - text.count(r"\$") == 1:
         text = text.replace(r"\$", "$")
         return text.replace("$", "", 1) if text.count("$") > 1 else text
     return text.replace(r"\$", "\0").replace("$", "").replace("\0", "$")
 
 
-def _unboxed(text: str) -> str:
-    found = _BOX.search(text)
-    if not found:
-        return text
-    end = _closing(text, found.end() - 1)
-    return text[: found.start()] + text[found.end() : end] + text[end + 1 :]
-
-
 def _closing(text: str, opening: int) -> int:
-    """Where the bracket at `opening` closes, or the end of the text."""
+    """Returns the position where the bracket at `opening` closes, or the length of the text."""
     depth = 0
     for position in range(opening, len(text)):
         depth += (text[position] in _OPENING) - (text[position] in _CLOSING)
@@ -168,16 +169,16 @@ def _ends_in_factorial(text: str) -> bool:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """The parts of `text` between commas, semicolons, "and" and "or" that stand in no bracket."""
+    """Splits at commas, semicolons, "and" and "or" outside of brackets."""
     depths = _depths(text)
-    cuts = [found for found in _JOINT.finditer(text) if not depths[found.start()]]
+    cuts = [found for found in _SEPARATOR.finditer(text) if not depths[found.start()]]
     edges = [0, *(edge for found in cuts for edge in found.span()), len(text)]
     items = (text[start:end].strip() for start, end in zip(edges[::2], edges[1::2], strict=True))
     return tuple(item for item in items if item) or ("",)
 
 
 def _depths(text: str) -> list[int]:
-    """How many brackets are open at each character."""
+    """Returns the number of open brackets at each character."""
     depths, depth = [], 0
     for character in text:
         depth = max(0, depth + (character in _OPENING) - (character in _CLOSING))
@@ -186,7 +187,7 @@ def _depths(text: str) -> list[int]:
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    """The answers of "(a) 3 (b) 4", or none."""
+    """Returns the answers of "(a) 3 (b) 4", or none."""
     marks = list(_PART.finditer(text))
     if len(marks) < 2 or marks[0].start() or marks[0].lastindex != marks[1].lastindex:
         return ()
@@ -195,14 +196,11 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _signs(text: str) -> Iterator[str]:
-    r"""Both values of a text with one `\pm`, else the text."""
+    r"""Yields both values of a text with `\pm`, else the text itself."""
     before, sign, after = text.partition(r"\pm")
     if not sign:
         yield text
         return
-    yield (
-        f"{before}+{after}"
-        if before.strip() and not before.rstrip().endswith("=")
-        else f"{before}{after.lstrip()}"
-    )
+    has_left_side = before.strip() and not before.rstrip().endswith("=")
+    yield f"{before}+{after}" if has_left_side else f"{before}{after.lstrip()}"
     yield f"{before}-{after.lstrip()}"

@@ -1,10 +1,9 @@
-"""Answer checking that nothing can hang: math-verify runs in processes which die at their deadline.
+"""Checks responses without hanging: math-verify runs in processes that are killed at a deadline.
 
-A worker gets a few answers at a time, arms a kernel alarm before each and reports each. When the alarm rings or
-the parser crashes, the worker dies, that answer is counted as wrong, and a new worker takes its place; the other
-answers go on. The calling process needs neither signals nor threads for it, so it may be a Ray actor, and what a
-worker says is never unpickled.
-Which answers are right is `verify`'s knowledge, what they are worth the caller's.
+A worker process gets a few responses at a time, sets a kernel alarm before each and reports each. When the alarm
+fires or the parser crashes, the process dies, that response counts as wrong, the others in its batch go to the next
+worker, and a new process takes its place. The calling process needs neither signals nor threads, so it may be a Ray
+actor, and bytes from a worker are never unpickled.
 """
 
 from __future__ import annotations
@@ -21,12 +20,23 @@ from multiprocessing.process import BaseProcess
 from threading import Lock
 from typing import cast
 
-from data_pipeline.verify.check import Verdict, after_math, check_text, is_equal_math, needs_math
+from data_pipeline.verify.check import Verdict, check_text, is_equal_math, needs_math, with_outcome
 from data_pipeline.verify.config import CheckerConfig, Mode
 
 _GIB = 1 << 30
-_BATCH = 16  # most answers a worker gets at once
-_BATCH_LEN = 16_384  # and about how many characters: a giant answer goes alone
+_BATCH = 16  # most responses a worker gets at once
+_BATCH_LEN = 16_384  # most characters in a batch of more than one
+
+
+@dataclass(eq=False)
+class _Task:
+    """An answer to compare with its reference by math-verify."""
+
+    index: int
+    extracted: str
+    answer: str
+    outcome: str = ""  # math | none | timeout | error
+    is_retry: bool = False  # it was being checked when a worker crashed
 
 
 @dataclass(eq=False)
@@ -34,20 +44,20 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     is_ready: bool = False  # has imported its parser
-    tasks: deque[int] = field(default_factory=deque)  # the answers it has; it is checking the first
+    tasks: deque[_Task] = field(default_factory=deque)  # it is checking the first
 
 
 class VerifyPool:
-    """Checks answers in `config.workers` processes, each in `config.deadline` seconds and `memory_gib` of memory.
+    """Checks responses in `config.workers` processes, each in `config.deadline` seconds and `memory_gib` of memory.
 
-    `counts` says how many answers were decided by what: exact, choice, number, math, none, timeout (the deadline
-    passed) or error (the worker died otherwise, twice: once may be the fault of the machine). Threads that
-    share a pool are served one after the other. Close it, or use it as a context manager.
+    `counts` holds the number of responses by `Verdict.decided_by`; error means that a worker crashed twice, since
+    one crash may be the machine's fault. Threads that share a pool are served one after the other. Close it, or use
+    it as a context manager.
     """
 
     def __init__(self, config: CheckerConfig, *, memory_gib: float = 4.0) -> None:
-        self.counts: Counter[str] = Counter()
         self.config = config
+        self.counts: Counter[str] = Counter()
         self._memory = int(memory_gib * _GIB)
         self._lock = Lock()
         self._workers: list[_Worker] = []
@@ -61,91 +71,89 @@ class VerifyPool:
         self.close()
 
     def check_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts on (response, reference answer) pairs, in their order.
+        """Returns verdicts on (response, reference answer) pairs, in their order.
 
         Raises:
             RuntimeError: the pool is closed, or its workers cannot start.
         """
         verdicts = [check_text(response, answer, self.config.mode) for response, answer in pairs]
-        tasks = {
-            i: (verdict.extracted, answer)
-            for i, (verdict, (_, answer)) in enumerate(zip(verdicts, pairs, strict=True))
+        tasks = [
+            _Task(index, verdict.extracted, answer)
+            for index, (verdict, (_, answer)) in enumerate(zip(verdicts, pairs, strict=True))
             if needs_math(verdict)
-        }
+        ]
         with self._lock:
             try:
-                outcomes = self._run(tasks)
-            except BaseException:  # Ctrl-C, too: replies still on their way must not meet the next caller
+                self._run(tasks)
+            except (
+                BaseException
+            ):  # also Ctrl-C: replies that are still to come must not reach the next caller
                 self._remove_workers()
                 raise
-            for i, outcome in outcomes.items():
-                verdicts[i] = after_math(verdicts[i], outcome)
+            for task in tasks:
+                verdicts[task.index] = with_outcome(verdicts[task.index], task.outcome)
             self.counts.update(verdict.decided_by for verdict in verdicts)
         return verdicts
 
     def close(self) -> None:
-        """End the workers; a second time does nothing."""
+        """Ends the workers; a second call does nothing."""
         with self._lock:
             self._remove_workers()
 
-    def _run(self, tasks: dict[int, tuple[str, str]]) -> dict[int, str]:
-        """What came of each task: math, none, timeout or error."""
+    def _run(self, tasks: list[_Task]) -> None:
+        """Sets the outcome of each task."""
         if not self._workers:
             raise RuntimeError("this VerifyPool is closed; make a new one")
         waiting = deque(tasks)
-        asked_again: set[int] = set()
-        outcomes: dict[int, str] = {}
-        while len(outcomes) < len(tasks):
+        while waiting or any(worker.tasks for worker in self._workers):
             for worker in list(self._workers):
                 if waiting and worker.is_ready and not worker.tasks:
-                    self._send(worker, self._take(waiting, tasks, asked_again), waiting, tasks)
+                    self._send_batch(worker, waiting)
             by_connection: dict[object, _Worker] = {worker.connection: worker for worker in self._workers}
             for connection in wait([worker.connection for worker in self._workers]):
-                worker = by_connection[connection]
-                index, outcome = worker.tasks[0] if worker.tasks else None, self._receive(worker)
-                if outcome in ("timeout", "error"):
-                    waiting.extendleft(reversed(list(worker.tasks)[1:]))
-                if outcome == "error" and index is not None and index not in asked_again:
-                    asked_again.add(index)
-                    waiting.appendleft(index)
-                elif index is not None:
-                    outcomes[index] = outcome
-        return outcomes
+                self._handle_reply(by_connection[connection], waiting)
 
-    def _take(self, waiting: deque[int], tasks: dict[int, tuple[str, str]], alone: set[int]) -> list[int]:
-        """The next answers for one worker; one that killed a worker goes alone, lest it takes the blame of others."""
-        most = min(_BATCH, -(-len(waiting) // len(self._workers)))
-        taken, length = [waiting.popleft()], 0
-        while waiting and len(taken) < most and not {taken[-1], waiting[0]} & alone:
-            length += sum(map(len, tasks[taken[-1]]))
-            if length + sum(map(len, tasks[waiting[0]])) > _BATCH_LEN:
-                break
-            taken.append(waiting.popleft())
-        return taken
-
-    def _send(
-        self, worker: _Worker, taken: list[int], waiting: deque[int], tasks: dict[int, tuple[str, str]]
-    ) -> None:
+    def _send_batch(self, worker: _Worker, waiting: deque[_Task]) -> None:
+        batch = self._take_batch(waiting)
         try:
-            worker.connection.send_bytes(json.dumps([tasks[index] for index in taken]).encode())
-        except OSError:  # it died while it was idle: no answer's fault
-            waiting.extendleft(reversed(taken))
+            pairs = [(task.extracted, task.answer) for task in batch]
+            worker.connection.send_bytes(json.dumps(pairs).encode())
+        except OSError:  # it died while idle: no response is at fault
+            waiting.extendleft(reversed(batch))
             self._replace_worker(worker)
         else:
-            worker.tasks.extend(taken)
+            worker.tasks.extend(batch)
 
-    def _receive(self, worker: _Worker) -> str:
-        """The outcome a worker reports; of a dead one, what it died of."""
+    def _take_batch(self, waiting: deque[_Task]) -> list[_Task]:
+        """Takes the next tasks for one worker. A retry goes alone: if it crashes again, it alone is at fault."""
+        most = min(_BATCH, -(-len(waiting) // len(self._workers)))
+        batch, length = [waiting.popleft()], 0
+        while waiting and len(batch) < most and not (batch[-1].is_retry or waiting[0].is_retry):
+            length += len(batch[-1].extracted) + len(batch[-1].answer)
+            if length + len(waiting[0].extracted) + len(waiting[0].answer) > _BATCH_LEN:
+                break
+            batch.append(waiting.popleft())
+        return batch
+
+    def _handle_reply(self, worker: _Worker, waiting: deque[_Task]) -> None:
+        """Reads one reply. Of a dead worker, the first task is at fault and the others wait again."""
         try:
             outcome = worker.connection.recv_bytes().decode()
         except (EOFError, OSError):
-            return self._replace_worker(worker)
-        if worker.is_ready:
-            worker.tasks.popleft()
+            outcome = self._replace_worker(worker)
+            waiting.extendleft(reversed(list(worker.tasks)[1:]))
         worker.is_ready = True
-        return outcome
+        if not worker.tasks:
+            return  # it has just started, or died while idle
+        task = worker.tasks.popleft()
+        if outcome == "error" and not task.is_retry:
+            task.is_retry = True
+            waiting.appendleft(task)
+        else:
+            task.outcome = outcome
 
     def _replace_worker(self, worker: _Worker) -> str:
+        """Starts a worker in the place of a dead one, and returns the outcome of the task that it was checking."""
         exit_code = self._remove_worker(worker)
         if not worker.is_ready:
             raise RuntimeError(
@@ -160,7 +168,9 @@ class VerifyPool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_serve, args=(theirs, self.config.mode, self.config.deadline, self._memory), daemon=True
+            target=_serve,
+            args=(theirs, self.config.mode, self.config.deadline, self._memory),
+            daemon=True,
         )
         process.start()
         theirs.close()  # now the worker's death closes the connection
@@ -171,7 +181,7 @@ class VerifyPool:
             self._remove_worker(worker)
 
     def _remove_worker(self, worker: _Worker) -> int | None:
-        """End a worker, if it still lives; its exit code."""
+        """Ends a worker, if it is still alive, and returns its exit code."""
         self._workers.remove(worker)
         worker.connection.close()
         worker.process.kill()
@@ -180,21 +190,21 @@ class VerifyPool:
 
 
 def _serve(connection: Connection, mode: Mode, deadline: float, memory: int) -> None:
-    """A worker's life: lists of (extracted, answer) in, math or none out for each, until the pool is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
+    """Runs a worker: receives lists of (extracted, answer), sends math or none for each, until the pool is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
     # The default action ends the process in the kernel, even inside C code that never looks at signals. So a
     # worker whose caller was killed does not outlive its deadline either.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     _limit(resource.RLIMIT_AS, memory)
     _limit(resource.RLIMIT_CORE, 0)
-    is_equal_math(r"$\frac{x}{2}+1$", "$x+2$", mode)  # imports and compiles, so that no answer pays for it
+    is_equal_math(r"$\frac{x}{2}+1$", "$x+2$", mode)  # imports and compiles before the first deadline starts
     connection.send_bytes(b"ready")
     while True:
         try:
             tasks = json.loads(connection.recv_bytes())
         except (EOFError, ConnectionResetError):
-            return  # the pool is gone; reset, where it left our last word unread
+            return  # the pool is gone; reset, where it left our last reply unread
         for extracted, answer in tasks:
             signal.setitimer(signal.ITIMER_REAL, deadline)
             is_equal = is_equal_math(extracted, answer, mode)

@@ -1,7 +1,10 @@
-r"""Takes the answer out of a response, by the strict rules.
+r"""Reads the answer from a response, by the strict rules.
 
 It is the last `<answer>` outside `<think>`, else the last `\boxed{}`, else what the last line states. A response that
-breaks off (an open thought, an open tag, an unfinished last line) has no answer. All is linear in its length.
+is cut off (an open thought, an open tag, an unfinished last line) has no answer. All is linear in its length.
+
+>>> read("<think>6 + 6</think><answer>12</answer>"), read("So x = 12."), read("<think>6 + 6 is")
+(('12', 1.0), ('12.', 0.0), ('', 0.0))
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import re
 
 MAX_LINE_LEN = 1_000
-"""Characters past which a last line states nothing."""
+"""Characters past which a last line is not read."""
 MIN_SOLUTION_LEN = 50
 """Characters past which a response without tags may still earn the partial format score."""
 
@@ -17,31 +20,31 @@ _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
 _THINK = re.compile(r"</?think>")
 _BRACE = re.compile(r"[{}]")
 _MATH_SIGN = re.compile(r"[=+\-*/()\[\]\\]")
-_STATED = re.compile(r"=|:| (?:is|are|equals) ")
+_STATEMENT = re.compile(r"=|:| (?:is|are|equals) ")
 
 
 def read(response: str) -> tuple[str, float]:
-    """What a response gives as its answer ("" if nothing), and the score of its format."""
-    text, is_ended = _without_end_tokens(response)
-    outside, is_open = _outside_thought(text)
+    """Returns the answer that a response gives ("" without one), and its format score."""
+    text, is_ended = _strip_end_tokens(response)
+    outside, is_open = _remove_thoughts(text)
     if is_open and not outside.endswith("</answer>"):
         return "", 0.0
     opened, closed = outside.rfind("<answer>"), outside.rfind("</answer>")
     start = outside.rfind("<answer>", 0, max(closed, 0))
     if opened > closed or start < 0 <= closed:
-        return "", 0.0  # broken off inside of it, or never begun
+        return "", 0.0  # cut off inside of the tag, or never opened
     if start >= 0:
         has_form = text.startswith("<think>") and text.endswith("</answer>") and not is_open
-        return outside[start + len("<answer>") : closed].strip(), 1.0 if has_form else _partial(text)
+        return outside[start + len("<answer>") : closed].strip(), 1.0 if has_form else _partial_format(text)
     if (box := outside.rfind(r"\boxed{")) >= 0:
-        content = _balanced(outside, box + len(r"\boxed{"))
+        content = _read_braces(outside, box + len(r"\boxed{"))
         return content.strip(), float(bool(content))
-    stated = _stated_at_the_end(outside, is_ended)
-    return stated, _partial(text) if stated else 0.0
+    stated = _read_last_line(outside, is_ended)
+    return stated, _partial_format(text) if stated else 0.0
 
 
-def _without_end_tokens(text: str) -> tuple[str, bool]:
-    """The text without spaces and end tokens around it, and whether it says itself that it ends there."""
+def _strip_end_tokens(text: str) -> tuple[str, bool]:
+    """Strips spaces and end tokens; the flag tells whether one, or a line break, marks the end."""
     end, is_ended = len(text), False
     while True:
         while end and text[end - 1].isspace():
@@ -53,8 +56,8 @@ def _without_end_tokens(text: str) -> tuple[str, bool]:
         end, is_ended = end - len(token), True
 
 
-def _outside_thought(text: str) -> tuple[str, bool]:
-    """What stands outside of thoughts, and whether the last thought is still open: then it counts as outside."""
+def _remove_thoughts(text: str) -> tuple[str, bool]:
+    """Returns the text outside of thoughts, and whether the last thought is open; an open one counts as outside."""
     pieces, start, is_open = [], 0, False
     for mark in _THINK.finditer(text):
         if mark.group() == "<think>" and not is_open:
@@ -67,8 +70,8 @@ def _outside_thought(text: str) -> tuple[str, bool]:
     return (text[start:] if is_open else "".join([*pieces, text[start:]])).strip(), is_open
 
 
-def _balanced(text: str, start: int) -> str:
-    """The text from `start` to the brace that closes it, or "" where none does."""
+def _read_braces(text: str, start: int) -> str:
+    """Returns the text from `start` to the brace that closes it, or ""."""
     depth = 1
     for brace in _BRACE.finditer(text, start):
         depth += 1 if brace.group() == "{" else -1
@@ -77,17 +80,17 @@ def _balanced(text: str, start: int) -> str:
     return ""
 
 
-def _stated_at_the_end(text: str, is_ended: bool) -> str:
-    """What the last line says the answer is; a bare answer of one line is its own statement."""
+def _read_last_line(text: str, is_ended: bool) -> str:
+    """Returns the answer that the last line states; a response of one line may be the bare answer."""
     line = text[text.rfind("\n") + 1 :].replace("**", "").strip()
     if len(line) > MAX_LINE_LEN:
         return ""
     is_finished = is_ended or line.endswith(".") or "answer" in line.casefold()
-    marks = list(_STATED.finditer(line))
+    marks = list(_STATEMENT.finditer(line))
     if marks and is_finished:
         return line[marks[-1].end() :].strip()
     return line if line == text.replace("**", "") and not marks else ""
 
 
-def _partial(text: str) -> float:
+def _partial_format(text: str) -> float:
     return 0.8 if len(text) > MIN_SOLUTION_LEN and _MATH_SIGN.search(text) else 0.0

@@ -2,6 +2,7 @@
 
 Files hold one JSON object a line, with every field. A stage that stores more extends ScoredResponse.
 
+>>> from data_pipeline.verify.check import check_answer
 >>> scored = ScoredResponse(id="q7", answer="12", response="<answer>12</answer>")
 >>> scored = scored.with_verdict(check_answer("<answer>12</answer>", "12"))
 >>> ScoredResponse.from_json(scored.to_json()) == scored

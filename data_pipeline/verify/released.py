@@ -1,7 +1,10 @@
-"""The published reward's rules of what is right, faults included, so that published numbers can be compared.
+r"""Decides whether an answer is right by the published reward's rules, with their faults, to compare published numbers.
 
-A response is right when its extracted answer equals the reference as text, as a choice letter, or by
-math-verify as it comes. Everything here is linear in the length of the text.
+A response is right when its extracted answer equals the reference as text, as a choice letter, or by math-verify
+with its defaults. Everything here is linear in the length of the text.
+
+>>> match(extract_answer(r"so it is \boxed{B}"), "B")
+'choice'
 """
 
 from __future__ import annotations
@@ -26,27 +29,27 @@ _CHOICE_FORMS = (("({})",), ("{}.",), ("{}:",), ("{})",), ("{} ",), ("{}-", "{}_
 
 
 def read(response: str) -> tuple[str, float]:
-    """What a response gives as its answer, and the score of its format."""
+    """Returns the answer that a response gives, and its format score."""
     return extract_answer(response), format_score(response)
 
 
 def match(extracted: str, answer: str) -> str:
-    """exact | choice | none, or undecided where math-verify may still find the two equal."""
+    """Returns exact | choice | none, or undecided where math-verify may still find the two equal."""
     answer = trim(answer)
     if (decided_by := _match_text(extracted, answer)) != "none" or _is_choice(answer):
         return decided_by
-    # Two plain integers that differ as text differ: no need to ask, and the most common wrong answer.
+    # Plain integers that differ as text are different numbers; these are most of the wrong answers.
     is_number = _INTEGER.fullmatch(extracted) and _INTEGER.fullmatch(answer)
     return "undecided" if extracted and answer and not is_number else "none"
 
 
 def extract_answer(response: str) -> str:
-    r"""The first `<answer>`, else the last `\boxed{}`, else the number that ends a line, else ""."""
+    r"""Returns the first `<answer>`, else the last `\boxed{}`, else the number that ends a line, else ""."""
     return trim(_find_answer(response).strip())
 
 
 def format_score(response: str) -> float:
-    r"""1 for `<think>..</think>..<answer>..</answer>` or a `\boxed{}`, 0.8 for a solution without, else 0."""
+    r"""Returns 1 for `<think>..</think>..<answer>..</answer>` or a `\boxed{}`, 0.8 for a solution without, else 0."""
     if _has_tags(response) or _find_boxed(response):
         return 1.0
     is_solution = len(response.strip()) > MIN_SOLUTION_LEN and _MATH_SIGN.search(response)
@@ -66,11 +69,11 @@ def _find_answer(response: str) -> str:
 
 
 def _find_boxed(text: str) -> str:
-    r"""The content of the last `\boxed{}` whose braces balance, or ""."""
+    r"""Returns the content of the last `\boxed{}` whose braces balance, or ""."""
     if "\\boxed{" not in text:
         return ""
     last_start, content = -1, ""
-    open_braces: list[tuple[int, bool]] = []  # (where the content starts, whether it is boxed)
+    open_braces: list[tuple[int, bool]] = []  # (start of the content, is boxed)
     for match in _BRACE.finditer(text):
         if match.group() != "}":
             open_braces.append((match.end(), match.group() != "{"))
@@ -82,7 +85,7 @@ def _find_boxed(text: str) -> str:
 
 
 def _find_final_number(text: str) -> str:
-    """The number at the end of the last line that ends with one (a full stop may follow), or ""."""
+    """Returns the number at the end of the last line that ends with one (a full stop may follow), or ""."""
     for line in reversed(text.split("\n")):
         if match := _FINAL_NUMBER.search(line.rstrip().removesuffix(".").rstrip()):
             return match.group()
@@ -99,7 +102,7 @@ def _has_tags(text: str) -> bool:
 
 
 def trim(text: str) -> str:
-    """Without a full stop at the end and spaces around."""
+    """Removes a full stop at the end, and spaces around."""
     return text.removesuffix(".").strip()
 
 
@@ -108,7 +111,7 @@ def _is_choice(answer: str) -> bool:
 
 
 def _match_text(extracted: str, answer: str) -> str:
-    """exact | choice | none."""
+    """Returns exact | choice | none."""
     if _is_choice(answer):
         return "choice" if _read_choice(extracted) == answer else "none"
     shorter, longer = sorted((extracted, answer), key=len)
@@ -117,7 +120,7 @@ def _match_text(extracted: str, answer: str) -> str:
 
 
 def _read_choice(text: str) -> str:
-    """The choice letter a text most likely means, or "". A letter at the start wins over all else."""
+    """Returns the choice letter a text most likely means, or "". A letter at the start wins over all else."""
     text = text.strip()
     for mark in ",.!?;:'\"":
         text = text.strip(mark)
@@ -130,12 +133,12 @@ def _read_choice(text: str) -> str:
 
 
 def _numbered_choice(text: str) -> str:
-    """The letter of "2. B": A is 1, B is 2."""
+    """Returns the letter of "2. B": A is 1, B is 2."""
     return _first_found(text, [(f"{number}. {letter}", letter) for number, letter in enumerate(CHOICES, 1)])
 
 
 def _phrase_choice(text: str) -> str:
-    """The first choice letter after "the answer is" or the like."""
+    """Returns the first choice letter after "the answer is" or the like."""
     phrase = _ANSWER_PHRASE.search(text.lower())
     letter = re.compile(f"[{CHOICES}]").search(text, phrase.start()) if phrase else None
     return letter.group() if letter else ""
@@ -149,6 +152,6 @@ def _written_choice(text: str) -> str:
 
 
 def _first_found(text: str, marks: list[tuple[str, str]]) -> str:
-    """Of the marks that occur, the letter of the one whose last occurrence comes first."""
+    """Returns the letter of the mark whose last occurrence comes first."""
     found = [(position, letter) for mark, letter in marks if (position := text.rfind(mark)) >= 0]
     return min(found)[1] if found else ""

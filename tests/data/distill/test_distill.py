@@ -40,7 +40,7 @@ from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Sample
 from data_pipeline.verify.check import check_answer
 from data_pipeline.verify.config import CheckerConfig, VerifyConfig
-from data_pipeline.verify.score_file import verify_file
+from data_pipeline.verify.score_file import score_file
 from launch.cli import main
 from tests.helpers.flaky_proxy import Body, FlakyProxy, free_port
 from tests.helpers.model_server import ModelServer
@@ -399,7 +399,7 @@ def test_judge_decides_what_the_rules_find_wrong(
     with FlakyProxy(server.url, extra=verdict) as judge:
         source, out = str(responses_path(reference, 0)), str(tmp_path / "verified.jsonl")
         checker, by = CheckerConfig(workers=1), JudgeConfig(base_url=judge.url)
-        summary = verify_file(VerifyConfig(source=source, out=out, checker=checker, judge=by))
+        summary = score_file(VerifyConfig(source=source, out=out, checker=checker, judge=by))
     wrong = [old for old in rules[:16] if not old.accuracy]
     assert summary.decided_by.get("judge", 0) == (len(wrong) if word == "Equivalent" else 0)
     assert summary.not_judged == (len(wrong) if word == "Perhaps" else 0)
