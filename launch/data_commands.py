@@ -138,9 +138,9 @@ def dedup(config: Annotated[DedupRunConfig, FLAT]) -> None:
       omr data dedup shards/mmk12 shards/virl39k --out dedup --against shards/mathvista shards/mathverse
       omr data dedup shards/mmk12 shards/virl39k --out dedup --preset openmmreasoner
     """
-    from data_pipeline.select.dedup import DUPLICATES, deduplicate, table
+    from data_pipeline.select.dedup import DUPLICATES, counts_table, list_duplicates
 
-    print(table(deduplicate(config)))
+    print(counts_table(list_duplicates(config)))
     print(f"listed in {Path(config.out) / DUPLICATES}")
 
 

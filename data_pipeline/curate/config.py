@@ -1,4 +1,4 @@
-"""Config of a whole curation, from corpora to a mixture of shards (standard library only)."""
+"""Configs of a curation, from corpora to a mixture of shards (standard library only)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipeline.sources.config import RowsConfig
 
 NAME = re.compile(r"[\w-]+")
 SHARDS = "shards"
-"""As a corpus: `path` holds shards already, nothing is imported."""
+"""As `corpus` of a source: rows.path holds shards already, nothing is imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,47 +24,47 @@ class SourceConfig:
     name: str
     """Name of its folders."""
     corpus: str
-    """Its adapter, see `omr data import`; or `shards` where rows.path holds shards already."""
+    """Its adapter (see `omr data import`), or `shards` where rows.path holds shards already."""
     rows: RowsConfig
     responses: Literal["keep", "distill"] = "keep"
-    """Take the corpus as it is, or ask the teacher its questions and keep what is right."""
+    """Keep the responses of the corpus, or ask the teacher its questions and keep right responses."""
     max_bad_samples: int | float = 0.05
     """Rows that do not fit are dropped and counted; past this many (50) or this share (0.05) it stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurateConfig:
-    """From corpora to a mixture of shards, with every stage's counts in funnel.json."""
+    """All stages from corpora to a mixture of shards; funnel.json holds the counts of each."""
 
     out: str
     """Folder of all stages; the same command continues there."""
     sources: tuple[SourceConfig, ...]
-    """The corpora. Of two equal questions the one in the earlier corpus is kept."""
+    """The corpora. Of two duplicates the question in the earlier corpus is kept."""
     questions: FilterConfig = field(default_factory=FilterConfig)
-    """What is kept of the corpora, before anything is asked."""
+    """Filters of questions, before the teacher is asked."""
     deduplicate: bool = True
-    """Drop questions that are there twice or stand in a benchmark."""
+    """Drop questions that duplicate others, or a benchmark's."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
     against: tuple[str, ...] = ()
     """Folders of evaluation benchmarks as shards."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    """Who answers the questions of sources with responses=distill."""
+    """The model that answers the questions of sources with responses=distill."""
     per_question: int = 8
-    """Right answers of the teacher to keep of each question: 1, 2, 4 or 8 give the paper's x1 to x8."""
+    """Right responses of the teacher to keep of each question: 1, 2, 4 or 8 give the paper's x1 to x8."""
     difficulty: bool = False
-    """Ask a student, too, for the pass rates that a filter of `responses` wants."""
+    """Ask a student as well, for the pass rates that a filter of `responses` needs."""
     student: TeacherConfig = field(default_factory=lambda: TeacherConfig(k=4))
     """The model whose pass rates say how difficult a question is."""
     responses: FilterConfig = field(default_factory=FilterConfig)
-    """What is kept of the answers."""
+    """Filters of responses."""
     weights: str = ""
-    """Shares of the sources in the mixture, e.g. mmr1=2; 1 where nothing is said. See `omr data mix`."""
+    """Weights of the sources in the mixture, e.g. mmr1=2; 1 where not given. See `omr data mix`."""
     samples: int = 0
-    """Most samples of the mixture's epoch; 0 takes everything."""
+    """Most samples of the mixture's epoch; 0 takes all."""
     max_epochs: float = 1.0
-    """How often a source may come in one epoch of the mixture."""
+    """Most times that a source is repeated in one epoch of the mixture."""
     seed: int = 42
-    """Of the mixture."""
+    """Seeds the mixture."""
     writer: ShardConfig = field(default_factory=ShardConfig)
     work: WorkConfig = field(default_factory=WorkConfig)
 
@@ -72,15 +72,15 @@ class CurateConfig:
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
             raise ValueError(
-                f"sources={names} must be at least one, each with a name of its own of letters, digits, - and _"
+                f"sources={names} must be at least one, each with another name, of letters, digits, - and _"
             )
         if not self.out or self.samples < 0 or self.max_epochs <= 0:
             raise ValueError(
                 f"out={self.out!r} must be a folder, samples={self.samples} 0 or more, max_epochs="
                 f"{self.max_epochs:g} above 0"
             )
-        weighed = [pair.rpartition("=")[0] for pair in filter(None, self.weights.split(","))]
-        if unknown := set(weighed) - set(names):
+        weighted = [pair.rpartition("=")[0] for pair in filter(None, self.weights.split(","))]
+        if unknown := set(weighted) - set(names):
             raise ValueError(
                 f"weights={self.weights!r} names {unknown.pop()!r}; the sources are {', '.join(names)}"
             )

@@ -1,13 +1,13 @@
-"""Curation, as one page: corpora -> questions -> answers of a teacher -> what is right and wanted -> a mixture.
+"""Curation on one page: corpora -> questions -> a teacher's responses -> the right and wanted ones -> a mixture.
 
     out/raw/NAME           the corpus as samples in shards
-    out/dedup              which questions are there twice, or stand in a benchmark
-    out/standardised/NAME  the questions that are left
-    out/distilled/NAME     a teacher's answers to them, each checked
-    out/difficulty/NAME    a student's, for pass rates
-    out/selected/NAME      what is right and passes the filters
+    out/dedup              lists of questions that duplicate others, or a benchmark's
+    out/filtered/NAME      the other questions, as far as they pass the filters of questions
+    out/distilled/NAME     a teacher's responses to them, each checked
+    out/difficulty/NAME    a student's responses, for pass rates
+    out/selected/NAME      responses that are right and pass the filters of responses
     out/mixed              the mixture that training reads
-    out/funnel.json        what each stage left of each source
+    out/funnel.json        counts of each source after each stage
 
 Each stage of each source is done once: a killed curation continues where it stopped, and leaves the same bytes.
 """
@@ -23,41 +23,41 @@ from data_pipeline.curate.funnel import FUNNEL, Funnel, FunnelRow
 from data_pipeline.curate.stages import (
     ask_teacher,
     check_sources,
-    find_duplicates,
+    dedup_sources,
+    filter_questions,
     import_source,
     measure_difficulty,
     mix_sources,
-    select,
-    standardise,
+    select_responses,
 )
 
 
 def curate(config: CurateConfig) -> Funnel:
-    """All stages; returns what each left of each source, which funnel.json holds as well.
+    """Runs all stages; returns the counts that funnel.json holds as well.
 
     Raises:
-        ValueError: a source cannot be read, `config.out` holds another curation, or the teacher does not answer.
+        ValueError: a source cannot be read, `config.out` holds another curation, or the teacher does not respond.
     """
     check_sources(config)
-    before = Funnel.load(Path(config.out) / FUNNEL)  # so that a report has all stages while this goes on
+    before = Funnel.load(Path(config.out) / FUNNEL)  # a report shows all stages while this runs again
     names = {source.name for source in config.sources}
     funnel = replace(before, rows=tuple(row for row in before.rows if row.source in names))
 
-    def stage(work: Callable[[CurateConfig, SourceConfig], list[FunnelRow]], only: str = "") -> None:
+    def run(stage: Callable[[CurateConfig, SourceConfig], list[FunnelRow]], only: str = "") -> None:
         nonlocal funnel
         for source in config.sources:
-            for row in work(config, source) if only in ("", source.responses) else ():
+            for row in stage(config, source) if only in ("", source.responses) else ():
                 funnel = funnel.with_row(row)
         funnel.save(Path(config.out) / FUNNEL)
 
-    stage(import_source)
+    run(import_source)
     if config.deduplicate:
-        find_duplicates(config)
-    stage(standardise)
-    stage(ask_teacher, only="distill")
+        dedup_sources(config)
+    run(filter_questions)
+    run(ask_teacher, only="distill")
     if config.difficulty:
-        stage(measure_difficulty)
-    stage(select)
+        run(measure_difficulty)
+    run(select_responses)
     for row in mix_sources(config):
         funnel = funnel.with_row(row)
     funnel.save(Path(config.out) / FUNNEL)

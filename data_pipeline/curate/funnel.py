@@ -1,4 +1,4 @@
-"""The funnel: how many samples each stage of the recipe left, as a manifest beside the data."""
+"""The funnel: counts of samples after each stage of a curation, in a file beside the data."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.files import write_json
+from data_pipeline.tables import text_table
 
 FUNNEL = "funnel.json"
-STAGES = ("raw", "standardised", "distilled", "verified", "selected", "mixed")
+STAGES = ("raw", "filtered", "distilled", "verified", "selected", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunnelRow:
-    """One source after one stage."""
+    """Counts of one source after one stage."""
 
     stage: str  # of STAGES
     source: str
-    count: int  # samples that left the stage
+    count: int  # samples that the stage kept
     dropped: Mapping[str, int] = field(default_factory=dict)  # by the stage, by reason
-    digest: str = ""  # of the data that left it
+    digest: str = ""  # of these samples
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -42,10 +43,10 @@ class Funnel:
 
     @classmethod
     def load(cls, path: str | Path) -> Funnel:
-        """Read what `save` wrote; an empty funnel where there is no file.
+        """Reads what `save` wrote; returns an empty funnel where there is no file.
 
         Raises:
-            ValueError: the file is no funnel.
+            ValueError: the file is not a funnel.
         """
         path = Path(path)
         if not path.is_file():
@@ -59,45 +60,39 @@ class Funnel:
         return cls(rows=rows)
 
     def save(self, path: str | Path) -> None:
-        """Write the rows; the file is replaced as a whole."""
+        """Writes the rows atomically."""
         write_json(Path(path), {"version": 1, "rows": [asdict(row) for row in self.rows]})
 
     def with_row(self, row: FunnelRow) -> Funnel:
-        """With `row` in place of the one of the same stage and source, if there is one."""
+        """Returns the funnel with `row` instead of an earlier one of the same stage and source."""
         others = [old for old in self.rows if (old.stage, old.source) != (row.stage, row.source)]
         return replace(self, rows=tuple(sorted([*others, row], key=lambda r: STAGES.index(r.stage))))
 
     @property
     def totals(self) -> dict[str, int]:
-        """Samples by stage, of the stages that there are."""
+        """Returns the samples of all sources by stage."""
         counts: Counter[str] = Counter()
         for row in self.rows:
             counts[row.stage] += row.count
         return dict(counts)
 
     def dropped(self) -> dict[str, dict[str, int]]:
-        """Drops by stage and reason, the most frequent first."""
+        """Returns drops by stage and reason, the most frequent first."""
         counts: dict[str, Counter[str]] = {}
         for row in self.rows:
             counts.setdefault(row.stage, Counter()).update(row.dropped)
         return {stage: dict(reasons.most_common()) for stage, reasons in counts.items() if reasons}
 
     def table(self) -> str:
-        """A line per source, a column per stage; then what was dropped, by stage and reason."""
-        stages = list(self.totals)
+        """Returns a line per source and a column per stage; then a line per stage with what it dropped."""
+        totals = self.totals
         counts = {(row.source, row.stage): row.count for row in self.rows}
-        names = list(dict.fromkeys(row.source for row in self.rows))
-        lines = [["source", *stages]]
-        lines += [
-            [name, *(f"{counts[name, s]:,}" if (name, s) in counts else "" for s in stages)] for name in names
+        names = dict.fromkeys(row.source for row in self.rows)
+        rows = [[name, *(counts.get((name, stage), "") for stage in totals)] for name in names]
+        rows.append(["all", *totals.values()])
+        cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
+        drops = [
+            f"{stage} dropped " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            for stage, reasons in self.dropped().items()
         ]
-        lines += [["all", *(f"{total:,}" for total in self.totals.values())]]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = [
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-        ]
-        for stage, reasons in self.dropped().items():
-            text.append(
-                f"{stage} without " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-            )
-        return "\n".join(text)
+        return "\n".join([text_table(["source", *totals], cells), *drops])

@@ -1,4 +1,4 @@
-"""The stages of a curation, one function each: what it does to one source, and the rows of the funnel it gives."""
+"""Stages of a curation, a function each: it processes one source and returns its rows of the funnel."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from data_pipeline.distill.teacher import distilled_samples
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import DedupRunConfig
-from data_pipeline.select.dedup import deduplicate
-from data_pipeline.select.drop_lists import DUPLICATES, duplicates_digest, read_duplicates, without_duplicates
-from data_pipeline.select.filters import build_filters, keep
-from data_pipeline.select.select import with_verdicts
+from data_pipeline.select.dedup import dedup
+from data_pipeline.select.drop_lists import DUPLICATES, drop_listed, drop_lists_digest, read_drop_list
+from data_pipeline.select.filters import apply_filters, build_filters
+from data_pipeline.select.select import add_verdicts
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import Drop, StageReport, run_stage
 from data_pipeline.sources.adapters import CORPORA
@@ -39,18 +39,11 @@ from data_pipeline.types import Sample
 log = logging.getLogger(__name__)
 
 
-def folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
-    """Where a stage's samples or responses of a source lie."""
-    if stage == "raw" and source.corpus == SHARDS:
-        return source.rows.path
-    return f"{config.out}/{stage}/{source.name}"
-
-
 def check_sources(config: CurateConfig) -> None:
-    """Find now what would stop a later stage.
+    """Checks before any stage runs that each source has an adapter and exists.
 
     Raises:
-        ValueError: a source has no adapter of that name, or is nowhere.
+        ValueError: a source has no adapter of that name, or its folder does not exist.
     """
     for source in config.sources:
         if source.corpus not in (SHARDS, *CORPORA):
@@ -64,12 +57,12 @@ def check_sources(config: CurateConfig) -> None:
                 f"{source.name}: {source.rows.path} does not exist; download it there, or give its path"
             )
     if not config.against:
-        log.warning("no benchmarks in `against`: contamination is not looked for")
+        log.warning("against names no benchmarks: contamination is not checked")
 
 
 def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """Rows of the corpus -> samples in shards."""
-    out, dropped = folder(config, "raw", source), {}
+    """Writes the rows of the corpus as samples in shards."""
+    out, dropped = _folder(config, "raw", source), {}
     if source.corpus != SHARDS:
         wanted = ImportConfig(
             rows=source.rows,
@@ -79,15 +72,14 @@ def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]
             work=config.work,
         )
         dropped = import_corpus(source.corpus, wanted).bad.counts
-    index = ShardIndex.load(out)
-    return [_row("raw", source, StageReport(index=index, dropped=dropped))]
+    return _rows("raw", source, StageReport(index=ShardIndex.load(out), dropped=dropped))
 
 
-def find_duplicates(config: CurateConfig) -> None:
-    """List the questions of all sources that are there twice, or stand in a benchmark."""
-    deduplicate(
+def dedup_sources(config: CurateConfig) -> None:
+    """Lists the questions of all sources that duplicate others, or a benchmark's."""
+    dedup(
         DedupRunConfig(
-            shards=tuple(folder(config, "raw", source) for source in config.sources),
+            shards=tuple(_folder(config, "raw", source) for source in config.sources),
             out=f"{config.out}/dedup",
             against=config.against,
             dedup=config.dedup,
@@ -96,16 +88,24 @@ def find_duplicates(config: CurateConfig) -> None:
     )
 
 
-def standardise(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """Leave out the questions that are listed as duplicates, and what the filters of questions drop."""
+def filter_questions(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """Drops listed duplicates, and questions that do not pass their filters."""
     settings: dict[str, object] = {"filters": asdict(config.questions)}
     if config.deduplicate:
-        settings["duplicates"] = duplicates_digest(*_listed(config, source))
-    return [_row("standardised", source, _run(config, source, "raw", "standardised", _standardise, settings))]
+        settings["duplicates"] = drop_lists_digest(*_listed(config, source))
+    return _run(_filter_shard, config, source, "raw", "filtered", settings)
+
+
+def _filter_shard(
+    config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, shard: int
+) -> Iterator[Sample]:
+    if config.deduplicate:
+        samples = drop_listed(samples, read_drop_list(*_listed(config, source), shard), drop)
+    return apply_filters(samples, build_filters(config.questions), drop)
 
 
 def ask_teacher(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """Ask the teacher the questions, and check its responses."""
+    """Asks the teacher the questions, and checks its responses."""
     found = _ask(config, source, "distilled", config.teacher)
     digest = _responses_digest(config, source, "distilled")
     return [
@@ -117,27 +117,43 @@ def ask_teacher(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
 
 
 def measure_difficulty(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """Ask the student the questions; how often it is right goes with the samples."""
+    """Asks the student the questions, for their pass rates."""
     _ask(config, source, "difficulty", config.student)
     return []
 
 
-def select(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """What the teacher answered right, or the corpus' own answers, as far as the filters let them pass."""
+def select_responses(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """Selects from the teacher's right responses, or the corpus' own, those that pass the filters."""
     settings: dict[str, object] = {"filters": asdict(config.responses)}
     if source.responses == "distill":
         settings["per_question"] = config.per_question
         settings["responses"] = _responses_digest(config, source, "distilled")
     if config.difficulty:
         settings["difficulty"] = _responses_digest(config, source, "difficulty")
-    return [_row("selected", source, _run(config, source, "standardised", "selected", _select, settings))]
+    return _run(_select_shard, config, source, "filtered", "selected", settings)
+
+
+def _select_shard(
+    config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, shard: int
+) -> Iterator[Sample]:
+    index = _questions(config, source)
+    if source.responses == "distill":
+        responses = read_shard_responses(_folder(config, "distilled", source), index, shard)
+        samples = distilled_samples(samples, responses, config.per_question, drop)
+    elif config.responses.correct:  # a teacher's responses were checked when they came
+        samples = add_verdicts(samples)
+    if config.difficulty:
+        rates = pass_rates(read_shard_responses(_folder(config, "difficulty", source), index, shard))
+        scores = {name: {"pass_rate": rate} for name, rate in rates.items()}
+        samples = with_scores(samples, scores, ("pass_rate",), drop)
+    return apply_filters(samples, build_filters(config.responses), drop)
 
 
 def mix_sources(config: CurateConfig) -> list[FunnelRow]:
-    """How many samples of each source make an epoch: `config.samples`, or all where there are no more."""
-    sources = tuple(folder(config, "selected", source) for source in config.sources)
-    held = sum(int(config.max_epochs * len(ShardIndex.load(source))) for source in sources)
-    has_more = config.samples < held
+    """Mixes the sources into epochs of `config.samples`, or of all samples where there are no more."""
+    sources = tuple(_folder(config, "selected", source) for source in config.sources)
+    available = sum(int(config.max_epochs * len(ShardIndex.load(source))) for source in sources)
+    has_more = config.samples < available
     parts = mix(
         MixConfig(
             shards=sources,
@@ -153,62 +169,49 @@ def mix_sources(config: CurateConfig) -> list[FunnelRow]:
     ]
 
 
-# --- in the workers: what happens to the samples of one shard
+# --- shared by the stages
 
 
-def _standardise(
-    config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, part: int
-) -> Iterator[Sample]:
-    if config.deduplicate:
-        samples = without_duplicates(samples, read_duplicates(*_listed(config, source), part), drop)
-    return keep(samples, build_filters(config.questions), drop)
-
-
-def _select(
-    config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, part: int
-) -> Iterator[Sample]:
-    index = ShardIndex.load(folder(config, "standardised", source))
-    if source.responses == "distill":
-        responses = read_shard_responses(folder(config, "distilled", source), index, part)
-        samples = distilled_samples(samples, responses, config.per_question, drop)
-    elif config.responses.correct:  # a teacher's answers were checked when they came
-        samples = with_verdicts(samples)
-    if config.difficulty:
-        rates = pass_rates(read_shard_responses(folder(config, "difficulty", source), index, part))
-        scores = {name: {"pass_rate": rate} for name, rate in rates.items()}
-        samples = with_scores(samples, scores, ("pass_rate",), drop)
-    return keep(samples, build_filters(config.responses), drop)
-
-
-# --- helpers
+def _folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
+    if stage == "raw" and source.corpus == SHARDS:
+        return source.rows.path
+    return f"{config.out}/{stage}/{source.name}"
 
 
 def _run(
+    process_shard: Callable[[CurateConfig, SourceConfig, Iterator[Sample], Drop, int], Iterator[Sample]],
     config: CurateConfig,
     source: SourceConfig,
     before: str,
     stage: str,
-    chain: Callable[[CurateConfig, SourceConfig, Iterator[Sample], Drop, int], Iterator[Sample]],
     settings: dict[str, object],
-) -> StageReport:
-    return run_stage(
-        partial(chain, config, source),
-        folder(config, before, source),
-        folder(config, stage, source),
+) -> list[FunnelRow]:
+    """Runs a stage of a source on the shards that the stage `before` left."""
+    report = run_stage(
+        partial(process_shard, config, source),
+        _folder(config, before, source),
+        _folder(config, stage, source),
         settings=settings,
         writer=config.writer,
         rewrite=True,
         work=config.work,
     )
+    return _rows(stage, source, report)
 
 
-def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: TeacherConfig) -> ResponseStats:
-    """Ask a model the questions of a source."""
+def _rows(stage: str, source: SourceConfig, report: StageReport) -> list[FunnelRow]:
+    digest = report.index.digest
+    return [
+        FunnelRow(stage=stage, source=source.name, count=report.kept, dropped=report.dropped, digest=digest)
+    ]
+
+
+def _ask(config: CurateConfig, source: SourceConfig, stage: str, model: TeacherConfig) -> ResponseStats:
     asked = AskConfig(
-        shards=folder(config, "standardised", source),
-        out=folder(config, stage, source),
-        teacher=server,
-        # one local run keeps a server busiest
+        shards=_folder(config, "filtered", source),
+        out=_folder(config, stage, source),
+        teacher=model,
+        # on one machine a single process keeps the server busiest
         work=config.work if config.work.executor == "ray" else WorkConfig(),
     )
     total = ResponseStats()
@@ -218,17 +221,14 @@ def _ask(config: CurateConfig, source: SourceConfig, stage: str, server: Teacher
 
 
 def _listed(config: CurateConfig, source: SourceConfig) -> tuple[Path, str]:
-    """The list of duplicates, and by which digest it knows the source."""
-    raw = ShardIndex.load(folder(config, "raw", source))
+    """Returns the path of duplicates.jsonl, and the corpus whose lists are read."""
+    raw = ShardIndex.load(_folder(config, "raw", source))
     return Path(config.out) / "dedup" / DUPLICATES, raw.digest
 
 
+def _questions(config: CurateConfig, source: SourceConfig) -> ShardIndex:
+    return ShardIndex.load(_folder(config, "filtered", source))
+
+
 def _responses_digest(config: CurateConfig, source: SourceConfig, stage: str) -> str:
-    index = ShardIndex.load(folder(config, "standardised", source))
-    return responses_digest(folder(config, stage, source), index)
-
-
-def _row(stage: str, source: SourceConfig, report: StageReport) -> FunnelRow:
-    return FunnelRow(
-        stage=stage, source=source.name, count=report.kept, dropped=report.dropped, digest=report.index.digest
-    )
+    return responses_digest(_folder(config, stage, source), _questions(config, source))

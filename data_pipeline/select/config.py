@@ -1,4 +1,4 @@
-"""Configs of selection (standard library only): filters, duplicates, and the recipes' presets of both."""
+"""Configs of selection (standard library only): filters, duplicates, and presets of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_pipeline.shards.config import ShardConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which samples are kept. Every filter is off unless its field is set; docs/selection.md tells what each does."""
+    """Filters of samples. Each is off unless its field is set; docs/selection.md describes them."""
 
     min_words: int = 0
     """Fewest words of the response."""
@@ -24,13 +24,13 @@ class FilterConfig:
     max_images: int | None = None
     """Most images of a sample."""
     format: Literal["none", "think_answer", "mmfinereason"] = "none"
-    """Form of the response: <think>..</think><answer>..</answer> and nothing else, or MMFineReason's template."""
+    """Format of the response: <think>..</think><answer>..</answer> and nothing else, or MMFineReason's template."""
     repetition_words: int = 50
-    """Length of the runs of words that are counted by repetition_count."""
+    """Length in words of the runs that repetition_count counts."""
     repetition_count: int = 0
-    """Drop responses that hold one run of words this often (MMFineReason: 3); 0 is off."""
+    """Drop responses in which one run of words occurs this often (MMFineReason: 3); 0 is off."""
     correct: bool = False
-    """Keep only what the answer checker found right (metadata accuracy of 1)."""
+    """Keep only responses that the answer checker found right (metadata accuracy of 1)."""
     min_pass_rate: float | None = None
     """Keep questions that the scoring model answers right at least this often (metadata pass_rate, 0 to 1)."""
     max_pass_rate: float | None = None
@@ -66,30 +66,28 @@ class FilterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DedupConfig:
-    """When two samples are the same question. The earlier one, by order of corpora and rows, is kept."""
+    """The rule by which two samples are duplicates. The earlier one, by order of corpora and rows, is kept."""
 
     scope: Literal["within", "across", "both"] = "both"
     """Compare samples of one corpus, of different corpora, or all."""
     rule: Literal["each", "joined"] = "each"
-    """Text and images must be near, each by its own threshold; or one cosine of both vectors end to end."""
+    """Text and images must be near, each by its own threshold; or one cosine of their joined vectors."""
     threshold: float = 0.99
-    """Least cosine of two texts; by the rule `joined`, of the joined vectors."""
+    """Least cosine of two texts; with rule=joined, of the joined vectors."""
     image_threshold: float = 0.95
-    """Least cosine of two samples' images, by the rule `each`."""
+    """Least cosine of two samples' images, with rule=each."""
     same_symbols: bool = True
-    """Near texts must agree in numbers, lone letters and operators: templates differ in nothing else."""
+    """Near texts must agree in numbers, lone letters and operators: questions of one template differ only there."""
     same_answer: bool = True
-    """Near samples must agree in their reference answer where both have one (not asked of benchmarks)."""
+    """Near samples must agree in their reference answer where both have one; benchmarks are exempt."""
     contamination: Literal["refuse", "report"] = "refuse"
-    """Drop what is near a benchmark's sample, or only list it."""
+    """Drop samples that are near a benchmark's sample, or only list them."""
     text_encoder: str = "ngrams"
-    """ngrams (needs no download), model2vec:NAME_OR_FOLDER or sentence-transformers:NAME_OR_FOLDER."""
-    image_encoder: str = "dct"
-    """dct (perceptual, needs no download) or sentence-transformers:NAME_OR_FOLDER of a model that takes images."""
+    """ngrams (needs no download), or model2vec:MODEL with a folder or OWNER/NAME on the Hugging Face hub."""
     exact_below: int = 20_000
-    """Up to this many kept samples every pair is compared; beyond, neighbours are searched for in a graph."""
+    """Up to this many kept samples every pair is compared; above, neighbours are found in a graph."""
     threads: int = 0
-    """Threads that search; 0 takes all cores. The result does not depend on it."""
+    """Threads of the search; 0 takes all cores. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("threshold", "image_threshold"):
@@ -105,38 +103,38 @@ class DedupConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """Shards -> the samples that pass, as shards."""
+    """Selects samples of shards into other shards."""
 
     shards: str
     """Folder of shards to select from."""
     out: str
-    """Folder that gets the kept samples, and in dropped/ the ids of the others with the reasons."""
+    """Folder for the kept samples, and in dropped/ the ids of the others with the reasons."""
     duplicates: str = ""
-    """duplicates.jsonl in the folder that `omr data dedup` wrote; what it drops of this folder is dropped first."""
+    """duplicates.jsonl that `omr data dedup` wrote; what it lists of this folder is dropped first."""
     scores: tuple[str, ...] = ()
     """scores.jsonl files that `omr data score` wrote, of these samples or of the questions they answer."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     max_bad_samples: int | float = 100
-    """Unreadable samples are dropped and counted; past this many (or this share, as in 0.01), selection stops."""
+    """Unreadable samples are dropped and counted; past this many (100) or this share (0.01) it stops."""
     writer: ShardConfig = field(default_factory=ShardConfig)
     work: WorkConfig = field(default_factory=WorkConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DedupRunConfig:
-    """Folders of shards -> a list of what in them is there twice, or stands in a benchmark."""
+    """Lists the samples of folders of shards that duplicate others, or a benchmark's."""
 
     shards: tuple[str, ...]
-    """Folders of shards, one corpus each; of two equal samples the one in the earlier folder is kept."""
+    """Folders of shards, one corpus each; of two duplicates the one in the earlier folder is kept."""
     out: str = "dedup"
-    """Folder that gets duplicates.jsonl, dedup.json (counts), lists/ and fingerprints/ (kept for the next time)."""
+    """Folder for duplicates.jsonl, drop_lists/ and fingerprints/ (which later runs use again)."""
     against: tuple[str, ...] = ()
     """Folders of evaluation benchmarks as shards."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
     shares: int = 1
-    """Parts that the comparison falls into (samples whose symbols differ never meet), for several workers."""
+    """Parts of the comparison, for several workers: samples are divided by their symbols, which duplicates share."""
     max_bad_samples: int | float = 100
-    """Unreadable samples are left out and counted; past this many (or this share, as in 0.01), it stops."""
+    """Unreadable samples are left out and counted; past this many (100) or this share (0.01) it stops."""
     work: WorkConfig = field(default_factory=WorkConfig)
 
     def __post_init__(self) -> None:
@@ -145,19 +143,19 @@ class DedupRunConfig:
 
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
-"""Largest pass rate of a question that was not answered right every time."""
+"""Largest pass rate of a question that was not always answered right."""
 
 
 def openmmreasoner() -> FilterConfig:
-    """No filter: the paper finds length (-1.0 points) and difficulty (-3.9) filters harmful after x8 distillation.
+    """Returns no filters: the paper finds that length (-1.0 points) and difficulty (-3.9) filters harm x8 distillation.
 
-    Answers were checked when they were distilled, which is not repeated here.
+    Responses were checked when they were distilled, which is not repeated here.
     """
     return FilterConfig()
 
 
 def mmfinereason() -> FilterConfig:
-    """MMFineReason's three steps and its 586k: what a 4B model does not answer right four times in four."""
+    """Returns MMFineReason's three steps and its 586k: questions that a 4B model does not answer right 4 times of 4."""
     return FilterConfig(
         max_images=1,
         min_words=100,
@@ -169,20 +167,20 @@ def mmfinereason() -> FilterConfig:
 
 
 def mmfinereason_hardest() -> FilterConfig:
-    """MMFineReason's 123k, 7 % of its data: what a 4B model answers right in none of four times."""
+    """Returns the filters of MMFineReason's 123k, 7 % of its data: questions that a 4B model answers right 0 times of 4."""
     return replace(mmfinereason(), max_pass_rate=0.0)
 
 
 def every_pair() -> DedupConfig:
-    """Ours: within and across corpora; text and images both near, numbers and answers the same."""
+    """Returns our rule: within and across corpora, text and images both near, numbers and answers equal."""
     return DedupConfig()
 
 
 def openmmreasoner_dedup() -> DedupConfig:
-    """The paper's: across corpora only, cosine of joined text and image vectors of at least 0.99.
+    """Returns OpenMMReasoner's rule: across corpora only, cosine of joined text and image vectors of at least 0.99.
 
-    The earlier corpus loses nothing, as the paper has it; the released code drops from the earlier one instead. The
-    paper's text encoder is model2vec:minishlab/potion-base-8M, to be set where it can be downloaded.
+    The earlier corpus loses nothing, as in the paper; the released code drops from the earlier one instead. The
+    paper's text encoder is model2vec:minishlab/potion-base-8M: set it where it can be downloaded.
     """
     return DedupConfig(scope="across", rule="joined", threshold=0.99, same_symbols=False, same_answer=False)
 

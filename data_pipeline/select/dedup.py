@@ -1,175 +1,190 @@
-"""`omr data dedup`: folders of shards -> fingerprints, one file per shard -> what is to be dropped, and counts."""
+"""`omr data dedup`: folders of shards -> fingerprints, a file per shard -> lists of duplicates, and counts."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from data_pipeline.files import write_json
+from data_pipeline.errors import BadSample, ErrorBudget
+from data_pipeline.files import PARTIAL, claim_folder, read_json, write_json
 from data_pipeline.parts import run_parts
-from data_pipeline.select.config import DedupConfig, DedupRunConfig
-from data_pipeline.select.drop_lists import DUPLICATES, SUMMARY, Duplicate, write_duplicates
-from data_pipeline.select.encoders import load_encoders
-from data_pipeline.select.fingerprints import fingerprint_shard
+from data_pipeline.select.config import DedupRunConfig
+from data_pipeline.select.drop_lists import COUNTS, DROP_LISTS, DUPLICATES, Duplicate, write_drop_lists
+from data_pipeline.select.fingerprints import fingerprint_samples
 from data_pipeline.select.near_duplicates import Corpus, find_duplicates
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import ShardIndex
+from data_pipeline.tables import text_table
 
 KINDS = ("exact", "near", "contamination", "reported")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusCount:
-    """What became of one corpus."""
+class CorpusCounts:
+    """Counts of one corpus."""
 
     folder: str
     digest: str
     samples: int
     unreadable: int
     dropped: dict[str, int]  # by kind; `reported` are not dropped
-    lists: str  # digest of what is to be dropped
+    lists: str  # digest of its drop lists
 
     @property
     def kept(self) -> int:
-        lost = sum(count for kind, count in self.dropped.items() if kind != "reported")
-        return self.samples - self.unreadable - lost
+        dropped = sum(count for kind, count in self.dropped.items() if kind != "reported")
+        return self.samples - self.unreadable - dropped
 
 
-def deduplicate(config: DedupRunConfig) -> tuple[CorpusCount, ...]:
-    """Write into `out` what duplicates.py tells of. Nothing that was done before is done again while it holds.
+def dedup(config: DedupRunConfig) -> tuple[CorpusCounts, ...]:
+    """Writes the lists that drop_lists.py describes; what is done already, of the same data, is not done again.
 
     Raises:
         ValueError: a folder holds no shards or is given twice, or too many samples are unreadable.
     """
-    out = Path(config.out)
-    for left in out.rglob("*.partial"):  # of a run that was killed
-        left.unlink(missing_ok=True)
-    indexes = [ShardIndex.load(folder) for folder in (*config.shards, *config.against)]
-    _check(config, [index.digest for index in indexes])
-    places = [
-        (index, number, fingerprint_path(out, index, number, config.dedup))
-        for index in indexes
-        for number in range(len(index.shards))
+    out, num = Path(config.out), len(config.shards)
+    indexes = _load_indexes(config)
+    corpora = [
+        Corpus(digest=index.digest, fingerprints=_fingerprint_paths(config, index)) for index in indexes
     ]
-    work = partial(_fingerprint_part, config.dedup)
-    parts = [(str(index.folder), number, path) for index, number, path in places]
-    run_parts(work, parts, work=config.work, desc="fingerprint")
-    bad = {index.digest: list[int]() for index in indexes}  # unreadable samples by shard
-    for index, _, path in places:
-        bad[index.digest].append(json.loads(path.with_suffix(".json").read_text())["unreadable"])
-    if (total := sum(map(sum, bad.values()))) > config.max_bad_samples:
-        raise ValueError(
-            f"{total} samples cannot be read, more than max_bad_samples={config.max_bad_samples}; "
-            "write their shards again, or raise the limit"
-        )
-    made_of = {
-        "inputs": [index.digest for index in indexes[: len(config.shards)]],
-        "against": [index.digest for index in indexes[len(config.shards) :]],
-        "unreadable": bad,
+    shards = [
+        (str(index.folder), number, path)
+        for index, corpus in zip(indexes, corpora, strict=True)
+        for number, path in enumerate(corpus.fingerprints)
+    ]
+    fn = partial(_fingerprint_shard, config.dedup.text_encoder)
+    run_parts(fn, shards, work=config.work, desc="fingerprint")
+    for left in (out / "fingerprints").glob(f"*{PARTIAL}"):  # by workers that were killed
+        left.unlink()
+    readable = _count_readable(config, indexes, corpora)
+    settings = {
+        "shards": [corpus.digest for corpus in corpora[:num]],
+        "against": [corpus.digest for corpus in corpora[num:]],
+        "readable": readable,
         "dedup": asdict(config.dedup),
         "shares": config.shares,
     }
-    summary = out / SUMMARY
-    said = json.loads(summary.read_text()) if summary.exists() else {}
-    if said.get("made_of") == made_of:
-        named = zip(said["corpora"], config.shards, strict=True)
-        return tuple(CorpusCount(**{**row, "folder": folder}) for row, folder in named)
-    corpora = [
-        Corpus(digest=index.digest, parts=tuple(path for owner, _, path in places if owner is index))
-        for index in indexes
-    ]
-    work = partial(_compare_share, config, corpora)
-    shares = range(config.shares)
-    found = run_parts(work, shares, work=config.work, desc="compare")
-    summary.unlink(missing_ok=True)  # so that lists without it are not whole
-    rows, lines = _write(config, indexes, bad, list(chain.from_iterable(found)))
-    write_json(summary, {"corpora": [asdict(row) for row in rows], DUPLICATES: lines, "made_of": made_of})
-    return rows
-
-
-def _write(
-    config: DedupRunConfig, indexes: Sequence[ShardIndex], bad: dict[str, list[int]], found: list[Duplicate]
-) -> tuple[tuple[CorpusCount, ...], str]:
-    """Write the lists; returns the counts, and the digest of duplicates.jsonl."""
-    named = list(zip(config.shards, indexes, strict=False))
-    readable = {
-        index.digest: [
-            shard.count - lost for shard, lost in zip(index.shards, bad[index.digest], strict=True)
-        ]
-        for _, index in named
-    }
-    digests = write_duplicates(Path(config.out) / DUPLICATES, found, readable)
-    counts = Counter((each.corpus, each.kind if each.dropped else "reported") for each in found)
-    rows = tuple(
-        CorpusCount(
-            folder=folder,
-            digest=index.digest,
-            samples=len(index),
-            unreadable=sum(bad[index.digest]),
-            dropped={kind: counts[index.digest, kind] for kind in KINDS},
-            lists=digests[index.digest],
+    claim_folder(out / DROP_LISTS, "settings.json", settings, replace=True)
+    counts = out / DROP_LISTS / COUNTS
+    if not counts.exists():
+        fn = partial(_compare_share, config, corpora)
+        found = list(
+            chain.from_iterable(run_parts(fn, range(config.shares), work=config.work, desc="compare"))
         )
-        for folder, index in named
-    )
-    return rows, digests[DUPLICATES]
+        _write_lists(config, indexes[:num], found, readable)
+    rows = zip(read_json(counts)["corpora"], config.shards, strict=True)
+    return tuple(CorpusCounts(**{**row, "folder": folder}) for row, folder in rows)  # folders may have moved
 
 
-def fingerprint_path(out: Path, index: ShardIndex, number: int, config: DedupConfig) -> Path:
-    """Where the fingerprints of a shard belong: a name of what is in it and of the encoders."""
-    encoders = f"{config.text_encoder} {config.image_encoder}"
-    key = hashlib.sha256(f"{index.shards[number].sha256} {encoders}".encode()).hexdigest()[:24]
-    return out / "fingerprints" / f"{key}.npz"
+def _load_indexes(config: DedupRunConfig) -> list[ShardIndex]:
+    folders = (*config.shards, *config.against)
+    if not config.shards:
+        raise ValueError("shards is empty; give at least one folder of shards")
+    indexes = [ShardIndex.load(folder) for folder in folders]
+    first: dict[str, str] = {}
+    for folder, index in zip(folders, indexes, strict=True):
+        if index.digest in first:
+            raise ValueError(
+                f"{folder} holds the same shards as {first[index.digest]}; give each corpus once"
+            )
+        first[index.digest] = folder
+    return indexes
 
 
-def _fingerprint_part(config: DedupConfig, place: tuple[str, int, Path]) -> None:
-    """Write the fingerprints of a shard, (its folder, its number, their path), unless they are there, of all of it."""
-    folder, number, path = place
-    done = path.with_suffix(".json")  # written last
-    if done.exists() and not json.loads(done.read_text())["unreadable"]:
+def _fingerprint_paths(config: DedupRunConfig, index: ShardIndex) -> tuple[Path, ...]:
+    """Returns a path per shard, named by its data and the encoder: fingerprints are used again by other runs."""
+    keys = (f"{shard.sha256} {config.dedup.text_encoder}" for shard in index.shards)
+    names = (hashlib.sha256(key.encode()).hexdigest()[:24] for key in keys)
+    return tuple(Path(config.out) / "fingerprints" / f"{name}.npz" for name in names)
+
+
+def _fingerprint_shard(text_encoder: str, shard: tuple[str, int, Path]) -> None:
+    """Writes the fingerprints of a shard (folder, number, path), unless they exist and include all of its samples."""
+    folder, number, path = shard
+    record = path.with_suffix(".json")  # written last
+    if record.exists() and not read_json(record):
         return
-    bad: list[str] = []
-    encoders = load_encoders(config.text_encoder, config.image_encoder)
-    samples = read_shard(ShardIndex.load(folder), number, lambda id, _: bad.append(id))
-    fingerprint_shard(samples, encoders).save(path)
-    write_json(done, {"unreadable": len(bad), "ids": bad}, shared=True)
+    bad: list[tuple[str, str, str]] = []
+
+    def add_bad(id: str, error: BadSample) -> None:
+        bad.append((error.reason, id, str(error)))
+
+    samples = read_shard(ShardIndex.load(folder), number, add_bad)
+    fingerprint_samples(samples, text_encoder).save(path)
+    write_json(record, bad, shared=True)
+
+
+def _count_readable(
+    config: DedupRunConfig, indexes: Sequence[ShardIndex], corpora: Sequence[Corpus]
+) -> dict[str, list[int]]:
+    """Returns by corpus how many samples of each shard could be read.
+
+    Raises:
+        ValueError: more than max_bad_samples could not.
+    """
+    budget = ErrorBudget(
+        limit=config.max_bad_samples,
+        option="max_bad_samples",
+        fix="`omr data validate` names what is broken; write these shards again, or raise the limit",
+    )
+    readable: dict[str, list[int]] = {}
+    for index, corpus in zip(indexes, corpora, strict=True):
+        bad = [read_json(path.with_suffix(".json")) for path in corpus.fingerprints]
+        for reason, id, detail in chain.from_iterable(bad):
+            budget.count(reason, f"{index.folder}, {id!r}: {detail}")
+        budget.seen += len(index)
+        readable[corpus.digest] = [
+            shard.count - len(lost) for shard, lost in zip(index.shards, bad, strict=True)
+        ]
+    budget.check(at_end=True)
+    return readable
 
 
 def _compare_share(config: DedupRunConfig, corpora: Sequence[Corpus], share: int) -> list[Duplicate]:
     num = len(config.shards)
-    return list(
-        find_duplicates(corpora[:num], config.dedup, corpora[num:], share=share, num_shares=config.shares)
+    found = find_duplicates(
+        corpora[:num], config.dedup, corpora[num:], share=share, num_shares=config.shares
     )
+    return list(found)
 
 
-def table(rows: tuple[CorpusCount, ...]) -> str:
-    """Samples and drops by kind, a line per corpus."""
-    head = ("corpus", "samples", *KINDS, "unreadable", "kept")
-    lines = [
-        (row.folder, row.samples, *(row.dropped[kind] for kind in KINDS), row.unreadable, row.kept)
-        for row in rows
-    ]
-    totals = ("all", *(sum(column) for column in list(zip(*lines, strict=True))[1:]))
-    cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in line] for line in (*lines, totals)]
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+def _write_lists(
+    config: DedupRunConfig,
+    indexes: Sequence[ShardIndex],
+    found: Sequence[Duplicate],
+    readable: Mapping[str, list[int]],
+) -> None:
+    out = Path(config.out)
+    digests = write_drop_lists(
+        out / DUPLICATES, found, {index.digest: readable[index.digest] for index in indexes}
+    )
+    dropped = Counter((each.corpus, each.kind if each.dropped else "reported") for each in found)
+    rows = [
+        CorpusCounts(
+            folder=folder,
+            digest=index.digest,
+            samples=len(index),
+            unreadable=len(index) - sum(readable[index.digest]),
+            dropped={kind: dropped[index.digest, kind] for kind in KINDS},
+            lists=digests[index.digest],
         )
-        for line in (list(head), *cells)
-    )
+        for folder, index in zip(config.shards, indexes, strict=True)
+    ]
+    counts = {"corpora": [asdict(row) for row in rows], DUPLICATES: digests[DUPLICATES]}
+    write_json(out / DROP_LISTS / COUNTS, counts)
 
 
-def _check(config: DedupRunConfig, digests: list[str]) -> None:
-    folders = (*config.shards, *config.against)
-    if not config.shards:
-        raise ValueError("inputs is empty; give at least one folder of shards")
-    for number, digest in enumerate(digests):
-        if digest in digests[:number]:
-            twin = folders[digests.index(digest)]
-            raise ValueError(f"{folders[number]} holds the same shards as {twin}; give each corpus once")
+def counts_table(counts: Sequence[CorpusCounts]) -> str:
+    """Returns samples and drops by kind, a line per corpus."""
+    rows = [
+        (row.folder, row.samples, *(row.dropped[kind] for kind in KINDS), row.unreadable, row.kept)
+        for row in counts
+    ]
+    rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
+    cells = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in rows]
+    return text_table(("corpus", "samples", *KINDS, "unreadable", "kept"), cells)

@@ -1,7 +1,7 @@
-"""Samples -> what finding duplicates needs of them, shard by shard: hashes and vectors, a kilobyte each.
+"""Fingerprints of samples, a file per shard: hashes and vectors, about a kilobyte a sample.
 
-Shards are fingerprinted in any order and on any machine; `dedup.find_duplicates` then reads the files in one pass.
-What counts is the question: the users' text and the images. Responses are not compared.
+Shards are fingerprinted in any order and on any machine; near_duplicates.py compares the files in one pass.
+Compared is the question: the users' text and the images, not the response.
 """
 
 from __future__ import annotations
@@ -17,81 +17,78 @@ from typing import cast
 
 import numpy as np
 
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image
 from data_pipeline.errors import BadSample
 from data_pipeline.files import atomic_writer
-from data_pipeline.select.encoders import Encoders
+from data_pipeline.select.encoders import IMAGE_DIM, encode_image, load_text_encoder
 from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, Sample
 
 _SYMBOL = re.compile(r"\d+(?:[.,]\d+)*|(?<![^\W_])[^\W\d_](?![^\W_])|[+*/=<>^%±×÷√∑∫≤≥≠°]|-(?![^\W\d_]{2})")
-
-
-NAMES = ("encoders", "ids", "sources")
-"""Fields that are no arrays."""
+_UNSCALED = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
+_NAMES = ("encoder", "ids", "sources")
+"""Fields that are not arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fingerprints:
-    """What is known of N samples, in their order. Hashes have 64 bits; two of 10^8 meet by chance in 0.03 % of runs."""
+    """Fingerprints of N samples, in their order. Two of 10^8 different 64-bit hashes are equal in 0.03 % of runs."""
 
-    encoders: str  # their name
+    encoder: str  # of texts
     ids: tuple[str, ...]
     sources: tuple[str, ...]
     content: np.ndarray  # [N] uint64, of the question's text and its images' pixels
-    question: np.ndarray  # [N] uint64, the same for all answers that distillation kept of one; 0 of others
+    question: np.ndarray  # [N] uint64, the same for all responses that distillation kept of one; 0 of others
     symbols: np.ndarray  # [N] uint64, of the text's numbers, lone letters and operators, in order
     answer: np.ndarray  # [N] uint64, of the reference answer; 0 without one
     num_images: np.ndarray  # [N] int32
     text: np.ndarray  # [N, D] float16, rows of length 1
-    image: np.ndarray  # [N, D] float16, rows of length 1, or 0 without a readable image
+    image: np.ndarray  # [N, 143] float16, rows of length 1; 0 without images, or where one cannot be decoded
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def at(self, rows: np.ndarray) -> Fingerprints:
-        """Those of `rows`."""
+        """Returns the fingerprints of `rows`."""
         named = {name: tuple(getattr(self, name)[row] for row in rows) for name in ("ids", "sources")}
-        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in NAMES}
+        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in _NAMES}
         return replace(self, **named, **arrays)
 
     def save(self, path: Path) -> None:
-        """Write an .npz that appears when it is whole; the same samples give the same bytes."""
+        """Writes an .npz file atomically; the same samples give the same bytes."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        names = {name: arrays.pop(name) for name in NAMES}
+        names = {name: arrays.pop(name) for name in _NAMES}
         with atomic_writer(path, shared=True) as file:
             np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Fingerprints:
-        """Read what `save` wrote.
+        """Reads what `save` wrote.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the file holds something else.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 found = dict(arrays)
             names = json.loads(found.pop("names").tobytes())
-            return cls(
-                **found,
-                encoders=names["encoders"],
-                ids=tuple(names["ids"]),
-                sources=tuple(names["sources"]),
-            )
+            ids, sources = tuple(names["ids"]), tuple(names["sources"])
+            return cls(**found, encoder=names["encoder"], ids=ids, sources=sources)
         except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
             raise ValueError(
                 f"{path} holds no fingerprints ({error!r}); delete it and run the command again"
             ) from error
 
 
-def fingerprint_shard(samples: Iterable[Sample], encoders: Encoders) -> Fingerprints:
-    """Fingerprints of samples that fit in memory without their images; those are decoded one sample at a time.
+def fingerprint_samples(samples: Iterable[Sample], text_encoder: str) -> Fingerprints:
+    """Returns the fingerprints of samples whose texts fit in memory; images are decoded one sample at a time.
 
-    An image that cannot be decoded counts by its bytes, and is near no other.
+    An image that cannot be decoded is hashed by its bytes, and its sample has no near duplicates.
     """
     ids, sources, texts, hashes, counts, images = [], [], [], [], [], []
     for sample in samples:
         text = question_text(sample)
-        pixels, vector = _see(sample.images, encoders)
+        pixels, vector = _encode_images(sample.images)
         ids.append(sample.id)
         sources.append(sample.source)
         texts.append(text)
@@ -100,15 +97,14 @@ def fingerprint_shard(samples: Iterable[Sample], encoders: Encoders) -> Fingerpr
         hashes.append(
             (
                 _hash(text.encode(), *pixels),
-                _asked(sample),
+                _question_hash(sample),
                 _hash(" ".join(_SYMBOL.findall(text.casefold())).encode()),
                 _hash("".join(sample.answer.casefold().split()).encode()) if sample.answer.strip() else 0,
             )
         )
     content, question, symbols, answer = np.array(hashes, dtype=np.uint64).reshape(-1, 4).T.copy()
-    nothing = np.zeros(encoders.image_dim, dtype=np.float32)
     return Fingerprints(
-        encoders=encoders.name,
+        encoder=text_encoder,
         ids=tuple(ids),
         sources=tuple(sources),
         content=content,
@@ -116,54 +112,45 @@ def fingerprint_shard(samples: Iterable[Sample], encoders: Encoders) -> Fingerpr
         symbols=symbols,
         answer=answer,
         num_images=np.array(counts, dtype=np.int32),
-        text=encoders.texts(texts or [""])[: len(ids)].astype(np.float16),
-        image=np.array([nothing if v is None else v for v in images], dtype=np.float16).reshape(
-            len(ids), encoders.image_dim
-        ),
+        text=load_text_encoder(text_encoder)(texts or [""])[: len(ids)].astype(np.float16),
+        image=np.array(images, dtype=np.float16).reshape(len(ids), IMAGE_DIM),
     )
 
 
 def question_text(sample: Sample) -> str:
-    """The users' turns without image marks, what corpora append to questions, and differences of white space."""
+    """Returns the users' turns without image marks and the phrases that corpora append; white space is unified."""
     text = "\n".join(message.content for message in sample.messages if message.role == "user")
     text = FORMAT_PHRASES.sub(" ", text).replace(IMAGE_MARK, " ")
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def _asked(sample: Sample) -> int:
-    """Hash of the question that a distilled sample answers, 0 of others: metadata `question` alone says nothing."""
-    if not {"question", "rollout", "teacher"} <= sample.metadata.keys():
+def _question_hash(sample: Sample) -> int:
+    """Returns a hash of the question that a distilled sample answers, 0 of other samples."""
+    if not {"question", "rollout", "teacher"} <= sample.metadata.keys():  # `question` alone may mean anything
         return 0
     return _hash(sample.source.encode(), str(sample.metadata["question"]).encode())
 
 
-def _see(images: tuple[bytes, ...], encoders: Encoders) -> tuple[list[bytes], np.ndarray | None]:
-    """What is hashed of each image, and one vector of all, None if not all can be decoded.
+def _encode_images(images: tuple[bytes, ...]) -> tuple[list[bytes], np.ndarray]:
+    """Returns the bytes to hash of each image, and one vector [143] of all; 0 unless all can be decoded.
 
-    Images are added up, each turned by its number: the same images in another order are not the same.
+    The vector is the sum of the images' vectors, each rotated by its number, so that their order matters.
     """
-    from data_pipeline.config import ImageConfig
-    from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image
-
-    as_they_are = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
-    hashed, total = [], None
-    is_whole = bool(images)
+    pixels, total, can_decode = list[bytes](), np.zeros(IMAGE_DIM, dtype=np.float32), True
     for number, data in enumerate(images):
         try:
-            image = load_image(data, as_they_are, factor=1)
+            image = load_image(data, _UNSCALED, factor=1)
         except BadSample:
-            hashed.append(data)
-            is_whole = False
+            pixels.append(data)
+            can_decode = False
             continue
-        hashed.append(b"%d %d " % image.size + image.tobytes())
-        vector = np.roll(encoders.images([image])[0], 7 * number)
-        total = vector if total is None else total + vector
-    if total is None or not is_whole:
-        return hashed, None
-    return hashed, total / max(float(np.linalg.norm(total)), 1e-9)
+        pixels.append(b"%d %d " % image.size + image.tobytes())
+        total += np.roll(encode_image(image), 7 * number)
+    return pixels, total * can_decode / max(float(np.linalg.norm(total)), 1e-9)
 
 
 def _hash(*parts: bytes) -> int:
+    """Returns 64 bits, never 0."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

@@ -1,4 +1,4 @@
-"""`omr data select`: shards -> the samples that are no duplicates and pass the filters, and why others do not."""
+"""`omr data select`: shards -> the samples that are no duplicates and pass the filters, and reasons of the others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_pipeline.distill.scoring import read_scores, with_scores
 from data_pipeline.select.config import SelectConfig
-from data_pipeline.select.drop_lists import duplicates_digest, read_duplicates, without_duplicates
-from data_pipeline.select.filters import build_filters, keep, response
+from data_pipeline.select.drop_lists import drop_listed, drop_lists_digest, read_drop_list
+from data_pipeline.select.filters import apply_filters, build_filters, last_response
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import Drop, StageReport, run_stage
 from data_pipeline.types import Sample
@@ -20,22 +20,22 @@ from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 
 CHUNK = 256
-"""Answers that are checked at once."""
+"""Responses that are checked at once."""
 
 
 def select(config: SelectConfig) -> StageReport:
-    """Write the selected samples to `out`; a selection that is complete is left as it is.
+    """Writes the selected samples to `out`; a finished selection is left as it is.
 
     Raises:
-        ValueError: `out` holds something else, nothing is kept, too much is unreadable, or a filter's value lacks.
+        ValueError: `out` holds something else, nothing is kept, too much is unreadable, or a filter's value is missing.
     """
     report = run_stage(
-        partial(_select, config),
+        partial(_select_samples, config),
         config.shards,
         config.out,
         settings={
             "filters": asdict(config.filters),
-            "duplicates": duplicates_digest(*_listed(config)) if config.duplicates else "",
+            "duplicates": drop_lists_digest(*_listed(config)) if config.duplicates else "",
             "scores": [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in config.scores],
         },
         writer=config.writer,
@@ -47,20 +47,22 @@ def select(config: SelectConfig) -> StageReport:
     return report
 
 
-def _select(config: SelectConfig, samples: Iterator[Sample], drop: Drop, part: int) -> Iterator[Sample]:
-    """What passes of one shard."""
+def _select_samples(
+    config: SelectConfig, samples: Iterator[Sample], drop: Drop, shard: int
+) -> Iterator[Sample]:
+    """Yields the selected samples of one shard."""
     if config.duplicates:
-        samples = without_duplicates(samples, read_duplicates(*_listed(config), part), drop)
-    scores = _scores(tuple((path, Path(path).stat().st_mtime_ns) for path in config.scores))
+        samples = drop_listed(samples, read_drop_list(*_listed(config), shard), drop)
+    scores = _read_scores(tuple((path, Path(path).stat().st_mtime_ns) for path in config.scores))
     samples = with_scores(samples, scores, {kind for row in scores.values() for kind in row}, drop)
     if config.filters.correct:
-        samples = with_verdicts(samples)
-    return keep(samples, build_filters(config.filters), drop)
+        samples = add_verdicts(samples)
+    return apply_filters(samples, build_filters(config.filters), drop)
 
 
-@lru_cache(maxsize=1)  # a worker goes through many parts
-def _scores(files: tuple[tuple[str, int], ...]) -> dict[str, dict[str, float]]:
-    """All scores of each sample, from files of these paths and times."""
+@lru_cache(maxsize=1)  # a worker processes many shards
+def _read_scores(files: tuple[tuple[str, int], ...]) -> dict[str, dict[str, float]]:
+    """Returns all scores of each sample, from files of these paths and times."""
     scores: dict[str, dict[str, float]] = {}
     for path, _ in files:
         for name, row in read_scores(path).items():
@@ -69,21 +71,22 @@ def _scores(files: tuple[tuple[str, int], ...]) -> dict[str, dict[str, float]]:
 
 
 def _listed(config: SelectConfig) -> tuple[Path, str]:
+    """Returns the path of duplicates.jsonl, and the corpus whose lists are read."""
     return Path(config.duplicates), ShardIndex.load(config.shards).digest
 
 
-def with_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The samples with accuracy and decided_by of their last turn in their metadata, by the strict rules.
+def add_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Yields the samples with accuracy and decided_by of their response in their metadata, by the strict rules.
 
-    Those that were checked before, or hold no reference answer, stay as they are.
+    Samples that were checked before, or hold no reference answer, are unchanged.
     """
     waiting = iter(samples)
     with VerifyPool(CheckerConfig(workers=1)) as pool:
         while chunk := list(islice(waiting, CHUNK)):
             asked = [sample for sample in chunk if sample.answer and "accuracy" not in sample.metadata]
-            verdicts = pool.check_many([(response(sample), sample.answer) for sample in asked])
+            verdicts = pool.check_many([(last_response(sample), sample.answer) for sample in asked])
             found = {id(sample): verdict for sample, verdict in zip(asked, verdicts, strict=True)}
             for sample in chunk:
                 verdict = found.get(id(sample))
-                said = {"accuracy": verdict.accuracy, "decided_by": verdict.decided_by} if verdict else {}
-                yield replace(sample, metadata={**sample.metadata, **said})
+                added = {"accuracy": verdict.accuracy, "decided_by": verdict.decided_by} if verdict else {}
+                yield replace(sample, metadata={**sample.metadata, **added})

@@ -51,7 +51,7 @@ def write_run(run: Path) -> Path:
 def make_funnel() -> Funnel:
     """Two sources through all six stages; one is called, and dropped for, what tries to break a page."""
     funnel = Funnel()
-    counts = {"raw": 103_000, "standardised": 102_400, "distilled": 819_200, "verified": 583_211}
+    counts = {"raw": 103_000, "filtered": 102_400, "distilled": 819_200, "verified": 583_211}
     for stage, count in (counts | {"selected": 560_000, "mixed": 874_357}).items():
         drops = {"wrong": 235_989} if stage == "verified" else {}
         if stage == "selected":

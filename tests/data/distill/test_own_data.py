@@ -101,7 +101,7 @@ def test_in_one_command(place: Path, server: ModelServer):
     printed = run_block("own", place, server)
     funnel = Funnel.load(place / "runs/mine" / FUNNEL)
     totals = funnel.totals
-    assert (totals["raw"], totals["standardised"], totals["distilled"]) == (11, 10, 80)
+    assert (totals["raw"], totals["filtered"], totals["distilled"]) == (11, 10, 80)
     assert 0 < totals["verified"] == totals["selected"] == totals["mixed"] < 80
     assert sum(funnel.dropped()["verified"].values()) == 80 - totals["verified"]
     assert f"{totals['verified']}" in printed and "1 duplicate" in printed
@@ -136,7 +136,7 @@ def test_distillation_on_ray_gives_the_same_bytes(
         curate(replace(local, out=str(tmp_path / "ray"), work=WorkConfig(executor="ray", workers=2)))
     finally:
         stop_ray()
-    for stage in ("standardised", "selected"):
+    for stage in ("filtered", "selected"):
         assert files(tmp_path / "local" / stage) == files(tmp_path / "ray" / stage)
     assert len(ShardIndex.load(tmp_path / "local/selected/digits")) > 0
     assert (tmp_path / "local" / FUNNEL).read_bytes() == (tmp_path / "ray" / FUNNEL).read_bytes()

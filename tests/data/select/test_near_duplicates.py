@@ -1,10 +1,9 @@
-"""Duplicates: what is changed in form is found, what differs in matter is kept; order, scopes, benchmarks."""
+"""Duplicates: changed forms of a question are found, other questions kept; order, scopes, benchmarks."""
 
 from __future__ import annotations
 
 import gc
 import io
-import multiprocessing
 import random
 import tracemalloc
 from collections.abc import Sequence
@@ -16,11 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
-from data_pipeline.distill.teacher import clean_question
 from data_pipeline.select.config import DedupConfig, openmmreasoner_dedup
-from data_pipeline.select.drop_lists import DropList, Duplicate, without_duplicates
-from data_pipeline.select.encoders import load_encoders
-from data_pipeline.select.fingerprints import Fingerprints, fingerprint_shard, question_text
+from data_pipeline.select.drop_lists import Duplicate
+from data_pipeline.select.encoders import encode_image
+from data_pipeline.select.fingerprints import Fingerprints, fingerprint_samples
 from data_pipeline.select.near_duplicates import Corpus, find_duplicates
 from data_pipeline.select.neighbours import Neighbours
 from data_pipeline.types import Sample
@@ -36,7 +34,6 @@ from tests.helpers.alike import (
     triangles,
 )
 
-ENCODERS = load_encoders("ngrams", "dct")
 SETS = {"photographs": photographs(), "charts": charts(), "triangles": triangles(), "digits": digits()}
 LONG = (
     "A farmer who lives by the sea has a field of grass and wants to know how much of it his goats eat. " * 8
@@ -48,12 +45,12 @@ def _open(data: bytes) -> Image.Image:
 
 
 def corpus(folder: Path, name: str, samples: Sequence[Sample], *, shard: int = 1000) -> Corpus:
-    parts = []
+    paths = []
     for number, start in enumerate(range(0, len(samples), shard)):
         path = folder / f"{name}-{number}.npz"
-        fingerprint_shard(samples[start : start + shard], ENCODERS).save(path)
-        parts.append(path)
-    return Corpus(digest=name, parts=tuple(parts))
+        fingerprint_samples(samples[start : start + shard], "ngrams").save(path)
+        paths.append(path)
+    return Corpus(digest=name, fingerprints=tuple(paths))
 
 
 def find(folder: Path, *corpora: Sequence[Sample], against=(), shard=1000, **config) -> list[Duplicate]:
@@ -63,29 +60,31 @@ def find(folder: Path, *corpora: Sequence[Sample], against=(), shard=1000, **con
 
 
 def test_changed_images_are_found_and_no_others(tmp_path: Path):
-    """62 images in 14 changed forms each, all under one question: what is missed, and that nothing else is hit."""
-    missed = {}
+    """62 images in 14 changed forms each, all with one question.
+
+    A changed image must never be taken for another one. Few may be missed; how many are depends on the libraries that
+    compress and resize, so the bounds leave room beyond what was seen: at most 1 of 62 missed by a change, and 37 of
+    62 found after a crop of 3 %, which moves a thumbnail by a pixel.
+    """
+    found_of = dict.fromkeys(CHANGES, 0)
     for kind, images in SETS.items():
-        originals = [ask(f"{i}", "What is shown?", png(image)) for i, image in enumerate(images)]
+        asked = [ask(f"{i}", "What is shown?", png(image)) for i, image in enumerate(images)]
+        originals = corpus(tmp_path, "originals", asked)
         for name, change in CHANGES.items():
             changed = [
                 ask(f"{i} {name}", " What is  shown?\n", change(image)) for i, image in enumerate(images)
             ]
-            found = {(d.id, d.of) for d in find(tmp_path, originals, changed, scope="across")}
-            assert found <= {(f"{i} {name}", f"{i}") for i in range(len(images))}, (
-                "of the one it was made from"
-            )
-            missed[kind, name] = len(images) - len(found)
-    assert {case: count for case, count in missed.items() if count} == {
-        ("charts", "crop 3%"): 12,
-        ("triangles", "crop 3%"): 3,
-        ("digits", "crop 3%"): 10,
-        ("photographs", "brighter"): 1,
-    }
+            both = [originals, corpus(tmp_path, "changed", changed)]
+            found = {(d.id, d.of) for d in find_duplicates(both, DedupConfig(scope="across"))}
+            assert found <= {(f"{i} {name}", f"{i}") for i in range(len(images))}, kind
+            found_of[name] += len(found)
+    assert found_of["png"] == 62, "equal pixels"
+    assert found_of.pop("crop 3%") >= 62 // 3
+    assert min(found_of.values()) >= 0.9 * 62, found_of
 
 
 @pytest.mark.parametrize("kind", ["photographs", "charts", "triangles", "digits"])
-def test_other_images_under_the_same_question_are_kept(tmp_path: Path, kind: str):
+def test_other_images_with_the_same_question_are_kept(tmp_path: Path, kind: str):
     assert not find(tmp_path, [ask(str(i), "Find x.", png(image)) for i, image in enumerate(SETS[kind])])
 
 
@@ -97,11 +96,11 @@ def test_templates_with_other_numbers_are_kept(tmp_path: Path):
     for pictures in ((), (image,)):
         assert not find(tmp_path, [ask(str(i), text, *pictures) for i, text in enumerate(texts)])
     assert find(tmp_path, [ask(str(i), text) for i, text in enumerate(texts)], same_symbols=False), (
-        "cosine alone takes them for the same"
+        "by the cosine alone they are near"
     )
 
 
-def test_other_words_and_another_order_are_kept(tmp_path: Path):
+def test_other_words_and_another_order_of_words_are_kept(tmp_path: Path):
     image = png(photographs()[0])
     texts = [f"Is the {a} ball {where} of the {b} ball?" for a, b in (("red", "blue"), ("blue", "red"))
              for where in ("left", "right", "in front")]  # fmt: skip
@@ -119,13 +118,13 @@ def test_case_punctuation_and_dollars_do_not_matter(tmp_path: Path):
     assert [(d.id, d.of) for d in found] == [("1", "0"), ("2", "0")]
 
 
-def test_a_label_too_small_to_see_is_told_by_the_answer(tmp_path: Path):
-    """The limit of a thumbnail: only the answers show that these are different questions."""
+def test_small_labels_are_distinguished_only_by_the_answer(tmp_path: Path):
+    """A limit of thumbnails: only the answers show that these are different questions."""
     samples = [
         ask(str(n), "Find x.", png(labelled_triangle(str(n))), answer=str(2 * n)) for n in range(10, 20)
     ]
     assert not find(tmp_path, samples)
-    assert len(find(tmp_path, samples, same_answer=False)) == 9
+    assert len(find(tmp_path, samples, same_answer=False)) >= 5, "most of 9; their cosines are close to 1"
 
 
 def test_near_texts_are_found_and_others_kept(tmp_path: Path):
@@ -137,7 +136,7 @@ def test_near_texts_are_found_and_others_kept(tmp_path: Path):
     assert 0.99 <= found.similarity < 1
 
 
-def test_exact_is_what_is_the_same_in_text_and_pixels(tmp_path: Path):
+def test_same_text_and_pixels_are_exact(tmp_path: Path):
     image = photographs()[3]
     first = ask("a", "What is shown?", png(image))
     resaved = png(image) + b"trailing"
@@ -147,7 +146,7 @@ def test_exact_is_what_is_the_same_in_text_and_pixels(tmp_path: Path):
     assert (one.kind, one.similarity, two.kind) == ("exact", 1.0, "near")
 
 
-def test_the_earlier_one_stays_whatever_the_shards(tmp_path: Path):
+def test_the_earlier_sample_is_kept_for_any_shard_size(tmp_path: Path):
     rng = random.Random(0)
     words = [f"question about {rng.choice('abcdefgh') * 5} and {rng.choice('stuvw') * 5}" for _ in range(300)]
     samples = [ask(str(i), text) for i, text in enumerate(words)]
@@ -159,7 +158,7 @@ def test_the_earlier_one_stays_whatever_the_shards(tmp_path: Path):
         assert all(d.shard == int(d.id) // shard for d in found)
 
 
-def test_agrees_with_a_comparison_of_all_pairs(tmp_path: Path):
+def test_finds_what_a_comparison_of_all_pairs_finds(tmp_path: Path):
     """The greedy rule over scikit-learn's cosines of the stored vectors."""
     rng = random.Random(3)
     nouns = ["cat", "dog", "tree", "house"]
@@ -167,9 +166,9 @@ def test_agrees_with_a_comparison_of_all_pairs(tmp_path: Path):
     for number in range(250):
         text = " ".join(rng.choice(nouns) for _ in range(5)) + " of the big green garden"
         samples.append(ask(str(number), text + rng.choice(["", ".", "!", " "])))
-    cosines = cosine_similarity(fingerprint_shard(samples, ENCODERS).text.astype(np.float64))
+    cosines = cosine_similarity(fingerprint_samples(samples, "ngrams").text.astype(np.float64))
     values = np.unique(cosines[(cosines > 0.75) & (cosines < 0.85)])
-    widest = int(np.diff(values).argmax())  # where no rounding can change sides
+    widest = int(np.diff(values).argmax())  # the widest gap: rounding cannot move a cosine across
     threshold = float(values[widest : widest + 2].mean())
     kept: list[int] = []
     expected = set()
@@ -184,7 +183,7 @@ def test_agrees_with_a_comparison_of_all_pairs(tmp_path: Path):
         assert {d.id for d in found} == expected
 
 
-def test_shares_together_find_what_one_finds(tmp_path: Path):
+def test_all_shares_together_find_the_same(tmp_path: Path):
     texts = [f"{LONG} {n % 40} goats{'.' * (n % 3)} {'then' * (n % 2)} {n % 5}" for n in range(200)]
     given = [corpus(tmp_path, "c", [ask(str(i), text) for i, text in enumerate(texts)], shard=30)]
     bench = [corpus(tmp_path, "b", [ask("bench", texts[7])])]
@@ -192,11 +191,11 @@ def test_shares_together_find_what_one_finds(tmp_path: Path):
     shares = [list(find_duplicates(given, DedupConfig(), bench, share=i, num_shares=3)) for i in range(3)]
     assert sorted(sum(shares, []), key=str) == sorted(alone, key=str)
     assert len(alone) == 160 + 1 and sum(map(bool, shares)) > 1
-    with pytest.raises(ValueError, match="num_shares=2 needs dedup.same_symbols"):
+    with pytest.raises(ValueError, match="shares=2 needs dedup.same_symbols"):
         next(find_duplicates(given, openmmreasoner_dedup(), num_shares=2))
 
 
-def test_scopes(tmp_path: Path):
+def test_scopes_within_across_and_both(tmp_path: Path):
     first = [ask("a1", "Who?"), ask("a2", "Who?"), ask("a3", "Where?")]
     second = [ask("b1", "Who?"), ask("b2", "When?"), ask("b3", "When?")]
     dropped = {
@@ -206,16 +205,16 @@ def test_scopes(tmp_path: Path):
     assert dropped == {"within": {"a2", "b3"}, "across": {"b1"}, "both": {"a2", "b1", "b3"}}
 
 
-def test_by_the_papers_rule_the_earlier_corpus_loses_nothing(tmp_path: Path):
+def test_openmmreasoner_rule_drops_nothing_from_the_earlier_corpus(tmp_path: Path):
     first = [ask("a1", "Who?"), ask("a2", "Who?")]
     second = [ask("b1", "Who?", answer="me"), ask("b2", f"{LONG} 5 goats"), ask("b3", f"{LONG} 6 goats")]
     third = [ask("c1", f"{LONG} 7 goats"), ask("c2", "Why?")]
     corpora = [corpus(tmp_path, f"c{i}", samples) for i, samples in enumerate((first, second, third))]
     found = list(find_duplicates(corpora, openmmreasoner_dedup()))
-    assert {d.id for d in found} == {"b1", "c1"}, "numbers and answers are not looked at, and never within"
+    assert {d.id for d in found} == {"b1", "c1"}, "numbers and answers are not compared, nor samples of one corpus"
 
 
-def test_by_the_papers_rule_text_and_images_share_one_cosine(tmp_path: Path):
+def test_openmmreasoner_rule_uses_one_cosine_of_text_and_images(tmp_path: Path):
     image = charts()[0]
     first = [ask("a", "Who?", png(image))]
     second = [ask(name, "Who?", CHANGES[name](image)) for name in ("jpeg 50", "crop 1%", "crop 3%")] + [
@@ -223,20 +222,20 @@ def test_by_the_papers_rule_text_and_images_share_one_cosine(tmp_path: Path):
     ]
     corpora = [corpus(tmp_path, f"c{i}", samples) for i, samples in enumerate((first, second))]
     similar = {d.id: d.similarity for d in find_duplicates(corpora, openmmreasoner_dedup())}
-    image_part = ENCODERS.images([image] + [_open(CHANGES[name](image)) for name in ("jpeg 50", "crop 1%")])
-    expected = 0.5 + 0.5 * image_part[1:] @ image_part[0]
+    changed = [encode_image(_open(CHANGES[name](image))) for name in ("jpeg 50", "crop 1%")]
+    expected = 0.5 + 0.5 * np.array(changed) @ encode_image(image)
     assert list(similar) == ["jpeg 50", "crop 1%"]
-    assert list(similar.values()) == pytest.approx(expected, abs=2e-3)
+    assert list(similar.values()) == pytest.approx(expected, abs=2 * float(np.finfo(np.float16).eps))
 
 
-def test_nothing_is_dropped_for_what_is_dropped_itself(tmp_path: Path):
+def test_nothing_is_dropped_for_a_sample_that_is_dropped_itself(tmp_path: Path):
     samples = [ask(str(i), "the same words " * 30 + "and more words " * i) for i in range(12)]
     found = find(tmp_path, samples, threshold=0.98)
     gone = {d.id for d in found}
     assert found and not {d.of for d in found} & gone
 
 
-def test_contamination_is_refused_named_and_reported(tmp_path: Path):
+def test_contamination_is_dropped_or_only_reported(tmp_path: Path):
     image = photographs()[5]
     bench = [ask("mathvista/7", "How many roofs are there?", png(image), answer="3", source="mathvista")]
     train = [
@@ -256,17 +255,17 @@ def test_contamination_is_refused_named_and_reported(tmp_path: Path):
     ]
 
 
-def test_answers_to_one_question_share_its_fate(tmp_path: Path):
-    said = dict(question="q", teacher="t")
-    rollouts = [ask(f"q#{i}", "Who?", response=f"answer {i}", **said, rollout=i) for i in range(3)]
+def test_responses_to_one_question_are_kept_or_dropped_together(tmp_path: Path):
+    of = dict(question="q", teacher="t")
+    rollouts = [ask(f"q#{i}", "Who?", response=f"answer {i}", **of, rollout=i) for i in range(3)]
     assert not find(tmp_path, rollouts)
     users = [replace(sample, metadata={"question": "q"}) for sample in rollouts]
-    assert [d.id for d in find(tmp_path, users)] == ["q#1", "q#2"], "a field that anyone's shards may have"
+    assert [d.id for d in find(tmp_path, users)] == ["q#1", "q#2"], "the field `question` alone may mean anything"
     found = find(tmp_path, [ask("z", "Who?")], rollouts)
     assert [(d.id, d.of, d.row) for d in found] == [(f"q#{i}", "z", i) for i in range(3)]
 
 
-def test_number_and_order_of_images_count(tmp_path: Path):
+def test_number_and_order_of_images_matter(tmp_path: Path):
     one, two = png(photographs()[0]), png(photographs()[1])
     texts = "Which of them is older?"
     samples = [ask("12", texts, one, two), ask("21", texts, two, one), ask("1", texts, one), ask("0", texts)]
@@ -275,30 +274,18 @@ def test_number_and_order_of_images_count(tmp_path: Path):
     assert [(d.id, d.of) for d in find(tmp_path, samples, [again])] == [("again", "12")]
 
 
-def test_what_cannot_be_decoded_is_the_same_only_by_its_bytes(tmp_path: Path):
+def test_images_that_cannot_be_decoded_are_compared_by_their_bytes(tmp_path: Path):
     samples = [ask("a", "x?", b"torn"), ask("b", "x?", b"broken"), ask("c", "x?", b"torn")]
     assert [(d.id, d.of, d.kind) for d in find(tmp_path, samples)] == [("c", "a", "exact")]
 
 
-def test_blank_images_are_one_image(tmp_path: Path):
+def test_blank_images_are_near_each_other(tmp_path: Path):
     blanks = [jpeg(Image.new("RGB", (28 * n, 28), grey)) for n, grey in ((1, "white"), (2, (254, 254, 254)))]
     samples = [ask(str(i), "Who?", blank) for i, blank in enumerate(blanks)]
     assert [d.kind for d in find(tmp_path, samples)] == ["near"]
 
 
-def test_of_samples_with_one_id_the_right_one_is_left_out():
-    texts = ("Who?", "When?", "Where?", "Why?")
-    samples = [ask("other" if text == "When?" else "same", text) for text in texts]
-    listed = DropList(readable=4, rows={2: ("same", "contamination")})
-    dropped: list[tuple[Sample, str]] = []
-    kept = list(without_duplicates(samples, listed, lambda sample, why: dropped.append((sample, why))))
-    assert kept == [*samples[:2], samples[3]] and dropped == [(samples[2], "contamination")]
-    for others in (samples[:3], samples[1:]):
-        with pytest.raises(ValueError, match="not as it was when its duplicates were listed"):
-            list(without_duplicates(others, listed, lambda sample, why: None))
-
-
-def test_rows_count_within_the_shard_also_by_shares(tmp_path: Path):
+def test_rows_are_numbered_within_the_shard_also_with_shares(tmp_path: Path):
     samples = [ask("same", f"{n % 7} goats?") for n in range(30)]
     given = [corpus(tmp_path, "c", samples, shard=11)]
     expected = [(n // 11, n % 11) for n in range(7, 30)]
@@ -308,12 +295,12 @@ def test_rows_count_within_the_shard_also_by_shares(tmp_path: Path):
 
 
 def synthetic(size: int) -> Fingerprints:
-    """Random vectors, each sample with symbols of its own."""
+    """Random vectors; all samples differ in their symbols."""
     rng = np.random.default_rng(0)
     text, image = rng.normal(size=(2, size, 16))
     numbers, none = np.arange(1, size + 1, dtype=np.uint64), np.zeros(size, dtype=np.uint64)
     return Fingerprints(
-        encoders="synthetic", ids=tuple(map(str, range(size))), sources=("made",) * size,
+        encoder="ngrams", ids=tuple(map(str, range(size))), sources=("made",) * size,
         content=numbers, question=none, symbols=numbers, answer=none, num_images=np.ones(size, dtype=np.int32),
         text=(text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float16),
         image=(image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float16),
@@ -328,7 +315,7 @@ def test_memory_does_not_grow_with_the_square_of_a_shard(tmp_path: Path):
     for first, second in copies:
         originals[second] = originals[first]
     prints.at(originals).save(tmp_path / "x.npz")
-    given = [Corpus(digest="x", parts=(tmp_path / "x.npz",))]
+    given = [Corpus(digest="x", fingerprints=(tmp_path / "x.npz",))]
     tracemalloc.start()
     found = [(d.of, d.row) for d in find_duplicates(given, DedupConfig())]
     peak = tracemalloc.get_traced_memory()[1]
@@ -337,49 +324,26 @@ def test_memory_does_not_grow_with_the_square_of_a_shard(tmp_path: Path):
     assert peak < 80 << 20, f"{peak:,} bytes; a square of floats takes {4 * size**2:,}"
 
 
-def test_within_a_corpus_no_other_one_is_held(tmp_path: Path):
+def test_scope_within_holds_no_other_corpus_in_memory(tmp_path: Path):
     given = [corpus(tmp_path, f"c{i}", [ask("a", f"{i}?"), ask("b", f"{i}?")]) for i in range(4)]
     held = []
     for found in find_duplicates(given, DedupConfig(scope="within")):
-        held.append((found.corpus, sum(isinstance(thing, Neighbours) for thing in gc.get_objects())))
+        held.append((found.corpus, sum(isinstance(o, Neighbours) and len(o) > 0 for o in gc.get_objects())))
     assert held == [(f"c{i}", 0) for i in range(4)]
 
 
-def test_workers_may_write_the_same_fingerprints_at_once(tmp_path: Path):
-    saves = [(synthetic(500), tmp_path / "x.npz")] * 60
-    with multiprocessing.get_context("spawn").Pool(2) as workers:
-        workers.starmap(Fingerprints.save, saves, chunksize=1)
-    assert len(Fingerprints.load(tmp_path / "x.npz")) == 500
-    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+def test_fingerprints_of_another_encoder_are_refused(tmp_path: Path):
+    given = corpus(tmp_path, "c", [ask("a", "Who?")])
+    (path,) = given.fingerprints
+    replace(Fingerprints.load(path), encoder="other").save(path)
+    with pytest.raises(ValueError, match="'other'.*fingerprint all corpora"):
+        list(find_duplicates([given], DedupConfig()))
 
 
-def test_what_corpora_append_is_what_the_teacher_is_not_asked():
-    for phrase in ("Context: N/A", "Answer the question using a single word or phrase."):
-        assert question_text(ask("a", f"Who? {phrase}")) == clean_question(f"Who? {phrase}") == "Who?"
-
-
-def test_fingerprints_are_the_same_bytes_and_of_one_encoder(tmp_path: Path):
-    samples = [ask("a", "Who?", png(photographs()[0])), ask("ü\n", "When?")]
-    for name in ("x.npz", "y.npz"):
-        fingerprint_shard(samples, ENCODERS).save(tmp_path / name)
-    assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
-    loaded = Fingerprints.load(tmp_path / "x.npz")
-    assert loaded.ids == ("a", "ü\n") and np.allclose(
-        np.linalg.norm(loaded.text.astype(np.float32), axis=1), 1, atol=1e-3
-    )
-    replace(loaded, encoders="other").save(tmp_path / "y.npz")
-    corpora = [Corpus(digest=n, parts=(tmp_path / f"{n}.npz",)) for n in "xy"]
-    with pytest.raises(ValueError, match="'other'.*fingerprint all"):
-        list(find_duplicates(corpora, DedupConfig()))
-    (tmp_path / "x.npz").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="x.npz holds no fingerprints"):
-        list(find_duplicates(corpora, DedupConfig()))
-
-
-def test_an_empty_shard_is_no_problem(tmp_path: Path):
+def test_empty_shards_are_allowed(tmp_path: Path):
     assert not find(tmp_path, [ask("a", "Who?")], shard=1)
     empty = tmp_path / "empty.npz"
-    fingerprint_shard([], ENCODERS).save(empty)
+    fingerprint_samples([], "ngrams").save(empty)
     full = corpus(tmp_path, "full", [ask("a", "Who?"), ask("b", "Who?")])
-    both = Corpus(digest="x", parts=(empty, *full.parts))
+    both = Corpus(digest="x", fingerprints=(empty, *full.fingerprints))
     assert [d.id for d in find_duplicates([both], DedupConfig())] == ["b"]
