@@ -18,14 +18,12 @@ from typing import cast
 import numpy as np
 
 from data_pipeline.encode.config import ImageConfig
-from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image
 from data_pipeline.errors import BadSample
 from data_pipeline.files import atomic_writer
 from data_pipeline.select.encoders import IMAGE_DIM, encode_image, load_text_encoder
 from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, Sample
 
 _SYMBOL = re.compile(r"\d+(?:[.,]\d+)*|(?<![^\W_])[^\W\d_](?![^\W_])|[+*/=<>^%±×÷√∑∫≤≥≠°]|-(?![^\W\d_]{2})")
-_UNSCALED = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
 _NAMES = ("encoder", "ids", "sources")
 """Fields that are not arrays."""
 
@@ -136,10 +134,13 @@ def _encode_images(images: tuple[bytes, ...]) -> tuple[list[bytes], np.ndarray]:
 
     The vector is the sum of the images' vectors, each rotated by its number, so that their order matters.
     """
+    from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image  # imports torch: texts do not need it
+
+    unscaled = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
     pixels, total, can_decode = list[bytes](), np.zeros(IMAGE_DIM, dtype=np.float32), True
     for number, data in enumerate(images):
         try:
-            image = load_image(data, _UNSCALED, factor=1)
+            image = load_image(data, unscaled, factor=1)
         except BadSample:
             pixels.append(data)
             can_decode = False

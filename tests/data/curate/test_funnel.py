@@ -1,4 +1,4 @@
-"""The funnel's manifest: rows in order, totals that add up, a file that is whole or refused."""
+"""The funnel: rows in order, totals, and files that are written whole and refused when broken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make() -> Funnel:
     return funnel
 
 
-def test_rows_stand_in_the_order_of_stages_and_totals_add_up():
+def test_rows_are_in_the_order_of_stages_and_totals_add_up():
     funnel = make()
     assert [(r.stage, r.source) for r in funnel.rows] == [
         ("raw", "a"), ("raw", "b"), ("selected", "b"), ("selected", "a"),
@@ -40,7 +40,7 @@ def test_a_stage_that_runs_again_replaces_its_row():
     assert funnel.totals["raw"] == 31 and len(funnel.rows) == 4
 
 
-def test_saved_and_loaded_is_the_same(tmp_path: Path):
+def test_save_and_load_give_the_same_funnel(tmp_path: Path):
     path = tmp_path / FUNNEL
     make().save(path)
     assert Funnel.load(path) == make()
@@ -49,7 +49,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [FUNNEL]
 
 
-def test_no_file_is_an_empty_funnel(tmp_path: Path):
+def test_missing_file_is_an_empty_funnel(tmp_path: Path):
     assert Funnel.load(tmp_path / FUNNEL) == Funnel()
 
 
@@ -59,10 +59,20 @@ def test_no_file_is_an_empty_funnel(tmp_path: Path):
     + [json.dumps({"rows": [{"stage": "raw", "source": "a", "count": count}]}) for count in (-1, 1.5, True)]
     + [json.dumps({"rows": [{"stage": "raw", "source": "a", "count": 1, "dropped": ["x"]}]})],
 )
-def test_what_is_no_funnel_is_refused(tmp_path: Path, text: str):
+def test_broken_file_is_refused(tmp_path: Path, text: str):
     (tmp_path / FUNNEL).write_text(text)
     with pytest.raises(ValueError, match="funnel.json is not a funnel"):
         Funnel.load(tmp_path / FUNNEL)
+
+
+def test_table_has_a_line_per_source_and_the_drops():
+    assert make().table().splitlines() == [
+        "source  raw  selected",
+        "a        10         7",
+        "b        20         5",
+        "all      30        12",
+        "selected dropped 4 exact, 2 near",
+    ]
 
 
 def test_unknown_stages_are_refused():

@@ -77,7 +77,7 @@ def test_curation_counts_what_teacher_and_student_left_out(teacher: AddingTeache
     rows = {row.stage: row for row in curate(recipe).rows}
     assert (rows["distilled"].count, rows["distilled"].dropped) == (7, {"refused": 1})
     assert (rows["verified"].count, rows["verified"].dropped) == (4, {"wrong": 3})
-    index = ShardIndex.load(tmp_path / "out/standardised/sums")
+    index = ShardIndex.load(tmp_path / "out/filtered/sums")
     assert rows["verified"].digest == responses_digest(tmp_path / "out/distilled/sums", index)
     assert ShardSummary.load(tmp_path / "out/distilled/sums", index, 0)
     assert (rows["selected"].count, rows["selected"].dropped) == (2, {"unscored": 2})
