@@ -1,8 +1,8 @@
-"""What finding duplicates costs per sample: fingerprints of real images, and the pass over vectors as it grows.
+"""Measures the cost of finding duplicates: fingerprints of real images, and the comparison of more and more vectors.
 
-The pass runs on synthetic fingerprints as wide as the real ones, 7 in 100 of which are near copies; the others are
-random vectors, the hardest there are for a graph. The rate is of processor time, memory by how much a fresh process
-has grown at the last duplicate. Files are read back from disk, as in a real run.
+The comparison runs on synthetic fingerprints of the real size, 7 in 100 of which are near copies; the others are
+random vectors, which are the hardest for a graph. Rates are of processor time; memory is the growth of a fresh process
+until the last duplicate. Files are read back from disk, as in a real run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import psutil
 
 from benchmarks.environment import write_result
 from data_pipeline.select.config import DedupConfig
-from data_pipeline.select.encoders import TEXT_DIM, load_encoders
-from data_pipeline.select.fingerprints import Fingerprints, fingerprint_shard
+from data_pipeline.select.encoders import IMAGE_DIM, TEXT_DIM
+from data_pipeline.select.fingerprints import Fingerprints, fingerprint_samples
 from data_pipeline.select.near_duplicates import Corpus, find_duplicates
 from data_pipeline.sources.digits import digit_samples
 
@@ -29,25 +29,24 @@ IMAGES = 2_000
 
 
 def main(sizes: tuple[int, ...] = SIZES) -> dict[str, object]:
-    """Measure, print, write benchmarks/results/dedup.json, and return what it holds."""
-    result: dict[str, object] = {"fingerprints": fingerprints()}
+    """Measures, prints, writes benchmarks/results/dedup.json, and returns its contents."""
+    result: dict[str, object] = {"fingerprints": measure_fingerprints()}
     print(result["fingerprints"])
     passes = {}
     for size in sizes:
-        passes[str(size)] = one_pass(size)
+        passes[str(size)] = measure_pass(size)
         print(f"{size:9,} {passes[str(size)]}")
     result["passes"] = passes
     write_result("dedup", result)
     return result
 
 
-def fingerprints() -> dict[str, float]:
-    """Samples per second and core, decoding included; the images are the demo's, about 100 pixels wide."""
+def measure_fingerprints() -> dict[str, float]:
+    """Returns samples per second and core, decoding included; the demo's images are about 100 pixels wide."""
     samples = list(digit_samples("train", IMAGES, 0))
-    encoders = load_encoders("ngrams", "dct")
-    fingerprint_shard(samples[:10], encoders)
+    fingerprint_samples(samples[:10], "ngrams")
     start = time.process_time()
-    found = fingerprint_shard(samples, encoders)
+    found = fingerprint_samples(samples, "ngrams")
     seconds = time.process_time() - start
     with TemporaryDirectory() as folder:
         found.save(Path(folder) / "x.npz")
@@ -55,13 +54,13 @@ def fingerprints() -> dict[str, float]:
     return {"samples_per_second_per_core": round(IMAGES / seconds), "bytes_per_sample": round(size / IMAGES)}
 
 
-def one_pass(size: int) -> dict[str, float]:
-    """Seconds and memory of the pass over `size` synthetic samples, of which 7 % are near copies."""
+def measure_pass(size: int) -> dict[str, float]:
+    """Returns seconds and memory of the pass over `size` synthetic samples, of which 7 % are near copies."""
     with TemporaryDirectory() as folder:
-        planted = write_parts(Path(folder), size)
-        parts = tuple(sorted(Path(folder).glob("*.npz")))
+        planted = write_fingerprints(Path(folder), size)
+        paths = tuple(sorted(Path(folder).glob("*.npz")))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # so that memory is its own
-            found, wall, seconds, grown = fresh.submit(_find, parts).result()
+            found, wall, seconds, grown = fresh.submit(_find, paths).result()
     return {
         "seconds_of_wall_time": round(wall, 1),
         "seconds_of_processor_time": round(seconds, 1),
@@ -73,28 +72,27 @@ def one_pass(size: int) -> dict[str, float]:
     }
 
 
-def _find(parts: tuple[Path, ...]) -> tuple[set[str], float, float, int]:
-    """Ids of the duplicates, wall and processor seconds, and the bytes this process had grown by at the last."""
+def _find(paths: tuple[Path, ...]) -> tuple[set[str], float, float, int]:
+    """Returns ids of the duplicates, wall and processor seconds, and this process' growth in bytes until the last."""
     process = psutil.Process()
     before = after = process.memory_info().rss
     found: set[str] = set()
     start, used = time.perf_counter(), time.process_time()
-    for duplicate in find_duplicates([Corpus(digest="x", parts=parts)], DedupConfig()):
+    for duplicate in find_duplicates([Corpus(digest="x", fingerprints=paths)], DedupConfig()):
         found.add(duplicate.id)
         if len(found) % 100 == 0:
             after = process.memory_info().rss
     return found, time.perf_counter() - start, time.process_time() - used, after - before
 
 
-def write_parts(folder: Path, size: int) -> set[str]:
-    """Fingerprints of `size` samples with images; returns the ids of those that are near an earlier one."""
+def write_fingerprints(folder: Path, size: int) -> set[str]:
+    """Writes fingerprints of `size` samples with images; returns the ids of those that are near an earlier one."""
     rng = np.random.default_rng(0)
-    dims = (TEXT_DIM, load_encoders("ngrams", "dct").image_dim)
     planted: set[str] = set()
     first: list[np.ndarray] = []
     for number, start in enumerate(range(0, size, SHARD)):
         ids = [str(i) for i in range(start, start + SHARD)]
-        parts = [rng.normal(size=(SHARD, dim)).astype(np.float32) for dim in dims]
+        parts = [rng.normal(size=(SHARD, dim)).astype(np.float32) for dim in (TEXT_DIM, IMAGE_DIM)]
         symbols = np.arange(start, start + SHARD, dtype=np.uint64)
         if number:
             copies = rng.choice(SHARD, SHARD * 7 // 100, replace=False)
@@ -108,7 +106,7 @@ def write_parts(folder: Path, size: int) -> set[str]:
         text, image = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts)
         zeros = np.zeros(SHARD, dtype=np.uint64)
         Fingerprints(
-            encoders="synthetic",
+            encoder="ngrams",
             ids=tuple(ids),
             sources=("made",) * SHARD,
             content=rng.integers(1, 2**63, SHARD).astype(np.uint64),

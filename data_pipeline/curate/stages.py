@@ -25,7 +25,7 @@ from data_pipeline.distill.teacher import distilled_samples
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import DedupRunConfig
-from data_pipeline.select.dedup import dedup
+from data_pipeline.select.dedup import list_duplicates
 from data_pipeline.select.drop_lists import DUPLICATES, drop_listed, drop_lists_digest, read_drop_list
 from data_pipeline.select.filters import apply_filters, build_filters
 from data_pipeline.select.select import add_verdicts
@@ -77,7 +77,7 @@ def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]
 
 def dedup_sources(config: CurateConfig) -> None:
     """Lists the questions of all sources that duplicate others, or a benchmark's."""
-    dedup(
+    list_duplicates(
         DedupRunConfig(
             shards=tuple(_folder(config, "raw", source) for source in config.sources),
             out=f"{config.out}/dedup",

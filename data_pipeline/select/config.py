@@ -167,7 +167,7 @@ def mmfinereason() -> FilterConfig:
 
 
 def mmfinereason_hardest() -> FilterConfig:
-    """Returns the filters of MMFineReason's 123k, 7 % of its data: questions that a 4B model answers right 0 times of 4."""
+    """Returns the filters of MMFineReason's 123k, 7 % of its data: a 4B model answers them right 0 times of 4."""
     return replace(mmfinereason(), max_pass_rate=0.0)
 
 

@@ -41,7 +41,7 @@ class CorpusCounts:
         return self.samples - self.unreadable - dropped
 
 
-def dedup(config: DedupRunConfig) -> tuple[CorpusCounts, ...]:
+def list_duplicates(config: DedupRunConfig) -> tuple[CorpusCounts, ...]:
     """Writes the lists that drop_lists.py describes; what is done already, of the same data, is not done again.
 
     Raises:
@@ -147,9 +147,7 @@ def _count_readable(
 
 def _compare_share(config: DedupRunConfig, corpora: Sequence[Corpus], share: int) -> list[Duplicate]:
     num = len(config.shards)
-    found = find_duplicates(
-        corpora[:num], config.dedup, corpora[num:], share=share, num_shares=config.shares
-    )
+    found = find_duplicates(corpora[:num], config.dedup, corpora[num:], share=share, num_shares=config.shares)
     return list(found)
 
 
@@ -185,6 +183,6 @@ def counts_table(counts: Sequence[CorpusCounts]) -> str:
         (row.folder, row.samples, *(row.dropped[kind] for kind in KINDS), row.unreadable, row.kept)
         for row in counts
     ]
-    rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
-    cells = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in rows]
+    totals = ("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
+    cells = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in (*rows, totals)]
     return text_table(("corpus", "samples", *KINDS, "unreadable", "kept"), cells)

@@ -47,7 +47,9 @@ def build_filters(config: FilterConfig) -> tuple[Filter, ...]:
     if config.format == "mmfinereason":
         built.append(check_mmfinereason_template)
     if config.repetition_count:
-        built.append(lambda sample: check_repetition(sample, config.repetition_words, config.repetition_count))
+        built.append(
+            lambda sample: check_repetition(sample, config.repetition_words, config.repetition_count)
+        )
     return tuple(built)
 
 

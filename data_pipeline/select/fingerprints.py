@@ -134,7 +134,10 @@ def _encode_images(images: tuple[bytes, ...]) -> tuple[list[bytes], np.ndarray]:
 
     The vector is the sum of the images' vectors, each rotated by its number, so that their order matters.
     """
-    from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image  # imports torch: texts do not need it
+    from data_pipeline.encode.images import (  # imports torch: texts do not need it
+        MAX_SOURCE_PIXELS,
+        load_image,
+    )
 
     unscaled = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
     pixels, total, can_decode = list[bytes](), np.zeros(IMAGE_DIM, dtype=np.float32), True

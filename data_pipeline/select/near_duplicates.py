@@ -103,7 +103,7 @@ def _compare(comparison: _Comparison, decided: dict[int, Duplicate | None]) -> I
 
 
 class _Shard:
-    """Fingerprints of a shard, all or a share, with joined vectors [N, D] float32 of length 1 (text and images alike)."""
+    """Fingerprints of a shard, all or a share, with joined vectors [N, D] float32: equal weights, length 1."""
 
     def __init__(self, prints: Fingerprints, rows: np.ndarray, corpus: str, number: int) -> None:
         self.prints, self._rows, self._corpus, self._number = prints, rows, corpus, number
@@ -231,7 +231,9 @@ class _Comparison:
                 return self._duplicate(row, samples.ids[key], "near", cosine)
         rows = self._rows_before(row) if self._with_itself else np.arange(0)
         best, cosine = self._best(row, self.shard.joined[rows], self.shard.facts[rows], same_answer)
-        return None if best is None else self._duplicate(row, self.shard.prints.ids[rows[best]], "near", cosine)
+        return (
+            None if best is None else self._duplicate(row, self.shard.prints.ids[rows[best]], "near", cosine)
+        )
 
     def _rows_before(self, row: int) -> np.ndarray:
         """Returns the kept rows before `row` whose cosine is high enough."""

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 if sys.platform == "linux":
-    # USEARCH bundles C++ symbols that abort Ray if Ray is loaded later; with libstdc++ loaded first, both use its symbols.
+    # USEARCH bundles C++ symbols that abort Ray if it is loaded later; with libstdc++ loaded first, both use that.
     ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
 
 from usearch.index import Index
@@ -52,7 +52,8 @@ class Neighbours:
             threads=self._threads,
         )
         width = min(count, len(self))
-        counts = found.counts[:, None] if len(vectors) > 1 else len(found)  # USEARCH's result of one query has no counts
+        # the result of a single query has no counts
+        counts = found.counts[:, None] if len(vectors) > 1 else len(found)
         is_found = np.arange(width) < np.broadcast_to(counts, (len(vectors), 1))
         keys[:, :width][is_found] = found.keys.reshape(len(vectors), -1)[:, :width][is_found]
         cosines[:, :width][is_found] = 1.0 - found.distances.reshape(len(vectors), -1)[:, :width][is_found]

@@ -162,9 +162,7 @@ def test_every_executor_leaves_the_same_bytes(executor, recipe, reference, tmp_p
     assert [name for name in found if found[name] != reference[name]] == [NAMES_FOLDERS]
 
 
-@pytest.mark.parametrize(
-    "moment", ["raw/second", "dedup/fingerprints", "filtered/second", "selected/first"]
-)
+@pytest.mark.parametrize("moment", ["raw/second", "dedup/fingerprints", "filtered/second", "selected/first"])
 def test_a_killed_curation_continues_to_the_same_bytes(moment, recipe, reference, tmp_path):
     config = replace(recipe, out=str(tmp_path))
     process = multiprocessing.get_context("spawn").Process(target=curate, args=(config,))

@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.config import WorkConfig
 from data_pipeline.select.config import DedupConfig, DedupRunConfig, SelectConfig
-from data_pipeline.select.dedup import dedup
+from data_pipeline.select.dedup import list_duplicates
 from data_pipeline.select.select import select
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
@@ -61,8 +61,8 @@ def test_command_line_lists_duplicates_and_select_drops_them(folder: Path, capsy
 
 def test_shares_and_workers_give_the_same_list(folder: Path):
     config = replace(BOTH, against=("bench",))
-    dedup(config)
-    dedup(replace(config, out="d5", shares=5, work=WorkConfig(workers=2)))
+    list_duplicates(config)
+    list_duplicates(replace(config, out="d5", shares=5, work=WorkConfig(workers=2)))
     assert Path("d5/duplicates.jsonl").read_bytes() == Path("dd/duplicates.jsonl").read_bytes()
 
 
@@ -74,49 +74,52 @@ def test_preset_and_fields_combine(folder: Path):
 
 
 def test_fingerprints_are_used_again(folder: Path, monkeypatch):
-    dedup(BOTH)
+    list_duplicates(BOTH)
     before = Path("dd/duplicates.jsonl").read_bytes()
     Path("dd/fingerprints/x.npz.1.partial").touch()  # of a worker that was killed
     monkeypatch.setattr("data_pipeline.select.dedup.fingerprint_samples", None)  # must not be called again
-    dedup(replace(BOTH, dedup=DedupConfig(scope="within")))
-    dedup(BOTH)
+    list_duplicates(replace(BOTH, dedup=DedupConfig(scope="within")))
+    list_duplicates(BOTH)
     assert Path("dd/duplicates.jsonl").read_bytes() == before
     assert not list(Path("dd").rglob("*.partial"))
 
 
 def test_moved_corpus_is_known_by_its_content(folder: Path):
-    dedup(BOTH)
+    list_duplicates(BOTH)
     Path("second").rename("moved")
     assert select(SelectConfig(shards="moved", out="out", duplicates="dd/duplicates.jsonl")).dropped == {
         "duplicate": 2
     }
-    assert [row.folder for row in dedup(replace(BOTH, shards=("first", "moved")))] == ["first", "moved"]
+    assert [row.folder for row in list_duplicates(replace(BOTH, shards=("first", "moved")))] == [
+        "first",
+        "moved",
+    ]
 
 
 def test_nothing_is_compared_again_unless_something_changed(folder: Path, monkeypatch):
-    rows = dedup(BOTH)
+    rows = list_duplicates(BOTH)
     written = Path("dd/duplicates.jsonl").stat().st_mtime_ns
     monkeypatch.setattr("data_pipeline.select.dedup.find_duplicates", None)  # must not be called again
-    assert dedup(replace(BOTH, work=WorkConfig(workers=2))) == rows
+    assert list_duplicates(replace(BOTH, work=WorkConfig(workers=2))) == rows
     assert Path("dd/duplicates.jsonl").stat().st_mtime_ns == written
     for changed in (dict(against=("bench",)), dict(dedup=DedupConfig(scope="within")),
                     dict(shards=("first",)), dict(shards=("second", "first"))):  # fmt: skip
         with pytest.raises(TypeError, match="not callable"):
-            dedup(replace(BOTH, **changed))
+            list_duplicates(replace(BOTH, **changed))
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    alone = dedup(replace(BOTH, shards=("second",)))
+    alone = list_duplicates(replace(BOTH, shards=("second",)))
     assert alone[0].dropped["exact"] == 0
     assert len([path for path in Path("dd/drop_lists").iterdir() if path.is_dir()]) == 1
 
 
 def test_killed_before_the_counts_is_compared_again(folder: Path):
-    rows = dedup(BOTH)
+    rows = list_duplicates(BOTH)
     Path("dd/drop_lists/counts.json").unlink()
     config = SelectConfig(shards="second", out="out", duplicates="dd/duplicates.jsonl")
     with pytest.raises(ValueError, match="not finished"):
         select(config)
-    assert dedup(BOTH) == rows and select(config).dropped == {"duplicate": 2}
+    assert list_duplicates(BOTH) == rows and select(config).dropped == {"duplicate": 2}
 
 
 def test_benchmark_sample_is_dropped_and_not_another_with_its_id(folder: Path):
@@ -124,14 +127,14 @@ def test_benchmark_sample_is_dropped_and_not_another_with_its_id(folder: Path):
     other = ask("same", "How many are 3?", response="x")
     write_shards([other, question, other], "twins")
     config = DedupRunConfig(shards=("twins",), out="dd", against=("bench",))
-    assert dedup(config)[0].dropped == {"exact": 1, "near": 0, "contamination": 1, "reported": 0}
+    assert list_duplicates(config)[0].dropped == {"exact": 1, "near": 0, "contamination": 1, "reported": 0}
     assert select(SelectConfig(shards="twins", out="out", duplicates="dd/duplicates.jsonl")).kept == 1
     assert list(read_shards("out")) == [other]
     assert read_drops(folder / "out") == [["same", "contamination"], ["same", "duplicate"]]
 
 
 def test_changed_or_foreign_lists_are_refused(folder: Path):
-    dedup(replace(BOTH, against=("bench",)))
+    list_duplicates(replace(BOTH, against=("bench",)))
     digest = ShardIndex.load("second").digest
     lists = {str(path.relative_to("dd/drop_lists")): path for path in Path("dd/drop_lists").rglob("0*.json")}
     assert sorted(lists) == [f"{digest}/000000.json", f"{digest}/000001.json"], "none where nothing is listed"
@@ -153,7 +156,7 @@ def test_changed_or_foreign_lists_are_refused(folder: Path):
 
 def test_shard_that_changed_since_is_refused_and_compared_again(folder: Path):
     config = DedupRunConfig(shards=("second",), out="dd", against=("bench",))
-    dedup(config)
+    list_duplicates(config)
     path, index = Path("second/shard-000000-0000.tar"), ShardIndex.load("second")
     whole = path.read_bytes()
     offset = index.rows(0).ref(index.shards[0], 1).offset
@@ -163,10 +166,12 @@ def test_shard_that_changed_since_is_refused_and_compared_again(folder: Path):
         select(selected)
     for fingerprints in Path("dd/fingerprints").iterdir():
         fingerprints.unlink()
-    assert dedup(config)[0].unreadable == 1, "compared again, because other samples can be read"
+    assert list_duplicates(config)[0].unreadable == 1, "compared again, because other samples can be read"
     assert select(replace(selected, out="torn")).dropped == {"contamination": 1, "checksum": 1}
     path.write_bytes(whole)
-    assert dedup(config)[0].unreadable == 0, "shards with unreadable samples are fingerprinted again"
+    assert list_duplicates(config)[0].unreadable == 0, (
+        "shards with unreadable samples are fingerprinted again"
+    )
     assert select(replace(selected, out="fixed")).dropped == {"duplicate": 1, "contamination": 1}
 
 
@@ -174,26 +179,28 @@ def test_unreadable_samples_are_counted_and_too_many_stop(folder: Path):
     path = Path("second/shard-000000-0000.tar")
     path.write_bytes(path.read_bytes()[:2000])
     config = DedupRunConfig(shards=("second",), out="dd")
-    rows = dedup(config)
+    rows = list_duplicates(config)
     assert (rows[0].unreadable, rows[0].kept) == (3, 1)
     for limit, accepted in ((2, False), (3, True), (0.7, False), (0.8, True)):
         limited = replace(config, max_bad_samples=limit)
         if accepted:
-            assert dedup(limited) == rows
+            assert list_duplicates(limited) == rows
         else:
-            with pytest.raises(ValueError, match=f"3 of 4 samples are bad, more than max_bad_samples={limit}"):
-                dedup(limited)
+            with pytest.raises(
+                ValueError, match=f"3 of 4 samples are bad, more than max_bad_samples={limit}"
+            ):
+                list_duplicates(limited)
 
 
 def test_wrong_input_is_named(folder: Path):
     with pytest.raises(ValueError, match="first holds the same shards as first"):
-        dedup(DedupRunConfig(shards=("first", "first"), out="dd"))
+        list_duplicates(DedupRunConfig(shards=("first", "first"), out="dd"))
     with pytest.raises(ValueError, match="shards is empty"):
-        dedup(DedupRunConfig(shards=()))
+        list_duplicates(DedupRunConfig(shards=()))
     Path("dd/drop_lists").mkdir(parents=True)
     Path("dd/drop_lists/notes.txt").touch()
     with pytest.raises(ValueError, match="is not empty"):
-        dedup(BOTH)
+        list_duplicates(BOTH)
     for fault in (dict(threshold=0.0), dict(image_threshold=1.5), dict(exact_below=-1)):
         with pytest.raises(ValueError, match="dedup."):
             DedupConfig(**fault)

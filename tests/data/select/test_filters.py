@@ -183,7 +183,10 @@ def test_mmfinereason_presets_select_the_published_subsets():
 def test_a_length_of_exactly_100_words_is_kept():
     text = f"<think>{words(0, 99)}</think> <answer>4</answer>"
     assert len(text.split()) == 100
-    assert reasons(FilterConfig(min_words=100), respond(text), respond(text.replace("w0 ", ""))) == ["", "length"]
+    assert reasons(FilterConfig(min_words=100), respond(text), respond(text.replace("w0 ", ""))) == [
+        "",
+        "length",
+    ]
 
 
 def test_a_response_not_equivalent_is_wrong():

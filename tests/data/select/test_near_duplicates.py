@@ -211,7 +211,9 @@ def test_openmmreasoner_rule_drops_nothing_from_the_earlier_corpus(tmp_path: Pat
     third = [ask("c1", f"{LONG} 7 goats"), ask("c2", "Why?")]
     corpora = [corpus(tmp_path, f"c{i}", samples) for i, samples in enumerate((first, second, third))]
     found = list(find_duplicates(corpora, openmmreasoner_dedup()))
-    assert {d.id for d in found} == {"b1", "c1"}, "numbers and answers are not compared, nor samples of one corpus"
+    assert {d.id for d in found} == {"b1", "c1"}, (
+        "numbers and answers are not compared, nor samples of one corpus"
+    )
 
 
 def test_openmmreasoner_rule_uses_one_cosine_of_text_and_images(tmp_path: Path):
@@ -260,7 +262,9 @@ def test_responses_to_one_question_are_kept_or_dropped_together(tmp_path: Path):
     rollouts = [ask(f"q#{i}", "Who?", response=f"answer {i}", **of, rollout=i) for i in range(3)]
     assert not find(tmp_path, rollouts)
     users = [replace(sample, metadata={"question": "q"}) for sample in rollouts]
-    assert [d.id for d in find(tmp_path, users)] == ["q#1", "q#2"], "the field `question` alone may mean anything"
+    assert [d.id for d in find(tmp_path, users)] == ["q#1", "q#2"], (
+        "the field `question` alone may mean anything"
+    )
     found = find(tmp_path, [ask("z", "Who?")], rollouts)
     assert [(d.id, d.of, d.row) for d in found] == [(f"q#{i}", "z", i) for i in range(3)]
 

@@ -43,7 +43,11 @@ def test_presets_are_checked_and_need_checked_responses(folder: Path, capsys):
 
 
 def test_unchecked_responses_are_checked(tmp_path: Path):
-    texts = {"right": "<answer>$\\frac{1}{2}$</answer>", "wrong": "<answer>0.25</answer>", "known": "nonsense"}
+    texts = {
+        "right": "<answer>$\\frac{1}{2}$</answer>",
+        "wrong": "<answer>0.25</answer>",
+        "known": "nonsense",
+    }
     samples = [ask(id, "How much?", answer="0.5", response=text) for id, text in texts.items()]
     samples[2] = replace(samples[2], metadata={"accuracy": 1.0})
     samples.append(ask("unanswered", "How much?", response="no reference"))
