@@ -1,10 +1,10 @@
-"""Ordinary answers per second that one worker and its pool check, in both modes.
+"""Measures how many ordinary responses one worker and its pool check per second, in both modes.
 
-The mix is that of short maths answers: half whole numbers, a fifth choice letters, the rest decimals, units, fractions,
-formulas and sets; two in five are wrong. References repeat for eight answers, as in a group of rollouts, and no two
-groups share numbers. Time is processor time of the calling process and its worker together, so that the rate is per
-core; the best round of each mode counts: other work only ever slows one down. Then hostile answers are strewn among
-the same ordinary ones: what each costs beyond its deadline is the time its worker takes to be replaced.
+The mix is that of short maths questions: half whole numbers, a fifth choice letters, the rest decimals, units,
+fractions, formulas and sets; two in five responses are wrong. Groups of eight responses share a reference, and no two
+groups share numbers. Time is processor time of the calling process and its worker together, so the rate is per core;
+the best of several rounds counts, because other work on the machine can only slow one down. A second run puts hostile
+answers among the same responses: the time each takes beyond its deadline is that of replacing its worker.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ GROUPS = 500
 GROUP = 8
 ROUNDS = 3
 HOSTILE = (r"9^{9^{9^9}}", r"(9^{9})^{9^{9}}+1")
-"""Towers that math-verify would compute for ever; each stands NUM_HOSTILE times among the ordinary answers."""
+"""Powers that math-verify cannot compute in any time; each appears NUM_HOSTILE times among the responses."""
 NUM_HOSTILE = 4
 HOSTILE_DEADLINE = 1.0
 MODES: tuple[Mode, ...] = ("strict", "released")
 MIX = {"integer": 50, "choice": 20, "decimal": 6, "unit": 6, "fraction": 8, "formula": 8, "set": 2}
 """Per cent of the questions."""
-FORMS = {  # reference, and how answers to it are written, right ones first
+FORMS = {  # reference, and eight answers to it, right ones first
     "integer": ("{a}", ("{a}", "{a}", "{a}", "{b}", "{b}", "${a}$", "\\boxed{{{a}}}", "{c}")),
     "choice": ("{x}", ("{x}", "{x}", "({x})", "{x}. {a} cm", "{x}", "{y}", "{y}", "{y}. {b}")),
     "decimal": ("{a}.5", ("{a}.5", "{a}.50", "{a}.5", "{a}.5", "{b}.5", "{b}.25", "{a}", "{c}")),
@@ -77,14 +77,14 @@ FORMS = {  # reference, and how answers to it are written, right ones first
 
 
 def main() -> dict[str, object]:
-    """Measure, print, write benchmarks/results/verify.json, and return what it holds."""
-    pairs = ordinary_answers()
+    """Measures, prints and writes benchmarks/results/verify.json, and returns its content."""
+    pairs = ordinary_responses()
     modes = {mode: measure(mode, pairs) for mode in MODES}
     for mode, found in modes.items():
         print(f"{mode:10} {found}")
     result: dict[str, object] = {
-        "unit": "answers per second of processor time",
-        "answers": len(pairs),
+        "unit": "responses per second of processor time",
+        "responses": len(pairs),
         "mix_percent": MIX,
         "modes": modes,
         "hostile": measure_hostile(pairs),
@@ -94,8 +94,8 @@ def main() -> dict[str, object]:
     return result
 
 
-def ordinary_answers() -> list[tuple[str, str]]:
-    """Groups of eight responses to one reference."""
+def ordinary_responses() -> list[tuple[str, str]]:
+    """Returns (response, reference) pairs in groups of eight with one reference."""
     rng = random.Random(0)
     kinds = rng.choices(list(MIX), weights=list(MIX.values()), k=GROUPS)
     pairs: list[tuple[str, str]] = []
@@ -112,7 +112,7 @@ def ordinary_answers() -> list[tuple[str, str]]:
 
 
 def measure(mode: Mode, pairs: list[tuple[str, str]]) -> dict[str, object]:
-    """Answers per second of processor time, and who decided them."""
+    """Returns responses per second of processor time, and the number decided by each rule."""
     best, wall = float("inf"), float("inf")
     counts: Counter[str] = Counter()
     for _ in range(ROUNDS):
@@ -128,26 +128,26 @@ def measure(mode: Mode, pairs: list[tuple[str, str]]) -> dict[str, object]:
             counts = pool.counts
     assert len(verdicts) == len(pairs)
     return {
-        "answers_per_second_per_core": round(len(pairs) / best),
-        "answers_per_second_of_wall_time": round(len(pairs) / wall),
+        "responses_per_second_per_core": round(len(pairs) / best),
+        "responses_per_second_of_wall_time": round(len(pairs) / wall),
         "decided_by": dict(counts.most_common()),
     }
 
 
 def measure_hostile(pairs: list[tuple[str, str]]) -> dict[str, object]:
-    """Wall time with and without hostile answers among the ordinary ones, one worker, strict."""
+    """Returns the wall time of one strict worker with and without hostile answers among the responses."""
     hostile = [(f"<answer>{text}</answer>", "3") for text in HOSTILE * NUM_HOSTILE]
     step = len(pairs) // len(hostile)
     mixed = [p for n, bad in enumerate(hostile) for p in (*pairs[n * step : (n + 1) * step], bad)]
     seconds, verdicts = {}, {}
     with VerifyPool(CheckerConfig(workers=1, deadline=HOSTILE_DEADLINE)) as pool:
-        for name, answers in (("ordinary", pairs), ("mixed", mixed)):
+        for name, responses in (("ordinary", pairs), ("mixed", mixed)):
             pool.check_many([("<answer>x+1</answer>", "x+2")])
             start = time.perf_counter()
-            verdicts[name] = pool.check_many(answers)
+            verdicts[name] = pool.check_many(responses)
             seconds[name] = time.perf_counter() - start
     others = [verdict for verdict, pair in zip(verdicts["mixed"], mixed, strict=True) if pair not in hostile]
-    assert others == verdicts["ordinary"][: len(others)], "a hostile answer changed another's verdict"
+    assert others == verdicts["ordinary"][: len(others)], "a hostile answer changed the verdict on another response"
     timeouts = sum(verdict.decided_by == "timeout" for verdict in verdicts["mixed"])
     return {
         "hostile_answers": len(hostile),
