@@ -147,7 +147,9 @@ def measure_hostile(pairs: list[tuple[str, str]]) -> dict[str, object]:
             verdicts[name] = pool.check_many(responses)
             seconds[name] = time.perf_counter() - start
     others = [verdict for verdict, pair in zip(verdicts["mixed"], mixed, strict=True) if pair not in hostile]
-    assert others == verdicts["ordinary"][: len(others)], "a hostile answer changed the verdict on another response"
+    assert others == verdicts["ordinary"][: len(others)], (
+        "a hostile answer changed the verdict on another response"
+    )
     timeouts = sum(verdict.decided_by == "timeout" for verdict in verdicts["mixed"])
     return {
         "hostile_answers": len(hostile),

@@ -20,7 +20,12 @@ from data_pipeline.shards.index import INDEX, MIXTURE, Shard, ShardIndex, rows_p
 
 SHOWN = 5
 """Problems of a kind that are printed; --json has more."""
-_LEFTOVERS = ("*.partial", "part-*.json", "part-*.lock", "import_report-*.json")  # of a write that did not end
+_LEFTOVERS = (
+    "*.partial",
+    "part-*.json",
+    "part-*.lock",
+    "import_report-*.json",
+)  # of a write that did not end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def needs_math(verdict: Verdict) -> bool:
 
 
 def is_equal_math(extracted: str, answer: str, mode: Mode = "strict") -> bool:
-    """Asks math-verify whether two answers are equal. May not end."""
+    """Returns True where math-verify finds two answers equal. May never return."""
     if mode == "released":
         return math.is_equal_with_defaults(extracted, released.trim(answer))
     return strict.match(extracted, answer, math.is_equal_expression) != "none"

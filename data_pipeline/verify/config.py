@@ -12,7 +12,7 @@ Mode = Literal["strict", "released"]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckerConfig:
-    """Which rules decide whether a response is right, and how long one check may take."""
+    """Rules of the answer checker, and limits of its processes."""
 
     mode: Mode = "strict"
     """Rules: strict, or those of the published reward with its faults."""
