@@ -1,4 +1,4 @@
-"""Shards over real HTTP servers and an object store give what the folder gives; faults pass, or stop with a remedy."""
+"""Shards at http servers and in an object store read like the folder; temporary faults are retried."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def short_waits(monkeypatch) -> None:
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
 
 
-def both_ways(place: str) -> tuple[list[Sample], list[Sample]]:
+def read_both_ways(place: str) -> tuple[list[Sample], list[Sample]]:
     index = ShardIndex.load(place)
     return [read_sample(index.folder, ref) for ref in index.refs], list(read_shards(place))
 
@@ -58,22 +58,22 @@ def test_names_join_places(place, name, joined):
     assert join(place, name) == joined
 
 
-def test_http_gives_what_the_folder_gives_with_one_request_a_sample(folder):
-    with serve(folder) as (address, said):
+def test_http_reads_like_the_folder_with_one_request_per_sample(folder):
+    with serve(folder) as (address, server):
         index = ShardIndex.load(f"{address}/a")
-        asked = len(said.requests)
+        before = len(server.requests)
         assert [read_sample(index.folder, ref) for ref in index.refs] == SAMPLES
-        rows = [request for request in said.requests[asked:] if request.endswith(".index.json")]
-        assert len(rows) == 3 and len(said.requests) - asked == len(SAMPLES) + 3
+        rows = [request for request in server.requests[before:] if request.endswith(".index.json")]
+        assert len(rows) == 3 and len(server.requests) - before == len(SAMPLES) + 3
         assert list(read_shards(f"{address}/a")) == SAMPLES
         assert index.digest == ShardIndex.load(folder / "a").digest
 
 
-def test_an_object_store_gives_what_the_folder_gives(folder):
+def test_an_object_store_reads_like_the_folder(folder):
     store = fsspec.filesystem("memory")
     store.put(str(folder), "/bucket", recursive=True)
     try:
-        assert both_ways("memory://bucket/a") == (SAMPLES, SAMPLES)
+        assert read_both_ways("memory://bucket/a") == (SAMPLES, SAMPLES)
         assert [s.id for s in read_shards("memory://bucket/mix")] == [
             s.id for s in read_shards(folder / "mix")
         ]
@@ -90,34 +90,34 @@ def test_a_mixture_at_an_address_finds_its_sources_there(folder):
         )
 
 
-def test_passing_faults_are_waited_out(folder):
+def test_temporary_faults_are_retried(folder):
     """Every third request fails: 503, a closed connection, or half of the body."""
-    with serve(folder, fail_every=3) as (address, said):
-        assert both_ways(f"{address}/a") == (SAMPLES, SAMPLES)
-        assert len(said.requests) > 30
+    with serve(folder, fail_every=3) as (address, server):
+        assert read_both_ways(f"{address}/a") == (SAMPLES, SAMPLES)
+        assert len(server.requests) > 30
 
 
-def test_an_outage_is_no_bad_sample(folder):
-    with serve(folder) as (address, said):
+def test_an_outage_is_a_connection_error_and_no_bad_sample(folder):
+    with serve(folder) as (address, server):
         index = ShardIndex.load(f"{address}/a")
         ref = index.refs[0]
-        said.fail_every = 1
+        server.fail_every = 1
         with pytest.raises(ConnectionError, match="run the same command again"):
             read_sample(index.folder, ref)
-        assert said.requests[-storage.ATTEMPTS :] == [said.requests[-1]] * storage.ATTEMPTS
+        assert server.requests[-storage.ATTEMPTS :] == [server.requests[-1]] * storage.ATTEMPTS
     with pytest.raises(ConnectionError, match=r"cannot be read"):
         read_sample(index.folder, ref)  # the server is gone
 
 
-def test_refusals_are_not_asked_again(folder):
-    with serve(folder, status=403, fail_every=1) as (address, said):
-        said.requests += ["", ""]  # so that the next fails with the status
+def test_permanent_refusals_are_not_retried(folder):
+    with serve(folder, status=403, fail_every=1) as (address, server):
+        server.requests += ["", ""]  # so that the next fails with the status
         with pytest.raises(ConnectionError, match="403"):
             read_bytes(f"{address}/a/index.json")
-        assert len(said.requests) == 3
+        assert len(server.requests) == 3
 
 
-def test_what_is_not_there_is_said(folder):
+def test_missing_files_are_reported(folder):
     with serve(folder) as (address, _):
         with pytest.raises(ValueError, match=r"nothing/index\.json does not exist"):
             ShardIndex.load(f"{address}/nothing")
@@ -126,14 +126,14 @@ def test_what_is_not_there_is_said(folder):
         assert read_range(f"{address}/a/index.json", 1 << 30, 5) == b""
 
 
-def test_a_server_without_ranges_is_named_with_what_to_do(folder, tmp_path):
-    with serve(folder, ranges=False) as (address, said):
+def test_a_server_without_ranges_is_an_error_with_the_fix(folder, tmp_path):
+    with serve(folder, ranges=False) as (address, server):
         index = ShardIndex.load(f"{address}/a")
         with pytest.raises(ValueError, match=rf"ignores Range requests.*simplecache::{address}/a/,"):
             read_sample(index.folder, index.refs[3])
-        assert both_ways(f"simplecache::{address}/a") == (SAMPLES, SAMPLES)
-        tars = [request for request in said.requests if request.endswith(".tar")]
-        assert len(set(tars)) == 3 and len(tars) <= 6, "each shard is looked at once and copied once"
+        assert read_both_ways(f"simplecache::{address}/a") == (SAMPLES, SAMPLES)
+        tars = [request for request in server.requests if request.endswith(".tar")]
+        assert len(set(tars)) == 3 and len(tars) <= 6, "each shard is requested once and copied once"
 
 
 def test_a_truncated_shard_at_an_address_loses_only_its_torn_samples(folder, tmp_path):
@@ -150,14 +150,14 @@ def test_a_truncated_shard_at_an_address_loses_only_its_torn_samples(folder, tmp
             read_sample(index.folder, index.refs[4])
 
 
-def test_a_mixture_from_afar_may_not_name_local_folders(folder, tmp_path):
+def test_a_remote_mixture_may_not_name_local_folders(folder, tmp_path):
     text = (folder / "mix" / "mixture.json").read_text().replace("../a", str(folder / "a"))
     (tmp_path / "mixture.json").write_text(text)
     with serve(tmp_path) as (address, _), pytest.raises(ValueError, match="names the local folder"):
         ShardIndex.load(address)
 
 
-def test_a_server_that_hangs_is_given_up(folder, monkeypatch):
+def test_a_hanging_server_times_out(folder, monkeypatch):
     monkeypatch.setattr(storage, "READ_SECONDS", 0.2)
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
     with (

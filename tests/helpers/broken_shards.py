@@ -1,4 +1,4 @@
-"""Real damage to good shards: tars edited member by member, headers no honest writer makes, a real PNG bomb."""
+"""Damages shards: edits tars member by member, forges headers, and makes a PNG decompression bomb."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Members = list[tuple[tarfile.TarInfo, bytes]]
 
 
 def edit_tar(path: Path, edit: Callable[[Members], Members]) -> None:
-    """Write the tar again with other members."""
+    """Writes the tar again with the members that `edit` returns."""
     with tarfile.open(path) as tar:
         members = [(info, reader.read()) for info in tar if (reader := tar.extractfile(info))]
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -30,14 +30,14 @@ def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE) -> tuple
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A header that claims `size`, whatever follows."""
+    """Returns a header that declares `size`, whatever follows."""
     info = tarfile.TarInfo(name)
     info.size, info.type = size, kind
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def png_bomb(side: int = 30_000) -> bytes:
-    """A whole, valid PNG of `side` x `side` black pixels, about a thousandth of their size."""
+    """Returns a valid PNG of `side` x `side` black pixels, about a thousandth of their size."""
     rows = zlib.compressobj(9)
     row = bytes(1 + (side + 7) // 8)  # a filter byte and one bit a pixel
     data = b"".join([*(rows.compress(row * 500) for _ in range(side // 500)), rows.flush()])

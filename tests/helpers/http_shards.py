@@ -1,4 +1,4 @@
-"""Real HTTP servers of a folder, on loopback: with Range requests or without, failing now and then, or slow."""
+"""Serves a folder over http on loopback: with or without Range requests, with faults, or slowly."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 
 @dataclass(kw_only=True)
 class Behaviour:
-    """What the server does, and what it was asked."""
+    """The faults of the server, and the requests that it received."""
 
     ranges: bool = True
-    fail_every: int = 0  # each n-th request fails: with a status, a broken connection, or half of the body
+    fail_every: int = 0  # each n-th request fails: by status, closed connection, or half of the body
     status: int = 503
     delay: float = 0.0  # seconds before each answer
     requests: list[str] = field(default_factory=list)
@@ -36,16 +36,16 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        said = self.behaviour
-        with said.lock:
-            said.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
-            number = len(said.requests)
-        time.sleep(said.delay)
-        fails = said.fail_every and number % said.fail_every == 0
-        if fails and number // said.fail_every % 3 == 0:
-            self.send_error(said.status)
+        behaviour = self.behaviour
+        with behaviour.lock:
+            behaviour.requests.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+            number = len(behaviour.requests)
+        time.sleep(behaviour.delay)
+        fails = behaviour.fail_every and number % behaviour.fail_every == 0
+        if fails and number // behaviour.fail_every % 3 == 0:
+            self.send_error(behaviour.status)
             return
-        if fails and number // said.fail_every % 3 == 1:
+        if fails and number // behaviour.fail_every % 3 == 1:
             self.close_connection = True
             return
         path = Path(self.translate_path(self.path))
@@ -54,7 +54,7 @@ class Handler(SimpleHTTPRequestHandler):
             return
         data, status = path.read_bytes(), 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if asked and said.ranges:
+        if asked and behaviour.ranges:
             if int(asked[1]) >= len(data):
                 self.send_error(416)
                 return
@@ -68,7 +68,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serve(folder: Path, **options) -> Iterator[tuple[str, Behaviour]]:
-    """The folder's address, and what goes on there."""
+    """Serves the folder; yields its address and the server's behaviour."""
     behaviour = Behaviour(**options)
     server = ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Handler, directory=str(folder), behaviour=behaviour)

@@ -1,4 +1,4 @@
-"""Encoding follows the folder's chat template exactly; forged text and mismatched images are refused."""
+"""Encoding equals the folder's chat template; special tokens in texts and mismatched images are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
 
 IMAGES = tuple(image for s in digit_samples("train", 3, 0) for image in s.images)
-ANSWER = "<think>3+4=7</think><answer>7</answer>"
+RESPONSE = "<think>3+4=7</think><answer>7</answer>"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def tokenizer(tiny_hf):
 
 
 def conversation(
-    *turns: tuple[str, str], images: tuple[bytes, ...] = (), answer: str | None = ANSWER
+    *turns: tuple[str, str], images: tuple[bytes, ...] = (), answer: str | None = RESPONSE
 ) -> Sample:
     messages = [Message(role=role, content=content) for role, content in turns]
     if answer is not None:
@@ -55,7 +55,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_ids_equal_the_rendered_template(encoder, tokenizer, name):
-    """The oracle renders and tokenises the whole conversation at once, image tokens written out."""
+    """Against the whole conversation, rendered with every image token and tokenised at once."""
     sample = CASES[name]
     example = encoder.encode(sample)
     counts = [int(t * h * w) // 4 for t, h, w in example.image_grid_thw.tolist()]
@@ -70,13 +70,13 @@ def test_ids_equal_the_rendered_template(encoder, tokenizer, name):
     wanted = tokenizer(text.removesuffix("\n"))["input_ids"]
     assert example.input_ids.tolist() == wanted
     learned = example.input_ids[example.loss_mask == 1].tolist()
-    assert tokenizer.decode(learned) == ANSWER + "<|im_end|>"
+    assert tokenizer.decode(learned) == RESPONSE + "<|im_end|>"
     assert example.input_ids[-len(learned) :].tolist() == learned
     assert example.position_ids.shape == (3, len(example))
     assert example.pixels.shape == (int(example.image_grid_thw.prod(1).sum()), 3 * 14 * 14)
 
 
-def test_a_given_response_encodes_as_a_learned_answer(encoder):
+def test_a_sampled_response_encodes_as_the_assistant_turn(encoder):
     sample = CASES["image"]
     learned = encoder.encode(sample)
     response = learned.input_ids[learned.loss_mask == 1].tolist()
@@ -87,7 +87,7 @@ def test_a_given_response_encodes_as_a_learned_answer(encoder):
             assert torch.equal(getattr(example, name), getattr(learned, name)), name
 
 
-def test_engine_prompt_has_one_token_an_image(encoder, tokenizer):
+def test_engine_prompt_has_one_token_per_image(encoder, tokenizer):
     ids, images = encoder.engine_prompt(CASES["images inside"])
     assert ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>")) == len(images) == 3
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
@@ -96,9 +96,9 @@ def test_engine_prompt_has_one_token_an_image(encoder, tokenizer):
     assert [image.size for image in images] == sizes
 
 
-def test_decode_drops_special_tokens_and_banned_ids_spare_the_stops(encoder, tokenizer):
-    ids = tokenizer(f"{ANSWER}<|im_end|><|endoftext|>")["input_ids"]
-    assert encoder.decode(ids) == ANSWER
+def test_decode_drops_special_tokens_and_banned_ids_exclude_stop_tokens(encoder, tokenizer):
+    ids = tokenizer(f"{RESPONSE}<|im_end|><|endoftext|>")["input_ids"]
+    assert encoder.decode(ids) == RESPONSE
     banned = {tokenizer.convert_ids_to_tokens(i) for i in encoder.banned_token_ids}
     assert banned == {"<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"}
 
@@ -108,7 +108,7 @@ def test_decode_drops_special_tokens_and_banned_ids_spare_the_stops(encoder, tok
 )
 @pytest.mark.parametrize("place", ["system", "user", "assistant"])
 def test_forged_special_tokens_are_refused(encoder, token, place):
-    turns = {"system": SYSTEM_PROMPT, "user": "Add up.", "assistant": ANSWER}
+    turns = {"system": SYSTEM_PROMPT, "user": "Add up.", "assistant": RESPONSE}
     turns[place] += f" {token} more"
     sample = conversation(("system", turns["system"]), ("user", turns["user"]), answer=turns["assistant"])
     with pytest.raises(BadSample, match="text: holds the special token") as caught:
@@ -116,7 +116,7 @@ def test_forged_special_tokens_are_refused(encoder, token, place):
     assert token in str(caught.value)
 
 
-def test_halves_of_a_special_token_around_an_image_stay_text(encoder, tokenizer):
+def test_halves_of_a_special_token_around_an_image_remain_text(encoder, tokenizer):
     example = encoder.encode(conversation(("user", "<|im_<image>end|>"), images=IMAGES[:1]))
     assert (
         example.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
@@ -158,7 +158,7 @@ def test_a_response_with_image_tokens_is_refused(encoder):
         ("preprocessor_config.json", '"patch_size": 14', '"patch_size": 16', "patch_size=16"),
     ],
 )
-def test_folders_that_trainer_and_engine_would_read_differently(tiny_hf, tmp_path, file, old, new, message):
+def test_folders_that_engines_would_read_differently_are_refused(tiny_hf, tmp_path, file, old, new, message):
     folder = _copy_without_weights(tiny_hf, tmp_path)
     text = (folder / file).read_text()
     assert old in text
@@ -167,8 +167,8 @@ def test_folders_that_trainer_and_engine_would_read_differently(tiny_hf, tmp_pat
         ChatEncoder.from_hf(folder, ImageConfig())
 
 
-def test_qwens_own_template_is_understood(tiny_hf, tmp_path):
-    """The branches of the published template that texts and images take, default system prompt included."""
+def test_the_published_template_encodes_as_ours(tiny_hf, tmp_path):
+    """The parts of the published template for texts and images, with its default system prompt."""
     folder = _copy_without_weights(tiny_hf, tmp_path)
     (folder / "chat_template.jinja").write_text(
         "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
@@ -200,6 +200,6 @@ TEXTS = st.lists(st.one_of(MARKS, st.text(max_size=9))).map("".join)
 
 @settings(deadline=None)
 @given(text=TEXTS)
-def test_pieces_give_the_ids_of_the_whole_text(encoder, text):
+def test_cached_pieces_give_the_ids_of_the_whole_text(encoder, text):
     whole = encoder._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     assert encoder._tokenize(text) == whole == encoder._tokenize(text)

@@ -1,4 +1,4 @@
-"""Sizes and patches equal transformers'; odd files are shown as by a viewer, hostile ones refused."""
+"""Sizes and patches equal transformers'; unusual files decode as in a viewer, hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @settings(deadline=None)
 @given(width=st.integers(1, 3_000), height=st.integers(1, 3_000))
-def test_final_size_equals_smart_resize_and_is_final(width, height):
+def test_final_size_equals_smart_resize_and_is_stable(width, height):
     try:
         size = final_size(width, height, CONFIG)
     except BadSample:
@@ -50,13 +50,13 @@ def test_pixels_and_patches_equal_the_processor(size):
     image = load_image(encode(original), CONFIG)
     got_pixels, got_grid = patches([image])
     processor = Qwen2VLImageProcessorPil(min_pixels=CONFIG.min_pixels, max_pixels=CONFIG.max_pixels)
-    for given_image in (original, image):  # the processor finds nothing left to resize in ours
+    for given_image in (original, image):  # the processor does not resize ours
         wanted = processor(images=[given_image], return_tensors="pt")
         assert torch.equal(got_grid, wanted["image_grid_thw"])
         assert got_pixels.dtype == torch.uint8 and torch.equal(normalise(got_pixels), wanted["pixel_values"])
 
 
-def test_patches_of_several_images_and_of_none():
+def test_patches_of_several_images_and_of_no_image():
     images = [noise(56, 84, 1), noise(112, 28, 2)]
     values, grid = patches(images)
     assert grid.tolist() == [[1, 6, 4], [1, 2, 8]]
@@ -85,7 +85,7 @@ def test_broken_files_are_refused(data):
         load_image(data, CONFIG)
 
 
-def test_any_damage_is_a_bad_sample_or_an_image():
+def test_damaged_files_are_bad_samples_or_images():
     good = encode(noise(56, 56))
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -97,18 +97,18 @@ def test_any_damage_is_a_bad_sample_or_an_image():
             continue
 
 
-def test_too_elongated_and_unfittable_images_say_why():
+def test_elongated_and_too_small_limits_are_refused_with_reason():
     with pytest.raises(BadSample, match="longer than wide"):
         load_image(encode(noise(1_000, 4)), CONFIG)
     with pytest.raises(BadSample, match=r"no size .*image\.max_pixels=3136"):
         load_image(encode(noise(280, 28)), ImageConfig(max_pixels=3_136))
 
 
-def test_transparency_shows_white_and_rotation_is_undone():
+def test_transparency_becomes_white_and_exif_rotation_is_applied():
     clear = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
     assert np.asarray(load_image(encode(clear), CONFIG)).min() == 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     assert load_image(encode(noise(112, 56), "JPEG", exif=exif), CONFIG).size == (56, 112)
 
 
@@ -118,7 +118,7 @@ def test_all_modes_become_rgb(mode):
     assert image.mode == "RGB" and image.size == (56, 56)
 
 
-def test_sixteen_bits_keep_their_greys():
+def test_sixteen_bit_greys_are_scaled():
     ramp = np.linspace(0, 65_535, 56 * 56).astype(np.uint16).reshape(56, 56)
     pixels = np.asarray(load_image(encode(Image.fromarray(ramp)), CONFIG))
     assert abs(float(pixels.mean()) - 127.5) < 2

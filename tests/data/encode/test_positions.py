@@ -1,4 +1,4 @@
-"""M-RoPE positions equal transformers' for every mix of text and images."""
+"""M-RoPE positions equal transformers' for random mixes of text and images."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_equal_to_transformers(tiny_hf, pieces):
     assert torch.equal(got, wanted[:, 0])
 
 
-def test_a_known_case():
+def test_positions_of_a_known_case():
     ids = torch.tensor([TEXT, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, TEXT])
     got = mrope_position_ids(ids, torch.tensor([[1, 4, 6]]), image_token_id=IMAGE, spatial_merge_size=2)
     assert got.tolist() == [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
 
 
-def test_images_may_stand_side_by_side():
+def test_images_may_follow_each_other():
     ids = torch.tensor([IMAGE] * 5 + [TEXT])
     got = mrope_position_ids(
         ids, torch.tensor([[1, 4, 4], [1, 2, 2]]), image_token_id=IMAGE, spatial_merge_size=2
@@ -63,7 +63,7 @@ def test_images_may_stand_side_by_side():
 
 
 @pytest.mark.parametrize("ids", [[TEXT, IMAGE, IMAGE], [IMAGE, IMAGE, TEXT, IMAGE, IMAGE]])
-def test_tokens_that_do_not_fit_the_grids_are_refused(ids):
+def test_image_tokens_that_do_not_match_the_grids_are_refused(ids):
     with pytest.raises(ValueError, match="image"):
         mrope_position_ids(
             torch.tensor(ids), torch.tensor([[1, 4, 4]]), image_token_id=IMAGE, spatial_merge_size=2

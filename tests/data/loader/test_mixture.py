@@ -1,4 +1,4 @@
-"""Counts are those of water-filling, by a rule-by-rule oracle and by properties; the command writes what it shows."""
+"""Counts equal exact water-filling; the command prints and writes the same mixture."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_counts_of_worked_examples(sizes, weights, total, max_epochs, counts):
 @settings(deadline=None)
 @given(st.data())
 def test_counts_are_the_water_level(data):
-    """Exact arithmetic: there is one level; each source gives level x weight, or all it may."""
+    """In exact arithmetic there is one level: each source gives level x weight, or all that it has."""
     sizes = data.draw(st.lists(st.integers(0, 2_000), min_size=1, max_size=6))
     weights = data.draw(st.lists(st.integers(1, 9), min_size=len(sizes), max_size=len(sizes)))
     total = data.draw(st.integers(0, sum(sizes)))
@@ -67,17 +67,17 @@ def test_counts_are_the_water_level(data):
         assert abs(count - min(Fraction(size), high * weight)) < 1 + Fraction(1, 1_000)
 
 
-def test_more_than_there_is_is_refused():
+def test_more_samples_than_the_sources_hold_are_refused():
     with pytest.raises(ValueError, match="samples=161, but the sources hold 160 at max_epochs=1"):
         allocate([100, 60], [1, 1], 161)
 
 
-def test_names_are_short_where_they_are_distinct():
+def test_names_are_short_if_distinct():
     assert source_names(["x/a", "https://h/b/"]) == ["a", "b"]
     assert source_names(["x/train", "y/train"]) == ["x/train", "y/train"]
 
 
-def test_the_command_shows_and_writes_what_goes_in(folders, capsys):
+def test_the_command_prints_and_writes_the_mixture(folders, capsys):
     out = folders / "mix"
     sources = [str(folders / name) for name in "abc"]
     assert (
@@ -133,7 +133,7 @@ def test_a_mixture_reads_like_a_folder_and_moves_with_its_sources(folders, tmp_p
         (dict(counts="a=1.5"), "must be a whole number"),
     ],
 )
-def test_mistakes_say_what_to_do(folders, options, problem):
+def test_mistakes_are_errors_that_say_what_to_do(folders, options, problem):
     places = (str(folders / "a"), str(folders / "b"))
     with pytest.raises(ValueError, match=problem):
         mix(MixConfig(**{"shards": places, "out": str(folders / "mix"), **options}))

@@ -1,4 +1,4 @@
-"""Every place of the order is reached without the places before it, and an epoch draws what it should."""
+"""Any place of the order is reached directly, and an epoch draws exactly its counts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ids(index: ShardIndex, count: int, *, seed: int = 1, epoch: int = 0, positio
     return [draw.ref.id for draw in islice(draws(index, seed, epoch, position), count)]
 
 
-def test_an_epoch_of_a_folder_is_every_sample_once_in_an_order_of_its_own(folders):
+def test_an_epoch_draws_every_sample_once_in_a_new_order(folders):
     index = ShardIndex.load(folders / "c")
     epochs = [ids(index, 100, epoch=epoch) for epoch in range(3)]
     assert all(sorted(epoch) == sorted(f"c/{n}" for n in range(100)) for epoch in epochs)
@@ -67,7 +67,7 @@ def test_even_a_single_shard_has_a_new_order_every_epoch(tmp_path):
 
 
 def test_the_order_of_a_folder_is_windows_of_shuffled_shards(folders, monkeypatch):
-    """Against the rule written out with numpy alone, for the whole epoch at once."""
+    """Against the rule in plain numpy, for the whole epoch at once."""
     monkeypatch.setattr(order, "SHUFFLE_SHARDS", 5)
     index, seed, epoch = ShardIndex.load(folders / "c"), 3, 2
     wanted: list[str] = []
@@ -127,14 +127,14 @@ def test_the_seed_of_a_mixture_decides_which_samples_come_first(folders):
     assert ids(one, 20) == ids(mixed(folders, "a=10,c=10", 0), 20)
 
 
-def test_rows_of_one_window_at_a_time_are_in_memory(folders, monkeypatch):
+def test_only_the_rows_of_one_window_are_read_at_a_time(folders, monkeypatch):
     monkeypatch.setattr(order, "SHUFFLE_SHARDS", 2)
     index, read = ShardIndex.load(folders / "c"), []
     monkeypatch.setattr(
         ShardIndex, "rows", lambda self, shard, rows=ShardIndex.rows: read.append(shard) or rows(self, shard)
     )
     next(draws(index, 1, 0, 90))
-    assert len(read) == 2, "a place late in an epoch needs the rows of its own window alone"
+    assert len(read) == 2, "a place late in an epoch needs only the rows of its own window"
     read.clear()
     ids(index, 100)
     assert sorted(read) == list(range(len(index.shards)))

@@ -93,7 +93,7 @@ def check_killed_workers(source: Path, tmp_path: Path, work: WorkConfig) -> None
     marks = tmp_path / "marks"
     marks.mkdir()
     run(source, tmp_path / "killed", partial(killed_once, marks), work=work)
-    assert sorted(path.name for path in marks.iterdir()) == ["1", "3"], "both were killed"
+    assert sorted(path.name for path in marks.iterdir()) == ["1", "3"], "both workers were killed"
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 

@@ -1,4 +1,4 @@
-"""Parts written by several processes, killed and repeated: the same bytes, in flat memory, for any reader."""
+"""Parts written by several processes, killed and repeated, give the same bytes in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -84,10 +85,10 @@ def test_names_and_order_are_those_of_the_parts(tmp_path: Path):
         *("shard-000000-0000.tar", "shard-000000-0001.tar", "shard-000001-0000.tar", "shard-000001-0001.tar"),
         *("shard-000002-0000.tar", "shard-000002-0001.tar", "shard-000002-0002.tar"),
     ]
-    assert not list(tmp_path.glob("part-*")), "the index has taken the place of the records"
+    assert not list(tmp_path.glob("part-*")), "the index replaces the records"
 
 
-def test_a_finished_part_is_returned_and_its_samples_stay_unread(tmp_path: Path):
+def test_a_finished_part_is_returned_without_reading_samples(tmp_path: Path):
     first = write_part(samples_of(0), tmp_path, 0)
     stamp = (tmp_path / first[0].file).stat().st_mtime_ns
     unread = iter(samples_of(0))
@@ -95,7 +96,7 @@ def test_a_finished_part_is_returned_and_its_samples_stay_unread(tmp_path: Path)
     assert next(unread) == next(iter(samples_of(0)))
     with (tmp_path / "part-000000.lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert write_part(unread, tmp_path, 0) == first, "whoever else is asking for it"
+        assert write_part(unread, tmp_path, 0) == first, "even while another process holds the lock"
     assert (tmp_path / first[0].file).stat().st_mtime_ns == stamp
 
 
@@ -118,7 +119,7 @@ def test_an_unfinished_part_is_removed_and_written_again(tmp_path: Path):
     assert contents(tmp_path) == fresh
 
 
-def test_parts_that_are_missing_are_named(tmp_path: Path):
+def test_missing_parts_are_named(tmp_path: Path):
     write(tmp_path, 0)
     write(tmp_path, 3)
     with pytest.raises(
@@ -128,7 +129,7 @@ def test_parts_that_are_missing_are_named(tmp_path: Path):
     assert not (tmp_path / "index.json").exists()
 
 
-def test_finishing_twice_changes_nothing_and_clears_what_a_kill_left(tmp_path: Path):
+def test_finishing_twice_changes_nothing_but_removes_leftover_records(tmp_path: Path):
     write(tmp_path, 0)
     record = (tmp_path / "part-000000.json").read_bytes()
     finish_shards(tmp_path, 1)
@@ -149,24 +150,24 @@ def _write_slowly(out: Path, started: str) -> None:
     def slow() -> Iterator[Sample]:
         yield from samples_of(0)
         Path(started).touch()
-        time.sleep(60)
+        threading.Event().wait()  # until it is killed
 
     write_part(slow(), out, 0)
 
 
-def test_two_writers_of_a_part_are_told_and_a_dead_one_is_not_waited_for(tmp_path: Path):
+def test_a_second_writer_of_a_part_is_refused_and_a_dead_one_does_not_block(tmp_path: Path):
     started = tmp_path / "started"
     other = multiprocessing.get_context("spawn").Process(
         target=_write_slowly, args=(tmp_path / "out", str(started))
     )
     other.start()
-    for _ in range(600):
+    deadline = time.monotonic() + 60
+    while not started.exists():
+        assert time.monotonic() < deadline, "the other process did not start"
         time.sleep(0.05)
-        if started.exists():
-            break
     with pytest.raises(ValueError, match=r"another process is writing part-000000 of .*; wait for it"):
         write(tmp_path / "out", 0)
-    assert write(tmp_path / "out", 1) == 2, "other parts are free"
+    assert write(tmp_path / "out", 1) == 2, "other parts are not locked"
     assert other.pid
     os.kill(other.pid, signal.SIGKILL)
     other.join()
@@ -250,7 +251,7 @@ def test_shards_are_cut_at_the_size_or_the_count_whichever_comes_first(tmp_path:
 
 
 def test_tarfile_would_write_the_same_bytes(tmp_path: Path):
-    """The headers, the padding and the end are those of Python's own writer."""
+    """Headers, padding and end equal those of Python's own writer."""
     index = write_shards([pictured(1, photograph(1)), *samples_of(0)], tmp_path)
     path = tmp_path / index.shards[0].file
     again = io.BytesIO()
@@ -263,7 +264,7 @@ def test_tarfile_would_write_the_same_bytes(tmp_path: Path):
     assert again.getvalue() == path.read_bytes()
 
 
-def test_the_index_knows_place_size_and_checksum_of_each_sample(tmp_path: Path):
+def test_the_index_has_place_size_and_checksum_of_each_sample(tmp_path: Path):
     index = write_shards(
         [*samples_of(2), pictured(1, photograph(1))], tmp_path, ShardConfig(samples_per_shard=5)
     )
@@ -292,7 +293,7 @@ def test_plain_webdataset_reads_all_parts_in_one_stream(tmp_path: Path):
     assert all(record["0.png"].mode == "RGB" for record in records)
 
 
-def test_a_folder_of_an_older_layout_is_refused_with_what_to_do(tmp_path: Path):
+def test_a_folder_of_an_older_layout_is_refused_with_the_fix(tmp_path: Path):
     write_shards(samples_of(0), tmp_path)
     text = (tmp_path / "index.json").read_text()
     (tmp_path / "index.json").write_text(text.replace('"version":2', '"version":1'))
@@ -303,9 +304,9 @@ def test_a_folder_of_an_older_layout_is_refused_with_what_to_do(tmp_path: Path):
 # ---- the pixel cap
 
 
-def test_images_stay_untouched_unless_a_cap_asks(tmp_path: Path):
+def test_images_change_only_above_a_pixel_cap(tmp_path: Path):
     from data_pipeline.encode.images import (
-        load_image,  # brings torch, which workers of the other tests do not need
+        load_image,  # imports torch, which workers of other tests do not need
     )
 
     large, small, bad = photograph(1, 800, 600), photograph(2, 100, 80), b"\x89PNG no image"
@@ -315,7 +316,7 @@ def test_images_stay_untouched_unless_a_cap_asks(tmp_path: Path):
     assert next(iter(read_shards(write_shards([sample], tmp_path / "all").folder))) == sample
     index = write_shards([sample], tmp_path / "capped", ShardConfig(max_pixels=200_000))
     images = next(iter(read_shards(index.folder))).images
-    assert images[1] == small and images[3] == bad, "what is below the cap, or no image, stays as it is"
+    assert images[1] == small and images[3] == bad, "below the cap, or no image"
     assert index.shards[0].scaled == 2
     for scaled, original in ((images[0], large), (images[2], png.getvalue())):
         with Image.open(io.BytesIO(scaled)) as file, Image.open(io.BytesIO(original)) as before:
@@ -323,9 +324,9 @@ def test_images_stay_untouched_unless_a_cap_asks(tmp_path: Path):
             assert abs(file.width / file.height - before.width / before.height) < 0.1
         wanted = load_image(original, ImageConfig(max_pixels=200_000))
         seen = load_image(scaled, ImageConfig())
-        assert seen.size == wanted.size, "the loader finds nothing left to resize"
+        assert seen.size == wanted.size, "the loader does not resize again"
         error = np.abs(np.asarray(seen, dtype=int) - np.asarray(wanted, dtype=int)).mean()
-        assert error < 6, "noise is the hardest of all images for JPEG"
+        assert error < 6, "noise is the worst case for JPEG"
     again = write_shards([sample], tmp_path / "again", ShardConfig(max_pixels=200_000))
     assert again.digest == index.digest
 
@@ -344,7 +345,6 @@ def test_wrong_limits_are_named(wrong: dict, said: str):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, "tests")
 from tests.data.shards.test_writer import noise_samples
 from data_pipeline.shards.writer import write_shards
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -362,7 +362,7 @@ def noise_samples(count: int) -> Iterator[Sample]:
         yield replace(pictured(number), images=(np.random.default_rng(number).bytes(1_048_576),))
 
 
-def test_memory_stays_flat(tmp_path: Path):
+def test_memory_does_not_grow_with_the_shard(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)],
         capture_output=True,
@@ -371,4 +371,4 @@ def test_memory_stays_flat(tmp_path: Path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 60e6, f"{int(done.stdout) / 1e6:.0f} MB for one shard of 210 MB"
+    assert int(done.stdout) < 0.3 * 200e6, f"{int(done.stdout) / 1e6:.0f} MB more for one shard of 210 MB"
