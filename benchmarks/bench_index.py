@@ -1,7 +1,7 @@
-"""What an index costs from ten thousand to ten million samples: to load, in memory, as a state, per sample.
+"""Measures what an index of ten thousand to ten million samples costs: loading, memory, state, time per sample.
 
-Each size is a folder of shards of 1,000 samples, all of them hard links to one real shard: index.json and the
-tables of rows are as large as they would be, and what is read is read. Each is measured in a fresh process.
+Each size is a folder of shards of 1,000 samples, all of them hard links to one real shard: index.json and the rows
+have their real sizes and are really read. Each size is measured in a fresh process.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from megatron_omr.tiny import TinyConfig, train_tokenizer
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 PER_SHARD = 1_000
-DRAWN = 64_000  # samples over which the cost of drawing one is taken: a window of shards
+DRAWN = 64_000  # samples that are drawn to measure the cost of one: a window of shards
 
 
 def main() -> dict[str, object]:
-    """Measure, print, write benchmarks/results/index.json, and return what it holds."""
+    """Measures, prints, writes benchmarks/results/index.json, and returns its content."""
     sizes: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as root:
         shard = write_shards(digit_samples("train", PER_SHARD, 0, cell=28), Path(root) / "one")
@@ -50,7 +50,7 @@ def main() -> dict[str, object]:
 
 
 def link_shards(index: ShardIndex, folder: Path, count: int) -> None:
-    """A folder of `count` shards that are all the first one of `index`."""
+    """Makes a folder of `count` shards that are all links to the first one of `index`."""
     folder.mkdir()
     shard = index.shards[0]
     path = Path(index.folder) / shard.file
@@ -62,10 +62,12 @@ def link_shards(index: ShardIndex, folder: Path, count: int) -> None:
 
 
 def measure(folder: str) -> dict[str, float]:
-    """Costs of one folder, in this process."""
+    """Returns the costs of one folder, in this process."""
     encoder = ChatEncoder(train_tokenizer(digit_texts(), TinyConfig()), ImageConfig())
     config = LoaderConfig(shards=folder, global_batch_size=32, pack_length=8_192, num_workers=0)
-    encoder.encode(next(digit_samples("train", 1, 0, cell=28)))  # what is imported and compiled at first use
+    encoder.encode(
+        next(digit_samples("train", 1, 0, cell=28))
+    )  # imports and compiles what is needed at first use
     before = resident_mib()
     start = time.perf_counter()
     loader = Loader(config, encoder, dp_rank=0, dp_size=1)
@@ -93,13 +95,13 @@ def measure(folder: str) -> dict[str, float]:
 
 
 def draw(index: ShardIndex) -> None:
-    """The order's part alone: references and tokens of a window's samples, nothing read of them."""
+    """Draws the samples of a window, references and tokens only; no sample is read."""
     for _ in islice(draws(index, 0), DRAWN):
         pass
 
 
 def best(run: Callable[[], object]) -> float:
-    """Least seconds of processor time of three runs."""
+    """Returns the least processor time of three runs, in seconds."""
     seconds = []
     for _ in range(3):
         start = time.process_time()
@@ -109,7 +111,7 @@ def best(run: Callable[[], object]) -> float:
 
 
 def resident_mib() -> float:
-    """Memory of this process."""
+    """Returns the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -1,11 +1,11 @@
-"""Samples per second of the loader, against reading the same tar files bare and decoding their images.
+"""Measures samples per second of the loader, against reading the same tar files and decoding their images.
 
-Two corpora: the demo's small PNGs, where every microsecond around an image shows, and photographs of 640 x
-480 as JPEG, where decoding, resizing and moving pixels rule. Time is processor time, so the numbers are per
-core; rounds alternate between the ways, and the best of each counts: other work only ever slows one down.
+Two corpora: the demo's small PNGs, where overhead per image dominates, and photographs of 640 x 480 as JPEG, where
+decoding, resizing and moving pixels dominate. Time is processor time, so the numbers are per core; rounds alternate
+between the ways, and the best of each counts, because other work can only slow one down.
 
-*What decoding allows* is reading the bare tar, decoding to RGB and resizing to the size that the model is given,
-all with Pillow alone: no loader can leave these out. The loader tokenises, cuts patches and packs besides.
+"tar, PIL decode, Qwen's size" reads the tar, decodes to RGB and resizes to the model's size, with Pillow alone: the
+least that any loader must do. The loader also tokenises, cuts patches and packs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROUNDS = 5
 
 
 def main() -> dict[str, object]:
-    """Measure, print, write benchmarks/results/loader.json, and return what it holds."""
+    """Measures, prints, writes benchmarks/results/loader.json, and returns its content."""
     torch.set_num_threads(1)
     encoder = ChatEncoder(train_tokenizer(digit_texts(), TinyConfig()), ImageConfig())
     corpora = {"digits": digit_samples("train", 40 * BATCH, 0), "photographs": photographs(10 * BATCH)}
@@ -58,7 +58,7 @@ def main() -> dict[str, object]:
 
 
 def measure(index: ShardIndex, encoder: ChatEncoder) -> dict[str, float]:
-    """Speed of each way through the corpus, and the loader's share of the plain ways."""
+    """Returns the speed of each way to read the corpus, and the loader's ratio to the others."""
     config = LoaderConfig(shards=str(index.folder), global_batch_size=BATCH, pack_length=8_192, num_workers=0)
     threads = replace(config, num_workers=1)
     ways: dict[str, Callable[[], int]] = {
@@ -83,7 +83,7 @@ def measure(index: ShardIndex, encoder: ChatEncoder) -> dict[str, float]:
 
 
 def memory_growth(config: LoaderConfig, encoder: ChatEncoder, count: int) -> float:
-    """How much further the most that this process ever held goes up in an epoch, others having gone before."""
+    """Returns by how much one more epoch raises the peak memory of this process."""
     before = peak_mib()
     run_loader(config, encoder, count)
     return peak_mib() - before
@@ -94,7 +94,7 @@ def peak_mib() -> float:
 
 
 def read_webdataset(index: ShardIndex) -> int:
-    """Read every sample as webdataset does, bytes of images as they are."""
+    """Reads every sample with webdataset, without decoding images."""
     import webdataset
 
     urls = [str(Path(index.folder) / shard.file) for shard in index.shards]
@@ -102,7 +102,7 @@ def read_webdataset(index: ShardIndex) -> int:
 
 
 def read_tar(index: ShardIndex, *, decode: bool, resize: bool = False) -> int:
-    """Read every member with tarfile; if asked, decode images to RGB and resize them as the loader must."""
+    """Reads every member with tarfile; with the options, decodes images to RGB and resizes them as the loader does."""
     samples = 0
     for shard in index.shards:
         with tarfile.open(Path(index.folder) / shard.file) as tar:
@@ -120,14 +120,14 @@ def read_tar(index: ShardIndex, *, decode: bool, resize: bool = False) -> int:
 
 
 def run_loader(config: LoaderConfig, encoder: ChatEncoder, count: int) -> int:
-    """One epoch: read, decode, encode and pack."""
+    """Runs one epoch: reads, decodes, encodes and packs."""
     loader = Loader(config, encoder, dp_rank=0, dp_size=1)
     steps = islice(loader, count // BATCH)
     return sum(batch.num_sequences for batches in steps for batch in batches)
 
 
 def photographs(count: int) -> Iterator[Sample]:
-    """Smooth noise of 640 x 480 as JPEG: sizes and decoding costs of photographs, without any."""
+    """Yields smooth noise of 640 x 480 as JPEG, with the sizes and decoding costs of photographs."""
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
