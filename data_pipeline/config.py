@@ -1,9 +1,20 @@
-"""Config of how a stage's parts are run (standard library only)."""
+"""Config of how a stage's parts are run, and a check that all configs share (standard library only)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+
+def check_at_least(config: object, section: str = "", **least: float) -> None:
+    """Checks that fields of `config` are not below their least values.
+
+    Raises:
+        ValueError: one is; it is named with `section`, as on the command line.
+    """
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{section}{name}={getattr(config, name)} must be at least {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +38,12 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image: ImageConfig) -> None:
         self._tokenizer = tokenizer
         self._image = image
-        self._special = {
-            str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        special = [(number, t) for number, t in tokenizer.added_tokens_decoder.items() if t.special]
+        self._special = {str(token): number for number, token in special}
         plain = [
             re.escape(str(token))
-            for token in tokenizer.added_tokens_decoder.values()
-            if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+            for _, token in special
+            if not (token.lstrip or token.rstrip or token.single_word or token.normalized)
         ]
         self._cuts = re.compile(f"({'|'.join(sorted(plain, key=len, reverse=True))})")
         self._tokenize_piece = lru_cache(maxsize=PIECES)(
@@ -69,11 +68,7 @@ class ChatEncoder:
 
         _check_processor(Path(folder), image)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if (
-            tokenizer.eos_token is None
-            or tokenizer.pad_token is None
-            or IMAGE_TOKEN not in tokenizer.get_vocab()
-        ):
+        if None in (tokenizer.eos_token, tokenizer.pad_token) or IMAGE_TOKEN not in tokenizer.get_vocab():
             raise ValueError(
                 f"the tokenizer of {folder} has eos_token={tokenizer.eos_token}, "
                 f"pad_token={tokenizer.pad_token} and {len(tokenizer)} tokens; it must have both and "
@@ -129,22 +124,20 @@ class ChatEncoder:
         repeats = np.ones_like(ids)
         repeats[ids == self.image_token_id] = grids.numpy().prod(axis=1) // vision.MERGE**2
         input_ids = torch.from_numpy(ids.repeat(repeats))
-        position_ids = mrope_position_ids(
-            input_ids, grids, image_token_id=self.image_token_id, spatial_merge_size=vision.MERGE
-        )
         return Example(
             id=sample.id,
             input_ids=input_ids,
             loss_mask=torch.zeros(input_ids.numel()),
-            position_ids=position_ids,
+            position_ids=mrope_position_ids(
+                input_ids, grids, image_token_id=self.image_token_id, spatial_merge_size=vision.MERGE
+            ),
             pixels=pixels,
             image_grid_thw=grids,
         )
 
     def _prompt_ids(self, sample: Sample) -> list[int]:
-        messages = sample.messages
-        if messages and messages[-1].role == "assistant":
-            messages = messages[:-1]
+        has_response = bool(sample.messages) and sample.messages[-1].role == "assistant"
+        messages = sample.messages[:-1] if has_response else sample.messages
         for message in messages:
             if message.role not in ROLES:
                 raise BadSample("text", f"role {message.role!r} must be one of {ROLES}")
@@ -158,11 +151,8 @@ class ChatEncoder:
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         turns = [{"role": message.role, "content": _parts(message.content)} for message in messages]
-        return str(
-            self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        render = partial(self._tokenizer.apply_chat_template, turns, tokenize=False)
+        return str(render(add_generation_prompt=add_generation_prompt))
 
     def _tokenize(self, text: str) -> list[int]:
         """Returns the tokenizer's ids of `text`.

@@ -8,6 +8,7 @@ token belongs to the branch because it predicts the response's first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,14 +36,8 @@ def share_prompt(
     cut = (len(prompt) - 1) // multiple * multiple
     if cut == 0 or bool((prompt.input_ids[cut:] == image_token_id).any()):
         return None
-    root = Example(
-        id="",
-        input_ids=prompt.input_ids[:cut],
-        loss_mask=torch.zeros(cut),
-        position_ids=prompt.position_ids[:, :cut],
-        pixels=prompt.pixels,
-        image_grid_thw=prompt.image_grid_thw,
-    )
+    ids, positions = prompt.input_ids[:cut], prompt.position_ids[:, :cut]
+    root = replace(prompt, id="", input_ids=ids, loss_mask=torch.zeros(cut), position_ids=positions)
     return Tree(root=root, branches=tuple(_continue(prompt, cut, ids, id) for id, ids in responses.items()))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data_pipeline.config import check_at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
@@ -25,16 +27,8 @@ class LoaderConfig:
     """Steps that the threads prepare ahead."""
 
     def __post_init__(self) -> None:
-        least = {
-            "global_batch_size": 1,
-            "pack_length": 1,
-            "max_bad_samples": 0,
-            "num_workers": 0,
-            "prefetch": 1,
-        }
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"loader.{name}={getattr(self, name)} must be at least {value}")
+        check_at_least(self, "loader.", global_batch_size=1, pack_length=1, prefetch=1)
+        check_at_least(self, "loader.", max_bad_samples=0, num_workers=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ Legend: T packed tokens, S sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -151,15 +152,13 @@ def _pad(example: Example, multiple: int, pad_token_id: int) -> Example:
     if count == 0:
         return example
     first = int(example.position_ids.max()) + 1
-    return Example(
-        id=example.id,
+    return replace(
+        example,
         input_ids=torch.cat([example.input_ids, torch.full((count,), pad_token_id)]),
         loss_mask=torch.cat([example.loss_mask, torch.zeros(count)]),
         position_ids=torch.cat(
             [example.position_ids, torch.arange(first, first + count).expand(3, count)], dim=1
         ),
-        pixels=example.pixels,
-        image_grid_thw=example.image_grid_thw,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data_pipeline.config import WorkConfig
+from data_pipeline.config import WorkConfig, check_at_least
 from data_pipeline.encode.config import ImageConfig
 
 
@@ -20,9 +20,7 @@ class ShardConfig:
     """Larger images are scaled down to this area and encoded again; 0 leaves every image as it is."""
 
     def __post_init__(self) -> None:
-        for name, least in (("target_bytes", 1), ("samples_per_shard", 1), ("max_pixels", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"writer.{name}={getattr(self, name)} must be at least {least}")
+        check_at_least(self, "writer.", target_bytes=1, samples_per_shard=1, max_pixels=0)
         if 0 < self.max_pixels < ImageConfig.min_pixels:
             raise ValueError(
                 f"writer.max_pixels={self.max_pixels} must be 0 for no cap, or at least {ImageConfig.min_pixels}, "
@@ -59,5 +57,4 @@ class InspectConfig:
     """Path of the page."""
 
     def __post_init__(self) -> None:
-        if self.sample < 1:
-            raise ValueError(f"sample={self.sample} must be at least 1")
+        check_at_least(self, sample=1)

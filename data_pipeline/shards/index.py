@@ -10,12 +10,11 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import overload
 
 from data_pipeline.storage import is_local, join, read_bytes
 from data_pipeline.types import SampleRef
@@ -102,9 +101,9 @@ class ShardIndex:
         return self._ends[-1] if self._ends else 0
 
     @property
-    def refs(self) -> Sequence[SampleRef]:
+    def refs(self) -> Refs:
         """References to all samples in the order they were written, not only those that an epoch draws."""
-        return _Refs(self)
+        return Refs(self)
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -149,23 +148,18 @@ class ShardIndex:
         return list(accumulate(shard.count for shard in self.shards))
 
 
-class _Refs(Sequence[SampleRef]):
-    def __init__(self, index: ShardIndex) -> None:
-        self._index = index
+@dataclass(frozen=True)
+class Refs:
+    """The references of an index by number; iterating yields all."""
+
+    index: ShardIndex
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
-    @overload
-    def __getitem__(self, number: int) -> SampleRef: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[SampleRef]: ...
-    def __getitem__(self, number: int | slice) -> SampleRef | list[SampleRef]:
-        numbers = range(len(self))[number]  # resolves negative numbers and slices, raises IndexError
-        if isinstance(numbers, range):
-            return [self[n] for n in numbers]
-        shard, row = self._index.locate(numbers)
-        return self._index.recent_rows(shard).ref(self._index.shards[shard], row)
+    def __getitem__(self, number: int) -> SampleRef:
+        shard, row = self.index.locate(range(len(self))[number])  # resolves -1, raises IndexError
+        return self.index.recent_rows(shard).ref(self.index.shards[shard], row)
 
 
 def load_samples(place: str | Path) -> ShardIndex:
