@@ -10,7 +10,7 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -160,6 +160,9 @@ class Refs:
     def __getitem__(self, number: int) -> SampleRef:
         shard, row = self.index.locate(range(len(self))[number])  # resolves -1, raises IndexError
         return self.index.recent_rows(shard).ref(self.index.shards[shard], row)
+
+    def __iter__(self) -> Iterator[SampleRef]:
+        return map(self.__getitem__, range(len(self)))
 
 
 def load_samples(place: str | Path) -> ShardIndex:
