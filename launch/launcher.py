@@ -1,7 +1,6 @@
-"""Starts the ranks of a run on this machine, and tells each rank who it is.
+"""Starts the ranks of a run on this machine, and tells each rank its number, the world size and the rendezvous.
 
-The sole reader of cluster environment variables: everything below is handed rank, world size and rendezvous.
-It does not know what the ranks compute.
+No other module reads a cluster's environment variables. Nothing here depends on what the ranks compute.
 """
 
 from __future__ import annotations
@@ -14,29 +13,55 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from pathlib import Path
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 PRELOAD = ["megatron_omr.preload"]
 """Imported once by the fork server; every rank is then a copy that starts in a moment."""
 
 _GRACE_SECONDS = 3.0
-"""After a rank failed, its peers get this long to say what they saw before they are ended."""
+"""After a rank failed, the others get this long to send their tracebacks before they are killed."""
 
 
 class RankError(RuntimeError):
     """One or more ranks raised, were killed or ran out of time; the message holds their tracebacks."""
 
 
+class Outcome(NamedTuple):
+    """The result of a rank, or its traceback, and when it was sent."""
+
+    time: int
+    result: Any = None
+    traceback: str = ""
+
+
+@dataclass
+class LocalRank:
+    """A rank's process, and the pipe that its outcome comes through."""
+
+    process: BaseProcess
+    reader: Connection
+    outcome: Outcome | None = None
+
+    def read(self) -> None:
+        """Takes the outcome out of the pipe, if it is there."""
+        if self.outcome is None and self.reader.poll():
+            try:
+                self.outcome = self.reader.recv()
+            except EOFError:  # the rank ended without one
+                self.outcome = Outcome(time.time_ns())
+
+
 def rank_environment() -> tuple[int, int, str]:
     """(rank, world_size, init_method) of this process, which run_local, torchrun or Slurm's `srun` started.
 
     Raises:
-        ValueError: nobody launched this process as a rank.
+        ValueError: this process was not launched as a rank.
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -50,20 +75,20 @@ def rank_environment() -> tuple[int, int, str]:
 
 
 def launched_by_cluster() -> bool:
-    """Whether torchrun or srun started this process as a rank."""
+    """Returns true if torchrun or srun started this process as a rank."""
     return "SLURM_STEP_NUM_TASKS" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ)
 
 
-def run_local(fn: Callable[..., None], processes: int, *args: Any, timeout: float | None = None) -> None:
-    """Call fn(*args) on `processes` ranks of this machine and wait for all of them.
+def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float | None = None) -> list[Any]:
+    """Calls fn(*args) on `processes` ranks of this machine, waits for all and returns their results.
 
     Under torchrun or srun this process already is a rank, and fn is called directly. Otherwise each rank has
     RANK, LOCAL_RANK, WORLD_SIZE and INIT_METHOD in its environment. When one fails, or this process is
     interrupted, terminated or killed, all ranks end, with the processes that they started.
 
     Args:
-        fn: a module-level function (ranks import it by name); its arguments are pickled.
-        timeout: seconds after which all ranks are ended; None waits for ever.
+        fn: a module-level function (ranks import it by name); its arguments and results are pickled.
+        timeout: seconds after which all ranks are killed; None sets no limit.
 
     Raises:
         RankError: a rank raised or was killed, or the time ran out.
@@ -73,24 +98,32 @@ def run_local(fn: Callable[..., None], processes: int, *args: Any, timeout: floa
         rank, world_size, init_method = rank_environment()
         local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
         _set_rank(rank, local_rank, world_size, init_method)
-        fn(*args)
-        return
+        return [fn(*args)]
+    with _sigterm_exits(), start_ranks(fn, processes, *args) as ranks:
+        return _wait(ranks, timeout)
+
+
+@contextmanager
+def start_ranks(fn: Callable[..., Any], processes: int, *args: Any) -> Iterator[list[LocalRank]]:
+    """Starts the ranks of run_local; leaving the block kills them, with the processes that they started."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    with tempfile.TemporaryDirectory(prefix="omr-") as name, _sigterm_exits():
-        folder = Path(name)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-        ranks = [
-            context.Process(
-                target=_rank, args=(folder, rank, processes, threads, fn, args), name=f"rank {rank}"
-            )
-            for rank in range(processes)
-        ]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    ranks: list[LocalRank] = []
+    with tempfile.TemporaryDirectory(prefix="omr-") as folder, _openmp_threads(threads):
         try:
-            _start(ranks, threads)
-            _wait(ranks, folder, timeout)
+            for rank in range(processes):
+                reader, writer = context.Pipe(duplex=False)
+                identity = (rank, processes, f"file://{folder}/rendezvous", threads)
+                process = context.Process(
+                    target=_rank, args=(writer, identity, fn, args), name=f"rank {rank}"
+                )
+                ranks.append(LocalRank(process, reader))
+                process.start()
+                writer.close()  # the rank has its own
+            yield ranks
         finally:
-            _end(ranks)
+            _kill(ranks)
 
 
 def _set_rank(rank: int, local_rank: int | str, world_size: int, init_method: str) -> None:
@@ -99,89 +132,96 @@ def _set_rank(rank: int, local_rank: int | str, world_size: int, init_method: st
     )
 
 
-def _start(ranks: list[Any], threads: str) -> None:
-    """The fork server takes its environment from this process, and OpenMP reads it when torch is imported."""
+@contextmanager
+def _openmp_threads(threads: str) -> Iterator[None]:
+    """Sets OMP_NUM_THREADS: the fork server inherits it, and OpenMP reads it when torch is imported there."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads
     try:
-        for process in ranks:
-            process.start()
+        yield
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
 
 
 def _rank(
-    folder: Path, rank: int, world_size: int, threads: str, fn: Callable[..., None], args: tuple
+    writer: Connection, identity: tuple[int, int, str, str], fn: Callable[..., Any], args: tuple
 ) -> None:
-    os.setpgid(0, 0)  # its own group: the terminal's Ctrl-C reaches the parent alone, which ends whole groups
+    os.setpgid(
+        0, 0
+    )  # its own group: the terminal's Ctrl-C reaches the parent alone, which kills whole groups
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    rank, world_size, init_method, threads = identity
     os.environ["OMP_NUM_THREADS"] = threads
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks of one machine need not listen on others
-    _set_rank(rank, rank, world_size, f"file://{folder}/rendezvous")
+    _set_rank(rank, rank, world_size, init_method)
     try:
-        fn(*args)
+        writer.send(Outcome(time.time_ns(), result=fn(*args)))
     except Exception:
-        (folder / f"{time.time_ns()}.{rank}").write_text(traceback.format_exc())
-        sys.stdout.flush()
+        writer.send(Outcome(time.time_ns(), traceback=traceback.format_exc()))
         sys.exit(1)
 
 
 def _die_with_parent() -> None:
-    """The pipe to the parent closes however the parent ends, SIGKILL included."""
+    """Kills this rank's group when the parent has ended, in whatever way: then the pipe to it closes."""
     parent = mp.parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os.killpg(0, signal.SIGKILL)
 
 
-def _wait(ranks: list[Any], folder: Path, timeout: float | None) -> None:
+def _wait(ranks: Sequence[LocalRank], timeout: float | None) -> list[Any]:
     deadline = None if timeout is None else time.monotonic() + timeout
-    running: dict[Any, Any] = {process.sentinel: process for process in ranks}
-    while running and not any(process.exitcode for process in ranks):
-        ready = wait(list(running), None if deadline is None else max(0.0, deadline - time.monotonic()))
+    while running := [rank for rank in ranks if rank.process.exitcode is None]:
+        if any(rank.process.exitcode for rank in ranks):
+            break
+        sources: dict[Any, LocalRank] = {rank.process.sentinel: rank for rank in running}
+        sources |= {rank.reader: rank for rank in running if rank.outcome is None}
+        ready = wait(list(sources), None if deadline is None else max(0.0, deadline - time.monotonic()))
         if not ready:
             raise RankError(f"{len(running)} of {len(ranks)} ranks were still running after {timeout:g} s")
-        for sentinel in ready:
-            running.pop(sentinel).join()
-    if any(process.exitcode for process in ranks):
-        _wait_for_last_words(ranks)
-        _raise_failure(ranks, folder)
+        for source in ready:
+            sources[source].read()
+    if any(rank.process.exitcode for rank in ranks):
+        raise _failure(ranks)
+    for rank in ranks:
+        rank.read()
+    return [rank.outcome.result if rank.outcome else None for rank in ranks]
 
 
-def _wait_for_last_words(ranks: list[Any]) -> None:
+def _failure(ranks: Sequence[LocalRank]) -> RankError | SystemExit:
+    """Returns the error with all tracebacks in the order in which they were sent: the first is often the cause."""
     until = time.monotonic() + _GRACE_SECONDS
-    for process in ranks:
-        process.join(max(0.0, until - time.monotonic()))
-
-
-def _raise_failure(ranks: list[Any], folder: Path) -> None:
-    """Tracebacks in the order in which they were written: the first is the cause, others often its echo."""
-    reports = sorted(path for path in folder.iterdir() if path.name != "rendezvous")
-    if reports:
-        raise RankError("\n".join(f"rank {path.suffix[1:]} failed:\n{path.read_text()}" for path in reports))
-    killed = [process for process in ranks if process.exitcode is not None and process.exitcode < 0]
+    for rank in ranks:
+        rank.process.join(max(0.0, until - time.monotonic()))
+        rank.read()
+    failed = [(rank.outcome, rank.process.name) for rank in ranks if rank.outcome and rank.outcome.traceback]
+    if failed:
+        return RankError("\n".join(f"{name} failed:\n{found.traceback}" for found, name in sorted(failed)))
+    codes = {rank.process.name: rank.process.exitcode or 0 for rank in ranks}
+    killed = ", ".join(f"{name} by {signal.Signals(-code).name}" for name, code in codes.items() if code < 0)
     if killed:
-        names = ", ".join(f"{p.name} by {signal.Signals(-p.exitcode).name}" for p in killed)
-        raise RankError(f"killed: {names} (SIGKILL often means that memory ran out)")
-    raise SystemExit(max(process.exitcode or 0 for process in ranks))
+        return RankError(f"killed: {killed} (SIGKILL often means that memory ran out)")
+    return SystemExit(max(codes.values()))
 
 
-def _end(ranks: list[Any]) -> None:
-    """Kill the group of every rank: a rank that failed may have left processes that it started."""
-    started = [process for process in ranks if process.pid is not None]
-    for process in started:
+def _kill(ranks: Sequence[LocalRank]) -> None:
+    """Kills the group of every rank: a rank that failed may have left processes that it started."""
+    started = {rank.process.pid: rank.process for rank in ranks if rank.process.pid}
+    for pid, process in started.items():
         try:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         except ProcessLookupError:  # ended with all it started, or not yet a group of its own
             process.kill()
-    for process in started:
+    for process in started.values():
         process.join()
+    for rank in ranks:
+        rank.reader.close()
 
 
 @contextmanager
 def _sigterm_exits() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that `finally` runs; only a main thread may, and needs to, do so."""
+    """Turns SIGTERM into SystemExit, so that `finally` runs; only a main thread may, and needs to, do so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Local ranks: they know who they are, fail together and say why, and never outlive who started them."""
+"""Local ranks: each knows its number, they return results, fail together with tracebacks, and end with the launcher."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from launch.launcher import RankError, rank_environment, run_local
+from launch.launcher import RankError, rank_environment, run_local, start_ranks
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.heavy
 
 
 def write_identity(folder: Path) -> None:
@@ -34,6 +36,10 @@ def sum_ranks(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def return_much() -> tuple[int, bytes]:
+    return rank_environment()[0], bytes(1_000_000)
+
+
 def fail_on_rank_1() -> None:
     if rank_environment()[0] == 1:
         raise RuntimeError("the disk of rank 1 is full")
@@ -44,7 +50,7 @@ def exit_with_3() -> None:
     sys.exit(3)
 
 
-def leave_a_child_behind(folder: Path) -> None:
+def exit_without_its_child(folder: Path) -> None:
     child = subprocess.Popen(["sleep", "300"])
     (folder / f"{child.pid}.pid").touch()
     os._exit(1)
@@ -81,7 +87,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_each_rank_knows_who_it_is(tmp_path: Path):
+def test_each_rank_has_its_identity(tmp_path: Path):
     run_local(write_identity, 2, tmp_path, timeout=120)
     first, second = ((tmp_path / name).read_text().split() for name in "01")
     assert (first[:2], second[:2]) == (["0", "2"], ["1", "2"])
@@ -90,9 +96,25 @@ def test_each_rank_knows_who_it_is(tmp_path: Path):
     assert first[4] == os.environ["OMP_NUM_THREADS"]
 
 
-def test_ranks_meet_each_other(tmp_path: Path):
+def test_ranks_communicate(tmp_path: Path):
     run_local(sum_ranks, 2, tmp_path, timeout=120)
     assert [(tmp_path / name).read_text() for name in ("sum0", "sum1")] == ["3", "3"]
+
+
+def test_results_come_in_the_order_of_the_ranks():
+    assert run_local(return_much, 3, timeout=120) == [(rank, bytes(1_000_000)) for rank in range(3)]
+
+
+def test_result_that_cannot_be_pickled_is_a_failure():
+    with pytest.raises(RankError, match="rank 0 failed"):
+        run_local(threading.Lock, 1, timeout=120)
+
+
+def test_leaving_the_block_kills_ranks_and_their_children(tmp_path: Path):
+    with start_ranks(start_a_child_and_sleep, 2, tmp_path) as ranks:
+        assert wait_for(lambda: len(pids(tmp_path)) == 4)
+        assert all(rank.process.is_alive() for rank in ranks)
+    assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
 
 
 def test_failure_ends_all_ranks_and_shows_the_cause():
@@ -114,9 +136,9 @@ def test_exit_code_of_a_rank_is_passed_on():
     assert leave.value.code == 3
 
 
-def test_child_of_a_rank_that_broke_off_is_ended(tmp_path: Path):
+def test_child_of_a_failed_rank_is_killed(tmp_path: Path):
     with pytest.raises(SystemExit):
-        run_local(leave_a_child_behind, 1, tmp_path, timeout=120)
+        run_local(exit_without_its_child, 1, tmp_path, timeout=120)
     assert len(pids(tmp_path)) == 1
     assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
 
@@ -175,6 +197,6 @@ def test_under_srun_the_process_is_the_rank():
     assert said == "(5, 8, 'env://') 1"
 
 
-def test_process_that_nobody_launched_is_no_rank():
+def test_process_that_was_not_launched_is_no_rank():
     with pytest.raises(ValueError, match="start it with run_local, torchrun or srun"):
         rank_environment()

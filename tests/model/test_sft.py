@@ -18,8 +18,9 @@ from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from launch.launcher import RankError, start_ranks
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
-from tests.helpers.ranks import init_ranks, run_ranks, start_ranks
+from tests.helpers.ranks import init_ranks, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +111,13 @@ def test_kill_9_at_any_moment_changes_nothing(finished: Path, config: SFTConfig,
     for moment in moments:
         with start_ranks(sft_rank, 2, replace(config, run=str(run))) as ranks:
             deadline = time.monotonic() + 60
-            while not moment() and any(p.is_alive() for p in ranks) and time.monotonic() < deadline:
+            while (
+                not moment()
+                and any(rank.process.is_alive() for rank in ranks)
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.002)
-            kills += any(p.is_alive() for p in ranks)
+            kills += any(rank.process.is_alive() for rank in ranks)
         # leaving the block sends SIGKILL to all ranks
     assert kills == len(moments)
     run_ranks(sft_rank, 2, replace(config, run=str(run)))
@@ -146,7 +151,7 @@ def test_another_layout_continues_from_the_checkpoint(
 def test_a_torn_checkpoint_is_named(config: SFTConfig, tmp_path: Path) -> None:
     torn = tmp_path / "checkpoints" / "step-00000002"
     torn.mkdir(parents=True)
-    with pytest.raises(AssertionError, match="step-00000002 has no state.json: not a complete checkpoint"):
+    with pytest.raises(RankError, match="step-00000002 has no state.json: not a complete checkpoint"):
         run_ranks(sft_rank, 1, replace(config, run=str(tmp_path)))
 
 
@@ -158,14 +163,14 @@ def test_other_data_than_the_checkpoints_is_refused(
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "step-00000006").symlink_to(finished / "checkpoints" / "step-00000006")
     loader = replace(config.loader, shards=str(other))
-    with pytest.raises(AssertionError, match="resume with the same shards and seed"):
+    with pytest.raises(RankError, match="resume with the same shards and seed"):
         run_ranks(sft_rank, 2, replace(config, run=str(run), loader=loader))
 
 
 def test_divergence_stops_with_the_samples_named(config: SFTConfig, tmp_path: Path) -> None:
     """A learning rate of 1e30 overflows the weights: from the next step on, gradients are NaN."""
     optim = OptimConfig(lr=1e30, warmup_steps=1, schedule="constant", max_bad_steps=2, clip_grad=0)
-    with pytest.raises(AssertionError, match=r"3 steps in a row .*max_bad_steps=2.*digits/train/3/0000"):
+    with pytest.raises(RankError, match=r"3 steps in a row .*max_bad_steps=2.*digits/train/3/0000"):
         run_ranks(sft_rank, 2, replace(config, run=str(tmp_path), optim=optim))
     rows = metrics(tmp_path)
     assert [row["bad_steps"] for row in rows] == [0, 0, 1, 2]
