@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 520, 236
 TOP, BOTTOM, LEFT, RIGHT = 14, 208, 50, 506
 NUM_COLORS = 5  # the style sheet has c0 to c4
@@ -53,7 +55,9 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
 
-def line_chart(label: str, lines: Sequence[Line], *, ceiling: float | None = None, log: bool = False) -> str:
+def line_chart(
+    label: str, lines: Sequence[Line], *, ceiling: float | None = None, log: bool = False
+) -> Markup:
     """Faint raw values, a strong moving average and each line's name at its end.
 
     The axis starts at 0 and reaches `ceiling`; with `log`, positive values that span more than a factor of
@@ -79,7 +83,7 @@ def line_chart(label: str, lines: Sequence[Line], *, ceiling: float | None = Non
 
 def stacked_bars(
     label: str, names: Sequence[str], bars: Sequence[tuple[int, Sequence[float]]], unit: str
-) -> str:
+) -> Markup:
     """One bar per (step, a value per name), the first name at the bottom; many bars are averaged into 60."""
     bars = _merge_bars(bars, limit=60)
     x = Scale(low=-0.5, high=len(bars) - 0.5, start=LEFT + 4, end=RIGHT)
@@ -102,7 +106,7 @@ def stacked_bars(
     return _svg(label, "".join(parts), HEIGHT, hover)
 
 
-def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> str:
+def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> Markup:
     """A row per name with a dot and a 95% interval per series, all shares; the first row stands out."""
     num_series = max(len(intervals) for _, intervals in rows)
     row_height = 14 + 16 * num_series
@@ -125,12 +129,12 @@ def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None
     return _svg(label, "".join(parts), bottom + 28, [])
 
 
-def duration_bars(label: str, seconds: Sequence[tuple[str, float]]) -> str:
+def duration_bars(label: str, seconds: Sequence[tuple[str, float]]) -> Markup:
     """A horizontal bar per phase, with its time written at the bar's end."""
     return value_bars(label, [(name, value, format_seconds(value)) for name, value in seconds])
 
 
-def value_bars(label: str, bars: Sequence[tuple[str, float, str]]) -> str:
+def value_bars(label: str, bars: Sequence[tuple[str, float, str]]) -> Markup:
     """A horizontal bar per (name, value from 0 on, text), with the text written at the bar's end."""
     left = 16 + 7.0 * max(len(_shorten(name)) for name, _, _ in bars)
     room = 16 + 7.0 * max(len(text) for _, _, text in bars)
@@ -233,10 +237,10 @@ def _decayed_sums(values: Sequence[float], decay: float) -> list[tuple[float, fl
     return out
 
 
-def _svg(label: str, body: str, height: float, hover: list[list[str | float]]) -> str:
+def _svg(label: str, body: str, height: float, hover: list[list[str | float]]) -> Markup:
     rows = f" data-hover='{escape(json.dumps(hover, separators=(',', ':')))}'" if hover else ""
     box = f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}"'
-    return f'<svg {box} data-top="{TOP}" data-bottom="{BOTTOM}"{rows}>{body}</svg>'
+    return Markup(f'<svg {box} data-top="{TOP}" data-bottom="{BOTTOM}"{rows}>{body}</svg>')
 
 
 def _step_scale(steps: Sequence[int], right: float) -> Scale:

@@ -1,13 +1,15 @@
-"""The report's section about the data: the run's funnel as a chart, beside the published ones, and what was dropped."""
+"""Figures of the report's section about the data: the run's funnel, the published ones, and the dropped samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from data_pipeline.curate.funnel import STAGES, Funnel
+from markupsafe import Markup
+
+from data_pipeline.curate.funnel import Funnel
 from launch.report.charts import value_bars
+from launch.report.page import Figure, Table
 
 MAX_REASONS = 20
 """Rows of the table of drops; what is rarer is added up in one."""
@@ -47,73 +49,60 @@ PUBLISHED = (
 )
 
 
-def funnel_charts(funnel: Funnel) -> list[tuple[str, str, str, str]]:
-    """(name, title, caption, content) of each figure: this run's funnel, the published ones, and the drops."""
+def funnel_figures(funnel: Funnel) -> list[Figure]:
+    """Returns the figures: this run's funnel, the published ones, and what was dropped."""
     totals = funnel.totals
-    ours = [(stage, totals[stage]) for stage in STAGES if stage in totals]
     figures = [
-        (
-            "funnel",
-            "Samples after each stage",
-            "Of this run; shares are of its first stage.",
-            _bars("Samples after each stage of this run", ours) + _by_source(funnel),
+        Figure(
+            name="funnel",
+            title="Samples after each stage",
+            caption="Of this run; shares are of its first stage.",
+            chart=_bars("Samples after each stage of this run", list(totals.items())),
+            table=_by_source(funnel),
         )
     ]
-    for number, published in enumerate(PUBLISHED):
-        caption = f"As published ({published.source}); shares are of its first stage."
-        chart = _bars(f"Samples after each stage of {published.name}", published.counts)
-        figures.append((f"funnel-published-{number}", published.name, caption, chart))
-    drops = _drops(funnel)
+    figures += [
+        Figure(
+            name=f"funnel-published-{number}",
+            title=published.name,
+            caption=f"As published ({published.source}); shares are of its first stage.",
+            chart=_bars(f"Samples after each stage of {published.name}", published.counts),
+        )
+        for number, published in enumerate(PUBLISHED)
+    ]
+    drops = [
+        (f"{stage}: {reason}", count)
+        for stage, reasons in funnel.dropped().items()
+        for reason, count in reasons.items()
+    ]
     if drops:
+        caption = "By stage and reason, all sources together."
         figures.append(
-            ("funnel-drops", "What was dropped", "By stage and reason, all sources together.", drops)
+            Figure(name="funnel-drops", title="Dropped samples", caption=caption, table=_drops(drops))
         )
     return figures
 
 
-def _bars(label: str, counts: Sequence[tuple[str, int]]) -> str:
+def _bars(label: str, counts: Sequence[tuple[str, int]]) -> Markup:
     first = counts[0][1]
-    return value_bars(label, [(name, count, _counted(count, first)) for name, count in counts])
+    shares = ((name, count, f" ({count / first:.0%})" if first else "") for name, count in counts)
+    return value_bars(label, [(name, count, f"{count:,}{share}") for name, count, share in shares])
 
 
-def _by_source(funnel: Funnel) -> str:
-    """A table of sources by stage, when there are several sources."""
-    stages = [stage for stage in STAGES if stage in funnel.totals]
-    sources = list(dict.fromkeys(row.source for row in funnel.rows))
+def _by_source(funnel: Funnel) -> Table | None:
+    """Returns a table of sources by stage, when there are several sources."""
+    stages, sources = list(funnel.totals), list(dict.fromkeys(row.source for row in funnel.rows))
     if len(sources) < 2:
-        return ""
-    counts = {(row.source, row.stage): row.count for row in funnel.rows}
-    rows = [
-        (source, [f"{counts[source, stage]:,}" if (source, stage) in counts else "–" for stage in stages])
-        for source in sources
-    ]
-    return _table("Samples by source and stage", ["source", *stages], rows)
+        return None
+    counts = {(row.source, row.stage): f"{row.count:,}" for row in funnel.rows}
+    rows = [(source, [counts.get((source, stage), "–") for stage in stages]) for source in sources]
+    return Table(label="Samples by source and stage", head=["source", *stages], rows=rows)
 
 
-def _drops(funnel: Funnel) -> str:
-    by_stage = funnel.dropped()
-    found = [(stage, reason, count) for stage in by_stage for reason, count in by_stage[stage].items()]
-    shown = sorted(found, key=lambda drop: -drop[2])[:MAX_REASONS]
-    rows = [
-        (f"{stage}: {reason}", [f"{count:,}"])
-        for stage, reason, count in found
-        if (stage, reason, count) in shown
-    ]
-    rest = sum(count for _, _, count in found) - sum(count for _, _, count in shown)
-    if rest:
-        rows.append(("rarer reasons", [f"{rest:,}"]))
-    return _table("Drops by stage and reason", ["stage and reason", "dropped"], rows) if rows else ""
-
-
-def _table(label: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
-    lines = (
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for name, cells in rows
-    )
-    box = f'class="wide" tabindex="0" role="region" aria-label="{escape(label)}"'
-    return f"<div {box}><table><tr>{titles}</tr>{''.join(lines)}</table></div>"
-
-
-def _counted(count: int, first: int) -> str:
-    return f"{count:,} ({count / first:.0%})" if first else f"{count:,}"
+def _drops(drops: Sequence[tuple[str, int]]) -> Table:
+    """Returns a table of the most frequent drops, in their order; the others are added up."""
+    shown = sorted(drops, key=lambda drop: -drop[1])[:MAX_REASONS]
+    rows = [(name, [f"{count:,}"]) for name, count in drops if (name, count) in shown]
+    rest = sum(count for _, count in drops) - sum(count for _, count in shown)
+    rows += [("rarer reasons", [f"{rest:,}"])] if rest else []
+    return Table(label="Drops by stage and reason", head=["stage and reason", "dropped"], rows=rows)

@@ -1,4 +1,4 @@
-"""What a run left on disk, read into frozen dataclasses. Knows files, not HTML.
+"""Reads what a run left on disk into frozen records. Knows files, not HTML.
 
 A run may be unfinished, killed in mid-line or partly deleted: what cannot be read is left out and noted.
 """
@@ -6,29 +6,87 @@ A run may be unfinished, killed in mid-line or partly deleted: what cannot be re
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from statistics import fmean
+from typing import Annotated, Any, TypeVar
 
 from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from data_pipeline.curate.funnel import FUNNEL, Funnel
 from data_pipeline.shards.format import read_sample
 from data_pipeline.types import SampleRef
+from data_pipeline.verify.record import ScoredResponse
 from launch.report.charts import Interval
 
 MAX_GALLERY_STEPS = 6
 GROUPS_PER_STEP = 4
-MAX_TEXT = 2_000  # characters of one answer that are kept
 THUMBNAIL = 320  # longest side of a gallery image, in pixels
 
-Json = dict[str, object]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+def _keep_numbers(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {key: each for key, each in value.items() if type(each) in (int, float)}
+
+
+Numbers = Annotated[dict[str, float], BeforeValidator(_keep_numbers)]
+"""An object's fields that are numbers; others are ignored."""
+
+
+class Score(BaseModel):
+    """A mean and its 95% interval in a summary.json."""
+
+    value: FiniteFloat
+    ci95: tuple[FiniteFloat, FiniteFloat]
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(value=self.value, low=self.ci95[0], high=self.ci95[1])
+
+
+class Accuracy(Score):
+    """The same of an accuracy."""
+
+    value: FiniteFloat = Field(alias="accuracy")
+
+
+class EvaluationSummary(Accuracy):
+    """The fields of eval/NAME/summary.json that are shown."""
+
+    by_kind: dict[str, Accuracy] = {}
+    length: Numbers = {}
+    count: int | None = None
+    truncated: int | None = None
+
+
+class RunSummary(BaseModel):
+    """The summary.json of a demo."""
+
+    sft: Accuracy | None = None
+    rl: Accuracy | None = None
+    difference: Score | None = None
+    seconds: Numbers = {}
+    seed: int | None = None
+    versions: dict[str, str] = {}
+
+
+class _MetricsRow(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    step: int
+
+
+class _RunConfig(BaseModel):
+    shards: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,37 +106,28 @@ class Evaluation:
 
     name: str  # sft | rl | any other
     overall: Interval
-    by_kind: dict[str, Interval]
-    facts: dict[str, float]  # questions, truncated, length p50, ...
-    accuracy_by_id: dict[str, float]
+    by_kind: dict[str, Interval] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)  # questions, truncated, length p50, ...
+    accuracy_by_id: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One rollout with its reward parts."""
-
-    text: str
-    reward: float
-    accuracy: float
-    format: float
-    extracted: str
-    decided_by: str
-    length: int  # tokens
-    finish_reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerGroup:
-    """A question with its answers at one step."""
+class RolloutGroup:
+    """A line of rollouts.jsonl: a question and the responses to it at one step."""
 
     step: int
     ref: SampleRef
-    kind: str
     question: str
-    reference: str
     policy_version: int
-    answers: tuple[Answer, ...]
-    images: tuple[bytes, ...] | None = None  # PNG thumbnails; None: not readable
+    responses: Annotated[tuple[ScoredResponse, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownGroup:
+    """A group with the images of its question."""
+
+    group: RolloutGroup
+    images: tuple[bytes, ...] | None  # PNG thumbnails; None: not readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +138,21 @@ class Run:
     sft: Metrics | None
     rl: Metrics | None
     evaluations: tuple[Evaluation, ...]  # before first
-    difference: Interval | None
-    seconds: dict[str, float]
-    facts: dict[str, str]  # seed, versions
-    groups: tuple[AnswerGroup, ...]
+    summary: RunSummary
+    groups: tuple[ShownGroup, ...]
     notes: tuple[str, ...]
-    funnel: Funnel = Funnel()  # of the data, empty where there is none
+    funnel: Funnel  # of the data, empty where there is none
 
 
 def load_run(run: Path) -> Run:
-    """Read a run's folder; raises ValueError when it holds nothing to report."""
+    """Reads a run's folder.
+
+    Raises:
+        ValueError: it holds nothing to report.
+    """
     notes: list[str] = []
     stages = _load_stages(run, notes)
-    summary = _read_object(run / "summary.json", notes)
+    summary = _read(run / "summary.json", RunSummary, notes) or RunSummary()
     evaluations = _load_evaluations(run, summary, notes)
     funnel = _load_funnel(run / FUNNEL, notes)
     if not stages and not evaluations and not funnel.rows:
@@ -109,19 +160,25 @@ def load_run(run: Path) -> Run:
             f"run={run} has none of sft/metrics.jsonl, rl/metrics.jsonl, metrics.jsonl, summary.json, "
             f"eval/*/summary.json and {FUNNEL}; give the folder of a run, for example runs/demo"
         )
-    rl_folder = run / "rl" if (run / "rl").is_dir() else run
+    groups = _load_groups(run / "rl" if (run / "rl").is_dir() else run, notes)
     return Run(
         name=run.resolve().name,
         sft=stages.get("sft"),
         rl=stages.get("rl"),
         evaluations=evaluations,
-        difference=_interval(summary.get("difference"), "value"),
-        seconds=_numbers(summary.get("seconds")),
-        facts=_facts(summary),
-        groups=_load_groups(rl_folder, notes),
+        summary=summary,
+        groups=groups,
         notes=tuple(notes),
         funnel=funnel,
     )
+
+
+def accuracy_by_id(records: Iterable[ScoredResponse]) -> dict[str, float]:
+    """Returns the mean accuracy of the responses to each question."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        found[record.id].append(record.accuracy)
+    return {key: fmean(values) for key, values in found.items()}
 
 
 def _load_funnel(path: Path, notes: list[str]) -> Funnel:
@@ -133,76 +190,60 @@ def _load_funnel(path: Path, notes: list[str]) -> Funnel:
 
 
 def _load_stages(run: Path, notes: list[str]) -> dict[str, Metrics]:
-    paths = [path for path in (run / "sft", run / "rl", run) if (path / "metrics.jsonl").is_file()]
+    """Returns the metrics of sft and rl, from the folders of these names or from the run's own."""
     stages: dict[str, Metrics] = {}
-    for folder in paths:
-        metrics = _load_metrics(folder / "metrics.jsonl", notes)
-        if metrics is None:
-            continue
-        kind = "rl" if any("reward" in row for _, row in metrics.rows) else "sft"
-        stages.setdefault(kind, metrics)
+    for path in (run / "sft/metrics.jsonl", run / "rl/metrics.jsonl", run / "metrics.jsonl"):
+        rows = dict(_parsed_lines(path, _metrics_row, notes))
+        if rows:
+            kind = "rl" if any("reward" in row for row in rows.values()) else "sft"
+            stages.setdefault(kind, Metrics(rows=tuple(sorted(rows.items()))))
     return stages
 
 
-def _load_metrics(path: Path, notes: list[str]) -> Metrics | None:
-    rows: dict[int, dict[str, float]] = {}
-    for record in _parsed_lines(path, _metrics_row, notes):
-        rows[record[0]] = record[1]
-    return Metrics(rows=tuple(sorted(rows.items()))) if rows else None
+def _metrics_row(line: bytes) -> tuple[int, dict[str, float]]:
+    row = _MetricsRow.model_validate_json(line, strict=True)
+    numbers: Any = _keep_numbers(row.model_extra)
+    return row.step, {key: float(value) for key, value in numbers.items()}
 
 
-def _metrics_row(line: Json) -> tuple[int, dict[str, float]]:
-    return int(_number(line["step"])), _numbers({key: value for key, value in line.items() if key != "step"})
-
-
-def _load_evaluations(run: Path, summary: Json, notes: list[str]) -> tuple[Evaluation, ...]:
-    found: dict[str, Evaluation] = {}
+def _load_evaluations(run: Path, summary: RunSummary, notes: list[str]) -> tuple[Evaluation, ...]:
+    found = {
+        name: Evaluation(name=name, overall=score.interval)
+        for name, score in (("sft", summary.sft), ("rl", summary.rl))
+        if score
+    }
     for path in sorted(run.glob("eval/*/summary.json")):
-        evaluation = _evaluation(
-            path.parent.name, _read_object(path, notes), path.parent / "responses.jsonl", notes
-        )
-        if evaluation is None:
-            notes.append(f"{_short(path)} has no accuracy and is left out.")
-            continue
-        found[evaluation.name] = evaluation
-    for name in ("sft", "rl"):
-        overall = _interval(summary.get(name), "accuracy")
-        if name not in found and overall:
-            found[name] = Evaluation(name=name, overall=overall, by_kind={}, facts={}, accuracy_by_id={})
+        if read := _read(path, EvaluationSummary, notes):
+            found[path.parent.name] = _evaluation(path.parent, read, notes)
     order = {"base": 0, "sft": 1, "rl": 2}
     return tuple(sorted(found.values(), key=lambda e: (order.get(e.name, 3), e.name)))
 
 
-def _evaluation(name: str, summary: Json, answers: Path, notes: list[str]) -> Evaluation | None:
-    overall = _interval(summary, "accuracy")
-    if overall is None:
-        return None
-    kinds = {kind: _interval(value, "accuracy") for kind, value in _mapping(summary.get("by_kind")).items()}
-    lengths = {f"length {key}": value for key, value in _numbers(summary.get("length")).items()}
-    facts = {
-        key: value for key, value in _numbers(summary).items() if key in ("count", "truncated")
-    } | lengths
-    right: dict[str, float] = {}
-    if answers.is_file():
-        right = dict(_parsed_lines(answers, lambda line: (str(line["id"]), _number(line["accuracy"])), notes))
-    by_kind = {kind: interval for kind, interval in sorted(kinds.items()) if interval}
-    return Evaluation(name=name, overall=overall, by_kind=by_kind, facts=facts, accuracy_by_id=right)
+def _evaluation(folder: Path, summary: EvaluationSummary, notes: list[str]) -> Evaluation:
+    counts = {"count": summary.count, "truncated": summary.truncated}
+    facts = {name: float(value) for name, value in counts.items() if value is not None}
+    records = _parsed_lines(folder / "responses.jsonl", ScoredResponse.from_json, notes)
+    return Evaluation(
+        name=folder.name,
+        overall=summary.interval,
+        by_kind={kind: score.interval for kind, score in sorted(summary.by_kind.items())},
+        facts=facts | {f"length {key}": value for key, value in summary.length.items()},
+        accuracy_by_id=accuracy_by_id(records),
+    )
 
 
-def _load_groups(folder: Path, notes: list[str]) -> tuple[AnswerGroup, ...]:
-    """The first few groups of a few steps, spread evenly from the first to the last."""
-    path = folder / "rollouts.jsonl"
-    if not path.is_file():
-        return ()
-    by_step: dict[int, dict[str, AnswerGroup]] = {}
-    for group in _parsed_lines(path, _answer_group, notes):
+def _load_groups(folder: Path, notes: list[str]) -> tuple[ShownGroup, ...]:
+    """Returns the first few groups of a few steps, spread evenly from the first to the last."""
+    parse = partial(TypeAdapter(RolloutGroup).validate_json, strict=True)
+    by_step: dict[int, dict[str, RolloutGroup]] = {}
+    for group in _parsed_lines(folder / "rollouts.jsonl", parse, notes):
         groups = by_step.setdefault(group.step, {})
         if len(groups) < GROUPS_PER_STEP or group.ref.id in groups:
             groups[group.ref.id] = group
     chosen = [group for step in _spread_evenly(sorted(by_step)) for group in by_step[step].values()]
-    shards = _read_object(folder / "config.json", notes).get("shards")
-    shown = tuple(replace(group, images=_thumbnails(str(shards), group.ref)) for group in chosen)
-    missing = sum(group.images is None for group in shown)
+    config = (_read(folder / "config.json", _RunConfig, notes) if chosen else None) or _RunConfig()
+    shown = tuple(ShownGroup(group=group, images=_thumbnails(config.shards, group.ref)) for group in chosen)
+    missing = sum(each.images is None for each in shown)
     if missing:
         notes.append(
             f"The images of {missing} of {len(shown)} shown questions could not be read from their shards."
@@ -215,43 +256,6 @@ def _spread_evenly(steps: list[int]) -> list[int]:
         return steps
     last = len(steps) - 1
     return [steps[round(i * last / (MAX_GALLERY_STEPS - 1))] for i in range(MAX_GALLERY_STEPS)]
-
-
-def _answer_group(line: Json) -> AnswerGroup:
-    responses, place = line["responses"], _object(line["ref"])
-    if not isinstance(responses, list) or not responses:
-        raise ValueError("no responses")
-    first = _object(responses[0])
-    ref = SampleRef(
-        id=str(place["id"]),
-        shard=str(place["shard"]),
-        offset=int(_number(place["offset"])),
-        size=int(_number(place["size"])),
-    )
-    return AnswerGroup(
-        step=int(_number(line["step"])),
-        ref=ref,
-        kind=str(first.get("kind", ""))[:60],
-        question=str(line["question"]),
-        reference=str(first["answer"]),
-        policy_version=int(_number(line["policy_version"])),
-        answers=tuple(_answer(_object(response)) for response in responses),
-    )
-
-
-def _answer(rollout: Json) -> Answer:
-    text = str(rollout["response"])
-    more = len(text) - MAX_TEXT
-    return Answer(
-        text=f"{text[:MAX_TEXT]} … ({more} more characters)" if more > 0 else text,
-        reward=_number(rollout["reward"]),
-        accuracy=_number(rollout["accuracy"]),
-        format=_number(rollout["format"]),
-        extracted=str(rollout.get("extracted", ""))[:200],
-        decided_by=str(rollout.get("decided_by", "")),
-        length=int(_number(rollout["response_len"])),
-        finish_reason=str(rollout.get("finish_reason", "")),
-    )
 
 
 def _thumbnails(folder: str, ref: SampleRef) -> tuple[bytes, ...] | None:
@@ -270,14 +274,16 @@ def _thumbnail(data: bytes) -> bytes:
     return out.getvalue()
 
 
-def _parsed_lines(path: Path, parse: Callable[[Json], T], notes: list[str]) -> Iterator[T]:
-    """Each line that parses; at the end a note counts those that did not."""
+def _parsed_lines(path: Path, parse: Callable[[bytes], T], notes: list[str]) -> Iterator[T]:
+    """Yields each line that parses; at the end notes how many did not. A missing file has no lines."""
+    if not path.is_file():
+        return
     skipped = 0
     with path.open("rb") as lines:
         for line in lines:
             try:
-                item = parse(_object(json.loads(line)))
-            except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+                item = parse(line)
+            except ValueError:
                 skipped += 1
             else:
                 yield item
@@ -287,52 +293,22 @@ def _parsed_lines(path: Path, parse: Callable[[Json], T], notes: list[str]) -> I
         )
 
 
-def _read_object(path: Path, notes: list[str]) -> Json:
-    """A JSON object; empty when the file is missing, or (with a note) unreadable."""
+M = TypeVar("M", bound=BaseModel)
+
+
+def _read(path: Path, model: type[M], notes: list[str]) -> M | None:
+    """Returns the object in a JSON file; None when the file is missing, or (with a note) not as it should be."""
     if not path.is_file():
-        return {}
+        return None
     try:
-        return _object(json.loads(path.read_bytes()))
-    except (TypeError, ValueError, RecursionError):
-        notes.append(f"{_short(path)} is not readable and is left out.")
-        return {}
-
-
-def _mapping(value: object) -> Json:
-    return value if isinstance(value, dict) else {}
-
-
-def _object(value: object) -> Json:
-    if not isinstance(value, dict):
-        raise TypeError(f"{type(value).__name__} instead of an object")
-    return value
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
-
-
-def _numbers(value: object) -> dict[str, float]:
-    items = _mapping(value).items()
-    return {k: float(v) for k, v in items if isinstance(v, int | float) and not isinstance(v, bool)}
-
-
-def _interval(value: object, key: str) -> Interval | None:
-    """{key: v, "ci95": [low, high]} as an Interval, None when it has another form."""
-    if not isinstance(value, dict):
+        return model.model_validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        notes.append(
+            f"{_short(path)} is not readable and is left out ({place + ': ' if place else ''}{first['msg']})."
+        )
         return None
-    bounds = value.get("ci95")
-    if not isinstance(bounds, list) or len(bounds) != 2:
-        return None
-    numbers = _numbers({"value": value.get(key), "low": bounds[0], "high": bounds[1]})
-    return Interval(**numbers) if len(numbers) == 3 and all(map(math.isfinite, numbers.values())) else None
-
-
-def _facts(summary: Json) -> dict[str, str]:
-    seed = {"seed": summary["seed"]} if "seed" in summary else {}
-    return {key: str(value) for key, value in (seed | _mapping(summary.get("versions"))).items()}
 
 
 def _short(path: Path) -> str:

@@ -1,37 +1,139 @@
-"""One self-contained HTML page: the style and the script of templates/page.html around sections.
+"""Renders one self-contained HTML page from templates/, with autoescape: whatever came from outside stays text.
 
-Its content policy lets nothing but its own script run, and nothing be fetched.
+The page's content policy lets nothing but its own script run, and nothing be fetched.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import re
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from data_pipeline.files import atomic_writer
+from data_pipeline.types import IMAGE_MARK
+from launch.report.charts import NUM_COLORS, format_number
+
+TEMPLATES = Path(__file__).parent / "templates"
+IMAGE_SIDE = 168
+"""Longest side of a shown image, in CSS pixels; tiny images grow to it, at most threefold."""
 
 
-def fill_page(title: str, body: str) -> str:
-    """The page as a string; `body` is HTML, in which whatever came from outside is escaped already."""
-    template = (Path(__file__).parent / "templates" / "page.html").read_text(encoding="utf-8")
-    script = template.split("<script>")[1].split("</script>")[0]
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A large number at the top of a page."""
+
+    value: str
+    label: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of a name and cells."""
+
+    label: str
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart, a table or both under a title."""
+
+    name: str
+    title: str
+    caption: str
+    chart: Markup = Markup()
+    keys: Sequence[str] = ()  # names of the colours
+    table: Table | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Figures under a heading."""
+
+    title: str
+    intro: str
+    figures: Sequence[Figure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownImage:
+    """An image of a question; without a source it could not be read."""
+
+    alt: str
+    source: str = ""  # a data address
+    width: int = 0  # CSS pixels
+    height: int = 0
+    problem: str = ""
+
+    @classmethod
+    def from_png(cls, data: bytes, alt: str = "image of the question") -> ShownImage:
+        with Image.open(io.BytesIO(data)) as header:
+            width, height = header.size
+        scale = min(3.0, IMAGE_SIDE / max(width, height))
+        return cls(
+            alt=alt,
+            source=f"data:image/png;base64,{base64.b64encode(data).decode()}",
+            width=max(1, round(width * scale)),
+            height=max(1, round(height * scale)),
+        )
+
+
+def write_page(out: Path, template: str, *, title: str, **values: object) -> Path:
+    """Fills the template, writes the page to `out` and returns the path; equal values give equal bytes."""
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Template(template).substitute(title=escape(title), script_hash=f"sha256-{digest}", body=body)
-
-
-def section(title: str, intro: str, parts: Sequence[str], *, layout: str = "charts") -> str:
-    inner = f'<div class="{layout}">{"".join(parts)}</div>'
-    return (
-        f'<section id="{slug(title)}"><h2>{title}</h2><p class="intro">{escape(intro)}</p>{inner}</section>'
+    page = (
+        _environment()
+        .get_template(template)
+        .render(title=title, script=Markup(script), script_hash=f"sha256-{digest}", **values)
     )
+    with atomic_writer(out) as file:
+        file.write(page.encode(errors="replace"))
+    return out
 
 
-def figure(name: str, title: str, caption: str, content: str) -> str:
-    """A titled box; `caption` is HTML."""
-    return f'<figure id="chart-{name}"><figcaption><b>{title}</b>{caption}</figcaption>{content}</figure>'
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "slug": lambda title: title.lower().replace(" ", "-"),
+        "color": lambda number: f"c{number % NUM_COLORS}",
+        "number": format_number,
+        "shorten": shorten,
+        "question": mark_images,
+        "response": mark_tags,
+    }
+    return environment
 
 
-def slug(title: str) -> str:
-    return title.lower().replace(" ", "-")
+def shorten(text: str, limit: int) -> str:
+    """Returns at most `limit` characters, and how many were left out."""
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
+
+
+def mark_images(text: str) -> Markup:
+    """Returns a user's text with image marks as small labels, without those at its start: the images stand there."""
+    text = re.sub(rf"^(\s*{IMAGE_MARK})+", "", text).strip()
+    return Markup('<span class="mark">image</span> ').join(text.split(IMAGE_MARK))
+
+
+def mark_tags(text: str | None) -> Markup:
+    """Returns a response of at most 2,000 characters with its <think> and <answer> tags set apart."""
+    parts = re.split(r"(</?(?:think|answer)>)", shorten(text or "", 2_000))
+    return Markup().join(Markup("<i>{}</i>").format(part) if i % 2 else part for i, part in enumerate(parts))
