@@ -10,11 +10,13 @@ COMMON = [
     "datasets>=4.0",
     "fsspec",
     "ijson>=3.3",
+    "jinja2>=3.1",
     "math-verify==0.9.0",
     "model2vec>=0.6",
     "numpy",
     "openai>=2.0",
     "pillow",
+    "pydantic>=2.0",
     "ray==2.60.0",
     "safetensors",
     "scikit-learn",
@@ -74,7 +76,7 @@ setup(
     packages=find_packages(
         include=[f"{name}*" for name in ("data_pipeline", "megatron_omr", "rl", "launch")]
     ),
-    package_data={"launch.report": ["templates/*.html"]},
+    package_data={"launch.report": ["templates/*"]},
     install_requires=["tyro>=1.0"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["omr = launch.cli:main"]},

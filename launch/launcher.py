@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class LocalRank:
     """A rank's process, and the pipe that its outcome comes through."""
 
     process: BaseProcess
-    reader: Connection
+    reader: Any  # a Connection
     outcome: Outcome | None = None
 
     def read(self) -> None:
@@ -144,9 +144,7 @@ def _openmp_threads(threads: str) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _rank(
-    writer: Connection, identity: tuple[int, int, str, str], fn: Callable[..., Any], args: tuple
-) -> None:
+def _rank(writer: Any, identity: tuple[int, int, str, str], fn: Callable[..., Any], args: tuple) -> None:
     os.setpgid(
         0, 0
     )  # its own group: the terminal's Ctrl-C reaches the parent alone, which kills whole groups

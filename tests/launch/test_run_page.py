@@ -1,4 +1,4 @@
-"""The report page: read from a realistic run with real shards, opened in headless Chromium."""
+"""The report page: a realistic run with real shards, opened in headless Chromium."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(write_run(tmp_path_factory.mktemp("report") / "demo"))
 
 
-def test_console_errors_are_seen(browser, tmp_path):
-    """The check below can fail: a page with an error has an error in the log."""
+def test_check_of_console_errors_can_fail(browser, tmp_path):
+    """A page with an error has an error in the log."""
     broken = tmp_path / "broken.html"
     broken.write_text("<script>undefinedFunction()</script>")
     open_page(browser, broken)
@@ -76,7 +76,7 @@ def test_tooltip_shows_the_step_under_the_pointer(browser, page):
 
 
 @pytest.mark.parametrize("width", [360, 480, 1280])
-def test_nothing_sticks_out(browser, page, width):
+def test_texts_stay_in_their_boxes(browser, page, width):
     open_page(browser, page, width=width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert texts_outside(browser) == []
@@ -105,7 +105,7 @@ def test_text_has_contrast_in_both_schemes(browser, page, scheme):
 
 
 class _Page(HTMLParser):
-    """What a page consists of: ids, text, and how many scripts and images."""
+    """The ids, tags and texts of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -208,22 +208,25 @@ def test_bad_lines_are_counted_and_resumed_steps_count_once(tmp_path):
     assert "4.25" in parsed.text and "9" not in [text.strip() for text in parsed.texts]
 
 
-def test_malformed_summaries_are_told_not_raised(tmp_path):
+def test_malformed_summaries_are_noted(tmp_path):
     write_lines(tmp_path / "sft/metrics.jsonl", [sft_row(1)])
     (tmp_path / "summary.json").write_text("{")
     write_json(tmp_path / "eval/sft/summary.json", {"accuracy": "high", "ci95": None, "by_kind": []})
     text = _Page(write_report(tmp_path)).text
-    assert "summary.json is not readable" in text and "sft/summary.json has no accuracy" in text
+    assert (
+        "summary.json is not readable" in text
+        and "sft/summary.json is not readable and is left out (accuracy:" in text
+    )
 
 
-def test_difference_that_includes_zero_is_called_so(tmp_path):
+def test_difference_that_includes_zero_is_reported_as_none(tmp_path):
     stage = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
     gain = {"value": 0.01, "ci95": [-0.03, 0.05]}
     write_json(tmp_path / "summary.json", {"sft": stage, "rl": stage, "difference": gain})
     assert "contains zero: this run shows no difference" in _Page(write_report(tmp_path)).text
 
 
-def test_empty_folder_is_an_error_that_says_what_is_wanted(tmp_path):
+def test_empty_folder_is_an_error_that_names_the_wanted_files(tmp_path):
     with pytest.raises(ValueError, match=r"sft/metrics\.jsonl.*runs/demo"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()

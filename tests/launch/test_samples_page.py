@@ -1,4 +1,4 @@
-"""The page of samples: drawn from real shards with hostile texts and broken images, opened in headless Chromium."""
+"""The page of samples: real shards with hostile texts and broken images, opened in headless Chromium."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipeline.shards.config import InspectConfig, ShardConfig
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.shards.survey import MAX_LOOKED_AT, survey
+from data_pipeline.shards.survey import MAX_DRAWN, survey
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Message, Sample
@@ -50,13 +50,13 @@ def samples() -> list[Sample]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
     write_shards(samples(), folder / "shards", ShardConfig(samples_per_shard=4))
-    return write_gallery(InspectConfig(folder=str(folder / "shards"), out=str(folder / "page.html")))
+    return write_gallery(InspectConfig(shards=str(folder / "shards"), out=str(folder / "page.html")))
 
 
 # --- in the browser
 
 
-def test_page_shows_samples_with_images_and_runs_nothing_of_theirs(browser, page):
+def test_page_shows_samples_with_images_and_runs_none_of_their_scripts(browser, page):
     open_page(browser, page)
     assert len(browser.find_elements("css selector", ".card")) == 15
     widths = browser.execute_script("return [...document.images].map(i => i.complete ? i.naturalWidth : 0)")
@@ -77,7 +77,7 @@ def test_page_shows_samples_with_images_and_runs_nothing_of_theirs(browser, page
 
 
 @pytest.mark.parametrize("width", [360, 480, 1280])
-def test_nothing_sticks_out(browser, page, width):
+def test_texts_stay_in_their_boxes(browser, page, width):
     open_page(browser, page, width=width)
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -130,13 +130,13 @@ def test_no_byte_of_a_file_reaches_the_page(page):
     assert shown and not files & {base64.b64decode(data) for data in shown}
 
 
-def test_the_same_seed_gives_the_same_page_and_another_one_other_samples(tmp_path):
+def test_page_depends_on_the_seed_alone(tmp_path):
     write_shards(
         (text_sample(number) for number in range(60)), tmp_path / "s", ShardConfig(samples_per_shard=7)
     )
 
     def page(seed: int) -> str:
-        config = InspectConfig(folder=str(tmp_path / "s"), sample=5, seed=seed, out=str(tmp_path / "p.html"))
+        config = InspectConfig(shards=str(tmp_path / "s"), sample=5, seed=seed, out=str(tmp_path / "p.html"))
         return write_gallery(config).read_text()
 
     assert page(0) == page(0) != page(1)
@@ -144,14 +144,14 @@ def test_the_same_seed_gives_the_same_page_and_another_one_other_samples(tmp_pat
     assert len(list(tmp_path.iterdir())) == 2, "nothing but the page is left"
 
 
-def test_a_large_folder_is_drawn_from(tmp_path):
+def test_statistics_of_a_large_folder_are_drawn(tmp_path):
     mixed = (
         text_sample(number, source=("a", "a", "b")[number % 3], answer="4" if number % 2 else "")
         for number in range(3_000)
     )
     write_shards(mixed, tmp_path)
-    found = survey(InspectConfig(folder=str(tmp_path), sample=3))
-    assert found.looked_at == MAX_LOOKED_AT and found.samples == 3_000 and len(found.shown) == 3
+    found = survey(InspectConfig(shards=str(tmp_path), sample=3))
+    assert found.looked_at == MAX_DRAWN and found.samples == 3_000 and len(found.shown) == 3
     assert abs(found.sources["a"] / found.looked_at - 2 / 3) < 0.05
     assert abs(found.unanswered / found.looked_at - 1 / 2) < 0.05
 
@@ -160,12 +160,12 @@ def test_unreadable_samples_are_named(tmp_path):
     index = write_shards(samples(), tmp_path / "s", ShardConfig(samples_per_shard=4))
     path = tmp_path / "s" / index.shards[1].file
     path.write_bytes(path.read_bytes()[: index.rows(1).offsets[3]])
-    page = write_gallery(InspectConfig(folder=str(tmp_path / "s"), out=str(tmp_path / "p.html"))).read_text()
+    page = write_gallery(InspectConfig(shards=str(tmp_path / "s"), out=str(tmp_path / "p.html"))).read_text()
     assert page.count('<article class="card">') == 14
     assert "Not readable:" in page and ShardIndex.load(tmp_path / "s").refs[7].id in page
 
 
-def test_command_writes_the_page_and_says_what_is_wanted(tmp_path, capsys):
+def test_command_writes_the_page_or_explains_the_mistake(tmp_path, capsys):
     write_shards([text_sample(0)], tmp_path / "s")
     out = tmp_path / "deep" / "page.html"
     assert cli.main(["data", "inspect", str(tmp_path / "s"), "--out", str(out), "--sample", "2"]) == 0
