@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
@@ -20,15 +20,15 @@ from data_pipeline.distill.responses import (
     read_shard_responses,
     responses_digest,
 )
-from data_pipeline.distill.scoring import with_scores
+from data_pipeline.distill.scoring import add_pass_rates
 from data_pipeline.distill.teacher import distilled_samples
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
-from data_pipeline.select.config import DedupRunConfig
+from data_pipeline.select.config import DedupRunConfig, SelectConfig
 from data_pipeline.select.dedup import list_duplicates
-from data_pipeline.select.drop_lists import DUPLICATES, drop_listed, drop_lists_digest, read_drop_list
+from data_pipeline.select.drop_lists import DUPLICATES
 from data_pipeline.select.filters import apply_filters, build_filters
-from data_pipeline.select.select import add_verdicts
+from data_pipeline.select.select import add_verdicts, select_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.stage import Drop, StageReport, run_stage
 from data_pipeline.sources.adapters import CORPORA
@@ -90,18 +90,15 @@ def dedup_sources(config: CurateConfig) -> None:
 
 def filter_questions(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Drops listed duplicates, and questions that do not pass their filters."""
-    settings: dict[str, object] = {"filters": asdict(config.questions)}
-    if config.deduplicate:
-        settings["duplicates"] = drop_lists_digest(*_listed(config, source))
-    return _run(_filter_shard, config, source, "raw", "filtered", settings)
-
-
-def _filter_shard(
-    config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, shard: int
-) -> Iterator[Sample]:
-    if config.deduplicate:
-        samples = drop_listed(samples, read_drop_list(*_listed(config, source), shard), drop)
-    return apply_filters(samples, build_filters(config.questions), drop)
+    selected = SelectConfig(
+        shards=_folder(config, "raw", source),
+        out=_folder(config, "filtered", source),
+        duplicates=f"{config.out}/dedup/{DUPLICATES}" if config.deduplicate else "",
+        filters=config.questions,
+        writer=config.writer,
+        work=config.work,
+    )
+    return _rows("filtered", source, select_shards(selected, rewrite=True))
 
 
 def ask_teacher(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
@@ -130,22 +127,31 @@ def select_responses(config: CurateConfig, source: SourceConfig) -> list[FunnelR
         settings["responses"] = _responses_digest(config, source, "distilled")
     if config.difficulty:
         settings["difficulty"] = _responses_digest(config, source, "difficulty")
-    return _run(_select_shard, config, source, "filtered", "selected", settings)
+    report = run_stage(
+        partial(_select_samples, config, source),
+        _folder(config, "filtered", source),
+        _folder(config, "selected", source),
+        settings=settings,
+        writer=config.writer,
+        rewrite=True,
+        work=config.work,
+    )
+    return _rows("selected", source, report)
 
 
-def _select_shard(
+def _select_samples(
     config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, shard: int
 ) -> Iterator[Sample]:
-    index = _questions(config, source)
+    """Yields the selected samples of one shard."""
+    questions = ShardIndex.load(_folder(config, "filtered", source))
     if source.responses == "distill":
-        responses = read_shard_responses(_folder(config, "distilled", source), index, shard)
+        responses = read_shard_responses(_folder(config, "distilled", source), questions, shard)
         samples = distilled_samples(samples, responses, config.per_question, drop)
     elif config.responses.correct:  # a teacher's responses were checked when they came
         samples = add_verdicts(samples)
     if config.difficulty:
-        rates = pass_rates(read_shard_responses(_folder(config, "difficulty", source), index, shard))
-        scores = {name: {"pass_rate": rate} for name, rate in rates.items()}
-        samples = with_scores(samples, scores, ("pass_rate",), drop)
+        responses = read_shard_responses(_folder(config, "difficulty", source), questions, shard)
+        samples = add_pass_rates(samples, pass_rates(responses), drop)
     return apply_filters(samples, build_filters(config.responses), drop)
 
 
@@ -178,27 +184,6 @@ def _folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
     return f"{config.out}/{stage}/{source.name}"
 
 
-def _run(
-    process_shard: Callable[[CurateConfig, SourceConfig, Iterator[Sample], Drop, int], Iterator[Sample]],
-    config: CurateConfig,
-    source: SourceConfig,
-    before: str,
-    stage: str,
-    settings: dict[str, object],
-) -> list[FunnelRow]:
-    """Runs a stage of a source on the shards that the stage `before` left."""
-    report = run_stage(
-        partial(process_shard, config, source),
-        _folder(config, before, source),
-        _folder(config, stage, source),
-        settings=settings,
-        writer=config.writer,
-        rewrite=True,
-        work=config.work,
-    )
-    return _rows(stage, source, report)
-
-
 def _rows(stage: str, source: SourceConfig, report: StageReport) -> list[FunnelRow]:
     digest = report.index.digest
     return [
@@ -220,15 +205,6 @@ def _ask(config: CurateConfig, source: SourceConfig, stage: str, model: TeacherC
     return total
 
 
-def _listed(config: CurateConfig, source: SourceConfig) -> tuple[Path, str]:
-    """Returns the path of duplicates.jsonl, and the corpus whose lists are read."""
-    raw = ShardIndex.load(_folder(config, "raw", source))
-    return Path(config.out) / "dedup" / DUPLICATES, raw.digest
-
-
-def _questions(config: CurateConfig, source: SourceConfig) -> ShardIndex:
-    return ShardIndex.load(_folder(config, "filtered", source))
-
-
 def _responses_digest(config: CurateConfig, source: SourceConfig, stage: str) -> str:
-    return responses_digest(_folder(config, stage, source), _questions(config, source))
+    questions = ShardIndex.load(_folder(config, "filtered", source))
+    return responses_digest(_folder(config, stage, source), questions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,29 +33,23 @@ def write_scores(config: AskConfig) -> Path:
     return path
 
 
-def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
-    """Returns the scores of each sample by id, from a file that write_scores wrote."""
+def read_scores(path: str | Path) -> dict[str, float]:
+    """Returns the pass rate of each question by id, from a file that write_scores wrote."""
     with Path(path).open() as lines:
-        rows = map(json.loads, lines)
-        return {row.pop("id"): row for row in rows}
+        return {row["id"]: row["pass_rate"] for row in map(json.loads, lines)}
 
 
-def with_scores(
-    samples: Iterable[Sample],
-    scores: Mapping[str, Mapping[str, float]],
-    names: Collection[str],
-    drop: Callable[[Sample, str], None],
+def add_pass_rates(
+    samples: Iterable[Sample], rates: Mapping[str, float], drop: Callable[[Sample, str], None]
 ) -> Iterator[Sample]:
-    """Yields the samples with their own scores and those of their questions in their metadata.
+    """Yields the samples with a pass rate in their metadata: their own, their question's, or their corpus's.
 
-    Args:
-        names: of the scores that were asked for; a sample that has one of them neither here nor from its corpus is
-            dropped as "unscored", because no response of the model came.
+    Samples without any, because no response of the model came, are dropped as "unscored".
     """
     for sample in samples:
-        of_question = scores.get(str(sample.metadata.get("question")), {})
-        scored = replace(sample, metadata={**sample.metadata, **of_question, **scores.get(sample.id, {})})
-        if all(name in scored.metadata for name in names):
-            yield scored
-        else:
+        of_question = rates.get(str(sample.metadata.get("question")), sample.metadata.get("pass_rate"))
+        rate = rates.get(sample.id, of_question)
+        if rate is None:
             drop(sample, "unscored")
+        else:
+            yield replace(sample, metadata={**sample.metadata, "pass_rate": rate})

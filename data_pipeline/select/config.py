@@ -37,9 +37,11 @@ class FilterConfig:
     """Keep questions that the scoring model answers right at most this often."""
 
     def __post_init__(self) -> None:
-        for name in ("min_words", "max_words", "max_answer_chars", "repetition_count"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"filters.{name}={getattr(self, name)} must be at least 0; 0 turns it off")
+        for name in ("min_words", "max_words", "max_answer_chars", "max_images", "repetition_count"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(
+                    f"filters.{name}={getattr(self, name)} must be at least 0; leave it out to turn it off"
+                )
         if 0 < self.max_words < self.min_words:
             raise ValueError(
                 f"filters.max_words={self.max_words} is below min_words={self.min_words}; nothing would be kept"
@@ -49,19 +51,17 @@ class FilterConfig:
                 f"filters.repetition_words={self.repetition_words} must be at least 1 and repetition_count="
                 f"{self.repetition_count} 0 or at least 2; the published rule is 50 and 3"
             )
-        for name in ("min_pass_rate", "max_pass_rate"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate <= 1:
-                raise ValueError(f"filters.{name}={rate} must lie between 0 and 1; it is a share of answers")
+        low, high = self.pass_rates
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"filters.min_pass_rate={low} and max_pass_rate={high} must be shares from 0 to 1, in this order"
+            )
+
+    @property
+    def pass_rates(self) -> tuple[float, float]:
+        """The least and the largest pass rate."""
         low, high = self.min_pass_rate, self.max_pass_rate
-        if low is not None and high is not None and low > high:
-            raise ValueError(
-                f"filters.min_pass_rate={low} is above max_pass_rate={high}; nothing would be kept"
-            )
-        if self.max_images is not None and self.max_images < 0:
-            raise ValueError(
-                f"filters.max_images={self.max_images} must be at least 0; leave it out to set no limit"
-            )
+        return 0.0 if low is None else low, 1.0 if high is None else high
 
 
 @dataclass(frozen=True, kw_only=True)

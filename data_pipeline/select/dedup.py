@@ -9,19 +9,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.files import PARTIAL, claim_folder, read_json, write_json
 from data_pipeline.parts import run_parts
 from data_pipeline.select.config import DedupRunConfig
-from data_pipeline.select.drop_lists import COUNTS, DROP_LISTS, DUPLICATES, Duplicate, write_drop_lists
+from data_pipeline.select.drop_lists import COUNTS, DROP_LISTS, DUPLICATES, Duplicate, Kind, write_drop_lists
 from data_pipeline.select.fingerprints import fingerprint_samples
 from data_pipeline.select.near_duplicates import Corpus, find_duplicates
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.tables import text_table
 
-KINDS = ("exact", "near", "contamination", "reported")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def _write_lists(
     digests = write_drop_lists(
         out / DUPLICATES, found, {index.digest: readable[index.digest] for index in indexes}
     )
-    dropped = Counter((each.corpus, each.kind if each.dropped else "reported") for each in found)
+    dropped = Counter((each.corpus, each.kind) for each in found)
     rows = [
         CorpusCounts(
             folder=folder,

@@ -19,7 +19,8 @@ from data_pipeline.files import atomic_writer, read_json, write_json
 from data_pipeline.types import Sample
 
 DUPLICATES, DROP_LISTS, COUNTS = "duplicates.jsonl", "drop_lists", "counts.json"
-Kind = Literal["exact", "near", "contamination"]
+Kind = Literal["exact", "near", "contamination", "reported"]
+"""`reported` is contamination that is not dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,6 @@ class Duplicate:
     of: str  # id of the kept sample
     kind: Kind
     similarity: float  # cosine of the joined vectors
-    dropped: bool = True  # False: contamination that is only reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def write_drop_lists(
     """
     order = {corpus: number for number, corpus in enumerate(readable)}
     found = sorted(found, key=lambda each: (order[each.corpus], each.shard, each.row))
-    dropped = (each for each in found if each.dropped)
+    dropped = (each for each in found if each.kind != "reported")
     for (corpus, shard), rows in groupby(dropped, key=lambda each: (each.corpus, each.shard)):
         drops = [(d.row, d.id, "contamination" if d.kind == "contamination" else "duplicate") for d in rows]
         listed = {"readable": readable[corpus][shard], "drops": drops}

@@ -38,8 +38,7 @@ def build_filters(config: FilterConfig) -> tuple[Filter, ...]:
     if config.correct:
         built.append(lambda sample: "" if _score(sample, "accuracy") == 1 else "wrong")
     if config.min_pass_rate is not None or config.max_pass_rate is not None:
-        low, high = config.min_pass_rate or 0.0, 1.0 if config.max_pass_rate is None else config.max_pass_rate
-        built.append(lambda sample: _check_pass_rate(_score(sample, "pass_rate"), low, high))
+        built.append(lambda sample: _check_pass_rate(_score(sample, "pass_rate"), *config.pass_rates))
     if config.min_words or config.max_words:
         built.append(lambda sample: _check_length(sample, config.min_words, config.max_words))
     if config.format == "think_answer":

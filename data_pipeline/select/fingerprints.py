@@ -83,36 +83,36 @@ def fingerprint_samples(samples: Iterable[Sample], text_encoder: str) -> Fingerp
 
     An image that cannot be decoded is hashed by its bytes, and its sample has no near duplicates.
     """
-    ids, sources, texts, hashes, counts, images = [], [], [], [], [], []
-    for sample in samples:
-        text = question_text(sample)
-        pixels, vector = _encode_images(sample.images)
-        ids.append(sample.id)
-        sources.append(sample.source)
-        texts.append(text)
-        counts.append(len(sample.images))
-        images.append(vector)
-        hashes.append(
-            (
-                _hash(text.encode(), *pixels),
-                _question_hash(sample),
-                _hash(" ".join(_SYMBOL.findall(text.casefold())).encode()),
-                _hash("".join(sample.answer.casefold().split()).encode()) if sample.answer.strip() else 0,
-            )
-        )
+    encode_texts = load_text_encoder(text_encoder)
+    ids, sources, texts, hashes, num_images, images = (
+        list(zip(*map(_fingerprint, samples), strict=True)) or [()] * 6
+    )
     content, question, symbols, answer = np.array(hashes, dtype=np.uint64).reshape(-1, 4).T.copy()
     return Fingerprints(
         encoder=text_encoder,
-        ids=tuple(ids),
-        sources=tuple(sources),
+        ids=ids,
+        sources=sources,
         content=content,
         question=question,
         symbols=symbols,
         answer=answer,
-        num_images=np.array(counts, dtype=np.int32),
-        text=load_text_encoder(text_encoder)(texts or [""])[: len(ids)].astype(np.float16),
-        image=np.array(images, dtype=np.float16).reshape(len(ids), IMAGE_DIM),
+        num_images=np.array(num_images, dtype=np.int32),
+        text=encode_texts(texts or [""])[: len(ids)].astype(np.float16),
+        image=np.array(images, dtype=np.float16).reshape(-1, IMAGE_DIM),
     )
+
+
+def _fingerprint(sample: Sample) -> tuple[str, str, str, tuple[int, int, int, int], int, np.ndarray]:
+    """Returns id, source, text, hashes (content, question, symbols, answer), number of images, and their vector."""
+    text, answer = question_text(sample), "".join(sample.answer.casefold().split())
+    pixels, vector = _encode_images(sample.images)
+    hashes = (
+        _hash(text.encode(), *pixels),
+        _question_hash(sample),
+        _hash(" ".join(_SYMBOL.findall(text.casefold())).encode()),
+        _hash(answer.encode()) if answer else 0,
+    )
+    return sample.id, sample.source, text, hashes, len(sample.images), vector
 
 
 def question_text(sample: Sample) -> str:

@@ -91,7 +91,7 @@ def _compare(comparison: _Comparison, decided: dict[int, Duplicate | None]) -> I
                 yield replace(first, **shard.place(row))
             continue
         found = comparison.find_contamination(row)
-        if found and not found.dropped:
+        if found and found.kind == "reported":
             yield found
             found = None
         found = found or comparison.find_exact(row) or comparison.find_near(row)
@@ -209,8 +209,8 @@ class _Comparison:
             key, cosine = self._nearest(row, benchmarks, self._of_benchmarks[row], same_answer=False)
         if key is None:
             return None
-        found = self._duplicate(row, benchmarks.ids[key], "contamination", cosine)
-        return replace(found, dropped=self._config.contamination == "refuse")
+        kind = "contamination" if self._config.contamination == "refuse" else "reported"
+        return self._duplicate(row, benchmarks.ids[key], kind, cosine)
 
     def find_exact(self, row: int) -> Duplicate | None:
         """Returns the kept sample with the same text and pixels as sample `row`."""

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
-from data_pipeline.distill.scoring import read_scores, with_scores
+from data_pipeline.distill.scoring import add_pass_rates, read_scores
 from data_pipeline.select.config import SelectConfig
 from data_pipeline.select.drop_lists import drop_listed, drop_lists_digest, read_drop_list
 from data_pipeline.select.filters import apply_filters, build_filters, last_response
@@ -27,52 +27,55 @@ def select(config: SelectConfig) -> StageReport:
     """Writes the selected samples to `out`; a finished selection is left as it is.
 
     Raises:
-        ValueError: `out` holds something else, nothing is kept, too much is unreadable, or a filter's value is missing.
+        ValueError: as select_shards, or no sample is kept.
     """
-    report = run_stage(
-        partial(_select_samples, config),
-        config.shards,
-        config.out,
-        settings={
-            "filters": asdict(config.filters),
-            "duplicates": drop_lists_digest(*_listed(config)) if config.duplicates else "",
-            "scores": [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in config.scores],
-        },
-        writer=config.writer,
-        max_bad_samples=config.max_bad_samples,
-        work=config.work,
-    )
+    report = select_shards(config)
     if not report.kept:
         raise ValueError(f"no sample of {config.shards} is kept ({report.dropped}); loosen the filters")
     return report
 
 
+def select_shards(config: SelectConfig, *, rewrite: bool = False) -> StageReport:
+    """Selects without an error where nothing is kept; with `rewrite` it replaces a selection of other settings.
+
+    Raises:
+        ValueError: `out` holds something else, too much is unreadable, or a filter's value is missing.
+    """
+    duplicates, corpus = Path(config.duplicates), ShardIndex.load(config.shards).digest
+    return run_stage(
+        partial(_select_samples, config, corpus),
+        config.shards,
+        config.out,
+        settings={
+            "filters": asdict(config.filters),
+            "duplicates": drop_lists_digest(duplicates, corpus) if config.duplicates else "",
+            "scores": [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in config.scores],
+        },
+        writer=config.writer,
+        max_bad_samples=config.max_bad_samples,
+        rewrite=rewrite,
+        work=config.work,
+    )
+
+
 def _select_samples(
-    config: SelectConfig, samples: Iterator[Sample], drop: Drop, shard: int
+    config: SelectConfig, corpus: str, samples: Iterator[Sample], drop: Drop, shard: int
 ) -> Iterator[Sample]:
     """Yields the selected samples of one shard."""
     if config.duplicates:
-        samples = drop_listed(samples, read_drop_list(*_listed(config), shard), drop)
-    scores = _read_scores(tuple((path, Path(path).stat().st_mtime_ns) for path in config.scores))
-    samples = with_scores(samples, scores, {kind for row in scores.values() for kind in row}, drop)
+        samples = drop_listed(samples, read_drop_list(Path(config.duplicates), corpus, shard), drop)
+    if config.scores:
+        rates = _read_scores(tuple((path, Path(path).stat().st_mtime_ns) for path in config.scores))
+        samples = add_pass_rates(samples, rates, drop)
     if config.filters.correct:
         samples = add_verdicts(samples)
     return apply_filters(samples, build_filters(config.filters), drop)
 
 
 @lru_cache(maxsize=1)  # a worker processes many shards
-def _read_scores(files: tuple[tuple[str, int], ...]) -> dict[str, dict[str, float]]:
-    """Returns all scores of each sample, from files of these paths and times."""
-    scores: dict[str, dict[str, float]] = {}
-    for path, _ in files:
-        for name, row in read_scores(path).items():
-            scores.setdefault(name, {}).update(row)
-    return scores
-
-
-def _listed(config: SelectConfig) -> tuple[Path, str]:
-    """Returns the path of duplicates.jsonl, and the corpus whose lists are read."""
-    return Path(config.duplicates), ShardIndex.load(config.shards).digest
+def _read_scores(files: tuple[tuple[str, int], ...]) -> dict[str, float]:
+    """Returns the pass rates in files of these paths and times."""
+    return dict(chain.from_iterable(read_scores(path).items() for path, _ in files))
 
 
 def add_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:

@@ -152,6 +152,7 @@ def test_published_recipes_name_the_missing_corpus(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.heavy)])
+@pytest.mark.slow
 def test_every_executor_leaves_the_same_bytes(executor, recipe, reference, tmp_path):
     try:
         curate(replace(recipe, out=str(tmp_path), work=WorkConfig(executor=executor, workers=2)))

@@ -30,7 +30,7 @@ from data_pipeline.distill.responses import (
     responses_path,
     stats_table,
 )
-from data_pipeline.distill.scoring import read_scores, with_scores
+from data_pipeline.distill.scoring import add_pass_rates, read_scores
 from data_pipeline.served.config import JudgeConfig, ServerConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
@@ -366,9 +366,9 @@ def test_pass_rate_is_the_share_of_right_responses(
     assert "questions" in capsys.readouterr().out
     scores = read_scores(tmp_path / "scores.jsonl")
     right = Counter(found.id for found in stored(shards, tmp_path) if found.accuracy)
-    assert scores == {sample.id: {"pass_rate": right[sample.id] / 4} for sample in samples}
-    assert 0 < sum(row["pass_rate"] for row in scores.values()) < len(samples)
-    scored = list(with_scores(samples, scores, ["pass_rate"], lambda sample, reason: None))
+    assert scores == {sample.id: right[sample.id] / 4 for sample in samples}
+    assert 0 < sum(scores.values()) < len(samples)
+    scored = list(add_pass_rates(samples, scores, lambda sample, reason: None))
     assert scored[0].metadata == samples[0].metadata | {"pass_rate": right[samples[0].id] / 4}
 
 

@@ -42,7 +42,7 @@ def test_questions_without_a_score_are_dropped(teacher: AddingTeacher, tmp_path:
     rated = AskConfig(shards=shards, out=str(tmp_path / "rated"), teacher=asked(teacher))
     ask_questions(rated)
     path = write_scores(rated)
-    assert read_scores(path) == {f"q{n}": {"pass_rate": 0.5} for n in (0, 2, 3)}
+    assert read_scores(path) == {f"q{n}": 0.5 for n in (0, 2, 3)}
     wanted = SelectConfig(
         shards=shards,
         out=str(tmp_path / "kept"),

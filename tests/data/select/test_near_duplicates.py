@@ -246,15 +246,11 @@ def test_contamination_is_dropped_or_only_reported(tmp_path: Path):
         ask("t3", "How many roofs are there?", jpeg(image, 60), answer="three"),
     ]
     found = find(tmp_path, train, against=[bench])
-    assert [(d.id, d.of, d.kind, d.dropped) for d in found] == [
-        (id, "mathvista/7", "contamination", True) for id in ("t1", "t3")
+    assert [(d.id, d.of, d.kind) for d in found] == [
+        (id, "mathvista/7", "contamination") for id in ("t1", "t3")
     ]
     reported = find(tmp_path, train, against=[bench], contamination="report")
-    assert [(d.id, d.kind, d.dropped) for d in reported] == [
-        ("t1", "contamination", False),
-        ("t3", "contamination", False),
-        ("t3", "near", True),
-    ]
+    assert [(d.id, d.kind) for d in reported] == [("t1", "reported"), ("t3", "reported"), ("t3", "near")]
 
 
 def test_responses_to_one_question_are_kept_or_dropped_together(tmp_path: Path):
