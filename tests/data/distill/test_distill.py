@@ -415,6 +415,7 @@ def test_unreachable_server_fails_with_hint(
     assert code == 2 and "same command again" in error and error.count("cannot be reached") == 1
 
 
+@pytest.mark.slow
 def test_run_continues_when_the_server_is_killed_and_restarted(
     shards: Path, server: ModelServer, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
