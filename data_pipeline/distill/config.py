@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from data_pipeline.config import WorkConfig
+from data_pipeline.config import WorkConfig, check_at_least
 from data_pipeline.served.config import JudgeConfig, ServerConfig
 from data_pipeline.verify.config import CheckerConfig
 
@@ -45,12 +45,7 @@ class TeacherConfig:
     """Repeat the requests to the teacher or the judge that failed in an earlier run."""
 
     def __post_init__(self) -> None:
-        for name in ("k", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("temperature", "max_failures"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name):g} must be 0 or more")
+        check_at_least(self, k=1, max_tokens=1, temperature=0, max_failures=0)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p:g} must be above 0 and at most 1")
         parse_extra_body(self.extra_body)
@@ -88,8 +83,7 @@ class DistillConfig:
     work: WorkConfig = field(default_factory=WorkConfig)
 
     def __post_init__(self) -> None:
-        if self.per_question < 1:
-            raise ValueError(f"per_question={self.per_question} must be at least 1; the paper has 1, 2, 4, 8")
+        check_at_least(self, per_question=1)
 
     @property
     def ask(self) -> AskConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data_pipeline.config import check_at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -36,11 +38,9 @@ class ServerConfig:
             )
         if not 1 <= self.concurrency <= 1_000:
             raise ValueError(f"concurrency={self.concurrency} must be between 1 and 1000")
-        if self.timeout <= 0 or min(self.retries, self.unavailable_timeout) < 0:
-            raise ValueError(
-                f"timeout={self.timeout:g} must be above 0, retries={self.retries} and "
-                f"unavailable_timeout={self.unavailable_timeout:g} 0 or more"
-            )
+        if self.timeout <= 0:
+            raise ValueError(f"timeout={self.timeout:g} must be above 0 seconds")
+        check_at_least(self, retries=0, unavailable_timeout=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ def test_teachers_prompt_is_the_students_with_three_words_more():
     [
         ("k", 0, "at least 1"),
         ("max_tokens", 0, "at least 1"),
-        ("temperature", -1.0, "0 or more"),
+        ("temperature", -1.0, "at least 0"),
         ("top_p", 1.5, "at most 1"),
-        ("max_failures", -1, "0 or more"),
+        ("max_failures", -1, "at least 0"),
         ("extra_body", "[1]", "must be a JSON object"),
         ("extra_body", "{top_k: 1}", "is not JSON"),
         ("extra_body", '{"n": 4}', "sets n"),

@@ -122,7 +122,7 @@ def test_missing_api_key_is_named():
         ("base_url", "http://me:key@host/v1", "use api_key_env"),
         ("concurrency", 0, "between 1 and 1000"),
         ("timeout", 0.0, "above 0"),
-        ("unavailable_timeout", -1.0, "0 or more"),
+        ("unavailable_timeout", -1.0, "at least 0"),
     ],
 )
 def test_wrong_server_settings_are_named(field: str, value: object, words: str):
