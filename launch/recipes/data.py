@@ -1,4 +1,4 @@
-"""Data recipes: which corpora `omr data curate` reads, what it asks a teacher, what it keeps and mixes."""
+"""Recipes of `omr data curate`: corpora, teachers, filters and mixtures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from data_pipeline.sources.config import RowsConfig
 DEMO_ROOT = "runs/demo"
 """Folder of the demo: its data, model, runs and evaluations."""
 SPLITS = {"mmk12": "train", "thinklite_hard": "train", "mmfinereason": "sft"}
-"""What corpora call the part to learn from, where they publish another beside it."""
+"""Training splits of corpora that publish several splits."""
 
 
 def openmmreasoner_sft(root: str = "corpora") -> CurateConfig:
-    """OpenMMReasoner's cold start: 103k questions, 8 verified answers each, mixed with image and text maths: 874k.
+    """OpenMMReasoner's cold start: 103k questions, 8 right responses each, and image and text maths: 874k.
 
-    The paper does not say how the 291k of image and text maths divide: here evenly. The weights mean that all
-    distilled samples go in before the two share what is left of the total.
+    The paper does not say how the 291k of image and text maths divide: here evenly. The weights take all distilled
+    samples before the other two share the rest of the total.
     """
     distilled = ("llava_cot", "openvlthinker", "we_math_sft")
     return CurateConfig(
@@ -41,7 +41,7 @@ def openmmreasoner_sft(root: str = "corpora") -> CurateConfig:
 
 
 def openmmreasoner_rl(root: str = "corpora") -> CurateConfig:
-    """OpenMMReasoner's RL questions: eight corpora without what one has from an earlier one: 74k."""
+    """OpenMMReasoner's RL questions: eight corpora, without duplicates of earlier ones: 74k."""
     names = (
         "algopuzzlevqa",
         "mmk12",
@@ -61,7 +61,7 @@ def openmmreasoner_rl(root: str = "corpora") -> CurateConfig:
 
 
 def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
-    """MMFineReason's 586k: a thinking teacher's answer, right, long enough, and not too easy for a 4B model."""
+    """MMFineReason's 586k: right and long responses of a thinking teacher, not too easy for a 4B model."""
     return CurateConfig(
         out="data/mmfinereason_sft",
         sources=(corpus("mmfinereason", root, distill=True),),
@@ -78,14 +78,14 @@ def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
 
 
 def mmfinereason_sft_hardest(root: str = "corpora") -> CurateConfig:
-    """MMFineReason's 123k: the same, but only what the 4B model never answers right."""
+    """MMFineReason's 123k: the same, but only questions that the 4B model never answers right."""
     return replace(
         mmfinereason_sft(root), out="data/mmfinereason_sft_hardest", responses=mmfinereason_hardest()
     )
 
 
 def own(path: str = "./mine.jsonl") -> CurateConfig:
-    """Your own questions, answered 8 times and checked: give --sources.0.rows.path and --teacher.server.base_url."""
+    """Your own questions, 8 checked responses each: set --sources.0.rows.path and --teacher.server.base_url."""
     return CurateConfig(
         out="data/own",
         sources=(
@@ -95,7 +95,7 @@ def own(path: str = "./mine.jsonl") -> CurateConfig:
 
 
 def demo(root: str = DEMO_ROOT) -> CurateConfig:
-    """The demo's questions, answered by the demo's own model; docs/own_data.md says how to serve it."""
+    """The demo's questions, answered by the demo's own model; docs/own_data.md shows how to serve it."""
     return CurateConfig(
         out=f"{root}/curated",
         sources=(
@@ -112,15 +112,11 @@ def demo(root: str = DEMO_ROOT) -> CurateConfig:
 
 
 def corpus(name: str, root: str, *, distill: bool = False) -> SourceConfig:
-    """A corpus of the recipes in the folder of that name under `root`."""
-    return SourceConfig(
-        name=name,
-        corpus=name,
-        rows=RowsConfig(
-            path=f"./{root}/{name}", split=SPLITS.get(name, "")
-        ),  # ./ : not OWNER/NAME on the hub
-        responses="distill" if distill else "keep",
-    )
+    """Returns a corpus of the recipes in the folder of that name under `root`."""
+    rows = RowsConfig(
+        path=f"./{root}/{name}", split=SPLITS.get(name, "")
+    )  # without ./ it would be OWNER/NAME
+    return SourceConfig(name=name, corpus=name, rows=rows, responses="distill" if distill else "keep")
 
 
 DATA_RECIPES: dict[str, Callable[..., CurateConfig]] = {

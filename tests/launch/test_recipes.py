@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.recipes.data import DATA_RECIPES
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
@@ -79,6 +80,21 @@ def test_published_rl_numbers():
     assert config.engine.max_model_len == 4_096 + 28_696
     assert (optim.lr, optim.weight_decay, optim.schedule, optim.warmup_steps) == (1e-6, 0.1, "constant", 25)
     assert (config.reward.accuracy_weight, config.reward.format_weight) == (0.9, 0.1)
+
+
+def test_published_data_numbers():
+    cold_start, hard = DATA_RECIPES["openmmreasoner_sft"](), DATA_RECIPES["mmfinereason_sft_hardest"]()
+    questions = DATA_RECIPES["openmmreasoner_rl"]()
+    assert (cold_start.per_question, cold_start.teacher.k, cold_start.samples) == (8, 8, 874_357)
+    assert [source.name for source in cold_start.sources if source.responses == "distill"] == [
+        "llava_cot",
+        "openvlthinker",
+        "we_math_sft",
+    ]
+    assert len(questions.sources) == 8 and questions.questions.max_answer_chars == 50
+    assert (questions.dedup.scope, questions.dedup.threshold) == ("across", 0.99)
+    assert (hard.student.k, hard.responses.min_words, hard.responses.max_pass_rate) == (4, 100, 0.0)
+    assert hard.writer.max_pixels == 2_048**2
 
 
 def test_grpo_is_the_gspo_recipe_with_another_algorithm():
