@@ -1,14 +1,14 @@
 """Weight sync against a plain memory copy: bytes per second through shared memory, checksums included.
 
 One sync is a copy into shared memory and a checksum, then a checksum and a copy out of it: with a checksum as
-fast as a copy it costs four copies. What vLLM does with the tensors comes on top and is not measured here.
-Time is processor time; rounds alternate between the parts, and the best of each counts: other work on the
-machine only ever slows it down.
+fast as a copy it costs four copies. vLLM's own loading of the tensors is not measured here. Time is processor time;
+rounds alternate between the parts, and the best of each counts, because other work on the machine can only slow it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from time import process_time
 
 import torch
@@ -23,7 +23,7 @@ LAYERS = 12
 
 
 def main() -> dict[str, object]:
-    """Measure, print, write benchmarks/results/weight_sync.json, and return what it holds."""
+    """Measures, prints and writes benchmarks/results/weight_sync.json; returns its content."""
     torch.set_num_threads(1)
     result: dict[str, object] = {"unit": "GB/s", **measure(transformer_weights())}
     for name, value in result.items():
@@ -33,10 +33,10 @@ def main() -> dict[str, object]:
 
 
 def measure(source: dict[str, Tensor]) -> dict[str, float]:
-    """GB/s of each part, the best of some repeats, and how many plain copies one sync costs."""
+    """Returns the best GB/s of each part, and how many plain copies one sync costs."""
     target = {name: torch.empty_like(tensor) for name, tensor in source.items()}
     num_bytes = sum(tensor.nbytes for tensor in source.values())
-    with WeightSender() as sender:
+    with closing(WeightSender()) as sender:
         manifest = sender.send(
             source.items(), version=0
         )  # takes the memory's pages, as the first update does
@@ -55,7 +55,7 @@ def measure(source: dict[str, Tensor]) -> dict[str, float]:
 
 
 def transformer_weights() -> dict[str, Tensor]:
-    """About 100 MB in bf16, in the shapes of a transformer: large matrices and many small vectors."""
+    """Returns about 100 MB in bf16, in the shapes of a transformer: large matrices and many small vectors."""
     generator = torch.Generator().manual_seed(0)
     shapes = {
         "qkv": (1536, 512),
@@ -81,14 +81,14 @@ def copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
 
 
 def receive(manifest: WeightManifest, target: dict[str, Tensor]) -> None:
-    """What an engine does, without vLLM's own work: check every byte, then copy into the model."""
+    """Receives as an engine does, without vLLM's own work: checks every byte, then copies into the model."""
     for bucket in manifest.buckets:
         for name, tensor in open_bucket(bucket):
             target[name].copy_(tensor)
 
 
 def spent(run: Callable[[], object]) -> float:
-    """Seconds of processor time."""
+    """Returns the seconds of processor time."""
     start = process_time()
     run()
     return process_time() - start

@@ -5,6 +5,7 @@ Accuracy is averaged over the `n` responses to a question first (avg@n); the boo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,8 +81,9 @@ def evaluate(config: EvalConfig) -> EvalSummary:
         (out / "responses.jsonl").open("wb") as lines,
         tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
-        engine = _start_engine(config)
-        for chunk in _chunks(prompts, config):
+        engine = Engine(config)
+        size = max(1, config.engine.max_num_seqs // config.sampling.n)  # as many as it generates at once
+        for chunk in (prompts[start : start + size] for start in range(0, len(prompts), size)):
             asked = [
                 (prompt, _rollouts(prompt, responses))
                 for prompt, responses in zip(chunk, engine.generate(chunk, config.sampling, 0), strict=True)
@@ -104,7 +106,6 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
     total = _score(groups, seed)
     kinds = sorted({group.prompt.kind for group in groups})
-    rules = sorted({verdict.decided_by for verdict in verdicts})
     return EvalSummary(
         accuracy=total.accuracy,
         ci95=total.ci95,
@@ -118,7 +119,7 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
             max=float(lengths.max()),
         ),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
-        decided_by={rule: sum(verdict.decided_by == rule for verdict in verdicts) for rule in rules},
+        decided_by=dict(sorted(Counter(verdict.decided_by for verdict in verdicts).items())),
     )
 
 
@@ -152,27 +153,10 @@ def paired_difference(
     return float(np.mean(gains)), bootstrap_ci95(gains, seed=seed)
 
 
-def _start_engine(config: EvalConfig) -> Engine:
-    return Engine(
-        config.engine,
-        config.image,
-        config.model,
-        config.shards,
-        config.seed,
-        temperature=config.sampling.temperature,
-    )
-
-
 def _rollouts(prompt: Prompt, responses: Responses) -> tuple[Rollout, ...]:
     if responses.fault:
         raise unanswerable(prompt.ref, BadSample(*responses.fault))
     return responses.rollouts
-
-
-def _chunks(prompts: Sequence[Prompt], config: EvalConfig) -> list[Sequence[Prompt]]:
-    """Returns the questions in chunks that the engine generates at once."""
-    size = max(1, config.engine.max_num_seqs // config.sampling.n)
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 
 def _score(groups: Sequence[Group], seed: int) -> Score:

@@ -14,12 +14,9 @@ from rl.config import RLConfig
 from rl.rollout.engine import ENGINE_ENV, Engine
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 
-TRAINER_ENV = {
-    "GLOO_SOCKET_IFNAME": "lo"
-}  # on one machine; RAY_ADDRESS names a cluster, which has other networks
-R = TypeVar("R")
-
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+TRAINER_ENV = {"GLOO_SOCKET_IFNAME": "lo"}  # on one machine; the cluster of RAY_ADDRESS has another network
+R = TypeVar("R")
 
 
 def check_gpus(config: RLConfig) -> None:
@@ -58,14 +55,7 @@ def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
 def engine_actor(config: RLConfig) -> ActorHandle:
     """Starts an Engine in its own process."""
     actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
-    return actor.remote(
-        config.engine,
-        config.image,
-        config.model,
-        config.shards,
-        config.seed,
-        temperature=config.sampling.temperature,
-    )
+    return actor.remote(config)
 
 
 class TrainerProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.shards.format import read_sample
-from data_pipeline.types import Example, SampleRef
 from megatron_omr import cpu, parallel
 from megatron_omr.config import ModelConfig
 from megatron_omr.convert.export import export_weights, save_hf
 from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.run_folder import checkpoints
-from megatron_omr.train.step import MicroBatch, forward_logprobs, train_step
+from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import bare_chunks, build_trainer
 from rl.algorithms.policy_loss import policy_loss
 from rl.config import RLConfig
@@ -68,12 +66,10 @@ class TrainerWorker:
         None without the last pipeline stage.
         """
         batches = self._pack(rollouts)
-        logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)
+        logprobs = self._logprobs(batches)
         if not logprobs:
             return None
-        gaps = torch.cat(
-            [_gaps(logprobs_T, batch) for logprobs_T, batch in zip(logprobs, batches, strict=True)]
-        )
+        gaps = torch.cat([_gaps(values_T, batch) for values_T, batch in zip(logprobs, batches, strict=True)])
         return float(gaps.sum()), gaps.numel(), float(gaps.max()) if gaps.numel() else 0.0
 
     def train(self, minibatches: list[list[TrainRollout]]) -> dict[str, float]:
@@ -93,9 +89,7 @@ class TrainerWorker:
 
     def send_weights(self, version: int) -> WeightManifest | None:
         """Writes the weights into shared memory; rank 0 returns the manifest for the engines."""
-        stream: Iterator[tuple[str, Tensor]] = export_weights(
-            bare_chunks(self._trainer), self._model, self._ranks
-        )
+        stream = export_weights(bare_chunks(self._trainer), self._model, self._ranks)
         if self._sender is not None:
             return self._sender.send(stream, version)
         for _ in stream:  # the gathers behind the stream are collective
@@ -118,9 +112,10 @@ class TrainerWorker:
         out = Path(self._config.run) / "hf"
         save_hf(bare_chunks(self._trainer), self._model, self._ranks, out, template=self._config.model)
 
-    @property
-    def _temperature(self) -> float:
-        return self._config.sampling.temperature
+    def _logprobs(self, batches: list[RolloutBatch]) -> list[Tensor]:
+        """Returns the logprobs of each batch; none without the last pipeline stage."""
+        packed = [batch.packed for batch in batches]
+        return forward_logprobs(self._trainer, packed, temperature=self._config.sampling.temperature)
 
     def _pack(self, rollouts: list[TrainRollout]) -> list[RolloutBatch]:
         for rollout in rollouts:
@@ -132,26 +127,23 @@ class TrainerWorker:
             image_token_id=self._encoder.image_token_id,
             share_prompts=self._config.share_prompts,
         )
-        batches = build_batches(rollouts, self._encode_prompt, rules)
+        batches = build_batches(
+            rollouts, lambda ref: self._encoder.encode_prompt(read_sample(self._config.shards, ref)), rules
+        )
         return [batch.to(cpu.device()) for batch in batches]
 
-    def _encode_prompt(self, ref: SampleRef) -> Example:
-        return self._encoder.encode_prompt(read_sample(self._config.shards, ref))
-
     def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
-        logprobs = forward_logprobs(self._trainer, [b.packed for b in batches], temperature=self._temperature)
-        return (
-            [replace(b, old_logprobs_T=old) for b, old in zip(batches, logprobs, strict=True)]
-            if logprobs
-            else batches
-        )
+        logprobs = self._logprobs(batches)
+        if not logprobs:
+            return batches
+        return [replace(b, old_logprobs_T=old) for b, old in zip(batches, logprobs, strict=True)]
 
-    def _step(self, batches: list[RolloutBatch]):
+    def _step(self, batches: list[RolloutBatch]) -> StepResult:
         micro_batches = [
             MicroBatch(packed=b.packed, loss=partial(self._policy_loss, b), with_entropy=True)
             for b in batches
         ]
-        return train_step(self._trainer, micro_batches, temperature=self._temperature)
+        return train_step(self._trainer, micro_batches, temperature=self._config.sampling.temperature)
 
     def _policy_loss(self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor) -> LossOutput:
         output = self._loss(logprobs_T, batch)

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from data_pipeline.encode.chat import ChatEncoder
-from data_pipeline.encode.config import ImageConfig
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_sample
 from megatron_omr.dtypes import HF_DTYPES
-from rl.config import EngineConfig, SamplingConfig
+from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.manifest import WeightManifest
 
@@ -37,7 +36,7 @@ BAN = -100.0  # vLLM's strongest logit bias: e**-100 of the odds
 
 
 class Engine:
-    """One vLLM engine with the weights of `model_folder` (version 0) until the first update.
+    """One vLLM engine with the weights of `config.model` (version 0) until the first update.
 
     Logprobs are those of the trainer's `log_softmax(logits / temperature)`, for the sampled tokens. At
     temperature 1 they are exactly that: vLLM takes them before it applies the ban. At another temperature
@@ -45,29 +44,15 @@ class Engine:
     which is close to 0 for a trained model.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        image: ImageConfig,
-        model_folder: str,
-        shards: str,
-        seed: int,
-        *,
-        temperature: float = 1.0,
-    ) -> None:
-        """Starts vLLM (7-10 s on a CPU).
+    def __init__(self, config: RLConfig | EvalConfig) -> None:
+        """Starts vLLM (7-10 s on a CPU) for the temperature of `config.sampling`.
 
-        Args:
-            shards: what prompts refer to.
-            seed: with step, prompt and number of the response it decides every draw.
-            temperature: at which responses will be sampled (greedy is always allowed).
+        `config.seed`, step, prompt and number of the response decide every draw.
         """
         self.version: int | None = 0
-        self._shards = shards
-        self._seed = seed
-        self._temperature = temperature
-        self._encoder = ChatEncoder.from_hf(model_folder, image)
-        self._llm = _start_vllm(config, model_folder, exact=temperature in (0.0, 1.0))
+        self._config = config
+        self._encoder = ChatEncoder.from_hf(config.model, config.image)
+        self._llm = _start_vllm(config.engine, config.model, exact=config.sampling.temperature in (0.0, 1.0))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
@@ -84,10 +69,11 @@ class Engine:
             raise RuntimeError(
                 "this engine's last weight update failed; give it a complete one before asking it"
             )
-        if sampling.temperature not in (0.0, self._temperature):
+        started_for = self._config.sampling.temperature
+        if sampling.temperature not in (0.0, started_for):
             raise ValueError(
                 f"sampling.temperature={sampling.temperature}, but the engine was started for "
-                f"{self._temperature}; start it with the temperature of sampling, or ask greedily (0)"
+                f"{started_for}; start it with the temperature of sampling, or ask greedily (0)"
             )
         requests: dict[int, dict[str, Any]] = {}
         found: dict[int, Responses] = {}
@@ -136,7 +122,7 @@ class Engine:
         cleanup_dist_env_and_memory()
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        token_ids, images = self._encoder.engine_prompt(read_sample(self._shards, prompt.ref))
+        token_ids, images = self._encoder.engine_prompt(read_sample(self._config.shards, prompt.ref))
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if images:
             request["multi_modal_data"] = {"image": images}
@@ -150,7 +136,7 @@ class Engine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
-            seed=request_seed(self._seed, step_seed, prompt.ref.id),
+            seed=request_seed(self._config.seed, step_seed, prompt.ref.id),
             logprobs=0,  # of the sampled token only
             logit_bias=dict.fromkeys(self._encoder.banned_token_ids, BAN),
             detokenize=False,  # done here, by the tokenizer that everything else uses

@@ -1,1 +1,1 @@
-"""The trainer's weights to the rollout engines."""
+"""Sends the trainer's weights to the rollout engines through shared memory."""

@@ -1,8 +1,7 @@
-"""A model's weights in shared memory: where each tensor lies, and how to tell that it arrived whole.
+"""The manifest of a model's weights in shared memory: place and checksum of each tensor.
 
-The sender (rl/weight_sync/sender.py) fills buckets of anonymous shared memory and describes them in a
-`WeightManifest`; a receiver opens the buckets by path and gets exactly those tensors or a `WeightError`.
-Knows nothing of vLLM, Megatron or Ray.
+The sender fills buckets of anonymous shared memory and describes them in a `WeightManifest`; a receiver opens
+the buckets by path and gets exactly those tensors or a `WeightError`. Imports neither vLLM, Megatron nor Ray.
 """
 
 from __future__ import annotations
@@ -19,16 +18,14 @@ from torch import Tensor
 
 from megatron_omr.dtypes import Precision, torch_dtype
 
-ALIGNMENT = (
-    64  # bytes between the starts of tensors are a multiple of this, so that every dtype can view them
-)
+ALIGNMENT = 64  # tensors start at multiples of so many bytes, so that every dtype can view them
 
 _ROW = 4096  # words
 _WORD_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, size=_ROW, dtype=np.uint64) | np.uint64(1)
 
 
 class WeightError(ValueError):
-    """A weight update is not what the engine's model needs; nothing of it was loaded."""
+    """A weight update does not fit the engine's model or is corrupted; nothing of it was loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +45,16 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """One piece of shared memory. It lives as long as the process that made it keeps it."""
+    """One piece of shared memory, which exists until its process closes it or ends."""
 
-    path: str  # opens the memory from any process of the same user on this machine
+    path: str  # any process of the same user on this machine can open it
     num_bytes: int
     tensors: tuple[TensorEntry, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightManifest:
-    """A whole model in shared memory: small, safe to send to any engine on the machine, at any time."""
+    """A whole model in shared memory; the manifest itself is small and can be sent to any engine on the machine."""
 
     version: int
     buckets: tuple[Bucket, ...]
@@ -73,7 +70,7 @@ class WeightManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Where one tensor goes."""
+    """The place of one tensor."""
 
     bucket: int
     offset: int
@@ -81,9 +78,9 @@ class Slot:
 
 
 def next_slot(previous: Slot | None, num_bytes: int, bucket_bytes: int) -> Slot:
-    """The place after `previous` for a tensor of `num_bytes`: same bucket if it still fits, else a new one.
+    """Returns the place after `previous` for a tensor of `num_bytes`: in the same bucket if it fits, else in a new one.
 
-    A tensor larger than `bucket_bytes` gets a bucket of its own.
+    A tensor larger than `bucket_bytes` gets its own bucket.
     """
     if previous is None:
         return Slot(bucket=0, offset=0, num_bytes=num_bytes)
@@ -94,9 +91,9 @@ def next_slot(previous: Slot | None, num_bytes: int, bucket_bytes: int) -> Slot:
 
 
 def checksum(data: Tensor) -> int:
-    """A sum over `data` (uint8, CPU), every 8-byte word weighted by its place, modulo 2**64.
+    """Returns a sum over `data` (uint8, CPU), every 8-byte word weighted by its place, modulo 2**64.
 
-    The weights are odd, so a change within any one word always shows; swapped or shifted words change it
+    The weights are odd, so a change within one word always changes it; swapped or shifted words change it
     too. It runs at the speed of a memory copy, three times faster than zlib.crc32.
     """
     raw = data.numpy()
@@ -110,7 +107,7 @@ def checksum(data: Tensor) -> int:
 
 
 def check_complete(manifest: WeightManifest, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the manifest's names and shapes with the model's.
+    """Compares the manifest's names and shapes with the model's.
 
     Raises:
         WeightError: a tensor is missing, unknown, given twice, or has another shape; the message names it.
@@ -132,7 +129,7 @@ def check_complete(manifest: WeightManifest, expected: Mapping[str, tuple[int, .
 
 
 def open_bucket(bucket: Bucket) -> list[tuple[str, Tensor]]:
-    """The bucket's (name, tensor) pairs, read-only views of the shared memory, checked byte for byte.
+    """Returns the bucket's (name, tensor) pairs, read-only views of the shared memory, after checking their sums.
 
     Raises:
         WeightError: the memory is gone, or a tensor differs from what the sender wrote.

@@ -1,7 +1,6 @@
-"""vLLM's weight-transfer backend of ours: a `WeightManifest` in shared memory becomes the model's weights.
+"""A weight-transfer backend for vLLM: loads the weights of a `WeightManifest` from shared memory.
 
-The model is touched only when the whole manifest has proved complete and uncorrupted: a bad update leaves
-the old weights as they were.
+The model is changed only after the whole manifest was found complete and uncorrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ BACKEND = "omr_shared_memory"
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: each update says where its memory is."""
+    """Empty: each update contains the place of its memory."""
 
 
 @dataclass
@@ -56,7 +55,7 @@ class SharedMemoryReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         self._received = []
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # the base class waits for the accelerator here; reading shared memory leaves nothing to wait for
+        # the base class waits for the accelerator here, which reading shared memory does not need
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
@@ -81,19 +80,15 @@ class SharedMemoryReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
-        """vLLM up to 0.26 wants this method here; the trainer uses rl.weight_sync.sender.WeightSender."""
+        """vLLM up to 0.26 requires this method; the trainer uses rl.weight_sync.sender.WeightSender."""
         raise WeightError("send weights with rl.weight_sync.sender.WeightSender")
 
 
 def expected_tensors(folder: Path, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the checkpoint that vLLM loaded, under today's Hugging Face names.
-
-    Files on the hub from before transformers 4.52 say "visual." and "model.layers."; exports say
-    "model.visual." and "model.language_model.".
-    """
+    """Returns names and shapes of the checkpoint that vLLM loaded, spelled as exports spell them."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise WeightError(f"{folder} has no .safetensors file to learn the model's tensors from")
+        raise WeightError(f"{folder} has no .safetensors file with the names of the model's tensors")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
@@ -109,10 +104,10 @@ def is_tied(model: torch.nn.Module) -> bool:
 
 
 def refresh_tied_heads(model: torch.nn.Module) -> None:
-    """Let output heads follow the embedding they are tied to.
+    """Updates output heads that are tied to the embedding.
 
-    vLLM's CPU build multiplies by a packed copy of the head's weight, made when weights are loaded; a tied
-    head is given none in an update, so its copy would stay that of the older weights.
+    vLLM's CPU build multiplies by a packed copy of the head's weight, made when weights are loaded. An update
+    holds no weight for a tied head, so its copy would keep the older weights.
     """
     for layer in model.modules():
         if isinstance(layer, ParallelLMHead):
@@ -120,6 +115,6 @@ def refresh_tied_heads(model: torch.nn.Module) -> None:
 
 
 def register() -> None:
-    """Make the backend known to vLLM in this process (once; also vLLM's plugin entry for its own workers)."""
+    """Registers the backend with vLLM in this process, once; also vLLM's plugin entry for its own workers."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryReceiver)

@@ -1,15 +1,14 @@
-"""The trainer's side of a weight update: the export stream goes into shared memory, engines read it there.
+"""Writes the trainer's export stream into shared memory, where engines read it.
 
-The memory is anonymous (memfd): the kernel frees it when the trainer ends, however it ends, so nothing is
-left behind in /dev/shm and its size limit in containers does not apply. It is kept until the next update,
-so that an engine started in between gets the current weights from the same manifest.
+The memory is anonymous (memfd): the kernel frees it when the trainer ends, even by a kill, so nothing is left in
+/dev/shm, and its size limit in containers does not apply. It is kept until the next update, so that an engine
+started in between gets the current weights from the same manifest.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from rl.weight_sync.manifest import Bucket, Slot, TensorEntry, WeightManifest, c
 
 
 class WeightSender:
-    """Writes a model's tensors into shared memory, again and again, into the same memory.
+    """Writes a model's tensors into shared memory; each update reuses the memory of the last.
 
     One process sends (rank 0 of the trainer); the others only take part in the export. No engine may be
     reading the previous manifest while the next one is written: it would see a checksum error.
@@ -30,7 +29,7 @@ class WeightSender:
         self._memory: list[_Memory] = []
 
     def send(self, weights: Iterable[tuple[str, Tensor]], version: int) -> WeightManifest:
-        """Copy `weights` (Hugging Face names, any device) into shared memory; say how to read them.
+        """Copies `weights` (Hugging Face names, any device) into shared memory; returns their manifest.
 
         Raises:
             ValueError: a tensor has a dtype that weights do not have.
@@ -67,18 +66,10 @@ class WeightSender:
         return self._memory[slot.bucket].data[slot.offset : slot.offset + slot.num_bytes]
 
     def close(self) -> None:
-        """Give the memory back; manifests of this sender can no longer be read."""
+        """Frees the memory; manifests of this sender can no longer be read."""
         for memory in self._memory:
             memory.close()
         self._memory.clear()
-
-    def __enter__(self) -> WeightSender:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from data_pipeline.encode.prompt_sharing import respond
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from rl.config import EngineConfig, SamplingConfig
+from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.prompts import read_prompts
 from rl.rollout.engine import Engine, request_seed
 from rl.types import Prompt, Rollout
@@ -31,6 +32,12 @@ pytestmark = pytest.mark.heavy
 CONFIG = EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=64, cpu_kv_cache_gib=0.25)
 SAMPLING = SamplingConfig(n=4, max_tokens=24)
 Weights = list[tuple[str, Tensor]]
+
+
+def engine_config(model: Path, shards: Path, *, temperature: float) -> EvalConfig:
+    sampling = SamplingConfig(temperature=temperature)
+    return EvalConfig(model=str(model), shards=str(shards), out="", seed=3, engine=CONFIG, sampling=sampling)
+
 
 SAME, OTHER = 2e-5, 1e-3
 """Bounds of Oracle.gap for the same and for other weights. In float32 the same weights gave up to 1.4e-6 (ten
@@ -136,7 +143,7 @@ def prompts(shards: Path) -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def running_engine(tiny_hf: Path, shards: Path) -> Iterator[SwitchableEngine]:
-    engine = SwitchableEngine(CONFIG, ImageConfig(), str(tiny_hf), str(shards), seed=3)
+    engine = SwitchableEngine(engine_config(tiny_hf, shards, temperature=1.0))
     yield engine
     engine.close()
 
@@ -158,7 +165,7 @@ def oracle(tiny_hf: Path, shards: Path) -> Oracle:
 
 @pytest.fixture(scope="module")
 def sender() -> Iterator[WeightSender]:
-    with WeightSender(bucket_bytes=2**20) as sender:
+    with closing(WeightSender(bucket_bytes=2**20)) as sender:
         yield sender
 
 
@@ -290,12 +297,13 @@ def test_prompts_that_cannot_be_read_are_returned_with_their_fault(
     write_shards(samples, tmp_path)
     broken = read_prompts(tmp_path, image=ImageConfig(min_pixels=784))
     whole = generate(engine, [prompts[0], prompts[2]], step_seed=1)
-    shards, engine._shards = engine._shards, str(tmp_path)
+    config = engine._config
+    engine._config = replace(config, shards=str(tmp_path))
     try:
         found = engine.generate(broken, SAMPLING, 1)
         none = engine.generate(broken[1:2], SAMPLING, 1)
     finally:
-        engine._shards = shards
+        engine._config = config
     assert [bool(r.fault) for r in found] == [False, True, False, True]
     assert tokens(found[0].rollouts) == tokens(whole[0]) and tokens(found[2].rollouts) == tokens(whole[1])
     assert [r.fault[0] for r in [*none, *found] if r.fault] == ["image", "image", "text"]
@@ -313,8 +321,8 @@ def test_tied_weights_and_another_temperature(
 ) -> None:
     """Logprobs are then of the temperature, and of the tokens that are left by the ban."""
     oracle = Oracle(tiny_tied_hf, shards)
-    engine = Engine(CONFIG, ImageConfig(), str(tiny_tied_hf), str(shards), seed=3, temperature=0.7)
-    with WeightSender() as sender:
+    engine = Engine(engine_config(tiny_tied_hf, shards, temperature=0.7))
+    with closing(WeightSender()) as sender:
         engine.update_weights(sender.send(oracle.change(1), version=1))
     sampled = generate(engine, prompts, SamplingConfig(n=1, temperature=0.7, max_tokens=8), step_seed=1)
     engine.close()

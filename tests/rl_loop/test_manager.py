@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
         manager = RolloutManager(
             replace(calls, wait=kill_once_then_wait), num_engines=1, max_num_seqs=config.engine.max_num_seqs
         )
-        with WeightSender() as sender:
+        with closing(WeightSender()) as sender:
             manager.update_weights(sender.send(changed_weights(tiny_hf), version=3))
             undisturbed = manager.generate(prompts, config.sampling, 1)
             victims.append(manager._engines[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -55,7 +56,7 @@ def test_slots_never_overlap_and_fill_buckets_in_order(sizes: list[int]) -> None
 
 
 def test_tensors_arrive_bit_for_bit_and_memory_is_reused() -> None:
-    with WeightSender(bucket_bytes=BUCKET) as sender:
+    with closing(WeightSender(bucket_bytes=BUCKET)) as sender:
         first = sender.send(some_weights(0).items(), version=1)
         paths = [bucket.path for bucket in first.buckets]
         second = sender.send(some_weights(1).items(), version=2)
@@ -70,7 +71,7 @@ def test_tensors_arrive_bit_for_bit_and_memory_is_reused() -> None:
 
 
 def test_memory_grows_for_larger_models() -> None:
-    with WeightSender(bucket_bytes=64) as sender:
+    with closing(WeightSender(bucket_bytes=64)) as sender:
         for size in (10, 4000, 10):
             weights = {f"{i}": torch.randn(size) for i in range(3)}
             assert all(
@@ -94,7 +95,7 @@ def test_checksum_changes_with_any_byte_and_with_swapped_words(data: st.DataObje
 
 
 def test_corrupted_tensor_is_named() -> None:
-    with WeightSender(bucket_bytes=BUCKET) as sender:
+    with closing(WeightSender(bucket_bytes=BUCKET)) as sender:
         manifest = sender.send(some_weights().items(), version=1)
         bucket = next(b for b in manifest.buckets if any(e.name == "c" for e in b.tensors))
         offset = next(e.offset for e in bucket.tensors if e.name == "c")
@@ -111,7 +112,7 @@ def flip_bit(bucket: Bucket, offset: int) -> None:
 def test_missing_unknown_misshapen_and_doubled_tensors_are_named() -> None:
     weights = some_weights()
     expected = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    with WeightSender(bucket_bytes=BUCKET) as sender:
+    with closing(WeightSender(bucket_bytes=BUCKET)) as sender:
         check_complete(sender.send(weights.items(), 1), expected)
         pairs = list(weights.items())
         for sent, complaint in (
@@ -125,7 +126,7 @@ def test_missing_unknown_misshapen_and_doubled_tensors_are_named() -> None:
 
 
 def test_dtype_that_weights_do_not_have_is_refused() -> None:
-    with WeightSender() as sender, pytest.raises(ValueError, match="ids is torch.int64"):
+    with closing(WeightSender()) as sender, pytest.raises(ValueError, match="ids is torch.int64"):
         sender.send([("ids", torch.zeros(3, dtype=torch.int64))], version=1)
 
 
