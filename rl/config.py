@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig
@@ -41,10 +42,7 @@ class SamplingConfig:
     max_tokens: int = 28_696
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"sampling.n={self.n} must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature={self.temperature} must be 0 (greedy) or more")
+        check_at_least(self, "sampling.", n=1, temperature=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +72,7 @@ class AlgorithmConfig:
     """Groups in which all responses got the same accuracy carry no signal and are left out."""
 
     def __post_init__(self) -> None:
-        if self.num_minibatches < 1:
-            raise ValueError(f"algorithm.num_minibatches={self.num_minibatches} must be at least 1")
+        check_at_least(self, "algorithm.", num_minibatches=1)
         if min(self.clip) < 0:
             raise ValueError(f"algorithm.clip_low and clip_high are {self.clip}; they must be 0 or more")
 
@@ -128,9 +125,7 @@ class RLConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "trainers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_at_least(self, steps=1, prompts_per_step=1, trainers=1, max_bad_samples=0)
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature=0 gives a group of equal responses; RL needs more than 0, e.g. 1"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.config import CheckerConfig
+from launch.launcher import rank_environment
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 from tests.helpers.processes import wait_for_process, wait_until
@@ -30,8 +30,8 @@ SAME = ("step", "reward", "reward_format", "response_len_mean", "groups_kept", "
 def sft_rank(config: SFTConfig) -> None:
     from megatron_omr.sft import run_sft
 
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    run_sft(config, rank=rank, world_size=world_size, init_method=os.environ["INIT_METHOD"])
+    rank, world_size, init_method = rank_environment()
+    run_sft(config, rank=rank, world_size=world_size, init_method=init_method)
 
 
 @pytest.fixture(scope="module")

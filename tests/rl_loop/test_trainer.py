@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from launch.launcher import rank_environment
 from rl.config import RLConfig
 from rl.pack import split_by_rank
 from rl.types import TrainRollout
@@ -25,8 +25,8 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
     """Runs everything a worker does, once, and returns the results."""
     from rl.trainer import TrainerWorker
 
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=os.environ["INIT_METHOD"])
+    rank, world_size, init_method = rank_environment()
+    worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=init_method)
     dp_rank, is_logger = worker.place()
     share, halves = (
         [split_by_rank(part, world_size, whole_groups=False)[dp_rank] for part in parts]
