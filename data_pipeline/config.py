@@ -19,12 +19,12 @@ def check_at_least(config: object, section: str = "", **least: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkConfig:
-    """How the parts of a stage are run."""
+    """Workers and executor that run the parts of a stage."""
 
     workers: int = 1
     """Parts that run at the same time; with Ray, 0 uses the whole cluster."""
     executor: Literal["local", "ray"] = "local"
-    """Where they run: on this machine, or on a Ray cluster."""
+    """Run parts on this machine, or on a Ray cluster."""
 
     def __post_init__(self) -> None:
         if self.workers < (0 if self.executor == "ray" else 1):

@@ -117,7 +117,7 @@ def check_settings(folder: Path, found: Mapping[str, object], wanted: Mapping[st
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder in one step, so that a kill leaves no half of it behind."""
+    """Removes a folder in one step, so that a kill leaves all of it or nothing."""
     old = folder.with_name(f".{folder.name}.old")  # hidden: `shards.old` may be a folder of the user's
     shutil.rmtree(old, ignore_errors=True)  # of a removal that was killed
     folder.replace(old)

@@ -9,7 +9,7 @@ from data_pipeline.config import check_at_least
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How shards are read, packed and handed to the trainer."""
+    """Reading, shuffling and packing of shards for the trainer."""
 
     shards: str = ""
     """Shards that `omr data` wrote, or a mixture of `omr data mix`: a folder, or an address (https://, s3://, ...)."""
@@ -46,7 +46,7 @@ class MixConfig:
     counts: str = ""
     """Samples of each source in an epoch, instead of weights, such as mmk12=5000,tqa=800; the default is 0."""
     max_epochs: float = 1.0
-    """How often a source may repeat in one epoch of the mixture; the others make up for the rest."""
+    """Most passes over a source in one epoch of the mixture; the others make up for the rest."""
     seed: int = 42
     """Decides which samples of a source come first."""
 

@@ -84,7 +84,7 @@ def _read_rows(job: ShardJob, found: Findings) -> ShardRows | None:
     if job.listed is None:
         return None
     try:
-        rows = ShardIndex(folder=job.folder, shards=(job.listed,)).rows(0)
+        rows = ShardIndex(folder=str(job.folder), shards=(job.listed,)).rows(0)
     except ValueError as error:
         found.add("rows", str(error))
         return None

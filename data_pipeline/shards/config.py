@@ -10,7 +10,7 @@ from data_pipeline.encode.config import ImageConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
-    """How samples are written into shards."""
+    """Sizes of the shards that are written, and a cap for their images."""
 
     target_bytes: int = 268_435_456
     """A .tar is closed when it reaches this size; 256 MiB reads at full speed and downloads in a second or two."""

@@ -59,7 +59,7 @@ def parse_sample(data: bytes, ref: SampleRef) -> Sample:
     except (tarfile.TarError, ValueError, RecursionError) as error:
         raise BadSample("unreadable", f"{_place(ref)}: {error}") from error
     if sample.id != ref.id:
-        raise BadSample("unreadable", f"{_place(ref)}: {sample.id!r} lies there: not this index's shard")
+        raise BadSample("unreadable", f"{_place(ref)}: found {sample.id!r}; the index is of another shard")
     return sample
 
 

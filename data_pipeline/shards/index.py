@@ -73,7 +73,7 @@ class Source:
 class ShardIndex:
     """The shards of a folder or mixture. The rows of a shard's samples are read on demand."""
 
-    folder: str | Path  # the place
+    folder: str  # its place
     shards: tuple[Shard, ...]
     mixed: tuple[Source, ...] = ()  # the sources of a mixture
 
@@ -192,49 +192,44 @@ def _load_folder(place: str, data: bytes) -> ShardIndex:
         raise ValueError(f"{path} is not an index of shards ({error!r}); write the shards again") from error
     for shard in shards:
         if shard.file != Path(shard.file).name or not is_local(shard.file):
-            raise ValueError(
-                f"{path} names the shard {shard.file!r}; a shard is a plain file name in its folder"
-            )
-    return ShardIndex(folder=Path(place) if is_local(place) else place, shards=shards)
+            raise ValueError(f"{path} names the shard {shard.file!r}; it must be a plain file name")
+    return ShardIndex(folder=place, shards=shards)
 
 
 def _load_mixture(place: str, data: bytes) -> ShardIndex:
     path = join(place, MIXTURE)
     try:
-        said = json.loads(data)
-        seed = int(said["seed"])
-        rows = [(str(s["name"]), str(s["place"]), str(s["digest"]), int(s["count"])) for s in said["sources"]]
+        table = json.loads(data)
+        seed = int(table["seed"])
+        kinds = {"name": str, "place": str, "digest": str, "count": int}
+        rows = [[kind(source[key]) for key, kind in kinds.items()] for source in table["sources"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a mixture ({error!r}); write it again with `omr data mix`"
-        ) from error
+        raise ValueError(f"{path} is not a mixture ({error!r}); run `omr data mix` again") from error
     shards: list[Shard] = []
     mixed: list[Source] = []
-    for number, (name, lies_at, digest, count) in enumerate(rows):
-        if not is_local(place) and is_local(lies_at) and lies_at.startswith("/"):
+    for number, (name, source, digest, count) in enumerate(rows):
+        if not is_local(place) and is_local(source) and source.startswith("/"):
             raise ValueError(
-                f"{path} names the local folder {lies_at!r}; give it an address, or a relative path"
+                f"{path} names the local folder {source!r}; give it an address, or a relative path"
             )
-        found = ShardIndex.load(join(place, lies_at))
+        found = ShardIndex.load(join(place, source))
         if found.mixed or found.digest != digest or count < 0 or (count and not len(found)):
             raise ValueError(
-                f"{path} draws {count} samples of {lies_at} with digest {digest!r}; there are {len(found)} with "
+                f"{path} draws {count} samples of {source} with digest {digest!r}; there are {len(found)} with "
                 f"{found.digest!r} now; run `omr data mix` again"
             )
         numbers = range(len(shards), len(shards) + len(found.shards))
         mixed.append(Source(name=name, shards=numbers, size=len(found), count=count, seed=seed + number))
-        shards += [replace(shard, file=join(lies_at, shard.file)) for shard in found.shards]
-    return ShardIndex(
-        folder=Path(place) if is_local(place) else place, shards=tuple(shards), mixed=tuple(mixed)
-    )
+        shards += [replace(shard, file=join(source, shard.file)) for shard in found.shards]
+    return ShardIndex(folder=place, shards=tuple(shards), mixed=tuple(mixed))
 
 
 def _read_rows(place: str, shard: Shard) -> ShardRows:
     path = str(rows_path(Path(place))) if is_local(place) else place.removesuffix(".tar") + ".index.json"
     try:
-        said = json.loads(read_bytes(path))
-        numbers = {name: array("q", said[name]) for name in ("offsets", "sizes", "crc32", "tokens")}
-        rows = ShardRows(ids=tuple(said["ids"]), **numbers)
+        table = json.loads(read_bytes(path))
+        numbers = {name: array("q", table[name]) for name in ("offsets", "sizes", "crc32", "tokens")}
+        rows = ShardRows(ids=tuple(table["ids"]), **numbers)
     except ConnectionError:
         raise
     except (OSError, KeyError, TypeError, OverflowError, ValueError) as error:

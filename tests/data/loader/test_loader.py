@@ -302,9 +302,9 @@ def test_an_empty_shard_among_others_is_skipped(encoder, tmp_path):
     for number, part in enumerate(parts):
         write_part(part, tmp_path / "s", number)
     finish_shards(tmp_path / "s", len(parts))
-    said = json.loads((tmp_path / "s" / "index.json").read_text())
-    said["shards"].insert(1, {**said["shards"][0], "file": "none.tar", "count": 0})
-    (tmp_path / "s" / "index.json").write_text(json.dumps(said))
+    index_json = json.loads((tmp_path / "s" / "index.json").read_text())
+    index_json["shards"].insert(1, {**index_json["shards"][0], "file": "none.tar", "count": 0})
+    (tmp_path / "s" / "index.json").write_text(json.dumps(index_json))
     rows = {"ids": [], "offsets": [], "sizes": [], "crc32": [], "tokens": []}
     (tmp_path / "s" / "none.index.json").write_text(json.dumps(rows))
     config = LoaderConfig(shards=str(tmp_path / "s"), global_batch_size=6, pack_length=4_000)

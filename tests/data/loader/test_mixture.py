@@ -94,9 +94,9 @@ def test_the_command_prints_and_writes_the_mixture(folders, capsys):
         ["c", "100", "2", "35", "58.3%", "0.35"],
         ["total", "147", "60"],
     ]
-    said = json.loads((out / "mixture.json").read_text())
-    assert said["seed"] == 5 and [s["place"] for s in said["sources"]] == ["../a", "../b", "../c"]
-    assert [s["count"] for s in said["sources"]] == [18, 7, 35]
+    mixture = json.loads((out / "mixture.json").read_text())
+    assert mixture["seed"] == 5 and [s["place"] for s in mixture["sources"]] == ["../a", "../b", "../c"]
+    assert [s["count"] for s in mixture["sources"]] == [18, 7, 35]
     before = (out / "mixture.json").read_bytes()
     assert (
         main(

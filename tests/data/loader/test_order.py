@@ -143,9 +143,9 @@ def test_only_the_rows_of_one_window_are_read_at_a_time(folders, monkeypatch):
 def test_a_mixture_whose_source_changed_is_refused(folders, tmp_path):
     write_shards(texts("d", 9), tmp_path / "d")
     mix(MixConfig(shards=(str(tmp_path / "d"),), out=str(tmp_path / "mix")))
-    said = json.loads((tmp_path / "mix" / "mixture.json").read_text())
-    said["sources"][0]["place"] = str(folders / "a")
-    (tmp_path / "mix" / "mixture.json").write_text(json.dumps(said))
+    mixture = json.loads((tmp_path / "mix" / "mixture.json").read_text())
+    mixture["sources"][0]["place"] = str(folders / "a")
+    (tmp_path / "mix" / "mixture.json").write_text(json.dumps(mixture))
     with pytest.raises(ValueError, match="run `omr data mix` again"):
         ShardIndex.load(tmp_path / "mix")
 

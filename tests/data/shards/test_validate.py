@@ -236,7 +236,7 @@ def test_bytes_after_the_end_are_found(folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("column", "change", "said"),
+    ("column", "change", "message"),
     [
         ("ids", lambda ids: [*ids[:2], "another", *ids[3:]], "the index says 'another' of"),
         ("offsets", lambda offsets: [*offsets[:2], offsets[2] + 512, *offsets[3:]], "the index says nothing"),
@@ -248,12 +248,12 @@ def test_bytes_after_the_end_are_found(folder: Path):
         ("ids", lambda ids: [1, 2, 3, 4], "an id that is no text"),
     ],
 )
-def test_rows_that_do_not_match_are_found(folder: Path, column: str, change: Callable, said: str):
+def test_rows_that_do_not_match_are_found(folder: Path, column: str, change: Callable, message: str):
     path = folder / SECOND.replace(".tar", ".index.json")
     rows = json.loads(path.read_text())
     path.write_text(json.dumps({**rows, column: change(rows[column])}))
     report = check(folder)
-    assert any(said in problem.detail and problem.shard == SECOND for problem in report.problems), (
+    assert any(message in problem.detail and problem.shard == SECOND for problem in report.problems), (
         report.problems
     )
     assert report.counts.keys() <= {"rows", "checksum"}
@@ -399,17 +399,17 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 
 
 def test_command_exits_with_1_and_prints_the_problems(folder: Path, capsys: pytest.CaptureFixture[str]):
-    code, said = run(capsys, str(folder), "--images")
-    assert code == 0 and "nothing is broken" in said
+    code, printed = run(capsys, str(folder), "--images")
+    assert code == 0 and "nothing is broken" in printed
     (folder / SECOND).unlink()
-    code, said = run(capsys, str(folder))
+    code, printed = run(capsys, str(folder))
     assert code == 1
-    assert said.splitlines()[1:] == [
+    assert printed.splitlines()[1:] == [
         "missing-shard: 1",
         f"  {SECOND}: the index lists it, but it does not exist",
     ]
-    code, said = run(capsys, str(folder), "--json", "--work.workers", "2")
-    report = json.loads(said)
+    code, printed = run(capsys, str(folder), "--json", "--work.workers", "2")
+    report = json.loads(printed)
     assert code == 1 and report["counts"] == {"missing-shard": 1}
     assert report["problems"][0] == {
         "kind": "missing-shard",
@@ -423,9 +423,9 @@ def test_command_exits_with_1_and_prints_the_problems(folder: Path, capsys: pyte
 def test_only_the_first_problems_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     samples: list[Sample] = [replace(sample, images=(b"?",)) for sample in digit_samples("train", 130, 0)]
     write_shards(samples, tmp_path)
-    code, said = run(capsys, str(tmp_path))
-    assert code == 1 and "image: 130\n" in said and said.count("cannot identify") == 5
-    assert "... and 125 more" in said
+    code, printed = run(capsys, str(tmp_path))
+    assert code == 1 and "image: 130\n" in printed and printed.count("cannot identify") == 5
+    assert "... and 125 more" in printed
     assert len(check(tmp_path).problems) == 100, "memory is bounded"
 
 

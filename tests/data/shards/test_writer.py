@@ -332,11 +332,11 @@ def test_images_change_only_above_a_pixel_cap(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [({"target_bytes": 0}, "target_bytes=0"), ({"max_pixels": 100}, "max_pixels=100 must be 0 for no cap")],
 )
-def test_wrong_limits_are_named(wrong: dict, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_limits_are_named(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         ShardConfig(**wrong)
 
 
