@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from data_pipeline.encode.prompt_sharing import respond, share_prompt
-from data_pipeline.loader.packing import balance, blank, first_fit, pack_trees, padded_length
+from data_pipeline.loader.packing import balance, blank, first_fit, pack, padded_length
 from data_pipeline.types import Example, PackedBatch, SampleRef, Tree
 from rl.types import RolloutBatch, TrainRollout
 
@@ -52,7 +52,7 @@ def build_batches(
             encode_prompt(rollouts[members[0]].ref), {names[i]: rollouts[i].token_ids for i in members}, rules
         )
     ]
-    packs = pack_trees(
+    packs = pack(
         trees, pack_length=rules.pack_length, multiple=rules.multiple, pad_token_id=rules.pad_token_id
     )
     if not packs:

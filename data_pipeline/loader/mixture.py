@@ -39,29 +39,20 @@ def mix(config: MixConfig) -> list[Share]:
     out = Path(config.out)
     if (out / INDEX).exists():
         raise ValueError(f"out={out} holds shards; choose another folder")
-    indexes = [_load_source(place) for place in config.shards]
-    _check_distinct(config.shards, indexes)
-    names, sizes = source_names(config.shards), [len(index) for index in indexes]
-    weights: list[float | None] = [None] * len(names)
+    indexes, names = _load_sources(config.shards), source_names(config.shards)
+    sizes = [len(index) for index in indexes]
+    weights: Sequence[float | None] = [None] * len(names)
     if config.counts:
-        counts = _given_counts(config, names, sizes)
+        counts = _read_counts(config, names, sizes)
     else:
-        numbers = _numbers("weights", config.weights, names)
-        chosen = [numbers.get(name, 1.0) for name in names]
-        if not config.samples and set(chosen) - {0.0, 1.0}:
-            raise ValueError(
-                f"weights={config.weights!r} say how samples divide, but without samples everything goes in; give "
-                "samples as well, or counts instead"
-            )
-        counts = allocate(sizes, chosen, config.samples or None, config.max_epochs)
-        weights = [*chosen]
+        weights = given = _read_weights(config, names)
+        counts = allocate(sizes, given, config.samples or None, config.max_epochs)
     if not sum(counts):
         raise ValueError(f"nothing goes in: the sources hold {sum(sizes)} samples, counts are {counts}")
     places = [_relative(place, out) for place in config.shards]
-    rows = zip(names, places, indexes, sizes, weights, counts, strict=True)
     shares = [
-        Share(name=name, place=place, digest=index.digest, size=size, weight=weight, count=count)
-        for name, place, index, size, weight, count in rows
+        Share(name=name, place=place, digest=index.digest, size=len(index), weight=weight, count=count)
+        for name, place, index, weight, count in zip(names, places, indexes, weights, counts, strict=True)
     ]
     mixture = {
         "version": 1,
@@ -95,19 +86,15 @@ def allocate(
             f"samples={total}, but the sources hold {sum(limits)} at max_epochs={max_epochs:g}; ask for fewer, "
             "or raise max_epochs"
         )
-    counts, giving = [0] * len(sizes), {i for i, limit in enumerate(limits) if limit}
+    shares: dict[int, float] = {}
+    giving = {i for i, limit in enumerate(limits) if limit}
     while giving:
-        left = total - sum(counts)
-        shares = {i: left * weights[i] / sum(weights[j] for j in giving) for i in giving}
-        used_up = {i for i in giving if shares[i] >= limits[i]}
-        if not used_up:
-            return [
-                given + part for given, part in zip(counts, _whole(shares, left, len(sizes)), strict=True)
-            ]
-        for i in used_up:
-            counts[i] = limits[i]
-        giving -= used_up
-    return counts
+        left = total - sum(shares.values())
+        parts = {i: left * weights[i] / sum(weights[j] for j in giving) for i in giving}
+        used_up = {i for i in giving if parts[i] >= limits[i]}
+        shares |= {i: limits[i] for i in used_up} or parts
+        giving = giving - used_up if used_up else set()
+    return _round(shares, total, len(sizes))
 
 
 def source_names(places: Sequence[str]) -> list[str]:
@@ -116,7 +103,7 @@ def source_names(places: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(places)
 
 
-def _whole(shares: dict[int, float], total: int, num_sources: int) -> list[int]:
+def _round(shares: dict[int, float], total: int, num_sources: int) -> list[int]:
     """Returns the shares as integers that add up to `total`: rounded down, then the largest remainders up."""
     counts = [int(shares.get(i, 0)) for i in range(num_sources)]
     short = total - sum(counts)
@@ -125,18 +112,29 @@ def _whole(shares: dict[int, float], total: int, num_sources: int) -> list[int]:
     return counts
 
 
-def _given_counts(config: MixConfig, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+def _read_weights(config: MixConfig, names: Sequence[str]) -> list[float]:
+    numbers = _numbers("weights", config.weights, names)
+    weights = [numbers.get(name, 1.0) for name in names]
+    if not config.samples and set(weights) - {0.0, 1.0}:
+        raise ValueError(
+            f"weights={config.weights!r} divide the samples of an epoch, but samples is 0, which takes all; give "
+            "samples as well, or counts instead"
+        )
+    return weights
+
+
+def _read_counts(config: MixConfig, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
     numbers = _numbers("counts", config.counts, names)
-    if fractions := [number for number in numbers.values() if number != int(number)]:
-        raise ValueError(f"counts={config.counts!r}: {fractions[0]} must be a whole number")
-    counts = [int(numbers.get(name, 0)) for name in names]
-    for name, size, count in zip(names, sizes, counts, strict=True):
+    for name, size in zip(names, sizes, strict=True):
+        count = numbers.get(name, 0)
+        if count != int(count):
+            raise ValueError(f"counts={config.counts!r}: {count} must be a whole number")
         if count > config.max_epochs * size:
             raise ValueError(
-                f"counts: {name}={count}, but it holds {size} and max_epochs={config.max_epochs:g}; "
+                f"counts: {name}={int(count)}, but it holds {size} and max_epochs={config.max_epochs:g}; "
                 "ask for fewer, or raise max_epochs"
             )
-    return counts
+    return [int(numbers.get(name, 0)) for name in names]
 
 
 def _numbers(field: str, text: str, names: Sequence[str]) -> dict[str, float]:
@@ -155,23 +153,20 @@ def _numbers(field: str, text: str, names: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
-def _check_distinct(places: Sequence[str], indexes: Sequence[ShardIndex]) -> None:
-    first: dict[str, str] = {}
-    for place, index in zip(places, indexes, strict=True):
-        if len(index) and index.digest in first:
-            raise ValueError(
-                f"{place} holds the same shards as {first[index.digest]}; name it once and raise its weight"
-            )
+def _load_sources(places: Sequence[str]) -> list[ShardIndex]:
+    """Loads the sources; raises ValueError for a mixture, and for one that holds the same shards as another."""
+    indexes: list[ShardIndex] = []
+    first: dict[str, str] = {}  # digest -> place
+    for place in places:
+        index = ShardIndex.load(place)
+        if index.mixed:
+            names = ", ".join(source.name for source in index.mixed)
+            raise ValueError(f"{place} is a mixture itself; give its sources: {names}")
+        if len(index) and (same := first.get(index.digest)):
+            raise ValueError(f"{place} holds the same shards as {same}; name it once and raise its weight")
         first[index.digest] = place
-
-
-def _load_source(place: str) -> ShardIndex:
-    index = ShardIndex.load(place)
-    if index.mixed:
-        raise ValueError(
-            f"{place} is a mixture itself; give its sources: {', '.join(s.name for s in index.mixed)}"
-        )
-    return index
+        indexes.append(index)
+    return indexes
 
 
 def _relative(place: str, out: Path) -> str:

@@ -20,26 +20,15 @@ from data_pipeline.types import Example, PackedBatch, Tree
 
 
 def pack(
-    examples: Sequence[Example], *, pack_length: int, multiple: int = 1, pad_token_id: int
+    items: Sequence[Example | Tree], *, pack_length: int, multiple: int = 1, pad_token_id: int
 ) -> list[PackedBatch]:
-    """Packs whole examples into as few batches of at most `pack_length` tokens as first-fit finds.
+    """Packs whole examples or trees into as few batches of at most `pack_length` tokens as first-fit finds.
 
     Raises:
-        ValueError: an example, padded to `multiple`, is longer than `pack_length`.
+        ValueError: an item, its examples padded to `multiple`, is longer than `pack_length`.
     """
-    trees = [Tree(root=example) for example in examples]
-    return pack_trees(trees, pack_length=pack_length, multiple=multiple, pad_token_id=pad_token_id)
-
-
-def pack_trees(
-    trees: Sequence[Tree], *, pack_length: int, multiple: int = 1, pad_token_id: int
-) -> list[PackedBatch]:
-    """Packs whole trees into as few batches of at most `pack_length` tokens as first-fit finds.
-
-    Raises:
-        ValueError: a tree, its examples padded to `multiple`, is longer than `pack_length`.
-    """
-    sizes = [tree_length(tree, multiple) for tree in trees]
+    trees = _as_trees(items)
+    sizes = [sum(padded_length(len(example), multiple) for example in tree.examples) for tree in trees]
     for tree, size in zip(trees, sizes, strict=True):
         if size > pack_length:
             names = [example.id for example in tree.examples if example.id]
@@ -58,7 +47,7 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
     Raises:
         ValueError: the length of a root with branches is no multiple of `multiple`: its branches would see pads.
     """
-    trees = [Tree(root=item) if isinstance(item, Example) else item for item in items]
+    trees = _as_trees(items)
     for tree in trees:
         if tree.branches and len(tree.root) % multiple:
             raise ValueError(
@@ -81,6 +70,10 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
     )
 
 
+def _as_trees(items: Sequence[Example | Tree]) -> list[Tree]:
+    return [Tree(root=item) if isinstance(item, Example) else item for item in items]
+
+
 def _parents(trees: Sequence[Tree]) -> Tensor | None:
     """Returns PackedBatch.parents of the trees."""
     if not any(tree.branches for tree in trees):
@@ -90,11 +83,6 @@ def _parents(trees: Sequence[Tree]) -> Tensor | None:
         root = len(parents)
         parents += [-1, *[root] * len(tree.branches)]
     return torch.tensor(parents)
-
-
-def tree_length(tree: Tree, multiple: int) -> int:
-    """Returns the tokens of a tree in a pack."""
-    return sum(padded_length(len(example), multiple) for example in tree.examples)
 
 
 def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.encode.prompt_sharing import respond, share_prompt
-from data_pipeline.loader.packing import merge, pack_trees
-from data_pipeline.types import Example, Tree
+from data_pipeline.loader.packing import merge, pack
+from data_pipeline.types import Example
 
 IMAGE = 9
 
@@ -77,8 +77,8 @@ def test_a_pack_records_the_parent_of_each_branch():
     assert batch.prefix_lens().tolist() == [0, lengths[0], lengths[0], 0, 0, lengths[4]]
     assert merge([plain], pad_token_id=0).parents is None
     assert (sum(lengths[:3]), lengths[3], sum(lengths[4:])) == (13, 6, 9)
-    packs = pack_trees([two, Tree(root=plain), one], pack_length=15, pad_token_id=0)
-    assert [pack.ids for pack in packs] == [("", "a", "b"), ("d", "", "c")]
+    packs = pack([two, plain, one], pack_length=15, pad_token_id=0)
+    assert [batch.ids for batch in packs] == [("", "a", "b"), ("d", "", "c")]
 
 
 def test_a_root_that_needs_padding_is_refused():
