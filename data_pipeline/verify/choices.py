@@ -32,9 +32,7 @@ _ABOUT_OTHERS = re.compile(r"both|neither|all|none|either", re.IGNORECASE)
 
 def read_reference(text: str) -> Choice | None:
     """Returns the letters that a reference asks for, or None where it is no choice: "AC" or "B. 12 cm"."""
-    if alone := _ALONE.fullmatch(text):
-        return frozenset(alone.group(1).upper()), ""
-    if letters := _read_several(text):
+    if letters := _read_letters(text):
         return letters, ""
     found = _WITH_TEXT.fullmatch(text)
     if not found or _MARK.search(found.group(4)):  # (a) 3 (b) 4 are two answers
@@ -44,16 +42,14 @@ def read_reference(text: str) -> Choice | None:
 
 def read_choice(text: str) -> Choice:
     """Returns the letters that an answer names, and the text behind them; none of "A triangle" or "A or B"."""
-    if alone := _ALONE.fullmatch(text):
-        return frozenset(alone.group(1).upper()), ""
-    if letters := _read_several(text):
+    if letters := _read_letters(text):
         return letters, ""
     found = _WITH_TEXT.fullmatch(text)
-    letter, behind = (_first(found).upper(), found.group(4)) if found else (_named_letter(text), "")
-    others = {next(filter(None, groups)) for groups in _OTHERS.findall(text)} - set(letter)
-    if not letter or (others and not _ABOUT_OTHERS.match(behind)):
+    letters, behind = (frozenset(_first(found).upper()), found.group(4)) if found else (_find_named(text), "")
+    others = {next(filter(None, groups)) for groups in _OTHERS.findall(text)} - letters
+    if not letters or (others and not _ABOUT_OTHERS.match(behind)):
         return frozenset(), ""
-    return frozenset(letter), behind
+    return letters, behind
 
 
 def strip_letter(text: str) -> str:
@@ -62,16 +58,18 @@ def strip_letter(text: str) -> str:
     return found.group(4) if found and _first(found).isupper() else text
 
 
-def _named_letter(text: str) -> str:
+def _find_named(text: str) -> frozenset[str]:
     """Returns the letters behind "the answer is" or in front of "is correct"."""
     named = _NAMED.search(text) or _IS_RIGHT.match(text)
     if not named or (_first(named) == "a" and named.end() < len(text)):  # an article
-        return ""
-    several = _read_several(text[named.start(named.lastindex or 1) :])
-    return "".join(sorted(several)) or _first(named).upper()
+        return frozenset()
+    return _read_letters(text[named.start(named.lastindex or 1) :]) or frozenset(_first(named).upper())
 
 
-def _read_several(text: str) -> frozenset[str]:
+def _read_letters(text: str) -> frozenset[str]:
+    """Returns the letters of a text that holds nothing else: "(b)", "A and C", "ACD"."""
+    if alone := _ALONE.fullmatch(text):
+        return frozenset(alone.group(1).upper())
     if _SEVERAL.fullmatch(text):
         return frozenset(_LETTER.findall(text))
     # "ACD" lists letters in their order; other capitals are a word or a name.

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import re
 
+from data_pipeline.verify.released import is_solution
+
 MAX_LINE_LEN = 1_000
 """Characters past which a last line is not read."""
-MIN_SOLUTION_LEN = 50
-"""Characters past which a response without tags may still earn the partial format score."""
 
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
 _THINK = re.compile(r"</?think>")
 _BRACE = re.compile(r"[{}]")
-_MATH_SIGN = re.compile(r"[=+\-*/()\[\]\\]")
 _STATEMENT = re.compile(r"=|:| (?:is|are|equals) ")
 
 
@@ -35,12 +34,12 @@ def read(response: str) -> tuple[str, float]:
         return "", 0.0  # cut off inside of the tag, or never opened
     if start >= 0:
         has_form = text.startswith("<think>") and text.endswith("</answer>") and not is_open
-        return outside[start + len("<answer>") : closed].strip(), 1.0 if has_form else _partial_format(text)
+        return outside[start + len("<answer>") : closed].strip(), 1.0 if has_form else 0.8 * is_solution(text)
     if (box := outside.rfind(r"\boxed{")) >= 0:
         content = _read_braces(outside, box + len(r"\boxed{"))
         return content.strip(), float(bool(content))
     stated = _read_last_line(outside, is_ended)
-    return stated, _partial_format(text) if stated else 0.0
+    return stated, 0.8 * bool(stated and is_solution(text))
 
 
 def _strip_end_tokens(text: str) -> tuple[str, bool]:
@@ -90,7 +89,3 @@ def _read_last_line(text: str, is_ended: bool) -> str:
     if marks and is_finished:
         return line[marks[-1].end() :].strip()
     return line if line == text.replace("**", "") and not marks else ""
-
-
-def _partial_format(text: str) -> float:
-    return 0.8 if len(text) > MIN_SOLUTION_LEN and _MATH_SIGN.search(text) else 0.0

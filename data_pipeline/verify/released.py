@@ -36,8 +36,11 @@ def read(response: str) -> tuple[str, float]:
 def match(extracted: str, answer: str) -> str:
     """Returns exact | choice | none, or undecided where math-verify may still find the two equal."""
     answer = trim(answer)
-    if (decided_by := _match_text(extracted, answer)) != "none" or _is_choice(answer):
-        return decided_by
+    if len(answer) == 1 and answer in CHOICES:
+        return "choice" if _read_choice(extracted) == answer else "none"
+    shorter, longer = sorted((extracted, answer), key=len)
+    if shorter in longer and len(shorter) >= MIN_OVERLAP * len(longer):
+        return "exact"
     # Plain integers that differ as text are different numbers; these are most of the wrong answers.
     is_number = _INTEGER.fullmatch(extracted) and _INTEGER.fullmatch(answer)
     return "undecided" if extracted and answer and not is_number else "none"
@@ -52,8 +55,12 @@ def format_score(response: str) -> float:
     r"""Returns 1 for `<think>..</think>..<answer>..</answer>` or a `\boxed{}`, 0.8 for a solution without, else 0."""
     if _has_tags(response) or _find_boxed(response):
         return 1.0
-    is_solution = len(response.strip()) > MIN_SOLUTION_LEN and _MATH_SIGN.search(response)
-    return 0.8 if is_solution and _find_answer(response) else 0.0
+    return 0.8 if is_solution(response) and _find_answer(response) else 0.0
+
+
+def is_solution(text: str) -> bool:
+    """Returns True for a text of some length with a sign of mathematics, which earns the partial format score."""
+    return len(text.strip()) > MIN_SOLUTION_LEN and bool(_MATH_SIGN.search(text))
 
 
 def find_marked_answer(response: str) -> str | None:
@@ -106,19 +113,6 @@ def trim(text: str) -> str:
     return text.removesuffix(".").strip()
 
 
-def _is_choice(answer: str) -> bool:
-    return len(answer) == 1 and answer in CHOICES
-
-
-def _match_text(extracted: str, answer: str) -> str:
-    """Returns exact | choice | none."""
-    if _is_choice(answer):
-        return "choice" if _read_choice(extracted) == answer else "none"
-    shorter, longer = sorted((extracted, answer), key=len)
-    is_equal = shorter in longer and len(shorter) >= MIN_OVERLAP * len(longer)
-    return "exact" if is_equal else "none"
-
-
 def _read_choice(text: str) -> str:
     """Returns the choice letter a text most likely means, or "". A letter at the start wins over all else."""
     text = text.strip()
@@ -129,12 +123,8 @@ def _read_choice(text: str) -> str:
         if end and end in CHOICES:
             return end
     padded = f" {text} "
-    return _numbered_choice(padded) or _phrase_choice(padded) or _written_choice(padded)
-
-
-def _numbered_choice(text: str) -> str:
-    """Returns the letter of "2. B": A is 1, B is 2."""
-    return _first_found(text, [(f"{number}. {letter}", letter) for number, letter in enumerate(CHOICES, 1)])
+    numbered = [(f"{number}. {letter}", letter) for number, letter in enumerate(CHOICES, 1)]  # 2. B
+    return _first_found(padded, numbered) or _phrase_choice(padded) or _written_choice(padded)
 
 
 def _phrase_choice(text: str) -> str:

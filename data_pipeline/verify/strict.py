@@ -228,7 +228,7 @@ def _read_list(text: str) -> ListAnswer | None:
 
 def _is_same_brackets(ours: str, theirs: str) -> bool:
     """Returns True where the brackets mean the same; a list without any may be a tuple or a set."""
-    return ours == theirs or (not ours and theirs in ("()", "{}")) or (not theirs and ours in ("()", "{}"))
+    return ours == theirs or {ours, theirs} in ({"", "()"}, {"", "{}"})
 
 
 def _keeps_order(given: ListAnswer, wanted: ListAnswer) -> bool:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_pipeline.verify.reading import MIN_SOLUTION_LEN, read
+from data_pipeline.verify.reading import read
+from data_pipeline.verify.released import MIN_SOLUTION_LEN
 
 
 @pytest.mark.parametrize(
