@@ -118,7 +118,9 @@ def _data_files(folder: Path, split: str) -> list[Path]:
 
 def _is_data(name: Path) -> bool:
     hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and not name.name.endswith(("index.json", "infos.json", "info.json", "import.json", "_report.json"))
+    return not hidden and not name.name.endswith(
+        ("index.json", "infos.json", "info.json", "import.json", "_report.json")
+    )
 
 
 def _is_of_split(name: Path, split: str) -> bool:
