@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data_pipeline.config import WorkConfig
+from data_pipeline.config import WorkConfig, check_at_least
 from data_pipeline.shards.config import ShardConfig
 
 
@@ -39,9 +39,7 @@ class ImportConfig:
     work: WorkConfig = field(default_factory=WorkConfig)
 
     def __post_init__(self) -> None:
-        for name in ("limit", "max_bad_samples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        check_at_least(self, limit=0, max_bad_samples=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +51,4 @@ class CheckRowsConfig:
     """Rows to check."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count={self.count} must be at least 1")
+        check_at_least(self, count=1)
