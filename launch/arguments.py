@@ -24,7 +24,8 @@ class Group:
 
     doc: str
     """Shown in the help; the lines after `Examples:` end it, and the help of commands that have none."""
-    commands: Mapping[str, Command]
+    commands: Mapping[str, Command] | Callable[[], Mapping[str, Command]]
+    """By name; a function where finding them imports more than help should."""
     kind: str = "command"
     by_preset: bool = False
     """The option --preset names the command, by default the first, and not the next word."""
@@ -64,16 +65,24 @@ def run(command: Command, words: Sequence[str], *, prog: str = "omr", examples: 
     asked = not {"-h", "--help"}.isdisjoint(words)
     if not isinstance(command, Group):
         _call(command, words, prog=prog, description=description, examples=examples if asked else "")
-    elif command.by_preset:
-        name, words = _preset(next(iter(command.commands)), words, prog)
-        run(pick("preset", command.commands, name), words, prog=prog, examples=examples)
+        return
+    commands = command.commands() if callable(command.commands) else command.commands
+    if command.by_preset:
+        name, words = _preset(next(iter(commands)), words, prog)
+        run(pick("preset", commands, name), words, prog=prog, examples=examples)
     elif words and not words[0].startswith("-"):
-        chosen = pick(command.kind, command.commands, words[0])
+        chosen = pick(command.kind, commands, words[0])
         run(chosen, words[1:], prog=f"{prog} {words[0]}", examples=examples)
     else:
-        usage = f"usage: {prog} {command.kind.upper()} ..."
-        parts = [usage, description, _listing(command), f"examples:\n{examples}"]
-        print("\n\n".join(parts), file=sys.stdout if asked else sys.stderr)
+        parts = [
+            f"usage: {prog} {command.kind.upper()} ...\n\n{description}\n\n{command.kind}, one of:",
+            *(
+                f"  {name:<{max(map(len, commands))}}  {_doc(each).splitlines()[0]}"
+                for name, each in commands.items()
+            ),
+            f"\nexamples:\n{examples}",
+        ]
+        print("\n".join(parts), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
 
 
@@ -111,13 +120,6 @@ def _preset(default: str, words: Sequence[str], prog: str) -> tuple[str, Sequenc
         return preset
 
     return tyro.cli(value, args=words, prog=prog, return_unknown_args=True, add_help=False)
-
-
-def _listing(group: Group) -> str:
-    """Returns a line per command: its name and the first line of its docstring."""
-    width = max(map(len, group.commands))
-    lines = (f"  {name:<{width}}  {_doc(each).splitlines()[0]}" for name, each in group.commands.items())
-    return "\n".join([f"{group.kind}, one of:", *lines])
 
 
 def _doc(command: Command) -> str:

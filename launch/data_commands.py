@@ -16,7 +16,6 @@ from data_pipeline.distill.config import AskConfig, DistillConfig, TeacherConfig
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
 from data_pipeline.shards.config import InspectConfig, ShardConfig, ValidateConfig
-from data_pipeline.sources.adapters import CORPORA
 from data_pipeline.sources.config import CheckRowsConfig, ImportConfig, RowsConfig
 from data_pipeline.tables import text_table
 from launch.arguments import FLAT, Command, Group, presets, recipes, with_config
@@ -253,11 +252,15 @@ def curate(config: Annotated[CurateConfig, FLAT]) -> None:
     print(f"mixed in {config.out}/mixed; look at samples with `omr data inspect {config.out}/selected/NAME`")
 
 
-def _import_command(corpus: str) -> Command:
+def _imports() -> dict[str, Command]:
+    """Returns the command that imports each corpus."""
+    from data_pipeline.sources.adapters import CORPORA
+
     config = ImportConfig(rows=RowsConfig(path=""), out="")  # both are positional
-    command = partial(import_rows, config=config, corpus=corpus)
-    command.__doc__ = CORPORA[corpus].published
-    return command
+    bound = {name: partial(import_rows, config=config, corpus=name) for name in CORPORA}
+    for name, command in bound.items():
+        command.__doc__ = CORPORA[name].published
+    return dict(bound)
 
 
 _DEDUP = {name: DedupRunConfig(shards=MISSING, dedup=preset()) for name, preset in DEDUP_PRESETS.items()}
@@ -276,11 +279,7 @@ DATA = Group(
     """,
     commands={
         "curate": recipes(curate, DATA_RECIPES),
-        "import": Group(
-            doc=import_rows.__doc__ or "",
-            commands={corpus: _import_command(corpus) for corpus in CORPORA},
-            kind="corpus",
-        ),
+        "import": Group(doc=import_rows.__doc__ or "", commands=_imports, kind="corpus"),
         "dedup": presets(dedup, _DEDUP),
         "distill": distill,
         "score": with_config(score, AskConfig(shards=MISSING, out=MISSING, teacher=TeacherConfig(k=4))),
