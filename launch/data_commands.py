@@ -263,10 +263,9 @@ def _imports() -> dict[str, Command]:
     return dict(bound)
 
 
-_DEDUP = {name: DedupRunConfig(shards=MISSING, dedup=preset()) for name, preset in DEDUP_PRESETS.items()}
+_DEDUP = {name: DedupRunConfig(shards=MISSING, dedup=preset) for name, preset in DEDUP_PRESETS.items()}
 _SELECT = {
-    name: SelectConfig(shards=MISSING, out=MISSING, filters=preset())
-    for name, preset in FILTER_PRESETS.items()
+    name: SelectConfig(shards=MISSING, out=MISSING, filters=preset) for name, preset in FILTER_PRESETS.items()
 }
 DATA = Group(
     doc="""From rows to shards: omr data COMMAND.

@@ -1,6 +1,6 @@
 """Filters: independent pure functions from a sample to the reason to drop it, or "" to keep it.
 
-`select.config.mmfinereason` combines them into MMFineReason's pipeline (arXiv 2601.21821, section 3).
+MMFINEREASON in config.py combines them into MMFineReason's pipeline (arXiv 2601.21821, section 3).
 """
 
 from __future__ import annotations

@@ -62,7 +62,14 @@ def find_duplicates(
 
     def load(corpus: Corpus) -> Iterator[_Shard]:
         for number, path in enumerate(corpus.fingerprints):
-            yield _load(path, config, corpus.digest, number, share=share, num_shares=num_shares)
+            prints = Fingerprints.load(path)
+            if prints.encoder != config.text_encoder:
+                raise ValueError(
+                    f"{path} holds fingerprints of the encoder {prints.encoder!r}, but dedup.text_encoder="
+                    f"{config.text_encoder!r}; fingerprint all corpora and benchmarks with the same"
+                )
+            rows = np.flatnonzero(prints.symbols % num_shares == share)
+            yield _Shard(prints.at(rows), rows, corpus.digest, number)
 
     benchmarks, all_kept = _KeptSamples(config), _KeptSamples(config)
     for corpus in against:
@@ -126,19 +133,6 @@ class _Shard:
         }
 
 
-def _load(
-    path: Path, config: DedupConfig, corpus: str, number: int, *, share: int, num_shares: int
-) -> _Shard:
-    prints = Fingerprints.load(path)
-    if prints.encoder != config.text_encoder:
-        raise ValueError(
-            f"{path} holds fingerprints of the encoder {prints.encoder!r}, but dedup.text_encoder="
-            f"{config.text_encoder!r}; fingerprint all corpora and benchmarks with the same"
-        )
-    rows = np.flatnonzero(prints.symbols % num_shares == share)
-    return _Shard(prints if num_shares == 1 else prints.at(rows), rows, corpus, number)
-
-
 class _KeptSamples:
     """Samples that were kept: hashes, vectors, ids and facts (symbols, answer, number of images) by key."""
 
@@ -163,13 +157,13 @@ class _KeptSamples:
         # of equal cosines the earliest sample wins
         return [np.sort(keys[row][cosines[row] >= least]) for row in range(len(shard))]
 
-    def joined(self, keys: np.ndarray) -> np.ndarray:
-        """Returns the vectors [C, D] of `keys` [C]."""
-        return self._neighbours.vectors(keys).astype(np.float32)
+    def at(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the vectors [C, D] and facts [C, 3] of `keys` [C]."""
+        facts = np.frombuffer(self._facts, dtype=np.uint64).reshape(-1, 3)
+        return self._neighbours.vectors(keys).astype(np.float32), facts[keys]
 
-    def facts(self, keys: np.ndarray) -> np.ndarray:
-        """Returns the facts [C, 3] of `keys` [C]."""
-        return np.frombuffer(self._facts, dtype=np.uint64).reshape(-1, 3)[keys]
+
+_Searched = tuple[_KeptSamples, list[np.ndarray]]
 
 
 class _Comparison:
@@ -184,56 +178,58 @@ class _Comparison:
         *,
         with_itself: bool,
     ) -> None:
-        self._config, self.shard = config, shard
-        self._benchmarks, self._searched, self._with_itself = benchmarks, searched, with_itself
-        least = config.threshold
+        self._config, self.shard, self._with_itself = config, shard, with_itself
+        self._least = config.threshold - SLACK
         if config.rule == "each":
-            least = min(config.threshold, (config.threshold + config.image_threshold) / 2)
-        self._least = least - SLACK
-        self._of_benchmarks = benchmarks.find(shard, self._least)
-        self._candidates = [samples.find(shard, self._least) for samples in searched]
+            self._least = min(config.threshold, (config.threshold + config.image_threshold) / 2) - SLACK
+        # the kept samples with, for each row, the keys of its candidates
+        self._benchmarks = [(benchmarks, benchmarks.find(shard, self._least))]
+        self._searched = [(samples, samples.find(shard, self._least)) for samples in searched]
         self.kept = np.zeros(len(shard), dtype=bool)
-        self._kept_content: dict[int, int] = {}  # content -> row
+        self._row_by_content: dict[int, int] = {}  # of kept rows
         self._block, self._is_candidate = -1, np.zeros((0, 0), dtype=bool)
 
     def keep(self, row: int) -> None:
         """Keeps sample `row`: later ones are compared with it."""
         self.kept[row] = True
-        self._kept_content.setdefault(int(self.shard.prints.content[row]), row)
+        if self._with_itself:
+            self._row_by_content.setdefault(int(self.shard.prints.content[row]), row)
 
     def find_contamination(self, row: int) -> Duplicate | None:
-        """Returns the benchmark's sample that is exactly or nearly sample `row`; their answers may differ in form."""
-        benchmarks = self._benchmarks
-        key, cosine = benchmarks.by_content.get(int(self.shard.prints.content[row])), 1.0
-        if key is None:
-            key, cosine = self._nearest(row, benchmarks, self._of_benchmarks[row], same_answer=False)
-        if key is None:
-            return None
+        """Returns sample `row` as a duplicate of a benchmark's, exact or near; their answers may differ in form."""
         kind = "contamination" if self._config.contamination == "refuse" else "reported"
-        return self._duplicate(row, benchmarks.ids[key], kind, cosine)
+        found = self._exact(row, self._benchmarks) or self._near(row, self._benchmarks, same_answer=False)
+        return found and self._duplicate(row, kind, *found)
 
     def find_exact(self, row: int) -> Duplicate | None:
-        """Returns the kept sample with the same text and pixels as sample `row`."""
-        content = int(self.shard.prints.content[row])
-        for samples in self._searched:
-            if (key := samples.by_content.get(content)) is not None:
-                return self._duplicate(row, samples.ids[key], "exact", 1.0)
-        if self._with_itself and content in self._kept_content:
-            return self._duplicate(row, self.shard.prints.ids[self._kept_content[content]], "exact", 1.0)
-        return None
+        """Returns sample `row` as a duplicate of a kept sample with the same text and pixels."""
+        found = self._exact(row, self._searched)
+        if not found and (own := self._row_by_content.get(int(self.shard.prints.content[row]))) is not None:
+            found = self.shard.prints.ids[own], 1.0
+        return found and self._duplicate(row, "exact", *found)
 
     def find_near(self, row: int) -> Duplicate | None:
-        """Returns the kept sample that sample `row` is near: of earlier shards, else of this one."""
-        same_answer = self._config.same_answer
-        for samples, candidates in zip(self._searched, self._candidates, strict=True):
-            key, cosine = self._nearest(row, samples, candidates[row], same_answer)
-            if key is not None:
-                return self._duplicate(row, samples.ids[key], "near", cosine)
-        rows = self._rows_before(row) if self._with_itself else np.arange(0)
-        best, cosine = self._best(row, self.shard.joined[rows], self.shard.facts[rows], same_answer)
-        return (
-            None if best is None else self._duplicate(row, self.shard.prints.ids[rows[best]], "near", cosine)
-        )
+        """Returns sample `row` as a duplicate of a kept sample that is near: of earlier shards, else of this one."""
+        found = self._near(row, self._searched, same_answer=self._config.same_answer)
+        if not found and self._with_itself:
+            rows, shard = self._rows_before(row), self.shard
+            best = self._best(row, shard.joined[rows], shard.facts[rows], self._config.same_answer)
+            found = best and (shard.prints.ids[rows[best[0]]], best[1])
+        return found and self._duplicate(row, "near", *found)
+
+    def _exact(self, row: int, searched: Sequence[_Searched]) -> tuple[str, float] | None:
+        content = int(self.shard.prints.content[row])
+        keys = ((samples, samples.by_content.get(content)) for samples, _ in searched)
+        return next(((samples.ids[key], 1.0) for samples, key in keys if key is not None), None)
+
+    def _near(
+        self, row: int, searched: Sequence[_Searched], *, same_answer: bool
+    ) -> tuple[str, float] | None:
+        for samples, candidates in searched:
+            keys = candidates[row]
+            if len(keys) and (best := self._best(row, *samples.at(keys), same_answer)):
+                return samples.ids[keys[best[0]]], best[1]
+        return None
 
     def _rows_before(self, row: int) -> np.ndarray:
         """Returns the kept rows before `row` whose cosine is high enough."""
@@ -243,17 +239,9 @@ class _Comparison:
             self._block, self._is_candidate = block, joined[start:end] @ joined[:end].T >= self._least
         return np.flatnonzero(self._is_candidate[row % BLOCK, :row] & self.kept[:row])
 
-    def _nearest(
-        self, row: int, samples: _KeptSamples, keys: np.ndarray, same_answer: bool
-    ) -> tuple[int | None, float]:
-        if not len(keys):
-            return None, 0.0
-        best, cosine = self._best(row, samples.joined(keys), samples.facts(keys), same_answer)
-        return None if best is None else int(keys[best]), cosine
-
     def _best(
         self, row: int, others: np.ndarray, facts: np.ndarray, same_answer: bool
-    ) -> tuple[int | None, float]:
+    ) -> tuple[int, float] | None:
         """Returns which of C others, [C, D] and [C, 3], is nearest to sample `row`, and its joined cosine."""
         config, prints = self._config, self.shard.prints
         ours, (symbols, answer, num_images) = self.shard.joined[row], self.shard.facts[row]
@@ -272,10 +260,10 @@ class _Comparison:
         if same_answer:
             is_near &= (facts[:, 1] == answer) | (facts[:, 1] == 0) | (answer == 0)
         if not is_near.any():
-            return None, 0.0
+            return None
         cosines = np.where(is_near, np.minimum(text + image, 1.0), -1.0)
         best = int(cosines.argmax())
         return best, float(cosines[best])
 
-    def _duplicate(self, row: int, of: str, kind: Kind, cosine: float) -> Duplicate:
+    def _duplicate(self, row: int, kind: Kind, of: str, cosine: float) -> Duplicate:
         return Duplicate(**self.shard.place(row), of=of, kind=kind, similarity=round(cosine, 4))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.distill.config import TeacherConfig
-from data_pipeline.select.config import FilterConfig, mmfinereason, mmfinereason_hardest, openmmreasoner_dedup
+from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, FilterConfig
 from data_pipeline.served.config import ServerConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.sources.config import RowsConfig
@@ -56,7 +56,7 @@ def openmmreasoner_rl(root: str = "corpora") -> CurateConfig:
         out="data/openmmreasoner_rl",
         sources=tuple(corpus(name, root) for name in names),
         questions=FilterConfig(max_answer_chars=50),
-        dedup=openmmreasoner_dedup(),
+        dedup=DEDUP_PRESETS["openmmreasoner"],
     )
 
 
@@ -73,14 +73,16 @@ def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
         student=TeacherConfig(
             k=4, temperature=1.0, max_tokens=16_384, server=ServerConfig(base_url="http://127.0.0.1:8001/v1")
         ),
-        responses=mmfinereason(),
+        responses=FILTER_PRESETS["mmfinereason"],
     )
 
 
 def mmfinereason_sft_hardest(root: str = "corpora") -> CurateConfig:
     """MMFineReason's 123k: the same, but only questions that the 4B model never answers right."""
     return replace(
-        mmfinereason_sft(root), out="data/mmfinereason_sft_hardest", responses=mmfinereason_hardest()
+        mmfinereason_sft(root),
+        out="data/mmfinereason_sft_hardest",
+        responses=FILTER_PRESETS["mmfinereason_hardest"],
     )
 
 

@@ -7,12 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from data_pipeline.select.config import (
-    FilterConfig,
-    mmfinereason,
-    mmfinereason_hardest,
-    openmmreasoner,
-)
+from data_pipeline.select.config import FILTER_PRESETS, FilterConfig
 from data_pipeline.select.filters import (
     apply_filters,
     build_filters,
@@ -140,7 +135,7 @@ def test_think_answer(text: str, reason: str):
 
 def test_all_filters_are_off_by_default():
     junk = ask("q", "?", *[b""] * 9, response="so " * 90, answer="x" * 900, pass_rate=0.0, accuracy=0.0)
-    for config in (FilterConfig(), openmmreasoner()):
+    for config in (FilterConfig(), FILTER_PRESETS["openmmreasoner"]):
         assert not build_filters(config)
     assert reasons(FilterConfig(), junk) == [""]
 
@@ -175,9 +170,10 @@ def test_mmfinereason_presets_select_the_published_subsets():
         trace(1.0), trace(0.75), trace(0.25), trace(0.0),
         trace(0.0, accuracy=0.0), trace(0.0, num_words=90), trace(0.0, count=3),
     ]  # fmt: skip
-    assert reasons(mmfinereason(), *samples) == ["too_easy", "", "", "", "wrong", "length", "repetition"]
+    kept = ["too_easy", "", "", "", "wrong", "length", "repetition"]
+    ]
     hardest = ["too_easy", "too_easy", "too_easy", "", "wrong", "length", "repetition"]
-    assert reasons(mmfinereason_hardest(), *samples) == hardest
+    assert reasons(FILTER_PRESETS["mmfinereason_hardest"], *samples) == hardest
 
 
 def test_a_length_of_exactly_100_words_is_kept():

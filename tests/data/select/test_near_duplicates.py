@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
-from data_pipeline.select.config import DedupConfig, openmmreasoner_dedup
+from data_pipeline.select.config import DEDUP_PRESETS, DedupConfig
 from data_pipeline.select.drop_lists import Duplicate
 from data_pipeline.select.encoders import encode_image
 from data_pipeline.select.fingerprints import Fingerprints, fingerprint_samples
@@ -35,6 +35,7 @@ from tests.helpers.alike import (
 )
 
 SETS = {"photographs": photographs(), "charts": charts(), "triangles": triangles(), "digits": digits()}
+OPENMMREASONER = DEDUP_PRESETS["openmmreasoner"]
 LONG = (
     "A farmer who lives by the sea has a field of grass and wants to know how much of it his goats eat. " * 8
 )
@@ -192,7 +193,7 @@ def test_all_shares_together_find_the_same(tmp_path: Path):
     assert sorted(sum(shares, []), key=str) == sorted(alone, key=str)
     assert len(alone) == 160 + 1 and sum(map(bool, shares)) > 1
     with pytest.raises(ValueError, match="shares=2 needs dedup.same_symbols"):
-        next(find_duplicates(given, openmmreasoner_dedup(), num_shares=2))
+        next(find_duplicates(given, OPENMMREASONER, num_shares=2))
 
 
 def test_scopes_within_across_and_both(tmp_path: Path):
@@ -210,7 +211,7 @@ def test_openmmreasoner_rule_drops_nothing_from_the_earlier_corpus(tmp_path: Pat
     second = [ask("b1", "Who?", answer="me"), ask("b2", f"{LONG} 5 goats"), ask("b3", f"{LONG} 6 goats")]
     third = [ask("c1", f"{LONG} 7 goats"), ask("c2", "Why?")]
     corpora = [corpus(tmp_path, f"c{i}", samples) for i, samples in enumerate((first, second, third))]
-    found = list(find_duplicates(corpora, openmmreasoner_dedup()))
+    found = list(find_duplicates(corpora, OPENMMREASONER))
     assert {d.id for d in found} == {"b1", "c1"}, (
         "numbers and answers are not compared, nor samples of one corpus"
     )
@@ -223,7 +224,7 @@ def test_openmmreasoner_rule_uses_one_cosine_of_text_and_images(tmp_path: Path):
         ask("text", "Who?")
     ]
     corpora = [corpus(tmp_path, f"c{i}", samples) for i, samples in enumerate((first, second))]
-    similar = {d.id: d.similarity for d in find_duplicates(corpora, openmmreasoner_dedup())}
+    similar = {d.id: d.similarity for d in find_duplicates(corpora, OPENMMREASONER)}
     changed = [encode_image(_open(CHANGES[name](image))) for name in ("jpeg 50", "crop 1%")]
     expected = 0.5 + 0.5 * np.array(changed) @ encode_image(image)
     assert list(similar) == ["jpeg 50", "crop 1%"]
