@@ -171,7 +171,7 @@ def test_mmfinereason_presets_select_the_published_subsets():
         trace(0.0, accuracy=0.0), trace(0.0, num_words=90), trace(0.0, count=3),
     ]  # fmt: skip
     kept = ["too_easy", "", "", "", "wrong", "length", "repetition"]
-    ]
+    assert reasons(FILTER_PRESETS["mmfinereason"], *samples) == kept
     hardest = ["too_easy", "too_easy", "too_easy", "", "wrong", "length", "repetition"]
     assert reasons(FILTER_PRESETS["mmfinereason_hardest"], *samples) == hardest
 
