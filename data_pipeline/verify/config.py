@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.config import check_at_least
 from data_pipeline.served.config import JudgeConfig
 
 Mode = Literal["strict", "released"]
@@ -22,10 +23,9 @@ class CheckerConfig:
     """Seconds one response may take; past it the response counts as wrong."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.deadline <= 0:
-            raise ValueError(
-                f"checker.workers={self.workers} must be at least 1, checker.deadline={self.deadline:g} above 0 seconds"
-            )
+        check_at_least(self, "checker.", workers=1)
+        if self.deadline <= 0:
+            raise ValueError(f"checker.deadline={self.deadline:g} must be above 0 seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,5 +42,4 @@ class VerifyConfig:
     """Lines that are not JSON or lack a field are left out; past this many (50) or this share (0.05) it stops."""
 
     def __post_init__(self) -> None:
-        if self.max_bad_lines < 0:
-            raise ValueError(f"max_bad_lines={self.max_bad_lines} must be 0 or more")
+        check_at_least(self, max_bad_lines=0)
