@@ -38,6 +38,10 @@ class Interval:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.value, self.low, self.high))):
+            raise ValueError(f"an interval must be finite, not {self}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:

@@ -17,9 +17,10 @@ from statistics import fmean
 from typing import Annotated, Any, TypeVar
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from data_pipeline.curate.funnel import FUNNEL, Funnel
+from data_pipeline.errors import describe
 from data_pipeline.shards.format import read_sample
 from data_pipeline.types import SampleRef
 from data_pipeline.verify.record import ScoredResponse
@@ -43,49 +44,41 @@ Numbers = Annotated[dict[str, float], BeforeValidator(_keep_numbers)]
 """An object's fields that are numbers; others are ignored."""
 
 
-class Score(BaseModel):
-    """A mean and its 95% interval in a summary.json."""
-
-    value: FiniteFloat
-    ci95: tuple[FiniteFloat, FiniteFloat]
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(value=self.value, low=self.ci95[0], high=self.ci95[1])
+def _interval_fields(value: object) -> object:
+    match value:
+        case {"accuracy": center, "ci95": [low, high]} | {"value": center, "ci95": [low, high]}:
+            return {"value": center, "low": low, "high": high}
+    raise ValueError(f"wanted accuracy or value, and ci95 with two numbers; saw {describe(value)}")
 
 
-class Accuracy(Score):
-    """The same of an accuracy."""
-
-    value: FiniteFloat = Field(alias="accuracy")
+Score = Annotated[Interval, BeforeValidator(_interval_fields)]
+"""A mean and its 95% interval, as summaries have them: {accuracy or value, ci95}."""
 
 
-class EvaluationSummary(Accuracy):
-    """The fields of eval/NAME/summary.json that are shown."""
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The summary.json of a demo."""
 
-    by_kind: dict[str, Accuracy] = {}
-    length: Numbers = {}
+    sft: Score | None = None
+    rl: Score | None = None
+    difference: Score | None = None
+    seconds: Numbers = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvaluationSummary:
+    """The fields of eval/NAME/summary.json that are shown beside the accuracy."""
+
+    by_kind: dict[str, Score] = field(default_factory=dict)
+    length: Numbers = field(default_factory=dict)
     count: int | None = None
     truncated: int | None = None
 
 
-class RunSummary(BaseModel):
-    """The summary.json of a demo."""
-
-    sft: Accuracy | None = None
-    rl: Accuracy | None = None
-    difference: Score | None = None
-    seconds: Numbers = {}
-    seed: int | None = None
-    versions: dict[str, str] = {}
-
-
-class _MetricsRow(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    step: int
-
-
-class _RunConfig(BaseModel):
+@dataclass(frozen=True)
+class _RunConfig:
     shards: str = ""
 
 
@@ -154,7 +147,7 @@ def load_run(run: Path) -> Run:
     stages = _load_stages(run, notes)
     summary = _read(run / "summary.json", RunSummary, notes) or RunSummary()
     evaluations = _load_evaluations(run, summary, notes)
-    funnel = _load_funnel(run / FUNNEL, notes)
+    funnel = _read(run / FUNNEL, Funnel, notes) or Funnel()
     if not stages and not evaluations and not funnel.rows:
         raise ValueError(
             f"run={run} has none of sft/metrics.jsonl, rl/metrics.jsonl, metrics.jsonl, summary.json, "
@@ -181,14 +174,6 @@ def accuracy_by_id(records: Iterable[ScoredResponse]) -> dict[str, float]:
     return {key: fmean(values) for key, values in found.items()}
 
 
-def _load_funnel(path: Path, notes: list[str]) -> Funnel:
-    try:
-        return Funnel.load(path)
-    except ValueError:
-        notes.append(f"{_short(path)} is not readable and is left out.")
-        return Funnel()
-
-
 def _load_stages(run: Path, notes: list[str]) -> dict[str, Metrics]:
     """Returns the metrics of sft and rl, from the folders of these names or from the run's own."""
     stages: dict[str, Metrics] = {}
@@ -201,32 +186,32 @@ def _load_stages(run: Path, notes: list[str]) -> dict[str, Metrics]:
 
 
 def _metrics_row(line: bytes) -> tuple[int, dict[str, float]]:
-    row = _MetricsRow.model_validate_json(line, strict=True)
-    numbers: Any = _keep_numbers(row.model_extra)
-    return row.step, {key: float(value) for key, value in numbers.items()}
+    row = TypeAdapter(Numbers).validate_json(line)
+    if not row.get("step", math.nan).is_integer():
+        raise ValueError("no step")
+    return int(row.pop("step")), row
 
 
 def _load_evaluations(run: Path, summary: RunSummary, notes: list[str]) -> tuple[Evaluation, ...]:
-    found = {
-        name: Evaluation(name=name, overall=score.interval)
-        for name, score in (("sft", summary.sft), ("rl", summary.rl))
-        if score
-    }
+    scores = (("sft", summary.sft), ("rl", summary.rl))
+    found = {name: Evaluation(name=name, overall=score) for name, score in scores if score}
     for path in sorted(run.glob("eval/*/summary.json")):
-        if read := _read(path, EvaluationSummary, notes):
-            found[path.parent.name] = _evaluation(path.parent, read, notes)
+        overall = _read(path, Score, notes)
+        more = _read(path, _EvaluationSummary, notes) if overall else None
+        if overall and more:
+            found[path.parent.name] = _evaluation(path.parent, overall, more, notes)
     order = {"base": 0, "sft": 1, "rl": 2}
     return tuple(sorted(found.values(), key=lambda e: (order.get(e.name, 3), e.name)))
 
 
-def _evaluation(folder: Path, summary: EvaluationSummary, notes: list[str]) -> Evaluation:
+def _evaluation(folder: Path, overall: Interval, summary: _EvaluationSummary, notes: list[str]) -> Evaluation:
     counts = {"count": summary.count, "truncated": summary.truncated}
     facts = {name: float(value) for name, value in counts.items() if value is not None}
     records = _parsed_lines(folder / "responses.jsonl", ScoredResponse.from_json, notes)
     return Evaluation(
         name=folder.name,
-        overall=summary.interval,
-        by_kind={kind: score.interval for kind, score in sorted(summary.by_kind.items())},
+        overall=overall,
+        by_kind=dict(sorted(summary.by_kind.items())),
         facts=facts | {f"length {key}": value for key, value in summary.length.items()},
         accuracy_by_id=accuracy_by_id(records),
     )
@@ -293,21 +278,16 @@ def _parsed_lines(path: Path, parse: Callable[[bytes], T], notes: list[str]) -> 
         )
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def _read(path: Path, model: type[M], notes: list[str]) -> M | None:
-    """Returns the object in a JSON file; None when the file is missing, or (with a note) not as it should be."""
+def _read(path: Path, kind: Any, notes: list[str]) -> Any:
+    """Returns the object in a JSON file; None when the file is missing, or (with a note) not of that kind."""
     if not path.is_file():
         return None
     try:
-        return model.model_validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        notes.append(
-            f"{_short(path)} is not readable and is left out ({place + ': ' if place else ''}{first['msg']})."
-        )
+        reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        notes.append(f"{_short(path)} is not readable and is left out ({reason}).")
         return None
 
 

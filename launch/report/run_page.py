@@ -75,9 +75,9 @@ def _lead(run: Run) -> str:
     trained = f"{' and '.join(steps)}. " if steps else ""
     scores = [f"{e.overall.value:.1%} {_label(e)} ({_span(e.overall)})" for e in run.evaluations]
     scored = f"Held-out accuracy is {', '.join(scores)}. " if scores else "It has not been evaluated yet. "
-    if run.summary.difference is None:
+    gain = run.summary.difference
+    if gain is None:
         return trained + scored
-    gain = run.summary.difference.interval
     clear = gain.low > 0 or gain.high < 0
     verdict = "which excludes zero" if clear else "which contains zero: this run shows no difference"
     return f"{trained}{scored}The difference is {_points(gain)} points ({_points_span(gain)}), {verdict}."
@@ -88,8 +88,7 @@ def _tiles(run: Run) -> list[Tile]:
         Tile(value=f"{e.overall.value:.1%}", label=f"accuracy {_label(e)}", detail=_span(e.overall))
         for e in run.evaluations
     ]
-    if run.summary.difference:
-        gain = run.summary.difference.interval
+    if gain := run.summary.difference:
         tiles.append(Tile(value=_points(gain), label="points of difference", detail=_points_span(gain)))
     if seconds := run.summary.seconds:
         total = seconds.get(TOTAL, sum(seconds.values()))
