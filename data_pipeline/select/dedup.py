@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,28 +22,12 @@ from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.tables import text_table
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusCounts:
-    """Counts of one corpus."""
-
-    folder: str
-    digest: str
-    samples: int
-    unreadable: int
-    dropped: dict[str, int]  # by kind; `reported` are not dropped
-    lists: str  # digest of its drop lists
-
-    @property
-    def kept(self) -> int:
-        dropped = sum(count for kind, count in self.dropped.items() if kind != "reported")
-        return self.samples - self.unreadable - dropped
-
-
-def list_duplicates(config: DedupRunConfig) -> tuple[CorpusCounts, ...]:
+def list_duplicates(config: DedupRunConfig) -> dict[str, dict[str, int]]:
     """Writes the lists that drop_lists.py describes; what is done already, of the same data, is not done again.
+
+    Returns:
+        By folder the counts of samples, of duplicates by kind, and of unreadable and kept samples.
 
     Raises:
         ValueError: a folder holds no shards or is given twice, or too many samples are unreadable.
@@ -78,8 +62,8 @@ def list_duplicates(config: DedupRunConfig) -> tuple[CorpusCounts, ...]:
             chain.from_iterable(run_parts(fn, range(config.shares), work=config.work, desc="compare"))
         )
         _write_lists(config, indexes[:num], found, readable)
-    rows = zip(read_json(counts)["corpora"], config.shards, strict=True)
-    return tuple(CorpusCounts(**{**row, "folder": folder}) for row, folder in rows)  # folders may have moved
+    rows = zip(config.shards, read_json(counts)["corpora"], strict=True)
+    return {folder: row["counts"] for folder, row in rows}
 
 
 def _load_indexes(config: DedupRunConfig) -> list[ShardIndex]:
@@ -158,32 +142,23 @@ def _write_lists(
     found: Sequence[Duplicate],
     readable: Mapping[str, list[int]],
 ) -> None:
-    out = Path(config.out)
-    digests = write_drop_lists(
-        out / DUPLICATES, found, {index.digest: readable[index.digest] for index in indexes}
-    )
-    dropped = Counter((each.corpus, each.kind) for each in found)
-    rows = [
-        CorpusCounts(
-            folder=folder,
-            digest=index.digest,
-            samples=len(index),
-            unreadable=len(index) - sum(readable[index.digest]),
-            dropped={kind: dropped[index.digest, kind] for kind in KINDS},
-            lists=digests[index.digest],
-        )
-        for folder, index in zip(config.shards, indexes, strict=True)
-    ]
-    counts = {"corpora": [asdict(row) for row in rows], DUPLICATES: digests[DUPLICATES]}
-    write_json(out / DROP_LISTS / COUNTS, counts)
+    out, rows = Path(config.out), []
+    ours = {index.digest: readable[index.digest] for index in indexes}
+    digests = write_drop_lists(out / DUPLICATES, found, ours)
+    num_found = Counter((each.corpus, each.kind) for each in found)
+    for folder, index in zip(config.shards, indexes, strict=True):
+        by_kind = {kind: num_found[index.digest, kind] for kind in get_args(Kind)}
+        left = sum(ours[index.digest])
+        counts = {"samples": len(index), **by_kind, "unreadable": len(index) - left}
+        counts["kept"] = left - sum(count for kind, count in by_kind.items() if kind != "reported")
+        lists = digests[index.digest]
+        rows.append({"folder": folder, "digest": index.digest, "counts": counts, "lists": lists})
+    write_json(out / DROP_LISTS / COUNTS, {"corpora": rows, DUPLICATES: digests[DUPLICATES]})
 
 
-def counts_table(counts: Sequence[CorpusCounts]) -> str:
-    """Returns samples and drops by kind, a line per corpus."""
-    rows = [
-        (row.folder, row.samples, *(row.dropped[kind] for kind in KINDS), row.unreadable, row.kept)
-        for row in counts
-    ]
+def counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Returns a line per corpus, and one for all, of what list_duplicates returned."""
+    rows = [(folder, *of_corpus.values()) for folder, of_corpus in counts.items()]
     totals = ("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
     cells = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in (*rows, totals)]
-    return text_table(("corpus", "samples", *KINDS, "unreadable", "kept"), cells)
+    return text_table(("corpus", *next(iter(counts.values()))), cells)

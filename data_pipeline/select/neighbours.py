@@ -45,18 +45,15 @@ class Neighbours:
         cosines = np.full((len(vectors), count), -1.0, dtype=np.float32)
         if not len(self) or not len(vectors):
             return keys, cosines
-        found = self._index.search(
-            vectors.astype(np.float16),
-            count,
-            exact=len(self) <= self._exact_below,
-            threads=self._threads,
-        )
-        width = min(count, len(self))
-        # the result of a single query has no counts
-        counts = found.counts[:, None] if len(vectors) > 1 else len(found)
-        is_found = np.arange(width) < np.broadcast_to(counts, (len(vectors), 1))
-        keys[:, :width][is_found] = found.keys.reshape(len(vectors), -1)[:, :width][is_found]
-        cosines[:, :width][is_found] = 1.0 - found.distances.reshape(len(vectors), -1)[:, :width][is_found]
+        queries = np.concatenate([vectors, vectors[:1]]).astype(
+            np.float16
+        )  # a single query has another result type
+        exact = len(self) <= self._exact_below
+        found = self._index.search(queries, count, exact=exact, threads=self._threads)
+        width = found.keys.shape[1]
+        is_found = np.arange(width) < found.counts[:-1, None]
+        keys[:, :width][is_found] = found.keys[:-1][is_found]
+        cosines[:, :width][is_found] = 1.0 - found.distances[:-1][is_found]
         return keys, cosines
 
     def vectors(self, keys: np.ndarray) -> np.ndarray:
