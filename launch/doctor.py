@@ -64,23 +64,23 @@ def examine() -> list[Finding]:
     fused = "fused layers and FP8 on GPUs; without it the local layers run"
     return [
         _python(),
-        finding("torch", version("torch"), adds="tensors and processes", required=True),
-        finding("Megatron-Core", version("megatron-core"), adds="model, layouts, optimizer", required=True),
-        finding("transformers", version("transformers"), adds="tokenizer, parity oracle", required=True),
+        finding("torch", version("torch"), "tensors and processes", required=True),
+        finding("Megatron-Core", version("megatron-core"), "model, layouts, optimizer", required=True),
+        finding("transformers", version("transformers"), "tokenizer, parity oracle", required=True),
         finding(
             "vLLM",
             _vllm_version(),
-            adds="RL rollouts and evaluation",
-            advice=f"{SETUP}; on a GPU machine: pip install -e '.[gpu]'",
+            "RL rollouts and evaluation",
+            f"{SETUP}; on a GPU machine: pip install -e '.[gpu]'",
             required=True,
         ),
-        finding("Ray", version("ray"), adds="RL: actors and their placement", required=True),
+        finding("Ray", version("ray"), "RL: actors and their placement", required=True),
         _torchvision(images),
         _gpus(),
-        finding("Transformer Engine", version("transformer-engine"), adds=fused, advice=on_gpus),
+        finding("Transformer Engine", version("transformer-engine"), fused, on_gpus),
         find_apex(),
         _chromium(),
-        finding("CPU cores", str(_usable_cores()), adds="the demo is made for two"),
+        finding("CPU cores", str(_usable_cores()), "the demo is made for two"),
         _memory(),
         _disk(),
     ]
@@ -89,9 +89,9 @@ def examine() -> list[Finding]:
 def finding(
     name: str,
     found: str | None,
-    *,
     adds: str,
     advice: str = SETUP,
+    *,
     required: bool = False,
     missing: str = "not installed",
     broken: bool = False,
@@ -120,8 +120,8 @@ def _python() -> Finding:
     return finding(
         "Python",
         platform.python_version(),
-        adds="3.11 is the oldest that works; Megatron-Core 0.17 and newer want 3.12",
-        advice="choose another: make setup PYTHON=python3.11",
+        "3.11 is the oldest that works; Megatron-Core 0.17 and newer want 3.12",
+        "choose another: make setup PYTHON=python3.11",
         required=True,
         broken=sys.version_info < (3, 11),
     )
@@ -138,14 +138,14 @@ def _torchvision(adds: str) -> Finding:
     """Imports it in its own process: where its operators do not load, the import fails."""
     found = version("torchvision")
     if found is None:
-        return finding("torchvision", None, adds=adds, required=True)
+        return finding("torchvision", None, adds, required=True)
     probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
     last = (probe.stderr.strip().splitlines() or ["killed"])[-1]
     return finding(
         "torchvision",
         f"{found}, import fails: {last}" if probe.returncode else found,
-        adds=adds,
-        advice=f"{sys.executable} requirements/torchvision_ops.py",
+        adds,
+        f"{sys.executable} requirements/torchvision_ops.py",
         required=True,
         broken=probe.returncode != 0,
     )
@@ -159,8 +159,8 @@ def _gpus() -> Finding:
     return finding(
         "GPUs",
         f"{len(names)} x {names[0]}" if names else None,
-        adds="real sizes: the 7B recipes, bf16 and FP8",
-        advice="nothing to do: everything runs on CPU at the demo's size",
+        "real sizes: the 7B recipes, bf16 and FP8",
+        "nothing to do: everything runs on CPU at the demo's size",
         missing="none",
     )
 
@@ -171,8 +171,8 @@ def find_apex() -> Finding:
     return finding(
         "apex",
         ", ".join(modules),
-        adds="weight gradients of the output layer accumulated in its GEMM; nothing else here needs it",
-        advice="GPU only, from source: github.com/NVIDIA/apex (not `pip install apex`)",
+        "weight gradients of the output layer accumulated in its GEMM; nothing else here needs it",
+        "GPU only, from source: github.com/NVIDIA/apex (not `pip install apex`)",
         missing="not built",
     )
 
@@ -182,8 +182,8 @@ def _chromium() -> Finding:
     return finding(
         "Chromium",
         None if lacking else "with its driver",
-        adds="the tests that look at the report page",
-        advice="apt-get install chromium chromium-driver",
+        "the tests that look at the report page",
+        "apt-get install chromium chromium-driver",
         missing=f"no {' and no '.join(lacking)}",
     )
 
@@ -197,8 +197,8 @@ def _memory() -> Finding:
     return finding(
         "Memory",
         f"{free:.0f} of {total:.0f} GB free",
-        adds="trainer and engine side by side",
-        advice=f"the demo needs about {MIN_MEMORY_GB} GB; close something",
+        "trainer and engine side by side",
+        f"the demo needs about {MIN_MEMORY_GB} GB; close something",
         required=True,
         broken=free < MIN_MEMORY_GB,
     )
@@ -209,8 +209,8 @@ def _disk() -> Finding:
     return finding(
         "Disk",
         f"{free:.0f} GB free here",
-        adds="shards, checkpoints and reports under runs/",
-        advice=f"the demo needs about {MIN_DISK_GB} GB; free some",
+        "shards, checkpoints and reports under runs/",
+        f"the demo needs about {MIN_DISK_GB} GB; free some",
         required=True,
         broken=free < MIN_DISK_GB,
     )

@@ -52,24 +52,15 @@ PUBLISHED = (
 def funnel_figures(funnel: Funnel) -> list[Figure]:
     """Returns the figures: this run's funnel, the published ones, and what was dropped."""
     totals = funnel.totals
+    ours = _bars("Samples after each stage of this run", list(totals.items()))
+    shares = "shares are of its first stage."
     figures = [
-        Figure(
-            name="funnel",
-            title="Samples after each stage",
-            caption="Of this run; shares are of its first stage.",
-            chart=_bars("Samples after each stage of this run", list(totals.items())),
-            table=_by_source(funnel),
-        )
+        Figure("funnel", "Samples after each stage", f"Of this run; {shares}", ours, table=_by_source(funnel))
     ]
-    figures += [
-        Figure(
-            name=f"funnel-published-{number}",
-            title=published.name,
-            caption=f"As published ({published.source}); shares are of its first stage.",
-            chart=_bars(f"Samples after each stage of {published.name}", published.counts),
-        )
-        for number, published in enumerate(PUBLISHED)
-    ]
+    for number, published in enumerate(PUBLISHED):
+        chart = _bars(f"Samples after each stage of {published.name}", published.counts)
+        caption = f"As published ({published.source}); {shares}"
+        figures.append(Figure(f"funnel-published-{number}", published.name, caption, chart))
     drops = [
         (f"{stage}: {reason}", count)
         for stage, reasons in funnel.dropped().items()
@@ -77,9 +68,7 @@ def funnel_figures(funnel: Funnel) -> list[Figure]:
     ]
     if drops:
         caption = "By stage and reason, all sources together."
-        figures.append(
-            Figure(name="funnel-drops", title="Dropped samples", caption=caption, table=_drops(drops))
-        )
+        figures.append(Figure("funnel-drops", "Dropped samples", caption, table=_drops(drops)))
     return figures
 
 
@@ -96,7 +85,7 @@ def _by_source(funnel: Funnel) -> Table | None:
         return None
     counts = {(row.source, row.stage): f"{row.count:,}" for row in funnel.rows}
     rows = [(source, [counts.get((source, stage), "–") for stage in stages]) for source in sources]
-    return Table(label="Samples by source and stage", head=["source", *stages], rows=rows)
+    return Table("Samples by source and stage", ["source", *stages], rows)
 
 
 def _drops(drops: Sequence[tuple[str, int]]) -> Table:
@@ -105,4 +94,4 @@ def _drops(drops: Sequence[tuple[str, int]]) -> Table:
     rows = [(name, [f"{count:,}"]) for name, count in drops if (name, count) in shown]
     rest = sum(count for _, count in drops) - sum(count for _, count in shown)
     rows += [("rarer reasons", [f"{rest:,}"])] if rest else []
-    return Table(label="Drops by stage and reason", head=["stage and reason", "dropped"], rows=rows)
+    return Table("Drops by stage and reason", ["stage and reason", "dropped"], rows)

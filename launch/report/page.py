@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -26,8 +27,7 @@ IMAGE_SIDE = 168
 """Longest side of a shown image, in CSS pixels; tiny images grow to it, at most threefold."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tile:
+class Tile(NamedTuple):
     """A large number at the top of a page."""
 
     value: str
@@ -35,8 +35,7 @@ class Tile:
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(NamedTuple):
     """Rows of a name and cells."""
 
     label: str
@@ -44,8 +43,7 @@ class Table:
     rows: Sequence[tuple[str, Sequence[str]]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
+class Figure(NamedTuple):
     """A chart, a table or both under a title."""
 
     name: str
@@ -57,8 +55,7 @@ class Figure:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
+class Section(NamedTuple):
     """Figures under a heading."""
 
     title: str

@@ -85,16 +85,13 @@ def _lead(run: Run) -> str:
 
 def _tiles(run: Run) -> list[Tile]:
     tiles = [
-        Tile(value=f"{e.overall.value:.1%}", label=f"accuracy {_label(e)}", detail=_span(e.overall))
-        for e in run.evaluations
+        Tile(f"{e.overall.value:.1%}", f"accuracy {_label(e)}", _span(e.overall)) for e in run.evaluations
     ]
     if gain := run.summary.difference:
-        tiles.append(Tile(value=_points(gain), label="points of difference", detail=_points_span(gain)))
+        tiles.append(Tile(_points(gain), "points of difference", _points_span(gain)))
     if seconds := run.summary.seconds:
         total = seconds.get(TOTAL, sum(seconds.values()))
-        tiles.append(
-            Tile(value=_tile_time(total), label="in all", detail=f"{len(seconds.keys() - {TOTAL})} phases")
-        )
+        tiles.append(Tile(_tile_time(total), "in all", f"{len(seconds.keys() - {TOTAL})} phases"))
     return tiles
 
 
@@ -105,21 +102,16 @@ def _accuracy(run: Run) -> Section:
     figures = [_accuracy_figure(run.evaluations)] if run.evaluations else []
     if any(e.facts for e in run.evaluations):
         figures.append(_evaluation_figure(run.evaluations))
-    intro = "Greedy responses to questions that no training step has seen."
-    return Section(title="Accuracy", intro=intro, figures=figures)
+    return Section("Accuracy", "Greedy responses to questions that no training step has seen.", figures)
 
 
 def _accuracy_figure(evaluations: Sequence[Evaluation]) -> Figure:
     kinds = sorted({kind for evaluation in evaluations for kind in evaluation.by_kind})
     rows: list[tuple[str, Sequence[Interval | None]]] = [("all questions", [e.overall for e in evaluations])]
     rows += [(kind, [e.by_kind.get(kind) for e in evaluations]) for kind in kinds]
-    return Figure(
-        name="accuracy",
-        title="Accuracy, overall and by kind",
-        caption="Bars are 95% intervals.",
-        keys=[_label(e) for e in evaluations],
-        chart=interval_plot("Accuracy on the held-out questions, with 95% intervals", rows),
-    )
+    plot = interval_plot("Accuracy on the held-out questions, with 95% intervals", rows)
+    title, keys = "Accuracy, overall and by kind", list(map(_label, evaluations))
+    return Figure("accuracy", title, "Bars are 95% intervals.", plot, keys=keys)
 
 
 def _evaluation_figure(evaluations: Sequence[Evaluation]) -> Figure:
@@ -131,9 +123,8 @@ def _evaluation_figure(evaluations: Sequence[Evaluation]) -> Figure:
         )
         for fact in facts
     ]
-    table = Table(label="Evaluations", head=["", *map(_label, evaluations)], rows=rows)
-    title = "Questions and responses"
-    return Figure(name="evaluation", title=title, caption="", table=table, note=_flips(evaluations))
+    table = Table("Evaluations", ["", *map(_label, evaluations)], rows)
+    return Figure("evaluation", "Questions and responses", "", table=table, note=_flips(evaluations))
 
 
 def _flips(evaluations: Sequence[Evaluation]) -> str:
@@ -151,7 +142,7 @@ def _flips(evaluations: Sequence[Evaluation]) -> str:
 def _data(run: Run) -> Section:
     figures = funnel_figures(run.funnel) if run.funnel.rows else []
     intro = "How many samples each stage of the recipe left, and why the others were dropped."
-    return Section(title="Data", intro=intro, figures=figures)
+    return Section("Data", intro, figures)
 
 
 def _sft(metrics: Metrics | None) -> Section:
@@ -190,9 +181,7 @@ def _speed(run: Run) -> Section:
     of_responses = "Of responses, while engines generate."
     figures = [
         _phase_figure(run.rl),
-        Figure(name="seconds", title="Time of the whole run", caption="By phase.", chart=bars)
-        if bars
-        else None,
+        Figure("seconds", "Time of the whole run", "By phase.", bars) if bars else None,
         _lines(run.sft, "sft-tokens", "Tokens per second, SFT", all_tokens, tokens),
         _lines(run.sft, "sft-mfu", "MFU, SFT", "Share of the hardware's peak.", {"mfu": ""}),
         _lines(run.rl, "rl-tokens", "Tokens per second, RL", of_responses, tokens),
@@ -211,20 +200,16 @@ def _phase_figure(metrics: Metrics | None) -> Figure | None:
         return None
     names = [*PHASES, "other"]
     means = [sum(values[i] for _, values in bars) / len(bars) for i in range(len(names))]
-    return Figure(
-        name="rl-seconds",
-        title="Time of an RL step",
-        caption="Seconds by phase; means:",
-        keys=[f"{name} {format_seconds(mean)}" for name, mean in zip(names, means, strict=True)],
-        chart=stacked_bars("Seconds of each RL step by phase", names, bars, "s"),
-    )
+    keys = [f"{name} {format_seconds(mean)}" for name, mean in zip(names, means, strict=True)]
+    chart = stacked_bars("Seconds of each RL step by phase", names, bars, "s")
+    return Figure("rl-seconds", "Time of an RL step", "Seconds by phase; means:", chart, keys=keys)
 
 
 # --- parts
 
 
 def _section(title: str, intro: str, figures: Sequence[Figure | None]) -> Section:
-    return Section(title=title, intro=intro, figures=[figure for figure in figures if figure])
+    return Section(title, intro, [figure for figure in figures if figure])
 
 
 def _lines(
@@ -245,7 +230,7 @@ def _lines(
     lost = sum(key in row for _, row in rows for key in labels) - sum(len(line.points) for line in lines)
     caption += f" Not drawn: {lost} values that are not finite." if lost else ""
     chart = line_chart(f"{title} by step", lines, ceiling=ceiling, log=log)
-    return Figure(name=name, title=title, caption=caption, chart=chart)
+    return Figure(name, title, caption, chart)
 
 
 def _smoothing_note(metrics: Metrics | None) -> str:

@@ -59,7 +59,7 @@ def write_gallery(config: InspectConfig) -> Path:
         name=name,
         tiles=_tiles(found),
         notes=["Not readable:", *notes] if notes else [],
-        numbers=Section(title="Numbers", intro=_basis(found), figures=_figures(found)),
+        numbers=Section("Numbers", _basis(found), _figures(found)),
         drawn=f"{len(found.shown)} samples drawn with seed {config.seed}, in the order of the folder.",
         cards=[_card(sample) for sample in found.shown],
         shards=config.shards,
@@ -71,10 +71,10 @@ def _tiles(found: Survey) -> list[Tile]:
     in_shards = f"in {found.shards:,} shard{'s' * (found.shards != 1)}"
     each = f"{_size(found.bytes / found.samples)} a sample"
     return [
-        Tile(value=f"{found.samples:,}", label="samples", detail=in_shards),
-        Tile(value=_size(found.bytes), label="on disk", detail=each),
-        Tile(value=_share(found.text_only, found), label="text only", detail="without an image"),
-        Tile(value=_share(found.unanswered, found), label="without an answer", detail="to verify against"),
+        Tile(f"{found.samples:,}", "samples", in_shards),
+        Tile(_size(found.bytes), "on disk", each),
+        Tile(_share(found.text_only, found), "text only", "without an image"),
+        Tile(_share(found.unanswered, found), "without an answer", "to verify against"),
     ]
 
 
@@ -92,25 +92,16 @@ def _figures(found: Survey) -> list[Figure]:
     rows = [*sources[:MAX_SOURCES], *([("others", rest)] if rest else [])]
     mean = sum(found.tokens) / found.looked_at
     tokens = f"Of text and images, estimated. Mean {mean:,.0f}, most {max(found.tokens):,}."
+    by_tokens = _bars("Samples by estimated tokens", _by_tokens(found.tokens))
     figures = [
-        Figure(
-            name="sources",
-            title="Sources",
-            caption="Samples by corpus.",
-            chart=_bars("Samples by corpus", rows),
-        ),
-        Figure(
-            name="tokens",
-            title="Tokens",
-            caption=tokens,
-            chart=_bars("Samples by estimated tokens", _by_tokens(found.tokens)),
-        ),
+        Figure("sources", "Sources", "Samples by corpus.", _bars("Samples by corpus", rows)),
+        Figure("tokens", "Tokens", tokens, by_tokens),
     ]
     if found.image_sizes:
         width, height = max(found.image_sizes, key=math.prod)
         caption = f"Images by area in pixels. The largest has {width:,} × {height:,}."
         chart = _bars("Images by area", _by_area(found.image_sizes))
-        figures.append(Figure(name="images", title="Image sizes", caption=caption, chart=chart))
+        figures.append(Figure("images", "Image sizes", caption, chart))
     return figures
 
 
