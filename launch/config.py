@@ -28,7 +28,7 @@ class DigitsConfig:
 
     @property
     def counts(self) -> dict[Literal["train", "validation", "test"], int]:
-        """Samples by split."""
+        """Returns the number of samples by split."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 

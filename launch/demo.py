@@ -47,7 +47,7 @@ def build_model(out: str, seed: int) -> None:
 
 
 def fine_tuning(demo: Demo, run: str, model: str, shards: str) -> Callable[[], None]:
-    """Trains the model on the answers of the training questions."""
+    """Trains the model on the worked responses to the training questions."""
     recipe, seed = sft_recipes.demo(), demo.config.seed
     values = {"run": run, "model": model, "steps": demo.config.sft_steps, "seed": seed}
     return demo.omr("sft", "demo", recipe=recipe, loader__shards=shards, loader__seed=seed, **values)

@@ -34,7 +34,7 @@ class Finding:
     found: str
     """Version, size, or what is wrong."""
     adds: str
-    """What this part is for."""
+    """The use of this part."""
     advice: str = ""
     """How to get or repair it; empty where nothing is to be done."""
     required: bool = False

@@ -1,4 +1,4 @@
-"""Evaluation recipes. `omr eval NAME` starts from what the function NAME returns, field by field."""
+"""Evaluation recipes: `omr eval NAME` starts from the config that the function NAME returns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -
 
 
 def qwen2_5_vl_7b_greedy() -> EvalConfig:
-    """The published protocol: one greedy answer of at most 49,152 tokens to each question."""
+    """The published protocol: one greedy response of at most 49,152 tokens to each question."""
     trained = rl.qwen2_5_vl_7b_gspo()
     return EvalConfig(
         model=f"{trained.run}/hf",

@@ -1,4 +1,4 @@
-"""RL recipes. `omr rl NAME` starts from what the function NAME returns, field by field."""
+"""RL recipes: `omr rl NAME` starts from the config that the function NAME returns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
 
 
 def qwen2_5_vl_7b_gspo() -> RLConfig:
-    """The published RL stage: GSPO from the cold start, 128 prompts x 16 answers a step, lr 1e-6."""
+    """The published RL stage: GSPO from the cold start, 128 prompts x 16 responses a step, lr 1e-6."""
     return RLConfig(
         run="runs/qwen2_5_vl_7b_gspo",
         model="runs/qwen2_5_vl_7b_sft/hf",

@@ -1,4 +1,4 @@
-"""SFT recipes. `omr sft NAME` starts from what the function NAME returns, field by field."""
+"""SFT recipes: `omr sft NAME` starts from the config that the function NAME returns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def qwen2_5_vl_7b_sft() -> SFTConfig:
     """The published cold start: 32 packs of 61,440 tokens a step, 4,300 steps, cosine from 5e-5.
 
     The paper's 32 ranks held one pack each; here a batch counts samples. 2,048 of them fill those packs if a
-    sample has 960 tokens: the corpus' mean answer of 675, and an assumed 285 of question and image.
+    sample has 960 tokens: the corpus' mean response of 675, and an assumed 285 of question and image.
     """
     return SFTConfig(
         run="runs/qwen2_5_vl_7b_sft",

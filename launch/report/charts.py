@@ -1,6 +1,6 @@
-"""Small charts as SVG strings: lines over steps, stacked bars, dots with intervals, durations.
+"""Draws small charts as SVG: lines over steps, stacked bars, dots with intervals, durations.
 
-Knows numbers and names, not runs. Colours are classes (c0, c1, ...) that the page's style sheet fills in for
+Colours are classes (c0, c1, ...) that the page's style sheet fills in for
 light and dark; pixels are those of a 520 wide view box that the page scales.
 """
 
@@ -62,7 +62,7 @@ class Scale:
 def line_chart(
     label: str, lines: Sequence[Line], *, ceiling: float | None = None, log: bool = False
 ) -> Markup:
-    """Faint raw values, a strong moving average and each line's name at its end.
+    """Draws faint raw values, a strong moving average and each line's name at its end.
 
     The axis starts at 0 and reaches `ceiling`; with `log`, positive values that span more than a factor of
     100 get a logarithmic one. At least one line must have a point.
@@ -88,7 +88,7 @@ def line_chart(
 def stacked_bars(
     label: str, names: Sequence[str], bars: Sequence[tuple[int, Sequence[float]]], unit: str
 ) -> Markup:
-    """One bar per (step, a value per name), the first name at the bottom; many bars are averaged into 60."""
+    """Draws one bar per (step, a value per name), the first name at the bottom; many bars are averaged into 60."""
     bars = _merge_bars(bars, limit=60)
     x = Scale(low=-0.5, high=len(bars) - 0.5, start=LEFT + 4, end=RIGHT)
     y, ticks = _value_scale([sum(values) for _, values in bars])
@@ -111,7 +111,7 @@ def stacked_bars(
 
 
 def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> Markup:
-    """A row per name with a dot and a 95% interval per series, all shares; the first row stands out."""
+    """Draws a row per name with a dot and a 95% interval per series, all shares; the first row stands out."""
     num_series = max(len(intervals) for _, intervals in rows)
     row_height = 14 + 16 * num_series
     left = 16 + 7.0 * max(len(_shorten(name)) for name, _ in rows)
@@ -133,13 +133,8 @@ def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None
     return _svg(label, "".join(parts), bottom + 28, [])
 
 
-def duration_bars(label: str, seconds: Sequence[tuple[str, float]]) -> Markup:
-    """A horizontal bar per phase, with its time written at the bar's end."""
-    return value_bars(label, [(name, value, format_seconds(value)) for name, value in seconds])
-
-
 def value_bars(label: str, bars: Sequence[tuple[str, float, str]]) -> Markup:
-    """A horizontal bar per (name, value from 0 on, text), with the text written at the bar's end."""
+    """Draws a horizontal bar per (name, value from 0 on, text), with the text written at the bar's end."""
     left = 16 + 7.0 * max(len(_shorten(name)) for name, _, _ in bars)
     room = 16 + 7.0 * max(len(text) for _, _, text in bars)
     high = max(max(value for _, value, _ in bars), 1e-9)
@@ -156,7 +151,7 @@ def value_bars(label: str, bars: Sequence[tuple[str, float, str]]) -> Markup:
 
 
 def smooth(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Exponential moving average, weights halving every thirtieth of the points.
+    """Returns an exponential moving average, weights halving every thirtieth of the points.
 
     It looks as far ahead as there is to look back, so that it does not lag; its last value is the usual one.
     """
@@ -174,7 +169,7 @@ def smooth(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]
 
 
 def thin(points: Sequence[tuple[int, float]], limit: int = MAX_POINTS) -> list[tuple[int, float]]:
-    """At most about `limit` points: ends, and each bin's lowest and highest, so that no spike is lost."""
+    """Returns at most about `limit` points: ends, and each bin's lowest and highest, so that no spike is lost."""
     if len(points) <= limit:
         return list(points)
     size = math.ceil(2 * len(points) / limit)
@@ -186,7 +181,7 @@ def thin(points: Sequence[tuple[int, float]], limit: int = MAX_POINTS) -> list[t
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten that cover [low, high] in about `count` gaps."""
+    """Returns multiples of 1, 2 or 5 times a power of ten that cover [low, high] in about `count` gaps."""
     span = max(
         high - low, 1e-6 * max(abs(low), abs(high))
     )  # a constant gets a narrow axis, not a division by 0
@@ -211,7 +206,7 @@ def spread(heights: Sequence[float], *, gap: float, low: float, high: float) -> 
 
 
 def format_number(value: float) -> str:
-    """About three significant digits: 0.0123, 4.56, 789, 12.3k, 4.5e-6."""
+    """Formats about three significant digits: 0.0123, 4.56, 789, 12.3k, 4.5e-6."""
     size = abs(value)
     if 0 < size < 1e-3:
         digits, power = f"{value:.2e}".split("e")
@@ -224,7 +219,7 @@ def format_number(value: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """0.42 s, 12 s, 3 min 05 s, 2 h 07 min."""
+    """Formats seconds: 0.42 s, 12 s, 3 min 05 s, 2 h 07 min."""
     if value < 60:
         places = 2 if value < 1 else 1 if value < 10 else 0
         return f"{value:.{places}f} s"
@@ -233,7 +228,7 @@ def format_seconds(value: float) -> str:
 
 
 def _decayed_sums(values: Sequence[float], decay: float) -> list[tuple[float, float]]:
-    """Per value, the sum and the weight of it and all earlier ones, each fading by `decay` per place."""
+    """Returns per value the sum and the weight of it and all earlier ones, each fading by `decay` per place."""
     total, weight, out = 0.0, 0.0, []
     for value in values:
         total, weight = decay * total + value, decay * weight + 1
@@ -277,13 +272,13 @@ def _y_axis(y: Scale, ticks: Sequence[float], right: float) -> str:
 
 
 def _step_ticks(low: float, high: float) -> list[int]:
-    """Round steps within [low, high], at least one."""
+    """Returns round steps within [low, high], at least one."""
     ticks = [int(tick) for tick in nice_ticks(low, high, 6) if low <= tick <= high and tick == int(tick)]
     return ticks or [int(low)]
 
 
 def _x_axis(ticks: Sequence[tuple[float, int]]) -> str:
-    """Ticks as (pixel, step), and the word `step` before them."""
+    """Draws ticks, given as (pixel, step), and the word `step` before them."""
     texts = [f'<text class="tick middle" x="{x:.1f}" y="{BOTTOM + 20}">{step}</text>' for x, step in ticks]
     return f'<text class="tick right" x="{LEFT - 14}" y="{BOTTOM + 20}">step</text>{"".join(texts)}'
 
@@ -301,7 +296,7 @@ def _path(points: Sequence[tuple[int, float]], x: Scale, y: Scale) -> str:
 
 
 def _hover_rows(lines: Sequence[Line], smoothed: Sequence[Line], x: Scale) -> list[list[str | float]]:
-    """Per step: its pixel, its title and a text per line; the page's script shows the nearest."""
+    """Returns per step its pixel, its title and a text per line; the page's script shows the nearest."""
     raw, soft = [dict(line.points) for line in lines], [dict(line.points) for line in smoothed]
     rows: list[list[str | float]] = []
     for step in sorted({step for line in lines for step, _ in thin(line.points)}):

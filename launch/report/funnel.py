@@ -12,7 +12,7 @@ from launch.report.charts import value_bars
 from launch.report.page import Figure, Table
 
 MAX_REASONS = 20
-"""Rows of the table of drops; what is rarer is added up in one."""
+"""Rows of the table of drops; the rarer reasons are added up in one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ PUBLISHED = (
         source="arXiv 2511.16334",
         counts=(
             ("questions", 103_000),
-            ("answers asked", 824_000),
+            ("responses", 824_000),
             ("verified", 583_000),
             ("mixed", 874_357),
         ),

@@ -1,4 +1,4 @@
-"""Reads what a run left on disk into frozen records. Knows files, not HTML.
+"""Reads the files of a run into frozen records; knows nothing of HTML.
 
 A run may be unfinished, killed in mid-line or partly deleted: what cannot be read is left out and noted.
 """
@@ -225,7 +225,9 @@ def _load_groups(folder: Path, notes: list[str]) -> tuple[ShownGroup, ...]:
         groups = by_step.setdefault(group.step, {})
         if len(groups) < GROUPS_PER_STEP or group.ref.id in groups:
             groups[group.ref.id] = group
-    chosen = [group for step in _spread_evenly(sorted(by_step)) for group in by_step[step].values()]
+    steps, gaps = sorted(by_step), MAX_GALLERY_STEPS - 1
+    spread = sorted({steps[round(i * (len(steps) - 1) / gaps)] for i in range(gaps + 1)}) if steps else []
+    chosen = [group for step in spread for group in by_step[step].values()]
     config = (_read(folder / "config.json", _RunConfig, notes) if chosen else None) or _RunConfig()
     shown = tuple(ShownGroup(group=group, images=_thumbnails(config.shards, group.ref)) for group in chosen)
     missing = sum(each.images is None for each in shown)
@@ -234,13 +236,6 @@ def _load_groups(folder: Path, notes: list[str]) -> tuple[ShownGroup, ...]:
             f"The images of {missing} of {len(shown)} shown questions could not be read from their shards."
         )
     return shown
-
-
-def _spread_evenly(steps: list[int]) -> list[int]:
-    if len(steps) <= MAX_GALLERY_STEPS:
-        return steps
-    last = len(steps) - 1
-    return [steps[round(i * last / (MAX_GALLERY_STEPS - 1))] for i in range(MAX_GALLERY_STEPS)]
 
 
 def _thumbnails(folder: str, ref: SampleRef) -> tuple[bytes, ...] | None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from launch.report.charts import (
     Interval,
     Line,
-    duration_bars,
     format_number,
     format_seconds,
     interval_plot,
     line_chart,
     stacked_bars,
+    value_bars,
 )
 from launch.report.funnel import funnel_figures
 from launch.report.load import Evaluation, Metrics, Run, load_run
@@ -176,7 +176,8 @@ def _rl(metrics: Metrics | None) -> Section:
 
 def _speed(run: Run) -> Section:
     seconds = [(name, value) for name, value in run.summary.seconds.items() if value >= 0 and name != TOTAL]
-    bars = duration_bars("Time by phase of the whole run", seconds) if seconds else None
+    rows = [(name, value, format_seconds(value)) for name, value in seconds]
+    bars = value_bars("Time by phase of the whole run", rows) if rows else None
     tokens, all_tokens = {"tokens_per_second": ""}, "All tokens of the batches."
     of_responses = "Of responses, while engines generate."
     figures = [

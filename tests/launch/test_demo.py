@@ -16,7 +16,7 @@ from launch.stages import TIMES, Demo
 from launch.summary import print_summary, write_summary
 
 
-def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+def test_finished_stage_is_not_repeated(tmp_path: Path) -> None:
     ran: list[str] = []
 
     def work(name: str) -> None:
@@ -68,7 +68,7 @@ def test_command_has_the_values_that_differ_from_its_recipe(
     assert f"omr data digits {config.out} --train 3 --validation 2 --test 2\n" in capfd.readouterr().out
 
 
-def test_interrupted_data_goes_on(tmp_path: Path) -> None:
+def test_interrupted_data_continues(tmp_path: Path) -> None:
     command = ["data", "digits", str(tmp_path), "--train", "6", "--validation", "3", "--test", "4"]
     assert main(command) == 0
     first = (tmp_path / "train" / "index.json").read_bytes()

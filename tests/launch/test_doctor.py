@@ -1,4 +1,4 @@
-"""The doctor: what it finds is there, what it misses it can name, and a broken package cannot break it."""
+"""The doctor: findings match the packages, missing parts come with advice, broken packages do not break it."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def test_versions_are_those_of_the_packages(findings: dict[str, Finding]):
     assert build in findings["vLLM"].found
 
 
-def test_what_is_missing_says_what_it_adds_and_how_to_get_it(findings: dict[str, Finding]):
+def test_missing_part_has_its_use_and_advice(findings: dict[str, Finding]):
     for finding in findings.values():
         assert finding.adds
         assert bool(finding.advice) == (finding.state != "ok"), finding
 
 
 def apex_state(path: Path) -> str:
-    """What the doctor says of apex when `path` holds more packages."""
+    """Returns the state of apex when `path` holds more packages."""
     code = "from launch.doctor import find_apex\nprint(find_apex().state)"
     environment = os.environ | {"PYTHONPATH": str(path)}
     return subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True).strip()
 
 
-def test_package_that_is_only_called_apex_is_not_apex(tmp_path: Path):
+def test_other_package_named_apex_is_not_apex(tmp_path: Path):
     """PyPI's apex is another project, and Megatron-Core takes any package of that name for the real one."""
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
@@ -80,7 +80,7 @@ def test_compiled_modules_of_apex_are_apex(tmp_path: Path):
     assert apex_state(tmp_path) == "ok"
 
 
-def test_broken_torchvision_fails_the_cpu_path_and_says_how_to_repair_it(tmp_path: Path):
+def test_broken_torchvision_fails_the_cpu_path_with_advice(tmp_path: Path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     done = doctor(path=tmp_path)
     assert done.returncode == 1
@@ -89,7 +89,7 @@ def test_broken_torchvision_fails_the_cpu_path_and_says_how_to_repair_it(tmp_pat
     assert "The CPU path cannot run here: torchvision." in done.stdout
 
 
-def test_bare_machine_gets_a_list_and_not_a_traceback(tmp_path: Path):
+def test_machine_without_packages_gets_a_list_and_no_traceback(tmp_path: Path):
     """A Python that has tyro and nothing else, as after `pip install -e .`"""
     import site
 

@@ -1,4 +1,4 @@
-"""The 7B recipes hold the published numbers, and the demo's stages fit each other."""
+"""The 7B recipes have the published numbers, and the demo's stages use each other's outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launch.recipes.sft import SFT_RECIPES
 from megatron_omr.config import ModelConfig
 from rl.config import AlgorithmConfig
 
-# What layouts depend on, from the published config.json of each size.
+# The fields that layouts depend on, from the published config.json of each size.
 QWEN_7B = {
     "model_type": "qwen2_5_vl",
     "torch_dtype": "bfloat16",
@@ -104,7 +104,7 @@ def test_grpo_is_the_gspo_recipe_with_another_algorithm():
     assert RL_RECIPES["qwen2_5_vl_7b_grpo"]().algorithm.clip == (0.2, 0.2)
 
 
-def test_a_clip_that_is_given_counts():
+def test_given_clip_replaces_the_published_one():
     assert AlgorithmConfig(name="grpo", clip_high=0.28).clip == (0.2, 0.28)
 
 
@@ -116,7 +116,7 @@ def test_a_clip_that_is_given_counts():
         (RL_RECIPES["qwen2_5_vl_7b_gspo"], QWEN_7B),
     ],
 )
-def test_layout_of_a_recipe_holds_its_model(recipe, model: dict, tmp_path: Path):
+def test_layout_of_a_recipe_fits_its_model(recipe, model: dict, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(model))
     config = recipe()
     names = {field.name for field in fields(config)}
@@ -124,7 +124,7 @@ def test_layout_of_a_recipe_holds_its_model(recipe, model: dict, tmp_path: Path)
     assert config.parallel.dp(config.processes if "processes" in names else config.trainers) >= 1
 
 
-def test_demo_stages_hand_over_to_each_other():
+def test_demo_stages_use_each_others_outputs():
     root = "/tmp/some/where"
     sft, rl = SFT_RECIPES["demo"](root, seed=7), RL_RECIPES["demo"](root, seed=7)
     score = EVAL_RECIPES["demo"](root, seed=7)

@@ -19,7 +19,7 @@ NO_NETWORK = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What set-up reads of a clone, and no .venv."""
+    """A copy of the files that set-up reads, without .venv."""
     (tmp_path / "requirements").mkdir()
     for name in (
         "setup.py",
@@ -60,7 +60,7 @@ def test_lock_holds_the_cpu_stack_and_none_of_what_breaks_it():
 
 
 def setup_arguments() -> dict:
-    """What setup.py hands to setuptools."""
+    """Returns the arguments that setup.py gives to setuptools."""
     code = (
         "import json, setuptools\nsetuptools.setup = lambda **given: print(json.dumps(given))\n"
         "__file__ = 'setup.py'\nexec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
@@ -91,7 +91,7 @@ def test_extras_are_declared_and_apex_is_in_none():
     assert not missing, f"run `make lock`: {missing} not in the lock"
 
 
-def test_finished_set_up_is_not_done_again(checkout: Path):
+def test_finished_set_up_is_not_repeated(checkout: Path):
     finished = (
         "bootstrap.BIN.mkdir(parents=True)\n(bootstrap.BIN / 'omr').touch()\n"
         "bootstrap.STAMP.write_text(bootstrap.stamp())"
@@ -101,7 +101,7 @@ def test_finished_set_up_is_not_done_again(checkout: Path):
 
 
 @pytest.mark.parametrize("name", ["setup.py", "requirements/cpu.txt"])
-def test_a_changed_lock_or_setup_is_seen(checkout: Path, name: str):
+def test_changed_lock_or_setup_is_installed_again(checkout: Path, name: str):
     changed = (
         "bootstrap.BIN.mkdir(parents=True)\n(bootstrap.BIN / 'omr').touch()\n"
         "bootstrap.STAMP.write_text(bootstrap.stamp())\nassert bootstrap.is_current()\n"
@@ -110,21 +110,21 @@ def test_a_changed_lock_or_setup_is_seen(checkout: Path, name: str):
     assert bootstrap(checkout, changed).returncode == 0
 
 
-def test_old_python_is_told_which_one_to_choose(checkout: Path):
+def test_old_python_fails_with_the_version_to_choose(checkout: Path):
     done = bootstrap(checkout, "bootstrap.OLDEST_PYTHON = (3, 99)")
     assert done.returncode == 1
     assert "but 3.99 or newer is needed" in done.stderr and "PYTHON=python3.99" in done.stderr
     assert not (checkout / ".venv").exists()
 
 
-def test_full_disk_is_said_before_anything_is_written(checkout: Path):
+def test_full_disk_is_reported_before_anything_is_written(checkout: Path):
     done = bootstrap(checkout, "bootstrap.NEEDED_GB = 10**9")
     assert done.returncode == 1
     assert "GB are free" in done.stderr and "1000000000 GB are needed" in done.stderr
     assert not (checkout / ".venv").exists()
 
 
-def test_missing_network_is_said_and_nothing_counts_as_done(checkout: Path):
+def test_missing_network_is_reported_and_nothing_is_marked_done(checkout: Path):
     done = bootstrap(checkout, **NO_NETWORK)
     assert done.returncode == 1
     assert "could not be reached" in done.stderr and "Traceback" not in done.stderr
