@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
 from megatron_omr.dtypes import Precision, precision_of
@@ -131,9 +132,7 @@ class ParallelConfig:
     """Sequence parallelism of norms and residuals inside a tensor-parallel group (needs tp > 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "cp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"parallel.{name}={getattr(self, name)} must be at least 1")
+        check_at_least(self, "parallel.", tp=1, pp=1, cp=1)
         if self.sp and self.tp == 1:
             raise ValueError("parallel.sp=True needs parallel.tp > 1; drop sp or raise tp")
 
@@ -215,10 +214,7 @@ class CheckpointConfig:
     """Newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 1:
-            raise ValueError(
-                f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1"
-            )
+        check_at_least(self, "checkpoint.", every=1, keep=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,10 +250,7 @@ class SFTConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
-        if self.processes < 1:
-            raise ValueError(f"processes={self.processes} must be at least 1")
+        check_at_least(self, steps=1, processes=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.config import WorkConfig
+from data_pipeline.config import WorkConfig, check_at_least
 from data_pipeline.distill.config import TeacherConfig
 from data_pipeline.select.config import DedupConfig, FilterConfig
 from data_pipeline.shards.config import ShardConfig
@@ -86,8 +86,7 @@ class CurateConfig:
             )
         if self.against and not self.deduplicate:
             raise ValueError("against names benchmarks, but deduplicate is off; turn it on to refuse them")
-        if self.per_question < 1:
-            raise ValueError(f"per_question={self.per_question} must be at least 1")
+        check_at_least(self, per_question=1)
         rates = (self.responses.min_pass_rate, self.responses.max_pass_rate)
         if self.difficulty and rates == (None, None):
             raise ValueError("difficulty asks a student, but no filter of responses uses pass rates; set one")

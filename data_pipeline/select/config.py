@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from data_pipeline.config import WorkConfig
+from data_pipeline.config import WorkConfig, check_at_least
 from data_pipeline.shards.config import ShardConfig
 
 
@@ -137,8 +137,7 @@ class DedupRunConfig:
     work: WorkConfig = field(default_factory=WorkConfig)
 
     def __post_init__(self) -> None:
-        if self.shares < 1:
-            raise ValueError(f"shares={self.shares} must be at least 1")
+        check_at_least(self, shares=1)
 
 
 MMFINEREASON = FilterConfig(

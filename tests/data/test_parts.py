@@ -111,9 +111,3 @@ def test_a_bad_sample_reaches_the_caller_with_its_reason(work: WorkConfig):
 @pytest.mark.parametrize("work", EXECUTORS)
 def test_no_parts_give_no_results(work: WorkConfig):
     assert run_parts(fail_at_3, [], work=work) == []
-
-
-def test_zero_workers_are_refused_without_ray():
-    assert WorkConfig(workers=0, executor="ray").workers == 0
-    with pytest.raises(ValueError, match=r"work\.workers=0 must be at least 1"):
-        WorkConfig(workers=0)
