@@ -42,20 +42,15 @@ def rollout_manager(config: RLConfig) -> RolloutManager[ActorHandle, ray.ObjectR
 
 def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
     """Returns the manager's functions for engines that are Ray actors."""
+    actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
     return EngineCalls(
-        start=lambda: engine_actor(config),
+        start=lambda: actor.remote(config),
         stop=ray.kill,
         ask=lambda engine, prompts, sampling, seed: engine.generate.remote(prompts, sampling, seed),
         update=lambda engine, manifest: engine.update_weights.remote(manifest),
         wait=_wait,
         take=_take,
     )
-
-
-def engine_actor(config: RLConfig) -> ActorHandle:
-    """Starts an Engine in its own process."""
-    actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
-    return actor.remote(config)
 
 
 class TrainerProcess:
@@ -73,9 +68,8 @@ class TrainerProcess:
 
 def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
     """Starts one TrainerProcess per rank; `init_method` is their rendezvous (file:// or tcp://)."""
-    actor: Any = ray.remote(TrainerProcess).options(
-        **_options({} if os.environ.get("RAY_ADDRESS") else TRAINER_ENV)
-    )
+    env = {} if os.environ.get("RAY_ADDRESS") else TRAINER_ENV
+    actor: Any = ray.remote(TrainerProcess).options(**_options(env))
     return [
         actor.remote(config, rank=rank, world_size=config.trainers, init_method=init_method)
         for rank in range(config.trainers)
@@ -85,11 +79,7 @@ def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
 def _options(env: dict[str, str]) -> dict[str, Any]:
     # only GPUs are reserved; without them all actors share the machine's cores
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    return {
-        "num_cpus": 0,
-        "num_gpus": 1 if has_gpus else 0,
-        "runtime_env": {"env_vars": WORKER_ENV | env},
-    }
+    return {"num_cpus": 0, "num_gpus": int(has_gpus), "runtime_env": {"env_vars": WORKER_ENV | env}}
 
 
 def _wait(replies: Sequence[ray.ObjectRef]) -> ray.ObjectRef:

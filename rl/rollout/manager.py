@@ -1,6 +1,6 @@
 """Spreads prompts over engines, collects all their responses, and restarts engines that die.
 
-Knows neither Ray nor vLLM: how to start, ask and await an engine comes in as functions.
+Imports neither Ray nor vLLM: it gets the functions that start, ask and await an engine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class EngineCalls(Generic[E, H]):
     """Functions that start, ask and stop engines of kind E. All but `wait` and `take` return at once."""
 
     start: Callable[[], E]
-    """Rechosen a new engine with the weights of the model folder."""
+    """Returns a new engine with the weights of the model folder."""
     stop: Callable[[E], None]
     """Ends an engine, also one that is dead already."""
     ask: Callable[[E, Sequence[Prompt], SamplingConfig, int], H]
@@ -41,9 +41,9 @@ class EngineCalls(Generic[E, H]):
     update: Callable[[E, WeightManifest], H]
     """Engine.update_weights(manifest)."""
     wait: Callable[[Sequence[H]], H]
-    """Waits until one of the replies has arrived or its engine has died, and rechosen it."""
+    """Waits until one of the replies has arrived or its engine has died, and returns it."""
     take: Callable[[H], Any]
-    """Rechosen a reply's content; raises EngineDied, or what the engine raised."""
+    """Returns a reply's content; raises EngineDied, or what the engine raised."""
 
 
 class RolloutManager(Generic[E, H]):
@@ -78,7 +78,7 @@ class RolloutManager(Generic[E, H]):
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
     ) -> list[Responses]:
-        """Rechosen the responses to each prompt, in the order of the prompts, all of the current weights.
+        """Returns the responses to each prompt, in the order of the prompts, all of the current weights.
 
         Raises:
             RuntimeError: engines keep dying.
@@ -116,7 +116,7 @@ class RolloutManager(Generic[E, H]):
         self._engines.clear()
 
     def _next_engines(self, asked: dict[H, tuple[int, range]], num_chunks: int) -> list[int]:
-        """Rechosen the engines for the next chunks: each time the one with the fewest, up to IN_FLIGHT each."""
+        """Returns the engines for the next chunks: each time the one with the fewest, up to IN_FLIGHT each."""
         load = Counter(number for number, _ in asked.values())
         chosen: list[int] = []
         while len(chosen) < num_chunks:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.ray_session import start_ray, stop_ray
 from megatron_omr.convert.names import modern_name
 from rl.trainer_group import TrainerGroup
@@ -68,5 +69,6 @@ def test_two_trainers_check_train_send_and_save(
     assert trainers.resume() == (2, {"cursor": 7})
     trainers.save_hf()
     assert (tmp_path / "run-2/hf/model.safetensors").exists()
-    with pytest.raises(ray.exceptions.RayTaskError, match="ban them while sampling"):
-        trainers.check_engines([replace(rollouts[0], token_ids=(0, *rollouts[0].token_ids[1:]))])
+    banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
+    with pytest.raises(ValueError, match="ban them while sampling"):
+        trainers.check_engines([replace(rollouts[0], token_ids=(banned, *rollouts[0].token_ids[1:]))])
