@@ -27,7 +27,7 @@ from rl.types import Prompt, Rollout
 from rl.weight_sync.manifest import WeightError
 from rl.weight_sync.sender import WeightSender
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 CONFIG = EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=64, cpu_kv_cache_gib=0.25)
 SAMPLING = SamplingConfig(n=4, max_tokens=24)

@@ -22,7 +22,11 @@ from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, Sam
 from tests.helpers.processes import wait_for_process, wait_until
 from tests.helpers.ranks import run_ranks
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+]  # against hangs; a test takes 2 minutes
 
 SAME = ("step", "reward", "reward_format", "response_len_mean", "groups_kept", "policy_version")
 
@@ -96,16 +100,20 @@ def finished(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-def test_weights_learn_and_engines_follow(finished: Path, config: RLConfig) -> None:
+def test_weights_train_and_engines_follow(finished: Path, config: RLConfig) -> None:
     seen = rows(finished)
     assert [row["step"] for row in seen] == [0, 1, 2, 3]
     assert [row["policy_version"] for row in seen] == [0, 1, 2, 3]
+    # in float32 the mean was 2e-7 and the largest 2e-6; other weights or a wrong prompt give 0.1 and more
     assert all(row["mismatch_mean"] < 1e-5 and row["mismatch_max"] < 1e-4 for row in seen)
+    # a policy that knows the form and guesses a digit is right once in ten: a third of 24 groups has a signal
     assert any(row["groups_kept"] > 0 and row["grad_norm"] > 0 for row in seen)
     assert all(
         0 <= row["reward_accuracy"] <= 1 and row["clip_fraction"] == 0 for row in seen if row["groups_kept"]
     )
-    assert all(row["mismatch"] < 1e-5 for row in seen if row["groups_kept"]), "of answers that share a prompt"
+    assert all(row["mismatch"] < 1e-5 for row in seen if row["groups_kept"]), (
+        "of responses that share a prompt"
+    )
     before = Path(config.model, "model.safetensors").read_bytes()
     assert (finished / "hf" / "model.safetensors").read_bytes() != before
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
@@ -138,31 +146,24 @@ def test_resume_and_a_killed_engine_change_nothing(finished: Path, config: RLCon
             assert row["grad_norm"] == pytest.approx(undisturbed["grad_norm"], rel=1e-4)
     weights = [load_file(folder / "hf" / "model.safetensors") for folder in (run, finished)]
     for name in weights[0].keys() | weights[1].keys():
+        # equal on one machine; the bound is a hundredth of what one step of lr 1e-4 moves a weight
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=1e-6, msg=name)
     assert responses(run) == responses(finished)
 
 
 def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:
-    """Another algorithm and off-policy mini-batches, and nothing else changes."""
+    """GRPO with off-policy mini-batches needs no other change."""
     from rl.loop import run_rl
 
     algorithm = AlgorithmConfig(name="grpo", clip_low=1e-4, clip_high=1e-4, num_minibatches=2)
-    run_rl(
-        replace(
-            config,
-            run=str(tmp_path),
-            steps=1,
-            prompts_per_step=12,
-            algorithm=algorithm,
-        )
-    )
+    run_rl(replace(config, run=str(tmp_path), steps=1, prompts_per_step=24, algorithm=algorithm))
     (row,) = rows(tmp_path)
     assert row["grad_norm"] > 0
     assert row["clip_fraction"] > 0  # the second step's ratios have left the tiny interval
     assert row["mismatch"] < 1e-5
 
 
-def test_disagreement_stops_before_anything_is_learned(config: RLConfig, tmp_path: Path) -> None:
+def test_disagreement_stops_before_anything_is_trained(config: RLConfig, tmp_path: Path) -> None:
     from ray.exceptions import RayError
 
     from rl.loop import run_rl

@@ -175,6 +175,7 @@ def test_engine_that_died_between_steps_is_replaced_with_the_new_weights() -> No
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: Path, tmp_path: Path) -> None:
     """Real Ray, real vLLM in bf16."""
     write_shards(digit_samples("test", 12, 0), tmp_path / "shards")

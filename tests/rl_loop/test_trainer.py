@@ -18,7 +18,7 @@ from rl.weight_sync.manifest import WeightManifest
 from tests.helpers.ranks import run_ranks
 from tests.helpers.rl_training import oracle_rollouts, rl_config
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 
 def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, Any]:
