@@ -1,1 +1,1 @@
-"""The whole data recipe."""
+"""Curates whole data recipes, from corpora to a mixture."""

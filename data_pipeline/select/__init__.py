@@ -1,1 +1,1 @@
-"""Which samples are kept: filters, duplicates, benchmarks."""
+"""Selects samples: filters, duplicates, contamination with benchmarks."""

@@ -67,18 +67,15 @@ def list_duplicates(config: DedupRunConfig) -> dict[str, dict[str, int]]:
 
 
 def _load_indexes(config: DedupRunConfig) -> list[ShardIndex]:
-    folders = (*config.shards, *config.against)
     if not config.shards:
         raise ValueError("shards is empty; give at least one folder of shards")
-    indexes = [ShardIndex.load(folder) for folder in folders]
-    first: dict[str, str] = {}
-    for folder, index in zip(folders, indexes, strict=True):
-        if index.digest in first:
-            raise ValueError(
-                f"{folder} holds the same shards as {first[index.digest]}; give each corpus once"
-            )
-        first[index.digest] = folder
-    return indexes
+    indexes: dict[str, ShardIndex] = {}
+    for folder in (*config.shards, *config.against):
+        index = ShardIndex.load(folder)
+        first = indexes.setdefault(index.digest, index)
+        if first is not index:
+            raise ValueError(f"{folder} holds the same shards as {first.folder}; give each corpus once")
+    return list(indexes.values())
 
 
 def _fingerprint_paths(config: DedupRunConfig, index: ShardIndex) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""`omr data select`: shards -> the samples that are no duplicates and pass the filters, and reasons of the others."""
+"""`omr data select`: shards -> the samples that pass the filters, without duplicates, and the reasons of drops."""
 
 from __future__ import annotations
 

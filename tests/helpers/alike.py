@@ -1,4 +1,4 @@
-"""Images and questions that are the same but look different, and the other way round: what tests compare."""
+"""Questions with images, changed forms of them, and different images that look alike."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def jpeg(image: Image.Image, quality: int = 90) -> bytes:
 
 
 def photographs() -> list[Image.Image]:
-    """Fourteen: two photographs that scikit-learn ships, and six places of each."""
+    """Returns fourteen: two photographs of scikit-learn, and six sections of each."""
     shown = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     shown = [image.resize((480, 320)) for image in shown]
     boxes = [(x * 130, y * 140, x * 130 + 180, y * 140 + 180) for x in range(3) for y in range(2)]
@@ -34,7 +34,7 @@ def photographs() -> list[Image.Image]:
 
 
 def charts(count: int = 12) -> list[Image.Image]:
-    """Line charts with the same axes and other curves."""
+    """Returns line charts with the same axes and different curves."""
     rng, images = np.random.default_rng(0), []
     for _ in range(count):
         image = Image.new("RGB", (400, 300), "white")
@@ -47,7 +47,7 @@ def charts(count: int = 12) -> list[Image.Image]:
 
 
 def triangles(count: int = 12) -> list[Image.Image]:
-    """Labelled triangles of other shapes."""
+    """Returns labelled triangles of different shapes."""
     rng, images = np.random.default_rng(1), []
     for _ in range(count):
         image = Image.new("RGB", (400, 300), "white")
@@ -61,7 +61,7 @@ def triangles(count: int = 12) -> list[Image.Image]:
 
 
 def labelled_triangle(label: str) -> Image.Image:
-    """The same triangle whatever its label."""
+    """Returns one triangle with the given label."""
     image = Image.new("RGB", (400, 300), "white")
     draw = ImageDraw.Draw(image)
     draw.line([(50, 250), (350, 250), (200, 50), (50, 250)], fill="black", width=2)
@@ -107,7 +107,7 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
     "less colour": lambda image: png(ImageEnhance.Color(image).enhance(0.3)),
     "tinted": lambda image: png(_tint(image)),
 }
-"""Each side loses the per cent that a crop is called after."""
+"""Changed forms of an image by name; a crop removes the named share of each side."""
 
 
 def ask(
