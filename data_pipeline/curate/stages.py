@@ -159,13 +159,13 @@ def mix_sources(config: CurateConfig) -> list[FunnelRow]:
     """Mixes the sources into epochs of `config.samples`, or of all samples where there are no more."""
     sources = tuple(_folder(config, "selected", source) for source in config.sources)
     available = sum(int(config.max_epochs * len(ShardIndex.load(source))) for source in sources)
-    has_more = config.samples < available
+    samples = config.samples if config.samples < available else 0
     parts = mix(
         MixConfig(
             shards=sources,
             out=f"{config.out}/mixed",
-            samples=config.samples if has_more else 0,
-            weights=config.weights if has_more and config.samples else "",
+            samples=samples,
+            weights=config.weights if samples else "",
             max_epochs=config.max_epochs,
             seed=config.seed,
         )

@@ -124,6 +124,12 @@ def test_second_run_changes_nothing_and_other_filters_only_their_stage(recipe, t
     assert kept and all(path.stat().st_mtime_ns == before[path] for path in kept)
 
 
+def test_mixture_of_fewer_samples_follows_the_weights(recipe, tmp_path):
+    curate(replace(recipe, out=str(tmp_path), samples=5, weights="second=1e6"))
+    mixed = ShardIndex.load(tmp_path / "mixed")
+    assert [source.count for source in mixed.sources] == [3, 2, 0]
+
+
 def test_wrong_config_is_named_before_any_stage_runs(recipe, tmp_path):
     config = replace(recipe, out=str(tmp_path / "out"))
     source = recipe.sources[0]
