@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -15,38 +14,22 @@ MAX_REASONS = 20
 """Rows of the table of drops; the rarer reasons are added up in one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedFunnel:
-    """Counts that a paper gives, by stage."""
-
-    name: str
-    source: str
-    counts: tuple[tuple[str, int], ...]
-
-
-PUBLISHED = (
-    PublishedFunnel(
-        name="OpenMMReasoner, SFT",
-        source="arXiv 2511.16334",
-        counts=(
-            ("questions", 103_000),
-            ("responses", 824_000),
-            ("verified", 583_000),
-            ("mixed", 874_357),
-        ),
-    ),
-    PublishedFunnel(
-        name="MMFineReason",
-        source="arXiv 2601.21821",
-        counts=(
-            ("distilled", 2_372_320),
-            ("well-formed", 2_286_030),
-            ("verified", 1_810_887),
-            ("not all right", 586_000),
-            ("none right", 123_000),
-        ),
-    ),
-)
+PUBLISHED = {
+    ("OpenMMReasoner, SFT", "arXiv 2511.16334"): {
+        "questions": 103_000,
+        "responses": 824_000,
+        "verified": 583_000,
+        "mixed": 874_357,
+    },
+    ("MMFineReason", "arXiv 2601.21821"): {
+        "distilled": 2_372_320,
+        "well-formed": 2_286_030,
+        "verified": 1_810_887,
+        "not all right": 586_000,
+        "none right": 123_000,
+    },
+}
+"""Counts that papers give, by stage."""
 
 
 def funnel_figures(funnel: Funnel) -> list[Figure]:
@@ -57,10 +40,9 @@ def funnel_figures(funnel: Funnel) -> list[Figure]:
     figures = [
         Figure("funnel", "Samples after each stage", f"Of this run; {shares}", ours, table=_by_source(funnel))
     ]
-    for number, published in enumerate(PUBLISHED):
-        chart = _bars(f"Samples after each stage of {published.name}", published.counts)
-        caption = f"As published ({published.source}); {shares}"
-        figures.append(Figure(f"funnel-published-{number}", published.name, caption, chart))
+    for number, ((name, paper), counts) in enumerate(PUBLISHED.items()):
+        chart = _bars(f"Samples after each stage of {name}", list(counts.items()))
+        figures.append(Figure(f"funnel-published-{number}", name, f"As published ({paper}); {shares}", chart))
     drops = [
         (f"{stage}: {reason}", count)
         for stage, reasons in funnel.dropped().items()

@@ -10,7 +10,6 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,8 +62,7 @@ class Section(NamedTuple):
     figures: Sequence[Figure]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShownImage:
+class ShownImage(NamedTuple):
     """An image of a question; without a source it could not be read."""
 
     alt: str
@@ -73,17 +71,15 @@ class ShownImage:
     height: int = 0
     problem: str = ""
 
-    @classmethod
-    def from_png(cls, data: bytes, alt: str = "image of the question") -> ShownImage:
-        with Image.open(io.BytesIO(data)) as header:
-            width, height = header.size
-        scale = min(3.0, IMAGE_SIDE / max(width, height))
-        return cls(
-            alt=alt,
-            source=f"data:image/png;base64,{base64.b64encode(data).decode()}",
-            width=max(1, round(width * scale)),
-            height=max(1, round(height * scale)),
-        )
+
+def png_image(data: bytes, alt: str = "image of the question") -> ShownImage:
+    """Returns an image of the page from the bytes of a PNG file."""
+    with Image.open(io.BytesIO(data)) as header:
+        sides = header.size
+    scale = min(3.0, IMAGE_SIDE / max(sides))
+    width, height = (max(1, round(side * scale)) for side in sides)
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return ShownImage(alt, source, width, height)
 
 
 def write_page(out: Path, template: str, *, title: str, **values: object) -> Path:

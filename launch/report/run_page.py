@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from launch.report.charts import (
@@ -16,9 +17,8 @@ from launch.report.charts import (
     value_bars,
 )
 from launch.report.funnel import funnel_figures
-from launch.report.load import Evaluation, Metrics, Run, load_run
-from launch.report.page import Figure, Section, Table, Tile, write_page
-from launch.report.rollouts import gallery
+from launch.report.load import Evaluation, Metrics, Run, ShownGroup, load_run
+from launch.report.page import Figure, Section, ShownImage, Table, Tile, png_image, shorten, write_page
 
 LABELS = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
 FACTS = {
@@ -63,7 +63,10 @@ def write_report(run: Path) -> Path:
         titles=titles,
         notes=[*(text for title, text in MISSING.items() if title not in titles), *found.notes],
         sections=sections,
-        steps=gallery(found.groups),
+        steps=[
+            (step, [_card(each) for each in members])
+            for step, members in groupby(found.groups, key=lambda each: each.group.step)
+        ],
         facts=[f"{name} {value}" for name, value in (facts | found.summary.versions).items()],
     )
 
@@ -204,6 +207,22 @@ def _phase_figure(metrics: Metrics | None) -> Figure | None:
     keys = [f"{name} {format_seconds(mean)}" for name, mean in zip(names, means, strict=True)]
     chart = stacked_bars("Seconds of each RL step by phase", names, bars, "s")
     return Figure("rl-seconds", "Time of an RL step", "Seconds by phase; means:", chart, keys=keys)
+
+
+def _card(each: ShownGroup) -> dict[str, object]:
+    """Returns what the template shows of a group: the best and the worst response, and the others folded away."""
+    group, responses = each.group, sorted(each.group.responses, key=lambda scored: -(scored.reward or 0.0))
+    right = sum(scored.accuracy >= 0.5 for scored in responses)
+    kind = shorten(responses[0].kind, 60).replace("_", " ")
+    facts = [kind, f"policy {group.policy_version}", f"{right} of {len(responses)} right"]
+    return {
+        "images": [ShownImage("image")] if each.images is None else list(map(png_image, each.images)),
+        "question": group.question,
+        "answer": responses[0].answer,
+        "facts": [" · ".join(filter(None, facts)), group.ref.id],
+        "shown": responses if len(responses) < 3 else [responses[0], responses[-1]],
+        "others": responses[1:-1] if len(responses) > 2 else [],
+    }
 
 
 # --- parts

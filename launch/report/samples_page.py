@@ -10,7 +10,6 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -20,9 +19,9 @@ from data_pipeline.encode.images import load_image
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.survey import Survey, survey
-from data_pipeline.types import Message, Sample
+from data_pipeline.types import Sample
 from launch.report.charts import format_number, value_bars
-from launch.report.page import IMAGE_SIDE, Figure, Section, ShownImage, Tile, shorten, write_page
+from launch.report.page import IMAGE_SIDE, Figure, Section, ShownImage, Tile, png_image, shorten, write_page
 
 MAX_SOURCES = 12
 MAX_BROKEN = 10
@@ -30,16 +29,6 @@ MAX_TEXT = 20_000
 """Characters of a question that are shown."""
 SIDES = (256, 512, 1024, 2048)
 """Images are counted by their area, between the squares of these sides."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """A sample: the first question with its images, then the other turns."""
-
-    sample: Sample
-    images: Sequence[ShownImage]
-    question: str
-    turns: Sequence[Message]
 
 
 def write_gallery(config: InspectConfig) -> Path:
@@ -136,22 +125,23 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:,.1f} TB"
 
 
-def _card(sample: Sample) -> Card:
+def _card(sample: Sample) -> dict[str, object]:
+    """Returns what the template shows of a sample: the first question with its images, then the other turns."""
     asked = next((turn for turn in sample.messages if turn.role == "user"), None)
-    return Card(
-        sample=sample,
-        images=[_image(data, number, len(sample.images)) for number, data in enumerate(sample.images, 1)],
-        question=shorten(asked.content, MAX_TEXT) if asked else "",
-        turns=[turn for turn in sample.messages if turn is not asked],
-    )
+    return {
+        "sample": sample,
+        "images": [_image(data, number, len(sample.images)) for number, data in enumerate(sample.images, 1)],
+        "question": shorten(asked.content, MAX_TEXT) if asked else "",
+        "turns": [turn for turn in sample.messages if turn is not asked],
+    }
 
 
 def _image(data: bytes, number: int, count: int) -> ShownImage:
     try:
         image = load_image(data, ImageConfig())
     except BadSample as error:
-        return ShownImage(alt=f"image {number}", problem=str(error))
+        return ShownImage(f"image {number}", problem=str(error))
     image.thumbnail((2 * IMAGE_SIDE, 2 * IMAGE_SIDE))
     file = io.BytesIO()
     image.save(file, "PNG")
-    return ShownImage.from_png(file.getvalue(), f"image {number} of {count} of the question")
+    return png_image(file.getvalue(), f"image {number} of {count} of the question")
