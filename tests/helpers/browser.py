@@ -1,9 +1,10 @@
-"""Headless Chromium for the pages: how one is opened, and what is measured on it."""
+"""Opens pages in headless Chromium and measures them; parses them without a browser."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,3 +83,22 @@ def contrast(front: str, back: str) -> float:
 
     high, low = sorted((luminance(front), luminance(back)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+class ParsedPage(HTMLParser):
+    """The ids, tags and texts of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(self.texts)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids |= {value for name, value in attrs if name == "id" and value}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)

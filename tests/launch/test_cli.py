@@ -7,18 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
 
 import pytest
-from tyro import MISSING
 
-from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, FilterConfig, SelectConfig
 from launch import cli
-from launch.arguments import FLAT, Group, pick, presets, recipes, run
-from launch.config import DigitsConfig
-from launch.data_commands import DATA
-from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.config import ConvertConfig, SFTConfig
+from launch.arguments import Group
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,14 +37,6 @@ def test_overview_names_every_command_and_loads_nothing_heavy():
     assert not {"torch", "ray", "vllm", "transformers", "megatron", "numpy"} & set(done.stderr.split())
     for command in cli.OMR.commands:
         assert f"\n  {command} " in done.stdout
-
-
-def test_bare_group_lists_its_commands_with_first_lines():
-    done = omr("data")
-    assert done.returncode == 2 and not done.stdout
-    for command in DATA.commands:
-        assert f"\n  {command} " in done.stderr
-    assert "Keep the samples that pass filters" in done.stderr and "Every filter is off" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -133,65 +118,6 @@ def test_layout_that_cannot_hold_the_model_is_refused_before_any_rank_starts(tin
     assert "3 processes cannot hold" in done.stderr
 
 
-def parsed(config_type: type, words: list[str], *, bases: dict | None = None, by_preset: bool = False) -> Any:
-    """The config that a command gets from `words`."""
-    seen = []
-
-    def command(config: Any) -> None:
-        """Takes a config."""
-        seen.append(config)
-
-    command.__annotations__["config"] = Annotated[config_type, FLAT]
-    grouped = presets(command, bases or {}) if by_preset else recipes(command, bases or {})
-    run(grouped if bases else command, words)
-    return seen[0]
-
-
-@pytest.mark.parametrize(
-    "words", [["--optim.lr", "1e-2", "--parallel.tp", "2"], ["--optim.lr=1e-2", "--parallel.tp=2"]]
-)
-def test_overrides_reach_the_config(words: list[str]):
-    config = parsed(SFTConfig, ["demo", *words], bases=SFT_RECIPES)
-    assert (config.optim.lr, config.parallel.tp) == (1e-2, 2)
-    assert config.loader == SFT_RECIPES["demo"]().loader
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--preset=long", "a", "b", "--filters.max_images=2"],
-        ["a", "--preset", "long", "b", "--filters.max_images", "2"],
-        ["a", "b", "--filters.max-images", "2", "--preset", "long"],
-    ],
-)
-def test_preset_is_a_base_whose_fields_can_be_changed(words: list[str]):
-    bases = {
-        name: SelectConfig(shards=MISSING, out=MISSING, filters=FilterConfig(min_words=least))
-        for name, least in (("short", 1), ("long", 100))
-    }
-    config = parsed(SelectConfig, words, bases=bases, by_preset=True)
-    assert (config.shards, config.out) == ("a", "b")
-    assert config.filters == FilterConfig(min_words=100, max_images=2)
-    plain = parsed(SelectConfig, ["a", "b"], bases=bases, by_preset=True)
-    assert plain.filters == FilterConfig(min_words=1), "the first preset is the default"
-
-
-def test_presets_are_those_of_the_configs():
-    assert set(DATA.commands["select"].commands) == set(FILTER_PRESETS)
-    assert set(DATA.commands["dedup"].commands) == set(DEDUP_PRESETS)
-
-
-def test_fields_without_a_default_are_positional():
-    config = parsed(ConvertConfig, ["a", "b", "--parallel.tp", "2"])
-    assert (config.source, config.out, config.parallel.tp) == ("a", "b", 2)
-    assert parsed(DigitsConfig, ["out", "--train", "5"]).counts["train"] == 5
-
-
-def test_pick_lists_all_choices_when_nothing_is_near():
-    with pytest.raises(ValueError, match="no recipe 'zzz'; there are demo, other"):
-        pick("recipe", {"demo": 1, "other": 2}, "zzz")
-
-
 @pytest.mark.skipif(
     shutil.which("omr", path=Path(sys.executable).parent) is None, reason="omr is not installed"
 )
@@ -199,13 +125,3 @@ def test_console_script_is_this_command():
     script = shutil.which("omr", path=Path(sys.executable).parent)
     done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "omr sft demo" in done.stdout
-
-
-def test_data_command_writes_every_split(tmp_path: Path):
-    counts = {"train": 6, "validation": 2, "test": 3}
-    options = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
-    done = omr("data", "digits", str(tmp_path), *options, timeout=120)
-    assert done.returncode == 0, done.stderr
-    from data_pipeline.shards.index import ShardIndex
-
-    assert {name: len(ShardIndex.load(tmp_path / name).refs) for name in counts} == counts
