@@ -38,14 +38,14 @@ def server(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """Headless Chromium, where it is installed."""
+    """Headless Chromium; tests that use it are skipped where it is not installed."""
     chrome = start_browser(tmp_path_factory.mktemp("profile"))
     yield chrome
     chrome.quit()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say plainly at the end what was left out, and why."""
+    """Prints at the end how many tests were left out, and why."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
     for reason, count in reasons.items():

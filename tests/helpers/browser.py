@@ -55,7 +55,7 @@ def open_page(browser, page: Path, *, width: int = 1280, scheme: str = "light") 
 
 
 def texts_outside(browser) -> list[str]:
-    """Texts of charts that stick out of their boxes."""
+    """Returns the texts of charts that reach out of their boxes."""
     return browser.execute_script("""
         return [...document.querySelectorAll('svg text')].filter(text => {
           const box = text.getBoundingClientRect(), room = text.closest('figure').getBoundingClientRect();
@@ -64,7 +64,7 @@ def texts_outside(browser) -> list[str]:
 
 
 def text_colors(browser) -> list[tuple[str, str]]:
-    """Of every text of the page and its charts, its colour and that of what it stands on."""
+    """Returns for every text of the page and its charts its colour and that of its background."""
     return browser.execute_script("""
         const css = (e, name) => getComputedStyle(e).getPropertyValue(name);
         const ground = e => e.closest('figure, .card, .tile, .notes') || document.body;
@@ -74,7 +74,7 @@ def text_colors(browser) -> list[tuple[str, str]]:
 
 
 def contrast(front: str, back: str) -> float:
-    """WCAG's ratio of two colours."""
+    """Returns WCAG's contrast ratio of two colours."""
 
     def luminance(color: str) -> float:
         channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]

@@ -1,4 +1,4 @@
-"""A run's folder as training leaves it: plausible numbers, real shards, text that tries to break a page."""
+"""Writes the folder of a run: plausible numbers, real shards, and text that tries to break a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTILE = (
 
 
 def write_run(run: Path) -> Path:
-    """SFT of 120 steps, RL of 60, two evaluations, rollouts with images in real shards."""
+    """Writes SFT of 120 steps, RL of 60, two evaluations, rollouts with images in real shards."""
     write_lines(run / "sft/metrics.jsonl", [sft_row(step) for step in range(1, 121)])
     write_lines(run / "rl/metrics.jsonl", [rl_row(step) for step in range(1, 61)])
     index = write_shards(digit_samples("train", 24, 0), run / "shards", ShardConfig(samples_per_shard=10))
@@ -49,7 +49,7 @@ def write_run(run: Path) -> Path:
 
 
 def make_funnel() -> Funnel:
-    """Two sources through all six stages; one is called, and dropped for, what tries to break a page."""
+    """Returns two sources through all six stages; a name and a reason try to break a page."""
     funnel = Funnel()
     counts = {"raw": 103_000, "filtered": 102_400, "distilled": 819_200, "verified": 583_211}
     for stage, count in (counts | {"selected": 560_000, "mixed": 874_357}).items():

@@ -151,6 +151,11 @@ def test_rl_run_without_its_shards_has_placeholders(tmp_path):
     assert "images of 24 of 24 shown questions could not be read" in parsed.text
 
 
+def test_values_that_are_not_finite_are_counted_below_the_chart(tmp_path):
+    write_lines(tmp_path / "sft/metrics.jsonl", [sft_row(1), sft_row(2) | {"loss": float("nan")}])
+    assert "Not drawn: 1 values that are not finite" in ParsedPage(write_report(tmp_path)).text
+
+
 def test_difference_that_includes_zero_is_reported_as_none(tmp_path):
     stage = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
     gain = {"value": 0.01, "ci95": [-0.03, 0.05]}
