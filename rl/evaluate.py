@@ -49,12 +49,9 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSummary:
+class EvalSummary(Score):
     """The content of summary.json."""
 
-    accuracy: float
-    ci95: Interval
-    count: int  # questions
     by_kind: dict[str, Score]
     format: float  # mean of the responses
     length: Lengths
@@ -104,12 +101,9 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     verdicts = [reward.verdict for group in groups for reward in group.rewards]
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
-    total = _score(groups, seed)
     kinds = sorted({group.prompt.kind for group in groups})
     return EvalSummary(
-        accuracy=total.accuracy,
-        ci95=total.ci95,
-        count=total.count,
+        **vars(_score(groups, seed)),
         by_kind={kind: _score([g for g in groups if g.prompt.kind == kind], seed) for kind in kinds},
         format=float(np.mean([verdict.format for verdict in verdicts])),
         length=Lengths(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,18 @@ from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import ScoredResponse
 from rl.algorithms.advantage import group_advantages, has_signal
 from rl.config import AlgorithmConfig, RewardConfig
-from rl.rewards import score_responses
+from rl.rewards import reward
 from rl.types import Group, Prompt, Rollout, TrainRollout
 
 
 def score_groups(
-    pool: VerifyPool, reward: RewardConfig, asked: Sequence[tuple[Prompt, Sequence[Rollout]]]
+    pool: VerifyPool, config: RewardConfig, asked: Sequence[tuple[Prompt, Sequence[Rollout]]]
 ) -> list[Group]:
     """Returns the prompts with their rollouts and the rewards of these."""
-    responses = [rollout.response for _, rollouts in asked for rollout in rollouts]
-    answers = [prompt.answer for prompt, rollouts in asked for _ in rollouts]
-    rewards = iter(score_responses(pool, reward, responses, answers))
+    pairs = [(rollout.response, prompt.answer) for prompt, rollouts in asked for rollout in rollouts]
+    rewards = (reward(verdict, config) for verdict in pool.check_many(pairs))
     return [
-        Group(prompt=prompt, rollouts=tuple(rollouts), rewards=tuple(next(rewards) for _ in rollouts))
+        Group(prompt=prompt, rollouts=tuple(rollouts), rewards=tuple(islice(rewards, len(rollouts))))
         for prompt, rollouts in asked
     ]
 

@@ -14,7 +14,7 @@ from megatron_omr.train.metrics import JsonLines, MetricsLog
 from megatron_omr.train.run_folder import checkpoints, save_config
 from rl.config import RLConfig
 from rl.groups import group_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
-from rl.placement import check_gpus, rollout_manager
+from rl.placement import check_gpus, engine_calls
 from rl.prompts import PromptStream
 from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
@@ -37,7 +37,9 @@ def run_rl(config: RLConfig) -> None:
         check_gpus(config)
         with (
             VerifyPool(config.reward.checker) as pool,
-            closing(rollout_manager(config)) as engines,  # they start while the trainers do
+            closing(
+                RolloutManager(engine_calls(config), config.engine)
+            ) as engines,  # they start while the trainers do
             closing(TrainerGroup(config)) as trainers,
         ):
             run_sync(config, trainers, engines, pool)

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 
 from rl.config import RLConfig
 from rl.rollout.engine import ENGINE_ENV, Engine
-from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
+from rl.rollout.manager import EngineCalls, EngineDied
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TRAINER_ENV = {"GLOO_SOCKET_IFNAME": "lo"}  # on one machine; the cluster of RAY_ADDRESS has another network
@@ -30,18 +30,11 @@ def check_gpus(config: RLConfig) -> None:
         )
 
 
-def rollout_manager(config: RLConfig) -> RolloutManager[ActorHandle, ray.ObjectRef]:
-    """Starts the run's engines as actors.
+def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
+    """Returns the manager's functions for engines that are Ray actors.
 
     Weights reach them through shared memory: they must run on the machine of the trainer's rank 0.
     """
-    return RolloutManager(
-        engine_calls(config), num_engines=config.engine.num_engines, max_num_seqs=config.engine.max_num_seqs
-    )
-
-
-def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
-    """Returns the manager's functions for engines that are Ray actors."""
     actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
     return EngineCalls(
         start=lambda: actor.remote(config),

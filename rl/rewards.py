@@ -5,10 +5,7 @@ A further part (length, a judge) is another field of Verdict, another weight and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from data_pipeline.verify.check import Verdict
-from data_pipeline.verify.pool import VerifyPool
 from rl.config import RewardConfig
 from rl.types import Reward
 
@@ -17,12 +14,3 @@ def reward(verdict: Verdict, config: RewardConfig) -> Reward:
     """Returns the reward of one checked response."""
     total = config.accuracy_weight * verdict.accuracy + config.format_weight * verdict.format
     return Reward(total=total, verdict=verdict)
-
-
-def score_responses(
-    pool: VerifyPool, config: RewardConfig, responses: Sequence[str], answers: Sequence[str]
-) -> list[Reward]:
-    """Returns the rewards of responses, each to its reference answer."""
-    return [
-        reward(verdict, config) for verdict in pool.check_many(list(zip(responses, answers, strict=True)))
-    ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from rl.config import SamplingConfig
+from rl.config import EngineConfig, SamplingConfig
 from rl.types import Prompt, Responses
 from rl.weight_sync.manifest import WeightManifest
 
@@ -49,16 +49,12 @@ class EngineCalls(Generic[E, H]):
 class RolloutManager(Generic[E, H]):
     """The engines of a run. One that dies is replaced, given the current weights, and asked again."""
 
-    def __init__(self, calls: EngineCalls[E, H], *, num_engines: int, max_num_seqs: int) -> None:
-        """Starts the engines.
-
-        Args:
-            max_num_seqs: responses that one engine generates at a time; a request asks for no more.
-        """
+    def __init__(self, calls: EngineCalls[E, H], config: EngineConfig) -> None:
+        """Starts the engines; a request asks for no more responses than `config.max_num_seqs`."""
         self.restarts = 0
         self._calls = calls
-        self._max_num_seqs = max_num_seqs
-        self._engines = [calls.start() for _ in range(num_engines)]
+        self._max_num_seqs = config.max_num_seqs
+        self._engines = [calls.start() for _ in range(config.num_engines)]
         self._manifest: WeightManifest | None = None
 
     def update_weights(self, manifest: WeightManifest) -> None:

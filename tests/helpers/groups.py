@@ -20,6 +20,18 @@ def make_reward(accuracy: float, form: float = 1.0) -> Reward:
     return Reward(total=0.9 * accuracy + 0.1 * form, verdict=verdict)
 
 
+def make_rollout(
+    length: int = 3, *, response: str = "<answer>7</answer>", finish_reason: str = "stop"
+) -> Rollout:
+    return Rollout(
+        token_ids=tuple(range(10, 10 + length)),
+        logprobs=tuple(-0.1 * (k + 1) for k in range(length)),
+        response=response,
+        finish_reason=finish_reason,
+        policy_version=4,
+    )
+
+
 def make_group(
     prompt: Prompt,
     accuracies: Sequence[float],
@@ -28,14 +40,6 @@ def make_group(
     finish_reason: str = "stop",
 ) -> Group:
     """Returns a group whose i-th response has `lengths[i]` tokens: 3, 4, 5 and so on by default."""
-    rollouts = tuple(
-        Rollout(
-            token_ids=tuple(range(10, 10 + length)),
-            logprobs=tuple(-0.1 * (k + 1) for k in range(length)),
-            response="<answer>7</answer>",
-            finish_reason=finish_reason,
-            policy_version=4,
-        )
-        for length in lengths or range(3, 3 + len(accuracies))
-    )
+    lengths = lengths or range(3, 3 + len(accuracies))
+    rollouts = tuple(make_rollout(length, finish_reason=finish_reason) for length in lengths)
     return Group(prompt=prompt, rollouts=rollouts, rewards=tuple(map(make_reward, accuracies)))

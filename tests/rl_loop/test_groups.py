@@ -7,10 +7,36 @@ import json
 import pytest
 
 from data_pipeline.types import SampleRef
+from data_pipeline.verify.config import CheckerConfig
+from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import ScoredResponse
-from rl.config import AlgorithmConfig
-from rl.groups import group_row, kept_groups, minibatches, rollout_metrics, scored_responses, train_rollouts
-from tests.helpers.groups import make_group, make_prompt
+from rl.config import AlgorithmConfig, RewardConfig
+from rl.groups import (
+    group_row,
+    kept_groups,
+    minibatches,
+    rollout_metrics,
+    score_groups,
+    scored_responses,
+    train_rollouts,
+)
+from tests.helpers.groups import make_group, make_prompt, make_rollout
+
+
+def test_scores_of_groups_are_in_order() -> None:
+    tagged = "<think>a</think><answer>{}</answer>"
+    responses = [[tagged.format(7), tagged.format(8)], [], [r"\boxed{7.0}", "7"]]
+    asked = [
+        (make_prompt(number), [make_rollout(response=response) for response in group])
+        for number, group in enumerate(responses)
+    ]
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
+        groups = score_groups(pool, RewardConfig(), asked)
+    assert [(group.prompt, list(group.rollouts)) for group in groups] == asked
+    rewards = [[reward.total for reward in group.rewards] for group in groups]
+    assert rewards == [pytest.approx([1.0, 0.1]), [], pytest.approx([1.0, 0.9])]
+    rules = [reward.verdict.decided_by for group in groups for reward in group.rewards]
+    assert rules == ["exact", "none", "number", "exact"]
 
 
 def test_groups_without_signal_are_dropped_unless_asked_for() -> None:

@@ -137,7 +137,7 @@ def test_no_response_is_lost_or_doubled_when_engines_die(
     num_prompts: int, num_engines: int, max_num_seqs: int, deaths: list[int], seed: int
 ) -> None:
     park = EchoEngines(seed, deaths=deaths)
-    manager = RolloutManager(park.calls(), num_engines=num_engines, max_num_seqs=max_num_seqs)
+    manager = RolloutManager(park.calls(), EngineConfig(num_engines=num_engines, max_num_seqs=max_num_seqs))
     manager.update_weights(weights_of(7))
     found = manager.generate(some_prompts(num_prompts), SAMPLING, 5)
     assert [[r.token_ids for r in responses.rollouts] for responses in found] == [
@@ -150,24 +150,28 @@ def test_no_response_is_lost_or_doubled_when_engines_die(
 
 def test_engines_share_the_prompts_evenly() -> None:
     park = EchoEngines()
-    manager = RolloutManager(park.calls(), num_engines=3, max_num_seqs=4)
+    manager = RolloutManager(park.calls(), EngineConfig(num_engines=3, max_num_seqs=4))
     manager.generate(some_prompts(60), SAMPLING, 0)
     counts = [sum(reply.size for reply in park.asked if reply.engine is engine) for engine in park.started]
     assert sum(counts) == 60 and min(counts) >= 10
     few = EchoEngines()
-    RolloutManager(few.calls(), num_engines=3, max_num_seqs=400).generate(some_prompts(9), SAMPLING, 0)
+    RolloutManager(few.calls(), EngineConfig(num_engines=3, max_num_seqs=400)).generate(
+        some_prompts(9), SAMPLING, 0
+    )
     assert [reply.size for reply in few.asked] == [3, 3, 3]  # no engine idles while another holds all
 
 
 def test_engines_that_keep_dying_stop_the_run_and_name_the_prompts() -> None:
-    manager = RolloutManager(EchoEngines(deaths=range(99)).calls(), num_engines=2, max_num_seqs=4)
+    manager = RolloutManager(
+        EchoEngines(deaths=range(99)).calls(), EngineConfig(num_engines=2, max_num_seqs=4)
+    )
     with pytest.raises(RuntimeError, match=r"4 engines died.*asked \d+ to \d+"):
         manager.generate(some_prompts(8), SAMPLING, 0)
 
 
 def test_engine_that_died_between_steps_is_replaced_with_the_new_weights() -> None:
     park = EchoEngines()
-    manager = RolloutManager(park.calls(), num_engines=2, max_num_seqs=4)
+    manager = RolloutManager(park.calls(), EngineConfig(num_engines=2, max_num_seqs=4))
     park.started[0].alive = False
     manager.update_weights(weights_of(3))
     assert manager.restarts == 1
@@ -199,9 +203,7 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
                 calls.stop(victims.pop())
             return calls.wait(replies)
 
-        manager = RolloutManager(
-            replace(calls, wait=kill_once_then_wait), num_engines=1, max_num_seqs=config.engine.max_num_seqs
-        )
+        manager = RolloutManager(replace(calls, wait=kill_once_then_wait), config.engine)
         with closing(WeightSender()) as sender:
             manager.update_weights(sender.send(changed_weights(tiny_hf), version=3))
             undisturbed = manager.generate(prompts, config.sampling, 1)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 
 from data_pipeline.verify.check import Verdict
-from data_pipeline.verify.config import CheckerConfig
-from data_pipeline.verify.pool import VerifyPool
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from rl.config import RewardConfig
-from rl.rewards import reward, score_responses
+from rl.rewards import reward
 
 
 @pytest.mark.parametrize(
@@ -36,18 +34,3 @@ def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default
     for name in ("qwen2_5_vl_7b_gspo", "qwen2_5_vl_7b_grpo"):
         assert RL_RECIPES[name]().reward.checker.mode == "released"
     assert EVAL_RECIPES["qwen2_5_vl_7b_greedy"]().reward.checker.mode == "released"
-
-
-def test_scores_responses_in_order():
-    responses = [
-        "<think>a</think><answer>7</answer>",
-        "<think>a</think><answer>8</answer>",
-        r"\boxed{7}",
-        "7",
-    ]
-    with VerifyPool(CheckerConfig(workers=1)) as pool:
-        rewards = score_responses(pool, RewardConfig(), responses, ["7", "7", "7.0", "7"])
-        assert [r.total for r in rewards] == pytest.approx([1.0, 0.1, 1.0, 0.9])
-        assert [r.verdict.decided_by for r in rewards] == ["exact", "none", "number", "exact"]
-        with pytest.raises(ValueError):
-            score_responses(pool, RewardConfig(), responses, ["7"])
