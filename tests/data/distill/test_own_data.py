@@ -30,7 +30,7 @@ from data_pipeline.types import IMAGE_MARK, Sample
 from data_pipeline.verify.config import CheckerConfig
 from tests.helpers.model_server import ModelServer
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 PAGE = Path(__file__).parents[3] / "docs" / "own_data.md"
 FORM = '{"structured_outputs": {"regex": "<think>[0-9]{1,3}</think><answer>[3-6]</answer>"}}'
