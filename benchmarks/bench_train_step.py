@@ -24,7 +24,7 @@ from data_pipeline.loader.packing import merge
 from data_pipeline.sources.digits import digit_samples, digit_texts
 from data_pipeline.types import Example
 from megatron_omr import parallel
-from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig
+from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.sft import sft_micro_batch
 from megatron_omr.tiny import TinyConfig, create_tiny_model
 from megatron_omr.train.step import train_step
@@ -122,15 +122,7 @@ def megatron_step(
     model: str, ranks: parallel.Ranks, examples: Sequence[Example], pad_token_id: int
 ) -> tuple[Callable[[], None], int]:
     """Our step over one packed micro-batch, and the number of parameters."""
-    trainer = build_trainer(
-        ModelConfig.from_hf(model),
-        ParallelConfig(),
-        ranks,
-        OPTIM,
-        precision="fp32",
-        steps=1_000,
-        hf_folder=model,
-    )
+    trainer = build_trainer(model, ParallelConfig(), ranks, OPTIM, precision="fp32", steps=1_000)
     batch = merge(examples, pad_token_id=pad_token_id)
 
     def step() -> None:

@@ -7,13 +7,11 @@ the one training step. Legend: T packed tokens, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from megatron_omr.oracle import Oracle, random_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order
 from megatron_omr.train.logprobs import gather_zigzag, token_logprobs
 from megatron_omr.train.losses import sft_loss
-from megatron_omr.train.step import MicroBatch, train_step
+from megatron_omr.train.step import MicroBatch, run_schedule, train_step
 from megatron_omr.train.trainer import Trainer, bare_chunks, build_trainer
 
 
@@ -68,7 +66,7 @@ def measure(config: ParityConfig, ranks: Ranks) -> ParityReport:
     packs = random_packs(model, config.seed, at_least=ranks.dp_size)
     multiple = config.parallel.sequence_multiple
     batches = [merge(pack, multiple=multiple, pad_token_id=0).to(cpu.device()) for pack in packs]
-    ours = _measure_ours(config, model, batches, ranks)
+    ours = _measure_ours(config, batches, ranks)
     report: list[ParityReport | None] = [None]
     if ranks.rank == 0:
         report = [_compare(config, ranks, batches, ours, Oracle(config.model, packs))]
@@ -87,17 +85,14 @@ class _Ours:
     grad_norm: float
 
 
-def _measure_ours(
-    config: ParityConfig, model: ModelConfig, batches: list[PackedBatch], ranks: Ranks
-) -> _Ours:
+def _measure_ours(config: ParityConfig, batches: list[PackedBatch], ranks: Ranks) -> _Ours:
     trainer = build_trainer(
-        model,
+        config.model,
         config.parallel,
         ranks,
         OptimConfig(lr=0.0, warmup_steps=0, schedule="constant", clip_grad=0.0),
         precision="fp32",
         steps=1,
-        hf_folder=config.model,
     )
     images = _vision_outputs(trainer, batches)
     outputs = _outputs(trainer, batches)
@@ -127,29 +122,17 @@ def _outputs(trainer: Trainer, batches: list[PackedBatch]) -> list[Tensor]:
     ranks = trainer.ranks
     outputs: list[Tensor] = []
 
-    def forward_step(iterator: Iterator[PackedBatch], chunk: torch.nn.Module):
-        batch = next(iterator)
+    def keep(number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        batch = batches[number]
+        logprobs_T, _ = token_logprobs(logits, batch, ranks)
+        whole = gather_from_tensor_model_parallel_region(logits.squeeze(1))
+        if ranks.cp_size > 1:
+            whole = gather_zigzag(whole, zigzag_order(batch.cu_seqlens, ranks.cp_size), ranks)
+        outputs.append(torch.cat([whole, logprobs_T[:, None]], dim=1))
+        zero = logprobs_T.new_zeros(())
+        return zero, zero
 
-        def keep(logits: Tensor) -> tuple[Tensor, Tensor, dict]:
-            logprobs_T, _ = token_logprobs(logits, batch, ranks)
-            whole = gather_from_tensor_model_parallel_region(logits.squeeze(1))
-            if ranks.cp_size > 1:
-                whole = gather_zigzag(whole, zigzag_order(batch.cu_seqlens, ranks.cp_size), ranks)
-            outputs.append(torch.cat([whole, logprobs_T[:, None]], dim=1))
-            zero = logprobs_T.new_zeros(())
-            return zero, zero.int(), {}
-
-        return chunk(batch), keep
-
-    get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iter(batches),
-        model=trainer.chunks[0],
-        num_microbatches=len(batches),
-        seq_length=max(b.num_tokens for b in batches),
-        micro_batch_size=1,
-        forward_only=True,
-    )
+    run_schedule(trainer, batches, keep, forward_only=True)
     if not ranks.is_last_stage:
         width = trainer.model.vocab_size + 1
         outputs = [torch.empty(b.num_tokens, width, device=cpu.device()) for b in batches]

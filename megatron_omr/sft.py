@@ -13,7 +13,7 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.loader.loader import Loader
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu, parallel
-from megatron_omr.config import ModelConfig, SFTConfig
+from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.bad_steps import BadSteps
@@ -32,15 +32,14 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     ranks = parallel.initialize(
         config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
     )
-    model, run = ModelConfig.from_hf(config.model), Path(config.run)
+    run = Path(config.run)
     trainer = build_trainer(
-        model,
+        config.model,
         config.parallel,
         ranks,
         config.optim,
         precision=config.precision,
         steps=config.steps,
-        hf_folder=config.model,
     )
     loader = build_loader(config, ranks)
     step, bad_steps = resume(trainer, loader, run)
@@ -65,7 +64,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
                     template=config.model,
                     keep=config.checkpoint.keep,
                 )
-    save_hf(bare_chunks(trainer), model, ranks, run / "hf", template=config.model)
+    save_hf(bare_chunks(trainer), trainer.model, ranks, run / "hf", template=config.model)
     parallel.shutdown()
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.shards.format import read_sample
 from megatron_omr import cpu, parallel
-from megatron_omr.config import ModelConfig
 from megatron_omr.convert.export import export_weights, save_hf
 from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.train.losses import LossOutput
@@ -36,17 +35,14 @@ class TrainerWorker:
         self._ranks = parallel.initialize(
             config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
         )
-        self._model = ModelConfig.from_hf(config.model)
-        config.parallel.check_model(self._model)
         self._encoder = ChatEncoder.from_hf(config.model, config.image)
         self._trainer = build_trainer(
-            self._model,
+            config.model,
             config.parallel,
             self._ranks,
             config.optim,
             precision=config.precision,
             steps=config.steps * config.algorithm.num_minibatches,
-            hf_folder=config.model,
         )
         self._loss = policy_loss(config.algorithm)
         self._sender = WeightSender() if self._ranks.rank == 0 else None
@@ -89,7 +85,7 @@ class TrainerWorker:
 
     def send_weights(self, version: int) -> WeightManifest | None:
         """Writes the weights into shared memory; rank 0 returns the manifest for the engines."""
-        stream = export_weights(bare_chunks(self._trainer), self._model, self._ranks)
+        stream = export_weights(bare_chunks(self._trainer), self._trainer.model, self._ranks)
         if self._sender is not None:
             return self._sender.send(stream, version)
         for _ in stream:  # the gathers behind the stream are collective
@@ -110,7 +106,9 @@ class TrainerWorker:
     def save_hf(self) -> None:
         """Writes the weights as a Hugging Face folder, RUN/hf."""
         out = Path(self._config.run) / "hf"
-        save_hf(bare_chunks(self._trainer), self._model, self._ranks, out, template=self._config.model)
+        save_hf(
+            bare_chunks(self._trainer), self._trainer.model, self._ranks, out, template=self._config.model
+        )
 
     def _logprobs(self, batches: list[RolloutBatch]) -> list[Tensor]:
         """Returns the logprobs of each batch; none without the last pipeline stage."""

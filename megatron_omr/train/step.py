@@ -109,38 +109,61 @@ def forward_logprobs(
 def _run(
     trainer: Trainer, micro_batches: Sequence[MicroBatch], *, temperature: float, forward_only: bool
 ) -> list[LossOutput]:
-    """Runs Megatron's schedule for this layout; returns the loss outputs (last stage only)."""
-    if not micro_batches:
-        raise ValueError("a rank got no micro-batch; raise the batch size to at least one sample a rank")
+    """Runs all micro-batches; returns the loss outputs (last stage only)."""
     ranks = trainer.ranks
     outputs: list[LossOutput] = []
 
-    def forward_step(batches: Iterator[MicroBatch], chunk: torch.nn.Module):
-        micro_batch = next(batches)
-        packed = micro_batch.packed
+    def reduce_loss(number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        micro_batch = micro_batches[number]
+        logprobs_T, entropy_T = token_logprobs(
+            logits,
+            micro_batch.packed,
+            ranks,
+            temperature=temperature,
+            with_entropy=micro_batch.with_entropy,
+        )
+        output = micro_batch.loss(logprobs_T, entropy_T)
+        outputs.append(output)
+        # every CP rank computes the whole loss; only one of them may count it
+        return output.loss_sum, output.count if ranks.cp_rank == 0 else torch.zeros_like(output.count)
 
-        def reduce_loss(logits: Tensor) -> tuple[Tensor, Tensor, dict]:
-            logprobs_T, entropy_T = token_logprobs(
-                logits, packed, ranks, temperature=temperature, with_entropy=micro_batch.with_entropy
-            )
-            output = micro_batch.loss(logprobs_T, entropy_T)
-            outputs.append(output)
-            # every CP rank computes the whole loss; only one of them may count it
-            count = output.count if ranks.cp_rank == 0 else torch.zeros_like(output.count)
-            return output.loss_sum, count.to(torch.int), {}
+    run_schedule(trainer, [m.packed for m in micro_batches], reduce_loss, forward_only=forward_only)
+    return outputs
 
-        return chunk(packed), reduce_loss
+
+def run_schedule(
+    trainer: Trainer,
+    packs: Sequence[PackedBatch],
+    reduce: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    *,
+    forward_only: bool,
+) -> None:
+    """Runs Megatron's schedule for this layout over `packs`.
+
+    Args:
+        reduce: turns the logits of the pack with this number into (loss sum, count); last stage only.
+    """
+    if not packs:
+        raise ValueError("a rank got no micro-batch; raise the batch size to at least one sample a rank")
+
+    def forward_step(numbers: Iterator[int], chunk: torch.nn.Module):
+        number = next(numbers)
+
+        def loss(logits: Tensor) -> tuple[Tensor, Tensor, dict]:
+            loss_sum, count = reduce(number, logits)
+            return loss_sum, count.to(torch.int), {}
+
+        return chunk(packs[number]), loss
 
     get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(micro_batches),
+        data_iterator=iter(range(len(packs))),
         model=cast("list[torch.nn.Module]", trainer.chunks),
-        num_microbatches=len(micro_batches),
-        seq_length=max(m.packed.num_tokens for m in micro_batches),
+        num_microbatches=len(packs),
+        seq_length=max(pack.num_tokens for pack in packs),
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return outputs
 
 
 def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:

@@ -24,7 +24,6 @@ class Trainer:
     """One rank's model, optimizer and schedule, and its place in the layout."""
 
     model: ModelConfig
-    parallel: ParallelConfig
     ranks: Ranks
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
@@ -32,30 +31,25 @@ class Trainer:
 
 
 def build_trainer(
-    model: ModelConfig,
+    folder: str,
     parallel: ParallelConfig,
     ranks: Ranks,
     optim: OptimConfig,
     *,
     precision: Precision,
     steps: int,
-    hf_folder: str | None = None,
 ) -> Trainer:
-    """Builds model, gradient buffers, optimizer and the schedule over `steps`. Collective.
-
-    Weights come from `hf_folder`; without one they are random.
+    """Builds the model of a Hugging Face folder with its weights, AdamW, and the schedule over `steps`. Collective.
 
     Raises:
-        ValueError: the layout cannot hold the model, or `hf_folder` holds other tensors than the model needs.
+        ValueError: the layout cannot hold the model, or the folder's tensors do not fit its config.json.
     """
+    model = ModelConfig.from_hf(folder)
     chunks = build_model(model, parallel, ranks, precision=precision)
-    if hf_folder is not None:
-        load_hf(chunks, hf_folder, model, ranks)
+    load_hf(chunks, folder, model, ranks)
     wrapped = wrap_chunks(chunks)
     optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
-    return Trainer(
-        model=model, parallel=parallel, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler
-    )
+    return Trainer(model=model, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler)
 
 
 def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:

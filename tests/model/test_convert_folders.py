@@ -12,6 +12,8 @@ from launch.cli import main
 from megatron_omr.config import ConvertConfig, ParallelConfig
 from tests.helpers.ranks import run_ranks
 
+pytestmark = pytest.mark.heavy
+
 
 def to_megatron(config: ConvertConfig) -> None:
     from megatron_omr.convert_folders import to_megatron
@@ -35,7 +37,7 @@ def to_hf(config: ConvertConfig) -> None:
     ids=["tp2-tp1", "pp2-tp2"],
 )
 @pytest.mark.parametrize("fixture", ["tiny_hf", "tiny_tied_hf"])
-def test_through_a_checkpoint_and_back(
+def test_round_trip_through_a_checkpoint_keeps_the_bytes(
     fixture: str,
     there: ParallelConfig,
     back: ParallelConfig,
@@ -53,7 +55,7 @@ def test_through_a_checkpoint_and_back(
         assert (source / name).read_bytes() == (result / name).read_bytes()
 
 
-def test_an_existing_folder_is_never_overwritten(tiny_hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_folder_is_not_overwritten(tiny_hf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(p.name for p in tiny_hf.iterdir())
     assert main(["convert", "to-megatron", str(tiny_hf), str(tiny_hf)]) == 2
     assert "already exists" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""FLOPs against figures worked out by hand for Qwen2.5-VL-7B, and against PyTorch's own counter."""
+"""FLOPs against figures computed by hand for Qwen2.5-VL-7B, and against PyTorch's own counter."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_torch_counts_the_same_products(tiny_hf: Path) -> None:
     )
 
 
-def test_a_step_is_three_forwards_and_packing_adds_up() -> None:
+def test_step_is_three_forwards_and_packing_adds_up() -> None:
     grids = [(1, 8, 8), (1, 4, 6)]
     apart = [train_step_flops(QWEN_7B, [n], [g]) for n, g in zip((100, 50), grids, strict=True)]
     assert train_step_flops(QWEN_7B, [100, 50], grids) == pytest.approx(sum(apart))
     assert apart[0] == 3 * (language_forward_flops(QWEN_7B, [100]) + vision_forward_flops(QWEN_7B, grids[:1]))
 
 
-def test_a_branch_attends_to_its_root() -> None:
+def test_branch_attends_to_its_root() -> None:
     whole = language_forward_flops(QWEN_7B, [150])
     assert language_forward_flops(QWEN_7B, [100, 50], [0, 100]) == pytest.approx(whole)
     two = language_forward_flops(QWEN_7B, [100, 50, 50], [0, 100, 100])

@@ -10,6 +10,8 @@ from data_pipeline.types import PackedBatch
 from megatron_omr.config import ParallelConfig
 from tests.helpers.ranks import init_ranks, run_ranks
 
+pytestmark = pytest.mark.heavy
+
 LENGTHS, VOCABULARY = (8, 4, 12), 16
 
 
@@ -37,20 +39,6 @@ def test_logprobs_entropy_and_gradient(parallel: ParallelConfig, processes: int,
 def test_very_large_logits_stay_finite() -> None:
     (logprobs, entropy, *_) = run_ranks(_token_logprobs, 1, ParallelConfig(), 1e-4)[0]
     assert torch.tensor([logprobs, entropy]).isfinite().all()
-
-
-def test_zigzag_gives_each_rank_a_head_and_a_tail() -> None:
-    run_ranks(_check_zigzag, 1)
-
-
-def _check_zigzag() -> None:
-    from megatron_omr.parallel import zigzag_order
-
-    cu_seqlens = torch.tensor([0, 4, 12], dtype=torch.int32)
-    assert zigzag_order(cu_seqlens, 2).tolist() == [[0, 3, 4, 5, 10, 11], [1, 2, 6, 7, 8, 9]]
-    assert zigzag_order(cu_seqlens, 1).tolist() == [list(range(12))]
-    with pytest.raises(ValueError, match="multiples of 8"):
-        zigzag_order(cu_seqlens, 4)
 
 
 def inputs() -> tuple[Tensor, Tensor]:

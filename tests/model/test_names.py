@@ -1,4 +1,4 @@
-"""Both spellings of the names of Hugging Face tensors."""
+"""The two spellings of the names of Hugging Face tensors."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
         trees.append(tree)
         separate += [respond(prompt, ids, id=name) for name, ids in responses.items()]
     optim = OptimConfig(lr=1e-3)
-    trainer = build_trainer(model, parallel, ranks, optim, precision="fp32", steps=9, hf_folder=folder)
+    trainer = build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=9)
     packs = [merge(items, multiple=parallel.sequence_multiple, pad_token_id=0) for items in (trees, separate)]
     found = [forward_logprobs(trainer, [pack]) for pack in packs]
     by_id = [_by_id(pack, got[0]) if got else {} for pack, got in zip(packs, found, strict=True)]
@@ -136,7 +136,7 @@ def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
     gap = max((float((by_id[0][i] - by_id[1][i]).abs().max()) for i in by_id[0]), default=0.0)
     grads = []
     for pack in packs:
-        trainer = build_trainer(model, parallel, ranks, optim, precision="fp32", steps=9, hf_folder=folder)
+        trainer = build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=9)
         step = MicroBatch(packed=pack, loss=partial(sft_loss, batch=pack))
         train_step(trainer, [step])
         grads.append([p.main_grad.clone() for p in trainer.chunks[0].parameters()])

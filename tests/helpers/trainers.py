@@ -1,0 +1,46 @@
+"""Small trainers and random micro-batches, for functions that `run_ranks` calls."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from megatron_omr.config import OptimConfig, ParallelConfig
+from megatron_omr.dtypes import Precision
+from tests.helpers.ranks import init_ranks
+
+if TYPE_CHECKING:  # these import Megatron, which only ranks should
+    from megatron_omr.train.step import MicroBatch
+    from megatron_omr.train.trainer import Trainer
+
+OPTIM = OptimConfig(lr=1e-3, warmup_steps=0)
+
+
+def tiny_trainer(folder: str, parallel: ParallelConfig, *, precision: Precision = "fp32") -> Trainer:
+    """Joins the world and builds a trainer of the model in `folder`."""
+    from megatron_omr.train.trainer import build_trainer
+
+    return build_trainer(folder, parallel, init_ranks(parallel), OPTIM, precision=precision, steps=8)
+
+
+def random_micro_batches(trainer: Trainer, parallel: ParallelConfig, *, seed: int) -> list[MicroBatch]:
+    """Returns this data-parallel rank's share of random samples that depend on `seed` only."""
+    from data_pipeline.loader.packing import merge
+    from megatron_omr.oracle import random_packs
+    from megatron_omr.train.losses import sft_loss
+    from megatron_omr.train.step import MicroBatch
+
+    packs = random_packs(trainer.model, seed)[trainer.ranks.dp_rank :: trainer.ranks.dp_size]
+    batches = [merge(pack, multiple=parallel.sequence_multiple, pad_token_id=0) for pack in packs]
+    return [MicroBatch(packed=batch, loss=partial(sft_loss, batch=batch)) for batch in batches]
+
+
+def exported(trainer: Trainer) -> dict[str, Tensor]:
+    """Returns copies of the trainer's weights under their Hugging Face names. Collective."""
+    from megatron_omr.convert.export import export_weights
+    from megatron_omr.train.trainer import bare_chunks
+
+    stream = export_weights(bare_chunks(trainer), trainer.model, trainer.ranks)
+    return {name: tensor.detach().clone() for name, tensor in stream}

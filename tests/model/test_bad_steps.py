@@ -1,0 +1,20 @@
+"""Consecutive bad steps are counted, and stop the run past the limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_omr.train.bad_steps import BadSteps
+
+
+def test_good_step_resets_the_row_but_not_the_total() -> None:
+    counts = BadSteps()
+    for skipped in (True, True, False, True):
+        counts = counts.after(skipped, limit=2, samples=lambda: pytest.fail("asked within the limit"))
+    assert counts == BadSteps(in_a_row=1, total=3)
+
+
+def test_one_step_past_the_limit_stops_and_names_the_samples() -> None:
+    counts = BadSteps(in_a_row=2, total=5)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .*max_bad_steps=2.*samples: a, b"):
+        counts.after(True, limit=2, samples=lambda: {"b", "a"})

@@ -1,0 +1,180 @@
+"""Checkpoints: loaded in the same or another layout, complete or absent, and clear about broken ones."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from megatron_omr.config import ParallelConfig
+from megatron_omr.train.run_folder import checkpoints
+from tests.helpers.ranks import run_ranks
+from tests.helpers.trainers import exported, random_micro_batches, tiny_trainer
+
+pytestmark = pytest.mark.heavy
+
+WRITER = ParallelConfig()  # of two data-parallel ranks
+STATE = {"loader": {"epoch": 1}, "name": "π"}
+
+
+class Step(NamedTuple):
+    """The step after the checkpoint, on the rank that logs."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Step]:
+    """A folder with the checkpoint of two steps and the weights then and a step later; that step."""
+    out = tmp_path_factory.mktemp("checkpoints")
+    return out, run_ranks(_train_and_save, 2, str(tiny_hf), str(out))[0]
+
+
+def _train_and_save(folder: str, out: str) -> Step:
+    from megatron_omr.train.checkpoint import save_checkpoint
+    from megatron_omr.train.step import train_step
+
+    trainer = tiny_trainer(folder, WRITER)
+    for seed in (1, 2):
+        train_step(trainer, random_micro_batches(trainer, WRITER, seed=seed))
+    save_checkpoint(trainer, Path(out), step=2, state=STATE, template=folder, keep=2)
+    return _next_step(trainer, WRITER, out)
+
+
+def _next_step(trainer: Any, parallel: ParallelConfig, out: str) -> Step:
+    """Writes the weights before and after one more step."""
+    from megatron_omr.train.step import train_step
+
+    before = exported(trainer)
+    result = train_step(trainer, random_micro_batches(trainer, parallel, seed=3))
+    after = exported(trainer)
+    if trainer.ranks.rank == 0:
+        save_file(before, f"{out}/before.safetensors")
+        save_file(after, f"{out}/after.safetensors")
+    return Step(loss=result.loss, grad_norm=result.grad_norm, lr=result.lr)
+
+
+def _load(folder: str, parallel: ParallelConfig, checkpoint: str, out: str) -> tuple[int, Any, Step]:
+    from megatron_omr.train.checkpoint import load_checkpoint
+    from megatron_omr.train.step import train_step
+
+    trainer = tiny_trainer(folder, parallel)
+    train_step(trainer, random_micro_batches(trainer, parallel, seed=9))  # to be overwritten
+    step, state = load_checkpoint(trainer, Path(checkpoint))
+    return step, state, _next_step(trainer, parallel, out)
+
+
+def test_same_layout_continues_bit_for_bit(tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path) -> None:
+    folder, wanted = saved
+    results = run_ranks(_load, 2, str(tiny_hf), WRITER, str(folder / "step-00000002"), str(tmp_path))
+    assert results == [(2, STATE, wanted)] * 2
+    for name in ("before.safetensors", "after.safetensors"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "processes"),
+    [(ParallelConfig(), 1), (ParallelConfig(tp=2, sp=True), 2), (ParallelConfig(pp=2), 2)],
+    ids=["one", "tp2 sp", "pp2"],
+)
+def test_another_layout_has_the_same_weights_and_makes_the_same_step(
+    tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path, parallel: ParallelConfig, processes: int
+) -> None:
+    folder, wanted = saved
+    checkpoint = str(folder / "step-00000002")
+    results = run_ranks(_load, processes, str(tiny_hf), parallel, checkpoint, str(tmp_path))
+    step, state, seen = results[-1]  # of the last stage
+    assert (step, state) == (2, STATE)
+    before, after, before_there, after_there = (
+        load_file(place / f"{name}.safetensors")
+        for place in (folder, tmp_path)
+        for name in ("before", "after")
+    )
+    assert before.keys() == before_there.keys()
+    assert all(tensor.equal(before_there[name]) for name, tensor in before.items())
+    # layouts sum in another order
+    print("LOSS", seen.loss / wanted.loss - 1, seen.grad_norm / wanted.grad_norm - 1)
+    assert seen.loss == pytest.approx(wanted.loss, rel=1e-5)
+    assert seen.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-4)
+    assert seen.lr == wanted.lr
+    for name, tensor in after.items():  # the optimizer's state is the same, too: the update is
+        update = tensor - before[name]
+        gap = float((after_there[name] - tensor).norm() / update.norm())
+        print("GAP", name, gap)
+        assert gap < 1e-2, name
+
+
+def test_newest_are_kept_and_leftovers_are_not_listed(tiny_hf: Path, tmp_path: Path) -> None:
+    (tmp_path / ".step-00000009.partial").mkdir()  # of a kill
+    names = run_ranks(_save_often, 1, str(tiny_hf), str(tmp_path))[0]
+    assert names == [
+        ["step-00000001"],
+        ["step-00000001", "step-00000002"],
+        ["step-00000002", "step-00000010"],
+    ]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
+    assert checkpoints(tmp_path / "none") == []
+
+
+def _save_often(folder: str, out: str) -> list[list[str]]:
+    trainer = tiny_trainer(folder, ParallelConfig())
+    return [_save(trainer, folder, out, step=step) for step in (1, 2, 10)]
+
+
+def _save(trainer: Any, template: str, out: str, *, step: int) -> list[str]:
+    from megatron_omr.train.checkpoint import save_checkpoint
+
+    save_checkpoint(trainer, Path(out), step=step, state={"now": step}, template=template, keep=2)
+    return [path.name for path in checkpoints(Path(out))]
+
+
+def test_save_that_fails_leaves_the_older_checkpoint(tiny_hf: Path, tmp_path: Path) -> None:
+    assert run_ranks(_fail_to_save, 1, str(tiny_hf), str(tmp_path)) == [{"now": 1}]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def _fail_to_save(folder: str, out: str) -> Any:
+    from megatron_omr.train.checkpoint import load_checkpoint
+
+    trainer = tiny_trainer(folder, ParallelConfig())
+    _save(trainer, folder, out, step=1)
+    for step in (1, 2):
+        with pytest.raises(FileNotFoundError):
+            _save(trainer, f"{folder}/not there", out, step=step)
+    return load_checkpoint(trainer, Path(out) / "step-00000001")[1]
+
+
+@pytest.mark.parametrize("missing", ["state.json", "metadata.json", "hf/config.json"])
+def test_incomplete_checkpoint_is_named(
+    tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path, missing: str
+) -> None:
+    torn = tmp_path / "step-00000002"
+    shutil.copytree(saved[0] / torn.name, torn)
+    (torn / missing).unlink()
+    message = run_ranks(_load_error, 1, str(tiny_hf), str(torn))[0]
+    assert f"{torn} has no {missing}: not a complete checkpoint" in message
+
+
+def test_checkpoint_without_a_shard_is_named(tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path) -> None:
+    torn = tmp_path / "step-00000002"
+    shutil.copytree(saved[0] / torn.name, torn)
+    next(torn.glob("*.distcp")).unlink()
+    message = run_ranks(_load_error, 1, str(tiny_hf), str(torn))[0]
+    print("MSG", message)
+    assert str(torn) in message
+
+
+def _load_error(folder: str, checkpoint: str) -> str:
+    from megatron_omr.train.checkpoint import load_checkpoint
+
+    trainer = tiny_trainer(folder, ParallelConfig())
+    try:
+        load_checkpoint(trainer, Path(checkpoint))
+    except BaseException as error:
+        return type(error).__name__ + str(error)
+    return "loaded"

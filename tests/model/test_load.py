@@ -1,0 +1,53 @@
+"""Weights of Hugging Face folders: wrong files and wrong shapes are named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_omr.config import ModelConfig, ParallelConfig
+from tests.helpers.ranks import init_ranks, run_ranks
+
+pytestmark = pytest.mark.heavy
+
+NORM, DOWN = "model.layers.1.input_layernorm.weight", "model.layers.0.mlp.down_proj.weight"
+
+
+def test_missing_tensor_is_named(tiny_hf: Path, tmp_path: Path) -> None:
+    message = load_error(tiny_hf, tmp_path, lambda weights: weights.pop(NORM))
+    assert "lacks model.language_model.layers.1.input_layernorm.weight" in message
+
+
+def test_unexpected_tensor_is_named(tiny_hf: Path, tmp_path: Path) -> None:
+    message = load_error(tiny_hf, tmp_path, lambda weights: weights.update(extra=torch.ones(1)))
+    assert "has extra" in message
+
+
+def test_wrong_shape_is_named_with_both_shapes(tiny_hf: Path, tmp_path: Path) -> None:
+    message = load_error(tiny_hf, tmp_path, lambda weights: weights.update({DOWN: torch.ones(128, 255)}))
+    assert "layers.0.mlp.down_proj.weight" in message
+    assert "[128, 255]" in message and "[128, 256]" in message
+
+
+def load_error(folder: Path, tmp_path: Path, change) -> str:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, copy / "model.safetensors")
+    return run_ranks(_load_error, 1, str(copy))[0]
+
+
+def _load_error(folder: str) -> str:
+    from megatron_omr.convert.load import load_hf
+    from megatron_omr.model.build import build_model
+
+    ranks, model = init_ranks(ParallelConfig()), ModelConfig.from_hf(folder)
+    chunks = build_model(model, ParallelConfig(), ranks, precision="fp32")
+    with pytest.raises(ValueError) as error:
+        load_hf(chunks, folder, model, ranks)
+    return str(error.value)

@@ -1,0 +1,26 @@
+"""A run's folder: settings that a resumed run must keep."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from megatron_omr.train.run_folder import save_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run: str = "a"
+    steps: int = 10
+    lr: float = 0.1
+
+
+def test_resumed_run_must_keep_its_settings(tmp_path: Path) -> None:
+    save_config(Config(), tmp_path, resumes=False)
+    save_config(Config(steps=20), tmp_path, resumes=True)
+    with pytest.raises(ValueError, match=r"lr was 0.1, is 0.2"):
+        save_config(Config(lr=0.2), tmp_path, resumes=True)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"run": "a", "steps": 20, "lr": 0.1}

@@ -1,0 +1,87 @@
+"""The optimizer step: bad gradients are skipped on all ranks, and its values are logged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from megatron_omr.config import ParallelConfig
+from tests.helpers.ranks import run_ranks
+from tests.helpers.trainers import random_micro_batches, tiny_trainer
+
+pytestmark = pytest.mark.heavy
+
+
+def test_mfu_is_logged_where_the_peak_is_known() -> None:
+    (known, unknown) = run_ranks(_mfu, 1)[0]
+    assert known == pytest.approx(989e12 / 4 / (2 * 989e12 * 2))
+    assert unknown is None
+
+
+def _mfu() -> tuple[float | None, float | None]:
+    """Returns the MFU of a step on two H200 and on this machine: FLOPs of a quarter of a second, in two seconds."""
+    from megatron_omr import cpu
+    from megatron_omr.train.step import StepResult, step_values
+
+    result = StepResult(loss=1, grad_norm=1, lr=1, skipped=False, num_tokens=8, flops=989e12 / 4)
+    here = step_values(result, 2.0, 2).get("mfu")
+    cpu.device_name = lambda: "NVIDIA H200"
+    return step_values(result, 2.0, 2).get("mfu"), here
+
+
+def test_nan_gradient_of_one_rank_skips_the_step_on_all(tiny_hf: Path) -> None:
+    for seen in run_ranks(_poisoned_step, 2, str(tiny_hf)):
+        assert seen == {
+            "skipped": True,
+            "norm_is_finite": False,
+            "unchanged": True,
+            "next_skipped": False,
+            "next_changed": True,
+        }
+
+
+def _poisoned_step(folder: str) -> dict[str, bool]:
+    """Makes a good step, one whose loss is NaN on one rank only, and a good step."""
+    import torch
+
+    from megatron_omr.train.losses import LossOutput
+    from megatron_omr.train.step import train_step
+
+    trainer = tiny_trainer(folder, ParallelConfig())
+    first, second, third = (random_micro_batches(trainer, ParallelConfig(), seed=s) for s in range(3))
+    parameters = [p for chunk in trainer.chunks for p in chunk.parameters()]
+
+    def poison(good, logprobs_T, entropy_T) -> LossOutput:
+        output = good(logprobs_T, entropy_T)
+        return replace(output, loss_sum=output.loss_sum * math.nan)
+
+    train_step(trainer, first)
+    before = [p.detach().clone() for p in parameters]
+    if trainer.ranks.dp_rank == 1:
+        second = [replace(batch, loss=partial(poison, batch.loss)) for batch in second]
+    bad = train_step(trainer, second)
+    unchanged = all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    good = train_step(trainer, third)
+    return {
+        "skipped": bad.skipped,
+        "norm_is_finite": math.isfinite(bad.grad_norm),
+        "unchanged": unchanged,
+        "next_skipped": good.skipped,
+        "next_changed": not torch.equal(before[0], parameters[0]),
+    }
+
+
+def test_rank_without_a_micro_batch_is_an_error(tiny_hf: Path) -> None:
+    assert "raise the batch size" in run_ranks(_empty_step, 1, str(tiny_hf))[0]
+
+
+def _empty_step(folder: str) -> str:
+    from megatron_omr.train.step import train_step
+
+    with pytest.raises(ValueError) as error:
+        train_step(tiny_trainer(folder, ParallelConfig()), [])
+    return str(error.value)
