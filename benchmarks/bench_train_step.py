@@ -1,4 +1,4 @@
-"""Seconds of our single-process training step against transformers with torch's AdamW: same model, same data.
+"""Times our single-process training step and transformers with torch's AdamW: same model, same data.
 
 Ours packs the samples end to end; transformers gets the usual padded batch. Rounds alternate between the two,
 and the median counts. A ratio above 1 means that ours is faster.
@@ -66,7 +66,7 @@ class Timing:
 
 
 def main() -> dict[str, object]:
-    """Measure, print, write benchmarks/results/train_step.json, and return what it holds."""
+    """Measures, prints, writes benchmarks/results/train_step.json, and returns its content."""
     torch.set_num_threads(1)
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def main() -> dict[str, object]:
 
 
 def measure(model: str, ranks: parallel.Ranks) -> Timing:
-    """Median seconds of both ways over alternating rounds; the first round warms up."""
+    """Returns median seconds of both steps over alternating rounds; the first round warms up."""
     encoder = ChatEncoder.from_hf(model, ImageConfig(min_pixels=784))
     examples = [encoder.encode(sample) for sample in digit_samples("train", BATCH, seed=0)]
     ours, num_parameters = megatron_step(model, ranks, examples, encoder.pad_token_id)
@@ -121,7 +121,7 @@ def seconds(step: Callable[[], None]) -> float:
 def megatron_step(
     model: str, ranks: parallel.Ranks, examples: Sequence[Example], pad_token_id: int
 ) -> tuple[Callable[[], None], int]:
-    """Our step over one packed micro-batch, and the number of parameters."""
+    """Returns our step over one packed micro-batch, and the number of parameters."""
     trainer = build_trainer(model, ParallelConfig(), ranks, OPTIM, precision="fp32", steps=1_000)
     batch = merge(examples, pad_token_id=pad_token_id)
 
@@ -132,7 +132,7 @@ def megatron_step(
 
 
 def transformers_step(model: str, examples: Sequence[Example], pad_token_id: int) -> Callable[[], None]:
-    """The step that most would write: padded batch, torch's AdamW, gradient clipping."""
+    """Returns the usual step of transformers: padded batch, torch's AdamW, gradient clipping."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32).train()

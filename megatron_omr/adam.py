@@ -1,7 +1,7 @@
 """AdamW with the interface and state layout of Transformer Engine's FusedAdam, in plain torch operations.
 
 torch's own AdamW counts `step` per parameter; Megatron's distributed optimizer then cannot save or load the
-state of an optimizer that has not stepped yet. Here `step` lives in the parameter group, as on GPUs, so that
+state of an optimizer that has not stepped yet. Here `step` is in the parameter group, as on GPUs, so that
 checkpoints have one layout everywhere.
 """
 

@@ -60,11 +60,11 @@ class Ranks:
         return _group(parallel_state.get_context_parallel_group())
 
     def dp_group(self) -> ProcessGroup:
-        """Replicas with different data."""
+        """Returns the replicas with different data."""
         return _group(parallel_state.get_data_parallel_group())
 
     def dp_cp_group(self) -> ProcessGroup:
-        """All ranks over which gradients are summed."""
+        """Returns the ranks over which gradients are summed."""
         return _group(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
 

@@ -48,7 +48,7 @@ class PackedSequences(PackedSeqParams):
         parents: Tensor | None = None,
         **kwargs: Any,
     ) -> PackedSequences:
-        """`cu_seqlens` [S + 1] int32 counts the tokens of all context-parallel ranks.
+        """Takes `cu_seqlens` [S + 1] int32, which counts the tokens of all context-parallel ranks.
 
         `parents` [S]: the sequence that each sequence continues and attends to as a whole, -1 for none.
 
@@ -88,7 +88,7 @@ class Slots:
     shapes: tuple[tuple[int, int], ...]  # of each bucket: sequences, padded length
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """[T, N, D] -> [B, N, L, D] of each bucket; no gradient flows back from padding."""
+        """Splits [T, N, D] into [B, N, L, D] of each bucket; padding has no gradient."""
         if self.token is None:
             slots = x
         elif self.slot is None:
@@ -100,7 +100,7 @@ class Slots:
         return [p.unflatten(0, shape).transpose(1, 2) for p, shape in zip(parts, self.shapes, strict=True)]
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """[B, N, L, D] of each bucket -> [T, N * D]."""
+        """Joins [B, N, L, D] of each bucket to [T, N * D]."""
         flat = [p.transpose(1, 2).flatten(2).flatten(0, 1) for p in parts]
         slots = flat[0] if len(flat) == 1 else torch.cat(flat)
         return slots if self.slot is None else slots.index_select(0, self.slot)
@@ -254,7 +254,7 @@ class CoreAttention(MegatronModule):
         packed_seq_params: PackedSequences,
         **_: Any,
     ) -> Tensor:
-        """query [T, 1, N, D], key and value [T, 1, G, D] -> [T, 1, N * D]."""
+        """Attends from query [T, 1, N, D] to key and value [T, 1, G, D], giving [T, 1, N * D]."""
         plan = packed_seq_params.plan
         if self.cp_group is not None:
             key = gather_from_sequence_parallel_region(key.contiguous(), group=self.cp_group)
@@ -271,7 +271,10 @@ def attend(
     causal: bool,
     scale: float | None = None,
 ) -> Tensor:
-    """query [T, 1, N, D], key and value [T, 1, G, D] -> [T, 1, N * D]; scale is 1 / sqrt(D) when None."""
+    """Attends from query [T, 1, N, D] to key and value [T, 1, G, D], giving [T, 1, N * D].
+
+    `scale` is 1 / sqrt(D) when None.
+    """
     masks = plan.causal_masks if causal else plan.padding_masks
     queries, keys, values = (
         slots.split(x.squeeze(1)) for slots, x in ((plan.query, query), (plan.key, key), (plan.key, value))

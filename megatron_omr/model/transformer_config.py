@@ -46,7 +46,7 @@ def language_config(model: ModelConfig, parallel: ParallelConfig, precision: Pre
 def vision_config(
     model: ModelConfig, parallel: ParallelConfig, precision: Precision
 ) -> VisionTransformerConfig:
-    """Tensor parallel only: the tower is on the first stage, and every context-parallel rank sees whole images."""
+    """Returns the tower's config: tensor parallel only, on the first stage, with whole images on every CP rank."""
     vision = model.vision
     return VisionTransformerConfig(
         num_layers=vision.depth,
@@ -63,7 +63,7 @@ def vision_config(
 
 
 def projector_config(model: ModelConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
-    """The merger's two linear layers: merged patches in, the language model's width out."""
+    """Returns the config of the merger's two linear layers, from merged patches to the language model's width."""
     vision = model.vision
     return TransformerConfig(
         num_layers=1,

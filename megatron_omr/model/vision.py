@@ -47,7 +47,7 @@ class VisionGeometry:
 
     @classmethod
     def create(cls, grid_thw: Tensor, vision: VisionConfig) -> VisionGeometry:
-        """`grid_thw` [I, 3]: frames, rows and columns of patches of each image."""
+        """Takes `grid_thw` [I, 3]: frames, rows and columns of patches of each image."""
         merge, device = vision.spatial_merge_size, grid_thw.device
         frames, rows, cols = (grid_thw // torch.tensor([1, merge, merge], device=device)).unbind(1)
         merged_I = frames * rows * cols
@@ -118,7 +118,7 @@ class VisionModel(MegatronModule):
         )
 
     def forward(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
-        """pixels [P, 14 * 14 * 3] uint8, grid_thw [I, 3] -> [M, hidden size of the language model]."""
+        """Turns pixels [P, 14 * 14 * 3] uint8, grid_thw [I, 3] into [M, hidden size of the language model]."""
         geometry = VisionGeometry.create(grid_thw, self.vision)
         order_P = geometry.window_order_P
         sequences = VisionSequences.create(

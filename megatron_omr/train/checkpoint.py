@@ -139,6 +139,6 @@ def _sharded_rng(ranks: Ranks) -> ShardedObject:
 
 
 def _save_arguments() -> dict[str, Any]:
-    """Megatron-Core 0.19 writes through another package by default; 0.16 to 0.18 know no such choice."""
+    """Selects Megatron's own writer: 0.19 has another default, 0.16 to 0.18 have no such option."""
     has_choice = "async_strategy" in signature(dist_checkpointing.save).parameters
     return {"async_strategy": "mcore"} if has_choice else {}

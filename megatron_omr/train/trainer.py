@@ -1,4 +1,4 @@
-"""What one rank trains with: model chunks in gradient buffers, optimizer and schedule."""
+"""Builds what one rank trains with: model chunks in gradient buffers, optimizer and schedule."""
 
 from __future__ import annotations
 

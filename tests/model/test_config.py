@@ -1,0 +1,105 @@
+"""Configs of model and layout: read from config.json, and errors that name the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_omr.config import ModelConfig, ParallelConfig
+
+HF: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "dtype": "bfloat16",
+    "image_token_id": 5,
+    "video_token_id": 6,
+    "vision_start_token_id": 3,
+    "vision_end_token_id": 4,
+    "tie_word_embeddings": True,
+    "text_config": {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+    },
+    "vision_config": {
+        "depth": 4,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "in_chans": 3,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [3],
+        "out_hidden_size": 128,
+    },
+}
+
+
+def read(folder: Path, **changes: Any) -> ModelConfig:
+    (folder / "config.json").write_text(json.dumps(HF | changes))
+    return ModelConfig.from_hf(folder)
+
+
+def test_config_of_transformers_5(tmp_path: Path) -> None:
+    model = read(tmp_path)
+    assert (model.precision, model.rope_theta, model.head_dim) == ("bf16", 1e6, 32)
+    assert model.vision.in_channels == 3 and model.vision.fullatt_block_indexes == (3,)
+    assert model.vision_token_ids == (5, 6, 3, 4)
+
+
+def test_config_of_transformers_4_says_the_same(tmp_path: Path) -> None:
+    text = HF["text_config"] | {"rope_theta": 1e6, "rope_scaling": {"mrope_section": [4, 6, 6]}}
+    del text["rope_parameters"]
+    flat = {k: v for k, v in HF.items() if k not in ("text_config", "dtype")} | text
+    (tmp_path / "config.json").write_text(json.dumps(flat | {"torch_dtype": "bfloat16"}))
+    assert ModelConfig.from_hf(tmp_path) == read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type='llama', but only 'qwen2_5_vl'"),
+        ({"dtype": "float16"}, "config.json: dtype is float16; weights must be float32 or bfloat16"),
+        ({"vision_config": {"depth": 4}}, "has no field 'fullatt_block_indexes'"),
+    ],
+)
+def test_wrong_config_is_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        (ParallelConfig(tp=4), r"tp=4 must divide num_key_value_heads=2; this model allows tp = 1, 2$"),
+        (ParallelConfig(pp=3), r"pp=3 must divide num_hidden_layers=4; use one of 1, 2, 4$"),
+    ],
+)
+def test_layout_that_does_not_fit_the_model_is_an_error(
+    tmp_path: Path, parallel: ParallelConfig, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parallel.check_model(read(tmp_path))
+
+
+def test_data_parallelism_is_the_rest_of_the_processes() -> None:
+    assert ParallelConfig(tp=2, cp=2).dp(8) == 2
+    with pytest.raises(ValueError, match=r"6 processes cannot hold .* start a multiple of 4"):
+        ParallelConfig(tp=2, cp=2).dp(6)
+
+
+def test_sequences_are_padded_for_zigzag_and_sequence_parallelism() -> None:
+    assert ParallelConfig().sequence_multiple == 1
+    assert ParallelConfig(tp=2, cp=2, sp=True).sequence_multiple == 8
+    with pytest.raises(ValueError, match="sp=True needs parallel.tp > 1"):
+        ParallelConfig(sp=True)
