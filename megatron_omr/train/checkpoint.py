@@ -19,8 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
 from data_pipeline.files import atomic_folder, partial_folder, read_json, write_json
 from megatron_omr.convert.hf_folder import copy_template
@@ -55,13 +57,11 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
     """Fills the trainer from `checkpoint`, whatever layout wrote it; returns (step, state). Collective.
 
     Raises:
-        ValueError: the folder is not a complete checkpoint.
+        ValueError: the folder is not a complete checkpoint of this model.
     """
     saved = read_state(checkpoint)
     with_rng = saved["world_size"] == dist.get_world_size()
-    loaded: Any = dist_checkpointing.load(
-        _sharded_state(trainer, is_loading=True, with_rng=with_rng), str(checkpoint)
-    )
+    loaded = _read(checkpoint, _sharded_state(trainer, is_loading=True, with_rng=with_rng))
     for name, chunk in _named_chunks(trainer):
         chunk.load_state_dict(loaded[name], strict=False)  # TE keeps extra states a CPU run lacks
     with torch.no_grad():  # the optimizer copies into views of leaf parameters
@@ -83,10 +83,18 @@ def save_weights(chunks: Sequence[torch.nn.Module], out: Path, template: str | P
 def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
     """Fills bare model chunks with a checkpoint's weights, whatever layout wrote it. Collective."""
     read_state(checkpoint)
-    loaded: Any = dist_checkpointing.load(
-        {"model": chunks[0].sharded_state_dict(metadata=_METADATA)}, str(checkpoint)
-    )
+    loaded = _read(checkpoint, {"model": chunks[0].sharded_state_dict(metadata=_METADATA)})
     chunks[0].load_state_dict(loaded["model"], strict=False)
+
+
+def _read(checkpoint: Path, sharded: dict[str, Any]) -> Any:
+    try:
+        return dist_checkpointing.load(sharded, checkpoint)  # pyright: ignore[reportArgumentType] (needs a Path)
+    except (CheckpointException, CheckpointingException) as error:
+        raise ValueError(
+            f"{checkpoint} cannot be loaded: a file is missing or damaged, or it is of another model; "
+            "take another step-* folder"
+        ) from error
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

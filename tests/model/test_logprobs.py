@@ -34,16 +34,10 @@ def test_logprobs_entropy_and_gradient(parallel: ParallelConfig, processes: int,
     (logprobs * weights).sum().backward()
     results = run_ranks(_token_logprobs, processes, parallel, temperature)
     for got_logprobs, got_entropy, untouched, _ in results:
-        print(
-            "LP",
-            (torch.tensor(got_logprobs) - logprobs).abs().max(),
-            (torch.tensor(got_entropy) - entropy).abs().max(),
-        )
         assert_close(torch.tensor(got_logprobs), logprobs.detach())
         assert_close(torch.tensor(got_entropy), entropy.detach())
         assert untouched
     # every rank has the gradient of its own part of the logits: together they are the whole
-    print("LPG", (torch.tensor([r[3] for r in results]).sum(dim=0) - logits.grad).abs().max())
     assert_close(torch.tensor([r[3] for r in results]).sum(dim=0), logits.grad)
 
 

@@ -20,7 +20,6 @@ def test_packed_samples_do_not_see_each_other(tiny_hf: Path) -> None:
     ]
     assert neighbour_changed == 0.0
     assert self_changed > 1e-2
-    print("PACK", self_changed, packing_changed)
     # packed and alone, products are summed in another order, which rounds; attending to a neighbour changes digits
     assert packing_changed < 1e-4 * self_changed
 
