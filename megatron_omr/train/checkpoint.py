@@ -37,7 +37,7 @@ _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_
 def save_checkpoint(
     trainer: Trainer, folder: Path, *, step: int, state: dict[str, Any], template: str | Path, keep: int
 ) -> Path:
-    """Saves after `step` steps and removes all but the newest `keep`. Collective.
+    """Saves after `step` steps, at least one, and removes all but the newest `keep`. Collective.
 
     Args:
         state: what the caller wants back on resuming, as JSON.
@@ -66,6 +66,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
         chunk.load_state_dict(loaded[name], strict=False)  # TE keeps extra states a CPU run lacks
     with torch.no_grad():  # the optimizer copies into views of leaf parameters
         trainer.optimizer.load_state_dict(loaded["optimizer"])
+    trainer.scheduler.num_steps = 0  # the saved number is added to it
     trainer.scheduler.load_state_dict(loaded["scheduler"])
     if with_rng:
         torch.set_rng_state(loaded["rng"]["torch"])
