@@ -200,8 +200,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"optim.min_lr={self.min_lr} must lie between 0 and optim.lr={self.lr}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
+        check_at_least(self, "optim.", warmup_steps=0, clip_grad=0, max_bad_steps=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +225,9 @@ class LogConfig:
     """Project name; empty keeps wandb off."""
     every: int = 1
     """Steps between console lines."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "log.", every=1)
 
 
 @dataclass(frozen=True, kw_only=True)
