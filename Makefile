@@ -10,11 +10,12 @@ unexport PYTHONDONTWRITEBYTECODE
 CODE := data_pipeline megatron_omr rl launch requirements benchmarks tests setup.py
 SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test check lint format bench lock clean
 
 help:
 	@echo "make demo     the whole recipe on this machine, to a report in runs/demo"
 	@echo "make test     all tests"
+	@echo "make check    lint, types and the tests that need no Ray, vLLM or several ranks: a few minutes"
 	@echo "make lint     what CI checks: ruff, types, spelling, shell scripts"
 	@echo "make format   let ruff rewrite what lint would refuse"
 	@echo "make bench    compare speed with transformers, tar and memcpy"
@@ -29,6 +30,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST)
+
+check: lint
+	$(BIN)/python -m pytest -m "not heavy and not slow" $(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -24,6 +25,13 @@ ROOT = Path(__file__).parents[1]
 CHAIN = ["data_pipeline", "megatron_omr", "rl", "launch"]
 
 ORDER = " <- ".join(CHAIN)
+
+ROOMS = {  # the modules and folders of a package; each imports only earlier ones
+    "data_pipeline": [
+        *("types", "errors", "files", "storage", "tables", "config", "ray_session", "parts"),
+        *("served", "verify", "encode", "shards", "loader", "sources", "distill", "select", "curate"),
+    ],
+}
 
 CONFINED = {
     "megatron": ("megatron_omr/",),
@@ -45,16 +53,10 @@ CONFINED = {
 PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards.py", "rl/pack.py", "rl/rollout/manager.py")
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
-    "data_pipeline/config.py",
-    "data_pipeline/curate/config.py",
-    "data_pipeline/distill/config.py",
-    "data_pipeline/select/config.py",
-    "megatron_omr/config.py",
-    "rl/config.py",
-    "launch/config.py",
+    path.relative_to(ROOT).as_posix() for package in CHAIN for path in (ROOT / package).rglob("config.py")
 ]
 
-MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING = 400, 60, 100, 3
+MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING, MAX_FOLDER = 400, 60, 100, 3, 12
 PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate/curate.py", "launch/demo.py")
 
 BROAD_EXCEPTS = {
@@ -139,6 +141,29 @@ def against_the_chain(sources: list[Source]) -> Iterator[str]:
                 yield f"{source.path}:{found.line}: {source.package} must not import {package} ({ORDER})"
             if package in ("tests", "benchmarks"):
                 yield f"{source.path}:{found.line}: nothing imports {package}"
+
+
+def against_the_rooms(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        rooms = ROOMS.get(source.package)
+        if rooms is None or source.module == source.package:
+            continue
+        room = source.module.split(".")[1]
+        if room not in rooms:
+            yield f"{source.path}:1: {room} has no place in ROOMS; put it behind what it imports"
+            continue
+        for found in imports(source):
+            parts = found.names[-1].split(".")
+            target = parts[1] if parts[0] == source.package and len(parts) > 1 else room
+            if target in rooms and rooms.index(target) > rooms.index(room):
+                yield f"{source.path}:{found.line}: {room} must not import {target} ({' <- '.join(rooms)})"
+
+
+def crowded(sources: list[Source]) -> Iterator[str]:
+    folders = Counter(source.path.rpartition("/")[0] for source in sources if "__init__" not in source.path)
+    for folder, count in folders.items():
+        if count > MAX_FOLDER:
+            yield f"{folder}/: {count} Python files, at most {MAX_FOLDER}"
 
 
 def out_of_confinement(sources: list[Source]) -> Iterator[str]:
@@ -289,6 +314,8 @@ ALL = {
 Rule = Callable[[list[Source]], Iterator[str]]
 RULES: list[Rule] = [
     against_the_chain,
+    against_the_rooms,
+    crowded,
     out_of_confinement,
     relative_imports,
     cycles,
@@ -301,6 +328,10 @@ RULES: list[Rule] = [
 
 BREAKS = {
     "against_the_chain": {"rl/x.py": "def f():\n    import launch.cli\n"},
+    "against_the_rooms": {
+        "data_pipeline/served/x.py": "from data_pipeline.verify import check\n",
+    },
+    "crowded": {f"rl/x{i}.py": "" for i in range(13)},
     "out_of_confinement": {"launch/x.py": "from vllm import LLM\n"},
     "relative_imports": {"rl/x.py": "from . import types\n"},
     "cycles": {"rl/x.py": "import rl.y\n", "rl/y.py": "def f():\n    from rl import x\n"},
@@ -325,10 +356,10 @@ def test_house_keeps(rule: Rule):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_sees_what_breaks_it(rule: Rule, tmp_path: Path):
     for name, text in BREAKS[rule.__name__].items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
     found = list(rule(read_sources(tmp_path)))
-    assert len(found) == 1 and found[0].startswith(("rl/", "launch/")), found
+    assert len(found) == 1 and found[0].startswith(("rl/", "launch/", "data_pipeline/")), found
 
 
 def test_a_page_is_short_as_a_whole():
