@@ -32,7 +32,7 @@ test: setup
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: lint
-	$(BIN)/python -m pytest -m "not heavy and not slow" $(PYTEST)
+	$(BIN)/python -m pytest -n logical -m "not heavy and not slow" $(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

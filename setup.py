@@ -54,6 +54,7 @@ EXTRAS = {
         "psutil",
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         "selenium",
         "setuptools",
