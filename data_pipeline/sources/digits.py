@@ -40,12 +40,8 @@ class Puzzle:
     scans: tuple[int, ...]  # rows of load_digits
     digits: tuple[int, ...]
     question: str
-    reasoning: str
+    target: str  # the response to learn
     answer: str
-
-    @property
-    def target(self) -> str:
-        return f"<think>{self.reasoning}</think><answer>{self.answer}</answer>"
 
 
 def digit_samples(
@@ -67,14 +63,13 @@ def digit_samples(
     if cell < 28 or cell % 28:
         raise ValueError(f"cell={cell} must be a positive multiple of 28, e.g. 56")
 
-    for puzzle, number in zip(_puzzles(split, seed, kinds, num_digits), range(count), strict=False):
-        question = Message(role="user", content=f"{IMAGE_MARK}{puzzle.question}")
+    for number, puzzle in enumerate(_puzzles(split, count, seed, kinds, num_digits)):
         yield Sample(
             id=f"digits/{split}/{seed}/{number:06d}",
             source="digits",
             messages=(
                 Message(role="system", content=SYSTEM_PROMPT),
-                question,
+                Message(role="user", content=f"{IMAGE_MARK}{puzzle.question}"),
                 Message(role="assistant", content=puzzle.target),
             ),
             images=(_draw(puzzle, cell),),
@@ -89,16 +84,25 @@ def digit_samples(
         )
 
 
-def digit_texts(count: int = 2_000, seed: int = 0, *, kinds: Sequence[str] = ()) -> Iterator[str]:
+def digit_texts(count: int = 2_000, seed: int = 0) -> Iterator[str]:
     """Yields texts with the vocabulary of the corpus, to train a tokenizer on."""
     yield SYSTEM_PROMPT
-    for puzzle, _ in zip(_puzzles("train", seed, kinds, (2, 4)), range(count), strict=False):
+    for puzzle in _puzzles("train", count, seed, (), (2, 4)):
         yield from (puzzle.question, puzzle.target)
 
 
+@cache
 def scan_splits() -> dict[Split, np.ndarray]:
     """Returns the rows of load_digits in each split: disjoint, complete, every digit in the same proportion."""
-    return dict(zip(SPLITS, _split_rows(), strict=True))
+    rng = np.random.default_rng(SPLIT_SEED)
+    parts: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for digit in range(10):
+        rows = rng.permutation(np.flatnonzero(_digits_dataset()[1] == digit))
+        num_test, num_validation = round(len(rows) * TEST_FRACTION), round(len(rows) * VALIDATION_FRACTION)
+        test, validation, train = np.split(rows, [num_test, num_test + num_validation])
+        for part, chosen in zip(parts.values(), (train, validation, test), strict=True):
+            part.append(chosen)
+    return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
 
 
 # --- questions: digits in reading order -> (question, reasoning behind the reading, answer)
@@ -113,11 +117,8 @@ def _sum(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int
 
 def _difference(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
     high, low = max(digits), min(digits)
-    question = _choose(
-        rng,
-        "What is the largest digit minus the smallest?",
-        "By how much does the largest digit exceed the smallest?",
-    )
+    direct = "What is the largest digit minus the smallest?"
+    question = _choose(rng, direct, "By how much does the largest digit exceed the smallest?")
     return question, f"{high}-{low}={high - low}", high - low
 
 
@@ -167,20 +168,16 @@ TURNS = ("sum", "largest", "difference", "sum", "smallest", "count", "sum", "dif
 # --- composing and drawing
 
 
-def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[int, int]) -> Iterator[Puzzle]:
-    """Yields puzzles of one split without end."""
+def _puzzles(
+    split: Split, count: int, seed: int, kinds: Sequence[str], num_digits: tuple[int, int]
+) -> Iterator[Puzzle]:
     names = tuple(kinds) or TURNS
     if split not in SPLITS or not set(names) <= set(QUESTIONS):
-        raise ValueError(
-            f"split={split!r} must be one of {SPLITS} and kinds={names} among {tuple(QUESTIONS)}"
-        )
+        raise ValueError(f"split={split!r} must be one of {SPLITS}, and kinds={names} of {tuple(QUESTIONS)}")
     if not 1 <= num_digits[0] <= num_digits[1] <= 4:
-        raise ValueError(
-            f"num_digits={num_digits} must be two numbers between 1 and 4, the smaller one first"
-        )
+        raise ValueError(f"num_digits={num_digits} must be two numbers from 1 to 4, the smaller one first")
     pool, labels = scan_splits()[split], _digits_dataset()[1]
-    number = 0
-    while True:
+    for number in range(count):
         rng = np.random.default_rng((SPLITS.index(split), seed, number))
         size = int(rng.integers(num_digits[0], num_digits[1] + 1, size=2).min())  # few digits more often
         fitting = [g for g in GRIDS if g[0] * g[1] >= size]
@@ -190,6 +187,7 @@ def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[in
         digits = tuple(int(labels[scan]) for scan in scans)
         kind = names[number % len(names)]
         question, reasoning, answer = QUESTIONS[kind](rng, digits)
+        thought = f"{' '.join(map(str, digits))}. {reasoning}"
         yield Puzzle(
             kind=kind,
             grid=grid,
@@ -197,10 +195,9 @@ def _puzzles(split: Split, seed: int, kinds: Sequence[str], num_digits: tuple[in
             scans=scans,
             digits=digits,
             question=question,
-            reasoning=f"{' '.join(map(str, digits))}. {reasoning}",
+            target=f"<think>{thought}</think><answer>{answer}</answer>",
             answer=str(answer),
         )
-        number += 1
 
 
 def _draw(puzzle: Puzzle, cell: int) -> bytes:
@@ -228,21 +225,6 @@ def _digits_dataset() -> tuple[np.ndarray, np.ndarray]:
 
     data = load_digits()
     return data.images, data.target
-
-
-@cache
-def _split_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    labels = _digits_dataset()[1]
-    rng = np.random.default_rng(SPLIT_SEED)
-    parts: tuple[list, list, list] = ([], [], [])
-    for digit in range(10):
-        rows = rng.permutation(np.flatnonzero(labels == digit))
-        test = round(len(rows) * TEST_FRACTION)
-        validation = test + round(len(rows) * VALIDATION_FRACTION)
-        for part, chosen in zip(parts, (rows[validation:], rows[test:validation], rows[:test]), strict=True):
-            part.append(chosen)
-    train, valid, held_out = (np.sort(np.concatenate(part)) for part in parts)
-    return train, valid, held_out
 
 
 def _choose(rng: np.random.Generator, *options: str) -> str:
