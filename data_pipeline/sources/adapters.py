@@ -18,10 +18,10 @@ from data_pipeline.sources.rows import (
     Row,
     build_sample,
     clean_answer,
-    conversation,
-    listed_images,
-    tagged_answer,
-    text,
+    find_answer,
+    list_images,
+    read_conversation,
+    read_text,
 )
 from data_pipeline.types import Message, Sample
 
@@ -33,23 +33,24 @@ LETTERS = "ABCDEFGHIJ"
 class Conversations:
     """Reads {messages or conversations: [{role, content} or {from, value}], images?, answer?, id?}."""
 
-    find_answer: Callable[[str], str] = tagged_answer
+    read_answer: Callable[[str], str] = find_answer
     """Returns the reference answer in the last response, for rows without the column `answer`."""
     teacher: str = ""
 
     def __call__(self, row: Row) -> Sample:
         column = "messages" if "messages" in row.fields else "conversations"
-        turns, inside = conversation(row.fields.get(column), column)
-        listed = listed_images(row)
+        turns, inside = read_conversation(row.fields.get(column), column)
+        listed = list_images(row)
         if inside and listed:
             raise mismatch("images", "images in the messages or in a column", listed, "keep one of both")
         given = row.fields.get("answer")
+        is_given = given not in (None, "") and given == given  # no NaN
         response = turns[-1].content if turns[-1].role == "assistant" else ""
         return build_sample(
             row,
             messages=turns,
             images=inside or listed,
-            answer=self.find_answer(response) if given in (None, "") else clean_answer(str(given)),
+            answer=clean_answer(str(given)) if is_given else self.read_answer(response),
             row_id=row.fields.get("id"),
             kind=row.fields.get("kind"),
             keep=("source", "score"),
@@ -71,18 +72,17 @@ class Questions:
 
     def __call__(self, row: Row) -> Sample:
         column = next((name for name in self.question if name in row.fields), self.question[0])
-        turns = [Message(role="user", content=text(row, column))]
+        ids = (row.fields.get(name) for name in self.row_id)
+        turns = [Message(role="user", content=read_text(row, column))]
         if row.fields.get(self.response) or not self.answer:
-            turns.append(Message(role="assistant", content=text(row, self.response)))
-        found = clean_answer(text(row, self.answer)) if self.answer else tagged_answer(turns[-1].content)
+            turns.append(Message(role="assistant", content=read_text(row, self.response)))
+        found = clean_answer(read_text(row, self.answer)) if self.answer else find_answer(turns[-1].content)
         return build_sample(
             row,
             messages=turns,
-            images=listed_images(row),
+            images=list_images(row),
             answer=found,
-            row_id="/".join(
-                str(row.fields[name]) for name in self.row_id if row.fields.get(name) is not None
-            ),
+            row_id="/".join(str(own) for own in ids if own is not None),
             kind=row.fields.get(self.kind),
             keep=self.keep,
             teacher=self.teacher,
@@ -99,25 +99,25 @@ class Choices:
         options = row.fields.get("options")
         if not isinstance(options, (list, tuple)) or not 2 <= len(options) <= len(LETTERS):
             raise mismatch("options", f"a list of 2 to {len(LETTERS)} texts", options, "drop the row")
-        listed, answer = [str(option).strip() for option in options], text(row, "answer")
+        listed, answer = [str(option).strip() for option in options], read_text(row, "answer")
         if answer not in listed:
             raise BadSample("answer", f"answer: wanted one of {listed}, saw {answer!r}; drop the row")
         lines = (f"{letter}. {option}" for letter, option in zip(LETTERS, listed, strict=False))
-        question = "\n".join([text(row, "question"), *lines])
+        question = "\n".join([read_text(row, "question"), *lines])
         lettered = {**row.fields, "question": question, "answer": LETTERS[listed.index(answer)]}
         return Questions(keep=self.keep)(replace(row, fields=lettered))
 
 
-def prompts(row: Row) -> Sample:
+def read_prompt(row: Row) -> Sample:
     """Reads verl's RL rows: {prompt: [{role, content}], images?, reward_model: {ground_truth}}."""
-    turns, inside = conversation(row.fields.get("prompt"), "prompt")
+    turns, inside = read_conversation(row.fields.get("prompt"), "prompt")
     reward = row.fields.get("reward_model")
     if not isinstance(reward, Mapping) or "ground_truth" not in reward:
         raise mismatch("reward_model", "{ground_truth, style}", reward, "put the reference answer there")
     return build_sample(
         row,
         messages=turns,
-        images=inside or listed_images(row),
+        images=inside or list_images(row),
         answer="" if reward["ground_truth"] is None else clean_answer(str(reward["ground_truth"])),
         # No row_id: `ids` and extra_info.index are places in a reading order, not names.
         kind=row.fields.get("data_source"),
@@ -125,13 +125,13 @@ def prompts(row: Row) -> Sample:
     )
 
 
-def conclusion(response: str) -> str:
+def find_conclusion(response: str) -> str:
     """Returns the tagged answer of a response, else the text in LLaVA-CoT's <CONCLUSION>."""
     _, _, rest = response.partition("<CONCLUSION>")
-    return tagged_answer(response) or rest.partition("</CONCLUSION>")[0].strip()
+    return find_answer(response) or rest.partition("</CONCLUSION>")[0].strip()
 
 
-def tqa(row: Row) -> Sample:
+def read_tqa(row: Row) -> Sample:
     """Reads one of the diagram questions of AllenAI's TQA that `split_tqa_lesson` yields."""
     asked: Any = row.fields
     try:
@@ -162,12 +162,12 @@ def split_tqa_lesson(lesson: Fields) -> Iterator[Fields]:
         yield {**columns, "id": name, "lesson": lesson.get("lessonName")}
 
 
-def _either(column: str, released: Adapter, published: Adapter) -> Adapter:
+def _choose_by(column: str, released: Adapter, published: Adapter) -> Adapter:
     """Returns an adapter that reads rows with `column` as the recipe releases them, and others as published."""
     return lambda row: (released if column in row.fields else published)(row)
 
 
-_rl = partial(_either, "reward_model", prompts)
+_rl = partial(_choose_by, "reward_model", read_prompt)
 _we_math = _rl(Questions(row_id=("idx",), keep=("question_id", "difficulty", "knowledge points")))
 
 
@@ -188,12 +188,12 @@ CORPORA: dict[str, Corpus] = {
         Questions(question=("question", "problem", "query"), response="response", keep=("source",)),
     ),
     "prompts": Corpus(
-        "Your own rows in verl's form: {prompt, images?, reward_model: {ground_truth}}", prompts
+        "Your own rows in verl's form: {prompt, images?, reward_model: {ground_truth}}", read_prompt
     ),
     # SFT
     "llava_cot": Corpus(
         "Xkev/LLaVA-CoT-100k, train.jsonl: {id, image, conversations}",
-        Conversations(find_answer=conclusion),
+        Conversations(read_answer=find_conclusion),
     ),
     "openvlthinker": Corpus("ydeng9/OpenVLThinker-sft-iter3: {messages, images}", Conversations()),
     "we_math_sft": Corpus("We-Math/We-Math2.0-SFT: {messages, images}", Conversations()),
@@ -202,7 +202,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "miromind_m1": Corpus(
         "miromind-ai/MiroMind-M1-SFT-719K: {id, question, response}",
-        _either("messages", Conversations(), Questions(response="response", answer="")),
+        _choose_by("messages", Conversations(), Questions(response="response", answer="")),
     ),
     "openmmreasoner_sft": Corpus(
         "OpenMMReasoner/OpenMMReasoner-SFT-874K: {id, messages}",
@@ -220,7 +220,8 @@ CORPORA: dict[str, Corpus] = {
     ),
     # RL
     "openmmreasoner_rl": Corpus(
-        "OpenMMReasoner/OpenMMReasoner-RL-74K, a --rows.subset each: {prompt, images, reward_model}", prompts
+        "OpenMMReasoner/OpenMMReasoner-RL-74K, a --rows.subset each: {prompt, images, reward_model}",
+        read_prompt,
     ),
     "mmk12": Corpus("FanqingM/MMK12: {id, question, answer, subject, image}", _rl(Questions(kind="subject"))),
     "thinklite_hard": Corpus(
@@ -242,7 +243,7 @@ CORPORA: dict[str, Corpus] = {
         "declare-lab/PuzzleVQA: {question, options, answer, image}", _rl(Choices(keep=("deduction",)))
     ),
     "algopuzzlevqa": Corpus("declare-lab/AlgoPuzzleVQA: {question, options, answer, image}", _rl(Choices())),
-    "tqa": Corpus("AllenAI's TQA, tqa_v1_train.json: the diagram questions of its lessons", _rl(tqa)),
+    "tqa": Corpus("AllenAI's TQA, tqa_v1_train.json: diagram questions of its lessons", _rl(read_tqa)),
 }
 
 SPLITTERS: dict[str, Callable[[Fields], Iterator[Fields]]] = {"tqa": split_tqa_lesson}

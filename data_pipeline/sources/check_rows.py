@@ -64,14 +64,11 @@ def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
     return CheckReport(rows=num_rows, matching=len(good), lines=tuple(lines))
 
 
-def _unanswered(good: list[tuple[str, Sample]]) -> list[str]:
-    places = [place for place, sample in good if not sample.answer]
-    if not places:
-        return []
-    return [
-        f"  {len(places)} matching rows have no reference answer, the first is {places[0]}: they can be used for SFT "
-        "but not be verified; put the answer into <answer> tags, into \\boxed{} or into a column `answer`"
-    ]
+def _unanswered(good: list[tuple[str, Sample]]) -> Iterator[str]:
+    if places := [place for place, sample in good if not sample.answer]:
+        first = f"  {len(places)} matching rows have no reference answer, the first is {places[0]}"
+        fix = "put the answer into <answer> tags, into \\boxed{} or into a column `answer`"
+        yield f"{first}: they can be used for SFT but not be verified; {fix}"
 
 
 def _preview(place: str, sample: Sample) -> Iterator[str]:

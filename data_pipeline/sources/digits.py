@@ -7,8 +7,7 @@ Sample `i` depends only on (split, seed, i), so a longer corpus begins with the 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Literal
@@ -30,20 +29,6 @@ GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1))
 """Rows and columns of cells; cells without a digit stay empty."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Puzzle:
-    """A composed sample before it is drawn."""
-
-    kind: str
-    grid: tuple[int, int]  # rows, columns
-    cells: tuple[int, ...]  # that hold a digit, in reading order
-    scans: tuple[int, ...]  # rows of load_digits
-    digits: tuple[int, ...]
-    question: str
-    target: str  # the response to learn
-    answer: str
-
-
 def digit_samples(
     split: Split,
     count: int,
@@ -60,26 +45,41 @@ def digit_samples(
         kinds: names from QUESTIONS, asked in turn; empty takes TURNS.
         num_digits: fewest and most digits in an image, between 1 and 4.
     """
+    names = tuple(kinds) or TURNS
+    if split not in SPLITS or not set(names) <= set(QUESTIONS):
+        raise ValueError(f"split={split!r} must be one of {SPLITS}, and kinds={names} of {tuple(QUESTIONS)}")
+    if not 1 <= num_digits[0] <= num_digits[1] <= 4:
+        raise ValueError(f"num_digits={num_digits} must be two numbers from 1 to 4, the smaller one first")
     if cell < 28 or cell % 28:
         raise ValueError(f"cell={cell} must be a positive multiple of 28, e.g. 56")
-
-    for number, puzzle in enumerate(_puzzles(split, count, seed, kinds, num_digits)):
+    pool, labels = scan_splits()[split], _digits_dataset()[1]
+    for number in range(count):
+        rng = np.random.default_rng((SPLITS.index(split), seed, number))
+        size = int(rng.integers(num_digits[0], num_digits[1] + 1, size=2).min())  # few digits more often
+        fitting = [(rows, columns) for rows, columns in GRIDS if rows * columns >= size]
+        rows, columns = fitting[int(rng.integers(len(fitting)))]
+        cells = sorted(rng.choice(rows * columns, size, replace=False).tolist())  # in reading order
+        scans = rng.choice(pool, size, replace=False).tolist()
+        digits = [int(labels[scan]) for scan in scans]
+        listed, kind = " ".join(map(str, digits)), names[number % len(names)]
+        question, reasoning, answer = QUESTIONS[kind](rng, digits)
+        response = f"<think>{listed}. {reasoning}</think><answer>{answer}</answer>"
         yield Sample(
             id=f"digits/{split}/{seed}/{number:06d}",
             source="digits",
             messages=(
                 Message(role="system", content=SYSTEM_PROMPT),
-                Message(role="user", content=f"{IMAGE_MARK}{puzzle.question}"),
-                Message(role="assistant", content=puzzle.target),
+                Message(role="user", content=f"{IMAGE_MARK}{question}"),
+                Message(role="assistant", content=response),
             ),
-            images=(_draw(puzzle, cell),),
-            answer=puzzle.answer,
+            images=(_draw(dict(zip(cells, scans, strict=True)), rows, columns, cell),),
+            answer=str(answer),
             metadata={
-                "kind": puzzle.kind,
+                "kind": kind,
                 "split": split,
-                "digits": " ".join(map(str, puzzle.digits)),
-                "scans": " ".join(map(str, puzzle.scans)),
-                "layout": f"{puzzle.grid[0]}x{puzzle.grid[1]}",
+                "digits": listed,
+                "scans": " ".join(map(str, scans)),
+                "layout": f"{rows}x{columns}",
             },
         )
 
@@ -87,8 +87,9 @@ def digit_samples(
 def digit_texts(count: int = 2_000, seed: int = 0) -> Iterator[str]:
     """Yields texts with the vocabulary of the corpus, to train a tokenizer on."""
     yield SYSTEM_PROMPT
-    for puzzle in _puzzles("train", count, seed, (), (2, 4)):
-        yield from (puzzle.question, puzzle.target)
+    for sample in digit_samples("train", count, seed, cell=28):
+        _, question, response = sample.messages
+        yield from (question.content.removeprefix(IMAGE_MARK), response.content)
 
 
 @cache
@@ -165,46 +166,13 @@ TURNS = ("sum", "largest", "difference", "sum", "smallest", "count", "sum", "dif
 """Default order of kinds: half of the questions need arithmetic, the others mostly reading."""
 
 
-# --- composing and drawing
+# --- images
 
 
-def _puzzles(
-    split: Split, count: int, seed: int, kinds: Sequence[str], num_digits: tuple[int, int]
-) -> Iterator[Puzzle]:
-    names = tuple(kinds) or TURNS
-    if split not in SPLITS or not set(names) <= set(QUESTIONS):
-        raise ValueError(f"split={split!r} must be one of {SPLITS}, and kinds={names} of {tuple(QUESTIONS)}")
-    if not 1 <= num_digits[0] <= num_digits[1] <= 4:
-        raise ValueError(f"num_digits={num_digits} must be two numbers from 1 to 4, the smaller one first")
-    pool, labels = scan_splits()[split], _digits_dataset()[1]
-    for number in range(count):
-        rng = np.random.default_rng((SPLITS.index(split), seed, number))
-        size = int(rng.integers(num_digits[0], num_digits[1] + 1, size=2).min())  # few digits more often
-        fitting = [g for g in GRIDS if g[0] * g[1] >= size]
-        grid = fitting[int(rng.integers(len(fitting)))]
-        cells = tuple(sorted(rng.choice(grid[0] * grid[1], size, replace=False).tolist()))
-        scans = tuple(rng.choice(pool, size, replace=False).tolist())
-        digits = tuple(int(labels[scan]) for scan in scans)
-        kind = names[number % len(names)]
-        question, reasoning, answer = QUESTIONS[kind](rng, digits)
-        thought = f"{' '.join(map(str, digits))}. {reasoning}"
-        yield Puzzle(
-            kind=kind,
-            grid=grid,
-            cells=cells,
-            scans=scans,
-            digits=digits,
-            question=question,
-            target=f"<think>{thought}</think><answer>{answer}</answer>",
-            answer=str(answer),
-        )
-
-
-def _draw(puzzle: Puzzle, cell: int) -> bytes:
-    """Returns the puzzle as a PNG of rows*cell by columns*cell pixels."""
-    rows, columns = puzzle.grid
+def _draw(scans: Mapping[int, int], rows: int, columns: int, cell: int) -> bytes:
+    """Returns a PNG of rows*cell by columns*cell pixels; `scans` maps cells to rows of load_digits."""
     canvas = np.full((rows * cell, columns * cell), PAPER, np.uint8)
-    for place, scan in zip(puzzle.cells, puzzle.scans, strict=True):
+    for place, scan in scans.items():
         top, left = place // columns * cell, place % columns * cell
         canvas[top : top + cell, left : left + cell] = _enlarge(scan, cell)
     file = io.BytesIO()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +10,8 @@ from data_pipeline.encode.image_header import image_size
 from data_pipeline.errors import BadSample, mismatch
 
 
-def image_bytes(value: object, folder: Path | None) -> bytes:
-    """Returns the bytes of an image file, untouched: from bytes, {bytes, path}, {url}, a data URL, a path or Pillow.
+def read_image(value: object, folder: Path | None) -> bytes:
+    """Returns the bytes of an image file, untouched: from bytes, {bytes, path}, {url}, a data URL or a path.
 
     Raises:
         BadSample: it is none of these, cannot be read, lies outside `folder`, or is no image.
@@ -25,7 +23,7 @@ def image_bytes(value: object, folder: Path | None) -> bytes:
     elif isinstance(value, (bytes, bytearray, memoryview)):
         data = bytes(value)
     else:
-        data = _from_pillow(value)
+        raise mismatch("image", "bytes, {bytes, path}, a path or a data URL", value, "convert it")
     image_size(data)  # refuses what is not an image; the loader finds what is broken after the header
     return data
 
@@ -36,7 +34,7 @@ def _from_data_url(url: str) -> bytes:
         raise BadSample("image", f"{head[:40]!r} is not a base64 data URL; write data:image/png;base64,...")
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also a character outside ASCII
         raise BadSample("image", f"the data URL is not base64 ({error}); encode the file again") from error
 
 
@@ -47,23 +45,14 @@ def _from_path(name: str, folder: Path | None) -> bytes:
         )
     if folder is None:
         raise BadSample("image", f"{name!r} is a path; set rows.images to the folder that it is relative to")
-    if "\0" in name:
-        raise BadSample("image", f"{name!r} is not a path; fix or drop the row")
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise BadSample("image", f"{name!r} leads out of {folder}; put the file into the image folder")
     try:
-        return path.read_bytes()
+        path = (folder / name).resolve()
+        if path.is_relative_to(folder.resolve()):
+            return path.read_bytes()
     except OSError as error:
-        raise BadSample("image", f"cannot read {path}: {error}; is rows.images the right folder?") from error
-
-
-def _from_pillow(value: object) -> bytes:
-    """Encodes a decoded image as PNG, which is lossless."""
-    from PIL import Image
-
-    if not isinstance(value, Image.Image):
-        raise mismatch("image", "bytes, {bytes, path}, a path or a data URL", value, "convert it")
-    file = io.BytesIO()
-    value.save(file, "PNG")
-    return file.getvalue()
+        raise BadSample(
+            "image", f"cannot read {folder / name}: {error}; is rows.images the right folder?"
+        ) from error
+    except ValueError as error:  # a null character, or half a surrogate pair
+        raise BadSample("image", f"{name!r} is not a path ({error}); fix or drop the row") from error
+    raise BadSample("image", f"{name!r} leads out of {folder}; put the file into the image folder")

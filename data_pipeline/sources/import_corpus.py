@@ -84,33 +84,29 @@ def import_corpus(corpus: str, config: ImportConfig) -> ImportReport:
     files = source_files(config.rows.path, split=config.rows.split)
     claim_folder(out, MANIFEST, _settings(corpus, config, files))
     if not (out / INDEX).exists():
-        # a limit counts over all files
+        # a limit counts over all files; without files the source is read through `datasets`, as a whole
         parts = [tuple(files)] if config.limit or not files else [(file,) for file in files]
-        _import_parts(corpus, config, list(enumerate(parts)))
+        _import_parts(corpus, config, parts)
     for path in out.glob("import_report-*.json"):
         path.unlink()
     return ImportReport.load(out / REPORT)
 
 
 def _settings(corpus: str, config: ImportConfig, files: Sequence[Path]) -> dict[str, object]:
-    """The settings that decide which samples are written, and into which part."""
+    """Returns the settings that decide which samples are written, and into which part."""
     names = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in files)
-    return {
-        "corpus": corpus,
-        **asdict(config.rows),
-        "limit": config.limit,
-        **asdict(config.writer),
-        "files": hashlib.sha256(names.encode()).hexdigest()[:16],
-    }
+    digest = hashlib.sha256(names.encode()).hexdigest()[:16]
+    own = {"corpus": corpus, "limit": config.limit, "files": digest}
+    return own | asdict(config.rows) | asdict(config.writer)
 
 
-# --- parts: the number and the files of each; without files the source is read as a whole, through `datasets`
+# --- parts
 
 
-def _import_parts(corpus: str, config: ImportConfig, parts: Sequence[tuple[int, tuple[Path, ...]]]) -> None:
+def _import_parts(corpus: str, config: ImportConfig, parts: Sequence[tuple[Path, ...]]) -> None:
     out, total = Path(config.out), ImportReport(bad=_budget(config))
     work = partial(_import_part, corpus, config)
-    for report in run_parts(work, parts, work=config.work, desc=f"import {corpus}"):
+    for report in run_parts(work, list(enumerate(parts)), work=config.work, desc=f"import {corpus}"):
         total.bad.merge(report.bad)
         total.scaled += report.scaled
     total.bad.check(at_end=True)
@@ -152,12 +148,8 @@ def _count_rows(corpus: str, config: ImportConfig, files: Sequence[Path], counts
 
 
 def _budget(config: ImportConfig) -> ErrorBudget:
-    return ErrorBudget(
-        limit=config.max_bad_samples,
-        option="max_bad_samples",
-        fix="fix the rows, look at them with --check, or raise the limit",
-        records="rows",
-    )
+    fix = "fix the rows, look at them with --check, or raise the limit"
+    return ErrorBudget(limit=config.max_bad_samples, option="max_bad_samples", fix=fix, records="rows")
 
 
 # --- sources
@@ -184,12 +176,10 @@ def _split_rows(split: Callable[[Fields], Iterator[Fields]], rows: Iterator[Load
 
 
 def _image_folder(config: RowsConfig) -> Path | None:
-    """The folder asked for, else the source's own; datasets on the hub have none."""
+    """Returns the folder of rows.images, else the source's own; datasets on the hub have none."""
     source = Path(config.images or config.path)
     if config.images and not source.is_dir():
-        raise ValueError(
-            f"rows.images={config.images} is not a folder; give the one that image paths start from"
-        )
+        raise ValueError(f"rows.images={config.images} is not a folder; give the one that paths start from")
     if source.is_dir():
         return source
     return source.parent if source.is_file() else None

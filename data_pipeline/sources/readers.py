@@ -25,6 +25,7 @@ LoadRow = Callable[[], Fields]
 SUFFIXES = (".parquet", ".jsonl", ".tar", ".json")
 """Of a folder's files those of one kind are read: the first of these that it holds."""
 _SAVED = ("dataset_dict.json", "state.json")  # written by Dataset.save_to_disk
+_DESCRIPTIONS = ("index.json", "infos.json", "info.json", "import.json", "_report.json")  # of data, not rows
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BOM = b"\xef\xbb\xbf"
 _PARQUET_BUFFER, _PARQUET_ROWS = 1 << 20, 64
@@ -100,13 +101,12 @@ def _choose_split(splits: list[str], split: str) -> str:
 
 
 def _data_files(folder: Path, split: str) -> list[Path]:
-    """The folder's files of one kind, sorted by name; with a split those that are named after it."""
-    for suffix in SUFFIXES:
-        files = sorted(file for file in folder.rglob(f"*{suffix}") if _is_data(file.relative_to(folder)))
-        if files:
-            break
-    else:
+    """Returns the folder's files of one kind, sorted by name; with a split those that are named after it."""
+    found = sorted(file for file in folder.rglob("*") if _is_data(file.relative_to(folder)))
+    if not found:
         raise ValueError(f"{folder} holds no {', '.join(SUFFIXES)} file; give the folder that does")
+    kind = min((file.suffix for file in found), key=SUFFIXES.index)
+    files = [file for file in found if file.suffix == kind]
     if not split:
         return files
     named = [file for file in files if _is_of_split(file.relative_to(folder), split)]
@@ -117,10 +117,8 @@ def _data_files(folder: Path, split: str) -> list[Path]:
 
 
 def _is_data(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and not name.name.endswith(
-        ("index.json", "infos.json", "info.json", "import.json", "_report.json")
-    )
+    is_hidden = any(part.startswith(".") for part in name.parts)
+    return name.suffix in SUFFIXES and not is_hidden and not name.name.endswith(_DESCRIPTIONS)
 
 
 def _is_of_split(name: Path, split: str) -> bool:
@@ -181,7 +179,7 @@ def _parse_item(item: object) -> Fields:
 
 
 def _plain(value: object) -> object:
-    """The value with floats in place of ijson's Decimals."""
+    """Returns the value with floats in place of ijson's Decimals."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -221,7 +219,7 @@ def _read_tar(path: Path) -> Iterator[LoadRow]:
 
 
 def _check_end(path: Path) -> None:
-    """A tar ends in empty blocks; one that was cut between two samples would be read without an error."""
+    """Refuses a truncated tar: a whole one ends in empty blocks, and webdataset reads others without an error."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
         if file.read().strip(b"\0") or file.tell() < tarfile.BLOCKSIZE:
@@ -229,7 +227,7 @@ def _check_end(path: Path) -> None:
 
 
 def _parse_record(record: Mapping[str, bytes]) -> Fields:
-    """A row of one WebDataset sample: its json's fields, its other texts by extension, its images sorted by name."""
+    """Returns the fields of a WebDataset sample's json, its other texts by extension, and its images in order."""
     key = record["__key__"]
     members = {name: data for name, data in record.items() if not name.startswith("__")}
     try:

@@ -7,12 +7,12 @@ The only input besides the row are the files of images that it names by path.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, mismatch
-from data_pipeline.sources.image_values import image_bytes
+from data_pipeline.sources.image_values import read_image
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
 from data_pipeline.verify.released import find_marked_answer, trim
 
@@ -36,7 +36,7 @@ class Row:
 # --- columns
 
 
-def text(row: Row, column: str) -> str:
+def read_text(row: Row, column: str) -> str:
     """Returns the text of a required column; numbers count as text.
 
     Raises:
@@ -54,15 +54,15 @@ def text(row: Row, column: str) -> str:
 
 def clean_answer(value: str) -> str:
     r"""Returns a reference answer without its `<answer>` tags or `\boxed{}`."""
-    return tagged_answer(value) or value.strip()
+    return find_answer(value) or value.strip()
 
 
-def tagged_answer(value: str) -> str:
+def find_answer(value: str) -> str:
     r"""Returns the content of the first `<answer>`, else of the last closed `\boxed{}`, else ""."""
     return trim((find_marked_answer(value) or "").strip())
 
 
-def lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
+def _lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
     """Returns the row that a sample comes from, and those of `columns` that hold a text or a number."""
     found: dict[str, str | int | float] = {"corpus": row.corpus, "split": row.split, "row": row.number}
     found |= {"file": row.file} if row.file else {}
@@ -75,7 +75,7 @@ def lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
     return found
 
 
-def listed_images(row: Row) -> list[object]:
+def list_images(row: Row) -> list[object]:
     """Returns the values of the column `images` or `image`, which holds one value or a list."""
     found = row.fields.get("images") or row.fields.get("image")
     if not found:
@@ -86,7 +86,7 @@ def listed_images(row: Row) -> list[object]:
 # --- conversations
 
 
-def conversation(turns: object, column: str) -> tuple[list[Message], list[object]]:
+def read_conversation(turns: object, column: str) -> tuple[list[Message], list[object]]:
     """Returns the messages of turns {role, content} or {from, value}, and the images inside their contents."""
     if not isinstance(turns, (list, tuple)) or not turns:
         raise mismatch(column, "a list of turns", turns, "write [{role, content}, ...]")
@@ -98,39 +98,36 @@ def conversation(turns: object, column: str) -> tuple[list[Message], list[object
         role = ROLES.get(str(speaker))
         if role is None:
             raise mismatch(f"{column}.role", f"one of {', '.join(ROLES)}", speaker, "rename or drop the turn")
-        content, inside = _content(turn.get("content", turn.get("value")), column)
+        content, inside = _read_content(turn.get("content", turn.get("value")), column)
         messages.append(Message(role=role, content=content))
         images += inside
     return messages, images
 
 
-def _content(content: object, column: str) -> tuple[str, list[object]]:
+def _read_content(content: object, column: str) -> tuple[str, list[object]]:
     """Returns the text of a turn with a mark for each image, and the images that it holds."""
     if isinstance(content, str):
         return content, []
     if not isinstance(content, (list, tuple)):
         raise mismatch(f"{column}.content", "text or a list of parts", content, "write a text")
-    parts = list(_parts(content, column))
-    images = [image for _, image in parts if image is not None]
-    marked = any(IMAGE_MARK in words for words, _ in parts)  # the text already says where images go
-    return "".join(words if words or marked else IMAGE_MARK for words, _ in parts), images
-
-
-def _parts(content: Sequence[object], column: str) -> Iterator[tuple[str, object]]:
-    """Yields (text, None) or ("", image); the image is None where a column of the row holds it."""
+    texts: list[str | None] = []  # None in the place of an image
+    images: list[object] = []
     for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url"):
-            raise mismatch(
-                f"{column}.content", "parts of type text, image or image_url", part, "drop the row"
-            )
-        if kind != "text":
-            yield "", part.get("image_url") or part.get("image")
-        elif isinstance(part.get("text"), str) and part["text"]:
-            yield part["text"], None
+        if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
+            wanted = "parts of type text, image or image_url"
+            raise mismatch(f"{column}.content", wanted, part, "drop the row")
+        if part["type"] == "text":
+            texts.append(part["text"] if isinstance(part.get("text"), str) else "")
+            continue
+        texts.append(None)
+        image = part.get("image_url") or part.get("image")
+        images += [] if image is None else [image]  # else a column of the row holds it
+    is_marked = any(IMAGE_MARK in text for text in texts if text)  # the text says already where images go
+    mark = "" if is_marked else IMAGE_MARK
+    return "".join(mark if text is None else text for text in texts), images
 
 
-def with_marks(messages: Sequence[Message], num_images: int) -> list[Message]:
+def add_marks(messages: Sequence[Message], num_images: int) -> list[Message]:
     """Returns the messages with one mark per image; missing marks go before the first question."""
     if any(IMAGE_MARK in message.content for message in messages if message.role != "user"):
         raise BadSample("text", f"{IMAGE_MARK} outside the user's turns, where no image can be; drop the row")
@@ -163,18 +160,16 @@ def build_sample(
     The id is the corpus, `row_id` and a hash of the content, and does not depend on the reading order: published rows
     repeat their id for each response to a question, and ids of your own rows may repeat.
     """
-    encoded = tuple(image_bytes(image, row.images) for image in images)
-    turns = with_marks(messages, len(encoded))
+    encoded = tuple(read_image(image, row.images) for image in images)
+    turns = add_marks(messages, len(encoded))
     has_response = turns[-1].role == "assistant" and bool(turns[-1].content.strip())
     if not has_response and not answer:
         raise BadSample("answer", "neither a response to learn from nor a reference answer; drop the row")
     digest = _digest(turns, encoded, answer)
     own = "" if row_id is None else str(row_id)  # 0 is an id, too
     name = f"{own}-{digest[:8]}" if own else digest[:16]
-    metadata = lineage(row, keep)
-    metadata |= {"row_id": own} if own else {}
-    metadata |= {"teacher": teacher} if teacher and has_response else {}
-    metadata |= {"kind": str(kind)} if kind else {}
+    named = {"row_id": own, "teacher": teacher if has_response else "", "kind": str(kind or "")}
+    metadata = _lineage(row, keep) | {key: value for key, value in named.items() if value}
     if row.system and turns[0].role != "system":
         turns.insert(0, Message(role="system", content=row.system))
     _check_characters([name, answer, *map(str, metadata.values()), *(turn.content for turn in turns)])

@@ -158,6 +158,11 @@ def test_wrong_column_is_named(corpus: str, change: dict, message: str):
         read(corpus, {**fixture_rows(corpus)[0], **change})
 
 
+def test_nan_is_no_answer():
+    fields = {**fixture_rows("messages")[0], "answer": float("nan")}
+    assert read("messages", fields).answer == ANSWERS["messages"][0]
+
+
 def test_zero_is_an_answer_and_an_id():
     fields = {**fixture_rows("prompts")[0], "reward_model": {"ground_truth": 0}}
     assert read("prompts", fields).answer == "0"
