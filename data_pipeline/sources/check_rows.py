@@ -27,13 +27,8 @@ SHOWN = 3
 class CheckReport:
     """The output of `omr data import --check`."""
 
-    rows: int
-    matching: int
+    ok: bool  # enough rows match
     lines: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        return self.matching > 0 and self.matching >= MIN_MATCHING * self.rows
 
 
 def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
@@ -61,7 +56,7 @@ def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
         lines += [f"  ... and {len(cases) - SHOWN} more rows like these"] if len(cases) > SHOWN else []
     lines += _unanswered(good)
     lines += _preview(*good[0]) if good else _other_corpora(corpus, config)
-    return CheckReport(rows=num_rows, matching=len(good), lines=tuple(lines))
+    return CheckReport(ok=bool(good) and len(good) >= MIN_MATCHING * num_rows, lines=tuple(lines))
 
 
 def _unanswered(good: list[tuple[str, Sample]]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from data_pipeline.shards.index import INDEX
 from data_pipeline.shards.writer import finish_shards, write_part
 from data_pipeline.sources.adapters import CORPORA, SPLITTERS
 from data_pipeline.sources.config import ImportConfig, RowsConfig
-from data_pipeline.sources.readers import Fields, LoadRow, read_dataset, read_file, source_files
+from data_pipeline.sources.readers import LoadRow, read_dataset, read_file, source_files
 from data_pipeline.sources.rows import Row
 from data_pipeline.types import SYSTEM_PROMPT, Sample
 
@@ -61,8 +61,7 @@ def read_corpus(
     images, system = _image_folder(config), SYSTEM_PROMPT if config.system_prompt else ""
     blank = Row(fields={}, corpus=corpus, number=0, split=config.split, images=images, system=system)
     for file, rows in _sources(config, files):
-        rows = _split_rows(SPLITTERS[corpus], rows) if corpus in SPLITTERS else rows
-        for number, load in enumerate(rows):
+        for number, load in enumerate(_split_rows(corpus, rows)):
             place = f"{file}, row {number}" if file else f"row {number}"
             yield place, partial(_build, load, replace(blank, file=file, number=number))
 
@@ -112,9 +111,8 @@ def _import_parts(corpus: str, config: ImportConfig, parts: Sequence[tuple[Path,
     total.bad.check(at_end=True)
     if not total.samples:
         remove_folder(out)
-        raise ValueError(
-            f"no row of {config.rows.path} is a sample of {corpus}; look at them with --check\n{total.bad.cases()}"
-        )
+        hint = f"look at them with --check\n{total.bad.cases()}"
+        raise ValueError(f"no row of {config.rows.path} is a sample of {corpus}; {hint}")
     total.save(out / REPORT)  # before the index, which says that the folder is complete
     finish_shards(out, len(parts))
 
@@ -165,14 +163,15 @@ def _sources(config: RowsConfig, files: Sequence[Path]) -> Iterator[tuple[str, I
         yield name, read_file(file)
 
 
-def _split_rows(split: Callable[[Fields], Iterator[Fields]], rows: Iterator[LoadRow]) -> Iterator[LoadRow]:
+def _split_rows(corpus: str, rows: Iterator[LoadRow]) -> Iterator[LoadRow]:
+    """Yields the rows; of a corpus whose published rows hold several questions each, a row for each question."""
+    split = SPLITTERS.get(corpus)
     for load in rows:
         try:
-            parts = list(split(load()))
+            parts = [load] if split is None else [partial(dict, part) for part in split(load())]
         except BadSample:
-            yield load  # raises again where it is counted
-        else:
-            yield from (partial(dict, part) for part in parts)
+            parts = [load]  # raises again where it is counted
+        yield from parts
 
 
 def _image_folder(config: RowsConfig) -> Path | None:

@@ -172,7 +172,10 @@ def build_sample(
     metadata = _lineage(row, keep) | {key: value for key, value in named.items() if value}
     if row.system and turns[0].role != "system":
         turns.insert(0, Message(role="system", content=row.system))
-    _check_characters([name, answer, *map(str, metadata.values()), *(turn.content for turn in turns)])
+    try:
+        "".join([name, answer, *map(str, metadata.values()), *(turn.content for turn in turns)]).encode()
+    except UnicodeEncodeError as error:
+        raise BadSample("text", f"broken characters, not UTF-8: {error}; fix or drop the row") from error
     return Sample(
         id=f"{row.corpus}/{name}",
         source=row.corpus,
@@ -181,13 +184,6 @@ def build_sample(
         answer=answer,
         metadata=metadata,
     )
-
-
-def _check_characters(texts: Sequence[str]) -> None:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise BadSample("text", f"broken characters, not UTF-8: {error}; fix or drop the row") from error
 
 
 def _digest(messages: Sequence[Message], images: Sequence[bytes], answer: str) -> str:

@@ -42,12 +42,8 @@ def check_text(response: str, answer: str, mode: Mode = "strict") -> Verdict:
     else:
         extracted, form = reading.read(response)
         decided_by = strict.match(extracted, answer)
-    return Verdict(
-        accuracy=float(decided_by not in ("none", "undecided")),
-        format=form,
-        extracted=extracted,
-        decided_by=decided_by,
-    )
+    accuracy = float(decided_by not in ("none", "undecided"))
+    return Verdict(accuracy=accuracy, format=form, extracted=extracted, decided_by=decided_by)
 
 
 def needs_math(verdict: Verdict) -> bool:

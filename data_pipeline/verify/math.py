@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import cache, lru_cache
+from functools import lru_cache
 
 # It warns that its own time limits are off; ours are outside (signals do not work in threads).
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -27,15 +27,9 @@ def is_equal_expression(given: str, wanted: str, decimals: int | None = None) ->
     """
     from math_verify import verify
 
-    return bool(
-        verify(
-            _parse_latex(wanted),
-            _parse_latex(given),
-            float_rounding=EXACT_DECIMALS if decimals is None else decimals,
-            allow_set_relation_comp=True,
-            timeout_seconds=None,
-        )
-    )
+    gold, target = _parse_latex(wanted), _parse_latex(given)
+    decimals = EXACT_DECIMALS if decimals is None else decimals
+    return bool(verify(gold, target, decimals, allow_set_relation_comp=True, timeout_seconds=None))
 
 
 @lru_cache(maxsize=1024)  # the responses to one prompt share the reference
@@ -47,16 +41,10 @@ def _find_math(text: str) -> list:
 
 @lru_cache(maxsize=1024)
 def _parse_latex(text: str) -> list:
-    from math_verify import parse
-
-    return parse(f"${text}$", [_latex_config()], fallback_mode="no_fallback", parsing_timeout=0)
-
-
-@cache
-def _latex_config():
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
-    from math_verify import LatexExtractionConfig
+    from math_verify import LatexExtractionConfig, parse
 
     # Units are compared before; math-verify would drop them, and with them the last letter of many formulas.
     normalization = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
-    return LatexExtractionConfig(boxed_match_priority=-1, normalization_config=normalization)
+    config = LatexExtractionConfig(boxed_match_priority=-1, normalization_config=normalization)
+    return parse(f"${text}$", [config], fallback_mode="no_fallback", parsing_timeout=0)

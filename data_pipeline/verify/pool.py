@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from threading import Lock
+from threading import RLock
 from typing import cast
 
 from data_pipeline.verify.check import Verdict, check_text, is_equal_math, needs_math, with_outcome
-from data_pipeline.verify.config import CheckerConfig, Mode
+from data_pipeline.verify.config import CheckerConfig
 
 _GIB = 1 << 30
 _BATCH = 16  # most responses a worker gets at once
@@ -59,7 +59,7 @@ class VerifyPool:
         self.config = config
         self.counts: Counter[str] = Counter()
         self._memory = int(memory_gib * _GIB)
-        self._lock = Lock()
+        self._lock = RLock()
         self._workers: list[_Worker] = []
         for _ in range(config.workers):
             self._add_worker()
@@ -85,10 +85,8 @@ class VerifyPool:
         with self._lock:
             try:
                 self._run(tasks)
-            except (
-                BaseException
-            ):  # also Ctrl-C: replies that are still to come must not reach the next caller
-                self._remove_workers()
+            except BaseException:  # also Ctrl-C: replies still to come must not reach the next caller
+                self.close()
                 raise
             for task in tasks:
                 verdicts[task.index] = with_outcome(verdicts[task.index], task.outcome)
@@ -98,7 +96,8 @@ class VerifyPool:
     def close(self) -> None:
         """Ends the workers; a second call does nothing."""
         with self._lock:
-            self._remove_workers()
+            for worker in list(self._workers):
+                self._remove_worker(worker)
 
     def _run(self, tasks: list[_Task]) -> None:
         """Sets the outcome of each task."""
@@ -109,15 +108,14 @@ class VerifyPool:
             for worker in list(self._workers):
                 if waiting and worker.is_ready and not worker.tasks:
                     self._send_batch(worker, waiting)
-            by_connection: dict[object, _Worker] = {worker.connection: worker for worker in self._workers}
-            for connection in wait([worker.connection for worker in self._workers]):
-                self._handle_reply(by_connection[connection], waiting)
+            heard = wait([worker.connection for worker in self._workers])
+            for worker in [worker for worker in self._workers if worker.connection in heard]:
+                self._handle_reply(worker, waiting)
 
     def _send_batch(self, worker: _Worker, waiting: deque[_Task]) -> None:
         batch = self._take_batch(waiting)
         try:
-            pairs = [(task.extracted, task.answer) for task in batch]
-            worker.connection.send_bytes(json.dumps(pairs).encode())
+            worker.connection.send_bytes(json.dumps([(t.extracted, t.answer) for t in batch]).encode())
         except OSError:  # it died while idle: no response is at fault
             waiting.extendleft(reversed(batch))
             self._replace_worker(worker)
@@ -167,18 +165,10 @@ class VerifyPool:
         # spawn, because a fork copies the locks of the caller's other threads in whatever state they are.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_serve,
-            args=(theirs, self.config.mode, self.config.deadline, self._memory),
-            daemon=True,
-        )
+        process = context.Process(target=_serve, args=(theirs, self.config, self._memory), daemon=True)
         process.start()
         theirs.close()  # now the worker's death closes the connection
         self._workers.append(_Worker(process, cast(Connection, ours)))
-
-    def _remove_workers(self) -> None:
-        for worker in list(self._workers):
-            self._remove_worker(worker)
 
     def _remove_worker(self, worker: _Worker) -> int | None:
         """Ends a worker, if it is still alive, and returns its exit code."""
@@ -189,7 +179,7 @@ class VerifyPool:
         return worker.process.exitcode
 
 
-def _serve(connection: Connection, mode: Mode, deadline: float, memory: int) -> None:
+def _serve(connection: Connection, config: CheckerConfig, memory: int) -> None:
     """Runs a worker: receives lists of (extracted, answer), sends math or none for each, until the pool is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
     # The default action ends the process in the kernel, even inside C code that never looks at signals. So a
@@ -198,7 +188,9 @@ def _serve(connection: Connection, mode: Mode, deadline: float, memory: int) -> 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     _limit(resource.RLIMIT_AS, memory)
     _limit(resource.RLIMIT_CORE, 0)
-    is_equal_math(r"$\frac{x}{2}+1$", "$x+2$", mode)  # imports and compiles before the first deadline starts
+    is_equal_math(
+        r"$\frac{x}{2}+1$", "$x+2$", config.mode
+    )  # imports and compiles before the first deadline starts
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -206,8 +198,8 @@ def _serve(connection: Connection, mode: Mode, deadline: float, memory: int) -> 
         except (EOFError, ConnectionResetError):
             return  # the pool is gone; reset, where it left our last reply unread
         for extracted, answer in tasks:
-            signal.setitimer(signal.ITIMER_REAL, deadline)
-            is_equal = is_equal_math(extracted, answer, mode)
+            signal.setitimer(signal.ITIMER_REAL, config.deadline)
+            is_equal = is_equal_math(extracted, answer, config.mode)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send_bytes(b"math" if is_equal else b"none")
 

@@ -42,8 +42,8 @@ def match(extracted: str, answer: str) -> str:
     if shorter in longer and len(shorter) >= MIN_OVERLAP * len(longer):
         return "exact"
     # Plain integers that differ as text are different numbers; these are most of the wrong answers.
-    is_number = _INTEGER.fullmatch(extracted) and _INTEGER.fullmatch(answer)
-    return "undecided" if extracted and answer and not is_number else "none"
+    are_integers = _INTEGER.fullmatch(extracted) and _INTEGER.fullmatch(answer)
+    return "undecided" if extracted and answer and not are_integers else "none"
 
 
 def extract_answer(response: str) -> str:
@@ -124,7 +124,9 @@ def _read_choice(text: str) -> str:
             return end
     padded = f" {text} "
     numbered = [(f"{number}. {letter}", letter) for number, letter in enumerate(CHOICES, 1)]  # 2. B
-    return _first_found(padded, numbered) or _phrase_choice(padded) or _written_choice(padded)
+    by_form = ([(form.format(c), c) for form in forms for c in CHOICES] for forms in _CHOICE_FORMS)
+    written = (_first_found(padded, marks) for marks in by_form)
+    return _first_found(padded, numbered) or _phrase_choice(padded) or next(filter(None, written), "")
 
 
 def _phrase_choice(text: str) -> str:
@@ -132,13 +134,6 @@ def _phrase_choice(text: str) -> str:
     phrase = _ANSWER_PHRASE.search(text.lower())
     letter = re.compile(f"[{CHOICES}]").search(text, phrase.start()) if phrase else None
     return letter.group() if letter else ""
-
-
-def _written_choice(text: str) -> str:
-    for forms in _CHOICE_FORMS:
-        if found := _first_found(text, [(form.format(c), c) for form in forms for c in CHOICES]):
-            return found
-    return ""
 
 
 def _first_found(text: str, marks: list[tuple[str, str]]) -> str:

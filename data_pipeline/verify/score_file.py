@@ -42,7 +42,6 @@ class ScoreSummary:
         return self.format_sum / max(1, self.responses)
 
     def add(self, verdicts: Sequence[Verdict]) -> None:
-        """Counts verdicts."""
         self.responses += len(verdicts)
         self.right += sum(verdict.accuracy > 0 for verdict in verdicts)
         self.format_sum += sum(verdict.format for verdict in verdicts)
@@ -63,20 +62,15 @@ def score_file(config: VerifyConfig) -> ScoreSummary:
     if source.resolve() == out.resolve():
         raise ValueError(f"out={out} is the source; write to another file")
     summary = ScoreSummary()
-    budget = ErrorBudget(
-        limit=config.max_bad_lines,
-        option="max_bad_lines",
-        fix=f"fix these lines of {source}, or raise max_bad_lines",
-        records="lines",
-    )
+    fix = f"fix these lines of {source}, or raise max_bad_lines"
+    budget = ErrorBudget(limit=config.max_bad_lines, option="max_bad_lines", fix=fix, records="lines")
     bar = tqdm(total=source.stat().st_size, desc="verify", unit="B", unit_scale=True, dynamic_ncols=True)
     with bar, source.open("rb") as lines, atomic_writer(out) as scored, VerifyPool(config.checker) as pool:
         rows = _read_rows(source, lines, budget, bar)
         while chunk := list(islice(rows, CHUNK)):
             verdicts = pool.check_many([(row["response"], str(row["answer"])) for row in chunk])
             if config.judge.server:
-                verdicts, unclear = _ask_judge(config.judge.server, chunk, verdicts)
-                summary.not_judged += unclear
+                summary.not_judged += _ask_judge(config.judge.server, chunk, verdicts)
             summary.add(verdicts)
             for row, verdict in zip(chunk, verdicts, strict=True):
                 scored.write(json.dumps(row | asdict(verdict)).encode() + b"\n")
@@ -124,14 +118,12 @@ def _parse(line: bytes) -> dict:
     return row
 
 
-def _ask_judge(
-    judge: ServerConfig, rows: Sequence[dict], verdicts: list[Verdict]
-) -> tuple[list[Verdict], int]:
-    """Returns the verdicts after a judge saw those that are wrong, and the number without a clear judgement."""
+def _ask_judge(judge: ServerConfig, rows: Sequence[dict], verdicts: list[Verdict]) -> int:
+    """Replaces wrong verdicts that the judge finds right, and returns the number without a clear judgement."""
     asked = [i for i, verdict in enumerate(verdicts) if not verdict.accuracy and verdict.extracted]
     pairs = [(str(rows[i].get("question", "")), str(rows[i]["answer"]), verdicts[i].extracted) for i in asked]
-    found, judged = judge_pairs(judge, pairs), list(verdicts)
+    found = judge_pairs(judge, pairs)
     for i, is_equal in zip(asked, found, strict=True):
         if is_equal:
-            judged[i] = replace(verdicts[i], accuracy=1.0, decided_by="judge")
-    return judged, found.count(None)
+            verdicts[i] = replace(verdicts[i], accuracy=1.0, decided_by="judge")
+    return found.count(None)
