@@ -13,18 +13,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MAY_CHANGE = (
-    "run",
-    "steps",
-    "processes",
-    "trainers",
-    "parallel",
-    "pack_length",
-    "share_prompts",
-    "engine",
-    "checkpoint",
-    "log",
+    *("run", "steps", "processes", "trainers", "parallel", "pack_length", "share_prompts", "engine"),
+    *("checkpoint", "log", "max_bad_samples", "loader.max_bad_samples", "optim.max_bad_steps", "max_mismatch"),
 )
-"""Fields that a resumed run may change: how long, in which layout, how often to save. All else decides the result."""
+"""Fields that a resumed run may change: length, layout, how often to save, and limits past which a run stops.
+All others decide the result."""
 
 
 def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
@@ -39,8 +32,14 @@ def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
     write_json(path, new)
 
 
-def _decisive(config: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in config.items() if name not in MAY_CHANGE}
+def _decisive(config: dict[str, object], section: str = "") -> dict[str, object]:
+    """Returns the values of the fields outside MAY_CHANGE, by their names on the command line."""
+    values: dict[str, object] = {}
+    for name, value in config.items():
+        field = f"{section}{name}"
+        if field not in MAY_CHANGE:
+            values |= _decisive(value, f"{field}.") if isinstance(value, dict) else {field: value}
+    return values
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -12,15 +12,27 @@ from megatron_omr.train.run_folder import save_config
 
 
 @dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float = 0.1
+    max_bad_steps: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     run: str = "a"
     steps: int = 10
-    lr: float = 0.1
+    optim: Optim = Optim()
 
 
 def test_resumed_run_must_keep_its_settings(tmp_path: Path) -> None:
     save_config(Config(), tmp_path, resumes=False)
     save_config(Config(steps=20), tmp_path, resumes=True)
-    with pytest.raises(ValueError, match=r"lr was 0.1, is 0.2"):
-        save_config(Config(lr=0.2), tmp_path, resumes=True)
-    assert json.loads((tmp_path / "config.json").read_text()) == {"run": "a", "steps": 20, "lr": 0.1}
+    with pytest.raises(ValueError, match=r"made with other settings: optim.lr was 0.1, is 0.2;"):
+        save_config(Config(optim=Optim(lr=0.2)), tmp_path, resumes=True)
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
+
+
+def test_resumed_run_may_raise_the_limits_that_stopped_it(tmp_path: Path) -> None:
+    save_config(Config(), tmp_path, resumes=False)
+    save_config(Config(optim=Optim(max_bad_steps=20)), tmp_path, resumes=True)
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["max_bad_steps"] == 20
