@@ -30,6 +30,9 @@ class EngineConfig:
     cpu_kv_cache_gib: float = 1.0
     """Keys and values an engine keeps where there is no GPU, in GiB."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, "engine.", num_engines=1, max_model_len=2, max_num_seqs=1, max_images=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -42,7 +45,7 @@ class SamplingConfig:
     max_tokens: int = 28_696
 
     def __post_init__(self) -> None:
-        check_at_least(self, "sampling.", n=1, temperature=0)
+        check_at_least(self, "sampling.", n=1, temperature=0, max_tokens=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,3 +166,6 @@ class EvalConfig:
     )
     reward: RewardConfig = field(default_factory=RewardConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, limit=0)
