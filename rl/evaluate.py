@@ -69,7 +69,6 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     if not prompts:
         raise ValueError(f"shards={config.shards} holds no questions; write shards there with `omr data`")
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").unlink(missing_ok=True)  # an old one would describe other responses
     save_config(config, out, resumes=False)
     groups = []

@@ -37,9 +37,8 @@ def run_rl(config: RLConfig) -> None:
         check_gpus(config)
         with (
             VerifyPool(config.reward.checker) as pool,
-            closing(
-                RolloutManager(engine_calls(config), config.engine)
-            ) as engines,  # they start while the trainers do
+            # the engines start while the trainers do
+            closing(RolloutManager(engine_calls(config), config.engine)) as engines,
             closing(TrainerGroup(config)) as trainers,
         ):
             run_sync(config, trainers, engines, pool)

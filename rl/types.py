@@ -82,7 +82,7 @@ class RolloutBatch:
     rollout_logprobs_T: Tensor  # float32, the engine's
 
     def to(self, device: str) -> RolloutBatch:
-        """The same batch with its tensors on `device`."""
+        """Returns the batch with its tensors on `device`."""
         old = self.old_logprobs_T
         return RolloutBatch(
             packed=self.packed.to(device),

@@ -1,7 +1,7 @@
 """Exports Megatron's parameters as a stream of Hugging Face tensors: to save, or to send to engines.
 
-Parameters are gathered over tensor parallelism on the stage that holds them and
-broadcast over the pipeline, several at a time: collectives cost per call, not only per byte.
+Parameters are gathered over tensor parallelism on the stage that holds them and broadcast over the pipeline,
+several at a time: collectives cost per call, not only per byte.
 """
 
 from __future__ import annotations
@@ -84,10 +84,8 @@ def _buckets(table: list[Rule], placements: dict[str, _Placement]) -> Iterator[l
     for rule in table:
         placement = placements[rule.megatron]
         last = placements[bucket[-1].megatron] if bucket else placement
-        if (placement.stage, placement.dtype) != (
-            last.stage,
-            last.dtype,
-        ) or size + placement.num_bytes > _BUCKET_BYTES:
+        fits = (placement.stage, placement.dtype) == (last.stage, last.dtype)
+        if not fits or size + placement.num_bytes > _BUCKET_BYTES:
             if bucket:
                 yield bucket
             bucket, size = [], 0
