@@ -20,17 +20,17 @@ _PACKS = ((0, 1, 2), (0, 0), (2, 1), (3,))
 """Images of each sample of each micro-batch; one micro-batch is text only."""
 
 
-def random_packs(model: ModelConfig, seed: int, *, at_least: int = 1) -> list[list[Example]]:
+def draw_packs(model: ModelConfig, seed: int, *, at_least: int = 1) -> list[list[Example]]:
     """Returns micro-batches of samples: random text with no, one or several images of random sizes."""
     generator = torch.Generator().manual_seed(seed)
     packs = []
     for i in range(max(len(_PACKS), at_least)):
         images = _PACKS[i % len(_PACKS)]
-        packs.append([random_example(model, f"{i}-{j}", n, generator) for j, n in enumerate(images)])
+        packs.append([draw_example(model, f"{i}-{j}", n, generator) for j, n in enumerate(images)])
     return packs
 
 
-def random_example(model: ModelConfig, name: str, num_images: int, generator: torch.Generator) -> Example:
+def draw_example(model: ModelConfig, name: str, num_images: int, generator: torch.Generator) -> Example:
     """Returns a sample of text, then images with text between; two thirds of the text tokens are to be learned."""
     merge_size = model.vision.spatial_merge_size
 

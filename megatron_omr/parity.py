@@ -20,12 +20,12 @@ from data_pipeline.tables import text_table
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig, OptimConfig, ParityConfig
-from megatron_omr.oracle import Oracle, random_packs
+from megatron_omr.oracle import Oracle, draw_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order
 from megatron_omr.train.logprobs import gather_zigzag, token_logprobs
 from megatron_omr.train.losses import sft_loss
 from megatron_omr.train.step import MicroBatch, run_schedule, train_step
-from megatron_omr.train.trainer import Trainer, bare_chunks, build_trainer
+from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def run_parity(config: ParityConfig, *, rank: int, world_size: int, init_method:
 def measure(config: ParityConfig, ranks: Ranks) -> ParityReport:
     """Returns the differences, the same on all ranks. Collective."""
     model = ModelConfig.from_hf(config.model)
-    packs = random_packs(model, config.seed, at_least=ranks.dp_size)
+    packs = draw_packs(model, config.seed, at_least=ranks.dp_size)
     multiple = config.parallel.sequence_multiple
     batches = [merge(pack, multiple=multiple, pad_token_id=0).to(cpu.device()) for pack in packs]
     ours = _measure_ours(config, batches, ranks)
@@ -106,7 +106,7 @@ def _measure_ours(config: ParityConfig, batches: list[PackedBatch], ranks: Ranks
 @torch.no_grad()
 def _vision_outputs(trainer: Trainer, batches: list[PackedBatch]) -> list[tuple[Tensor, Tensor]]:
     """Returns tower output and image embeddings of each batch with images, on the first stage; else nothing."""
-    vision = bare_chunks(trainer)[0].vision_model
+    vision = unwrap_chunks(trainer)[0].vision_model
     if vision is None:
         return []
     tower: list[Tensor] = []

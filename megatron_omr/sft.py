@@ -20,9 +20,9 @@ from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.train.losses import sft_loss
 from megatron_omr.train.metrics import MetricsLog
-from megatron_omr.train.run_folder import checkpoints, save_config
-from megatron_omr.train.step import MicroBatch, step_values, train_step
-from megatron_omr.train.trainer import Trainer, bare_chunks, build_trainer
+from megatron_omr.train.run_folder import list_checkpoints, save_config
+from megatron_omr.train.step import MicroBatch, summarize_step, train_step
+from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
 
 SHOWN = ("loss", "tokens_per_second", "mfu")
 
@@ -51,7 +51,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
             ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
             bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
             if log is not None:
-                values = step_values(result, time.perf_counter() - started, world_size)
+                values = summarize_step(result, time.perf_counter() - started, world_size)
                 log.write(step, values | {"bad_steps": bad_steps.total}, show=SHOWN)
             step += 1
             if step % config.checkpoint.every == 0 or step == config.steps:
@@ -64,7 +64,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
                     template=config.model,
                     keep=config.checkpoint.keep,
                 )
-    save_hf(bare_chunks(trainer), trainer.model, ranks, run / "hf", template=config.model)
+    save_hf(unwrap_chunks(trainer), trainer.model, ranks, run / "hf", template=config.model)
     parallel.shutdown()
 
 
@@ -89,7 +89,7 @@ def sft_micro_batch(batch: PackedBatch) -> MicroBatch:
 
 def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps]:
     """Loads the newest checkpoint of `run`, if any; returns the steps done and the bad steps so far."""
-    saved = checkpoints(run / "checkpoints")
+    saved = list_checkpoints(run / "checkpoints")
     if not saved:
         return 0, BadSteps()
     step, state = load_checkpoint(trainer, saved[-1])

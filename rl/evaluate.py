@@ -18,7 +18,7 @@ from data_pipeline.files import write_json
 from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
-from rl.groups import score_groups, scored_responses
+from rl.groups import build_records, score_groups
 from rl.prompts import read_prompts, unanswerable
 from rl.rollout.engine import Engine
 from rl.types import Group, Prompt, Responses, Rollout
@@ -85,7 +85,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
                 for prompt, responses in zip(chunk, engine.generate(chunk, config.sampling, 0), strict=True)
             ]
             for group in score_groups(pool, config.reward, asked):
-                lines.writelines(record.to_json() for record in scored_responses(group))
+                lines.writelines(record.to_json() for record in build_records(group))
                 groups.append(group)
             lines.flush()
             bar.update(len(chunk))

@@ -12,27 +12,27 @@ import torch
 
 from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import ScoredResponse
-from rl.algorithms.advantage import group_advantages, has_signal
+from rl.algorithms.advantage import compute_advantages, has_signal
 from rl.config import AlgorithmConfig, RewardConfig
-from rl.rewards import reward
+from rl.rewards import compute_reward
 from rl.types import Group, Prompt, Rollout, TrainRollout
 
 
 def score_groups(
     pool: VerifyPool, config: RewardConfig, asked: Sequence[tuple[Prompt, Sequence[Rollout]]]
 ) -> list[Group]:
-    """Returns the prompts with their rollouts and the rewards of these."""
+    """Returns a group for each prompt: its rollouts and their rewards."""
     pairs = [(rollout.response, prompt.answer) for prompt, rollouts in asked for rollout in rollouts]
-    rewards = (reward(verdict, config) for verdict in pool.check_many(pairs))
+    rewards = (compute_reward(verdict, config) for verdict in pool.check_many(pairs))
     return [
         Group(prompt=prompt, rollouts=tuple(rollouts), rewards=tuple(islice(rewards, len(rollouts))))
         for prompt, rollouts in asked
     ]
 
 
-def train_rollouts(group: Group) -> list[TrainRollout]:
+def assign_advantages(group: Group) -> list[TrainRollout]:
     """Returns a group's responses with their advantages."""
-    advantages_G = group_advantages(torch.tensor([reward.total for reward in group.rewards]))
+    advantages_G = compute_advantages(torch.tensor([reward.total for reward in group.rewards]))
     return [
         TrainRollout(
             ref=group.prompt.ref, token_ids=rollout.token_ids, logprobs=rollout.logprobs, advantage=advantage
@@ -41,18 +41,18 @@ def train_rollouts(group: Group) -> list[TrainRollout]:
     ]
 
 
-def kept_groups(algorithm: AlgorithmConfig, groups: Sequence[Group]) -> list[int]:
-    """Returns the numbers of the groups to learn from: all, or those with a signal."""
-    return [n for n, g in enumerate(groups) if not algorithm.drop_equal_groups or has_signal(g.rewards)]
+def select_groups(algorithm: AlgorithmConfig, groups: Sequence[Group]) -> list[int]:
+    """Returns the indices of the groups to learn from: all, or those with a signal."""
+    return [i for i, g in enumerate(groups) if not algorithm.drop_equal_groups or has_signal(g.rewards)]
 
 
-def minibatches(groups: Sequence[Sequence[TrainRollout]], count: int) -> list[list[TrainRollout]]:
+def split_groups(groups: Sequence[Sequence[TrainRollout]], count: int) -> list[list[TrainRollout]]:
     """Returns the rollouts in at most `count` equal parts; groups stay whole, empty parts are left out."""
     parts = np.array_split(np.arange(len(groups)), count)
     return [[rollout for i in part for rollout in groups[i]] for part in parts if len(part)]
 
 
-def rollout_metrics(
+def compute_metrics(
     groups: Sequence[Group], *, num_kept: int, seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """Returns the metrics of one step's responses, over all groups, and the seconds of its phases."""
@@ -78,7 +78,7 @@ def rollout_metrics(
     }
 
 
-def scored_responses(group: Group) -> list[ScoredResponse]:
+def build_records(group: Group) -> list[ScoredResponse]:
     """Returns the records of a group's responses, as they are written to disk."""
     prompt = group.prompt
     return [
@@ -97,11 +97,11 @@ def scored_responses(group: Group) -> list[ScoredResponse]:
     ]
 
 
-def group_row(group: Group) -> dict[str, Any]:
+def build_row(group: Group) -> dict[str, Any]:
     """Returns a group as one JSON object of rollouts.jsonl; its images stay in the shard."""
     return {
         "ref": asdict(group.prompt.ref),
         "question": group.prompt.question,
         "policy_version": group.rollouts[0].policy_version,
-        "responses": [asdict(record) for record in scored_responses(group)],
+        "responses": [asdict(record) for record in build_records(group)],
     }

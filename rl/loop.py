@@ -11,10 +11,10 @@ from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.metrics import JsonLines, MetricsLog
-from megatron_omr.train.run_folder import checkpoints, save_config
+from megatron_omr.train.run_folder import list_checkpoints, save_config
 from rl.config import RLConfig
-from rl.groups import group_row, kept_groups, minibatches, rollout_metrics, score_groups, train_rollouts
-from rl.placement import check_gpus, engine_calls
+from rl.groups import assign_advantages, build_row, compute_metrics, score_groups, select_groups, split_groups
+from rl.placement import build_engine_calls, check_gpus
 from rl.prompts import PromptStream
 from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
@@ -31,14 +31,14 @@ SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step"
 def run_rl(config: RLConfig) -> None:
     """Trains until `config.steps`. A run that was killed continues from its newest checkpoint."""
     run = Path(config.run)
-    save_config(config, run, resumes=bool(checkpoints(run / "checkpoints")))
+    save_config(config, run, resumes=bool(list_checkpoints(run / "checkpoints")))
     start_ray()
     try:
         check_gpus(config)
         with (
             VerifyPool(config.reward.checker) as pool,
             # the engines start while the trainers do
-            closing(RolloutManager(engine_calls(config), config.engine)) as engines,
+            closing(RolloutManager(build_engine_calls(config), config.engine)) as engines,
             closing(TrainerGroup(config)) as trainers,
         ):
             run_sync(config, trainers, engines, pool)
@@ -65,8 +65,8 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
             with timer.phase("reward"):
                 groups = score_groups(pool, config.reward, asked)
             with timer.phase("train"):
-                rollouts = [train_rollouts(group) for group in groups]
-                kept = [rollouts[number] for number in kept_groups(config.algorithm, groups)]
+                rollouts = [assign_advantages(group) for group in groups]
+                kept = [rollouts[i] for i in select_groups(config.algorithm, groups)]
                 trained = learn(config, trainers, rollouts, kept)
                 bad_steps = bad_steps.after(
                     trained["skipped_steps"] > 0,
@@ -76,10 +76,10 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
             with timer.phase("sync"):
                 engines.update_weights(trainers.send_weights(version=step + 1))
             counts = {"skipped_prompts": prompts.num_skipped, "engine_restarts": engines.restarts}
-            values = rollout_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
+            values = compute_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
             log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)
             for group in groups[:LOGGED_GROUPS]:
-                rows.write(step, group_row(group))
+                rows.write(step, build_row(group))
             if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 trainers.save(step + 1, {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)})
 
@@ -95,4 +95,4 @@ def learn(
     mismatch = trainers.check_engines(probes)
     if not kept:
         return mismatch | {"skipped_steps": 0.0}
-    return mismatch | trainers.train(minibatches(kept, config.algorithm.num_minibatches))
+    return mismatch | trainers.train(split_groups(kept, config.algorithm.num_minibatches))

@@ -30,7 +30,7 @@ def check_gpus(config: RLConfig) -> None:
         )
 
 
-def engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
+def build_engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
     """Returns the manager's functions for engines that are Ray actors.
 
     Weights reach them through shared memory: they must run on the machine of the trainer's rank 0.
@@ -59,7 +59,7 @@ class TrainerProcess:
         return call(self._worker, *args)
 
 
-def trainer_actors(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
+def start_trainers(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
     """Starts one TrainerProcess per rank; `init_method` is their rendezvous (file:// or tcp://)."""
     env = {} if os.environ.get("RAY_ADDRESS") else TRAINER_ENV
     actor: Any = ray.remote(TrainerProcess).options(**_options(env))

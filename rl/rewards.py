@@ -10,7 +10,7 @@ from rl.config import RewardConfig
 from rl.types import Reward
 
 
-def reward(verdict: Verdict, config: RewardConfig) -> Reward:
+def compute_reward(verdict: Verdict, config: RewardConfig) -> Reward:
     """Returns the reward of one checked response."""
     total = config.accuracy_weight * verdict.accuracy + config.format_weight * verdict.format
     return Reward(total=total, verdict=verdict)

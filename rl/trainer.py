@@ -16,10 +16,10 @@ from megatron_omr import cpu, parallel
 from megatron_omr.convert.export import export_weights, save_hf
 from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_omr.train.losses import LossOutput
-from megatron_omr.train.run_folder import checkpoints
+from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
-from megatron_omr.train.trainer import bare_chunks, build_trainer
-from rl.algorithms.policy_loss import policy_loss
+from megatron_omr.train.trainer import build_trainer, unwrap_chunks
+from rl.algorithms.policy_loss import build_policy_loss
 from rl.config import RLConfig
 from rl.pack import PackRules, build_batches
 from rl.types import RolloutBatch, TrainRollout
@@ -44,7 +44,7 @@ class TrainerWorker:
             precision=config.precision,
             steps=config.steps * config.algorithm.num_minibatches,
         )
-        self._loss = policy_loss(config.algorithm)
+        self._loss = build_policy_loss(config.algorithm)
         self._sender = WeightSender() if self._ranks.rank == 0 else None
 
     def place(self) -> tuple[int, bool]:
@@ -53,7 +53,7 @@ class TrainerWorker:
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Loads the run's newest checkpoint; returns (steps done, state), or (0, {}) when there is none."""
-        saved = checkpoints(Path(self._config.run) / "checkpoints")
+        saved = list_checkpoints(Path(self._config.run) / "checkpoints")
         return load_checkpoint(self._trainer, saved[-1]) if saved else (0, {})
 
     def score(self, rollouts: list[TrainRollout]) -> tuple[float, int, float] | None:
@@ -85,7 +85,7 @@ class TrainerWorker:
 
     def send_weights(self, version: int) -> WeightManifest | None:
         """Writes the weights into shared memory; rank 0 returns the manifest for the engines."""
-        stream = export_weights(bare_chunks(self._trainer), self._trainer.model, self._ranks)
+        stream = export_weights(unwrap_chunks(self._trainer), self._trainer.model, self._ranks)
         if self._sender is not None:
             return self._sender.send(stream, version)
         for _ in stream:  # the gathers behind the stream are collective
@@ -107,7 +107,7 @@ class TrainerWorker:
         """Writes the weights as a Hugging Face folder, RUN/hf."""
         out = Path(self._config.run) / "hf"
         save_hf(
-            bare_chunks(self._trainer), self._trainer.model, self._ranks, out, template=self._config.model
+            unwrap_chunks(self._trainer), self._trainer.model, self._ranks, out, template=self._config.model
         )
 
     def _logprobs(self, batches: list[RolloutBatch]) -> list[Tensor]:

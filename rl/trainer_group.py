@@ -11,7 +11,7 @@ import ray
 
 from rl.config import RLConfig
 from rl.pack import split_by_rank
-from rl.placement import trainer_actors
+from rl.placement import start_trainers
 from rl.types import TrainRollout
 from rl.weight_sync.manifest import WeightManifest
 
@@ -29,7 +29,7 @@ class TrainerGroup:
         run = Path(config.run).absolute()
         run.mkdir(parents=True, exist_ok=True)
         self._rendezvous = run / f".rendezvous-{uuid.uuid4().hex}"
-        self._processes = trainer_actors(config, init_method=f"file://{self._rendezvous}")
+        self._processes = start_trainers(config, init_method=f"file://{self._rendezvous}")
         places = self._on_all(lambda worker: worker.place())
         self._dp_ranks = [dp_rank for dp_rank, _ in places]
         self._logger = next(i for i, (_, is_logger) in enumerate(places) if is_logger)

@@ -18,7 +18,7 @@ from data_pipeline.files import atomic_folder
 from megatron_omr import cpu
 from megatron_omr.config import ModelConfig
 from megatron_omr.convert.hf_folder import copy_template, write_tensors
-from megatron_omr.convert.mapping import Rule, local_parameters, partition_dim, rules
+from megatron_omr.convert.mapping import Rule, build_rules, collect_parameters, partition_dim
 from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import uncut
 from megatron_omr.dtypes import torch_dtype
@@ -53,9 +53,9 @@ def export_weights(
     Raises:
         ValueError: no stage holds some parameter (the same on all ranks).
     """
-    local = local_parameters(chunks)
+    local = collect_parameters(chunks)
     placements = _collect_placements(local, ranks)
-    table = rules(model)
+    table = build_rules(model)
     missing = [rule.megatron for rule in table if rule.megatron not in placements]
     if missing:
         raise ValueError(

@@ -14,9 +14,9 @@ from megatron_omr.convert.mapping import (
     EMBEDDING,
     OUTPUT_LAYER,
     Rule,
-    local_parameters,
+    build_rules,
+    collect_parameters,
     partition_dim,
-    rules,
 )
 from megatron_omr.convert.ops import cut, uncut
 from megatron_omr.parallel import Ranks
@@ -31,13 +31,13 @@ def load_hf(chunks: Sequence[nn.Module], folder: str | Path, model: ModelConfig,
     Raises:
         ValueError: a tensor is missing, unexpected, or has another shape than `model` says.
     """
-    table = rules(model)
+    table = build_rules(model)
     source = HfTensors(Path(folder))
     source.check_names([name for rule in table for name in rule.hf])
     by_name = {rule.megatron: rule for rule in table}
     if model.tie_word_embeddings:  # the last pipeline stage holds a copy under the name of the output layer
         by_name[OUTPUT_LAYER] = by_name[EMBEDDING]
-    for name, parameter in local_parameters(chunks).items():
+    for name, parameter in collect_parameters(chunks).items():
         _fill(parameter, by_name[name], source, ranks)
 
 

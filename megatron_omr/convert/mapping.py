@@ -27,7 +27,7 @@ class Rule:
     op: Op
 
 
-def rules(model: ModelConfig) -> list[Rule]:
+def build_rules(model: ModelConfig) -> list[Rule]:
     """Returns a rule for each parameter of `model`, in the order of the export."""
     table = [
         *_fill(_VISION, 1, _vision_ops(model)),
@@ -119,7 +119,7 @@ def _fill(table: dict[str, tuple[str, ...]], num_layers: int, ops: dict[str, Op]
     ]
 
 
-def local_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+def collect_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
     """Returns this rank's parameters by canonical name."""
     named = {}
     for chunk in chunks:

@@ -7,8 +7,12 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megatron_omr.config import ModelConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
-from megatron_omr.model.spec import block_spec, choose_backend
-from megatron_omr.model.transformer_config import language_config, projector_config, vision_config
+from megatron_omr.model.spec import build_block_spec, choose_backend
+from megatron_omr.model.transformer_config import (
+    build_language_config,
+    build_projector_config,
+    build_vision_config,
+)
 from megatron_omr.model.vision import VisionModel
 from megatron_omr.model.vlm import Qwen25VL
 from megatron_omr.parallel import Ranks
@@ -24,10 +28,10 @@ def build_model(
     """
     parallel.check_model(model)
     backend = choose_backend()
-    config = language_config(model, parallel, precision)
+    config = build_language_config(model, parallel, precision)
     language_model = GPTModel(
         config,
-        block_spec(backend, get_num_layers_to_build(config), causal=True),
+        build_block_spec(backend, get_num_layers_to_build(config), causal=True),
         vocab_size=model.vocab_size,
         max_sequence_length=model.max_position_embeddings,
         pre_process=ranks.is_first_stage,
@@ -41,8 +45,8 @@ def build_model(
     vision_model = None
     if ranks.is_first_stage:
         vision_model = VisionModel(
-            vision_config(model, parallel, precision),
-            projector_config(model, parallel, precision),
+            build_vision_config(model, parallel, precision),
+            build_projector_config(model, parallel, precision),
             model.vision,
             backend,
         )

@@ -143,7 +143,7 @@ def _te_backend() -> Backend:
     )
 
 
-def block_spec(
+def build_block_spec(
     backend: Backend, num_layers: int, *, causal: bool, layer: type[TransformerLayer] = TransformerLayer
 ) -> ModuleSpec:
     """Returns the spec of `num_layers` pre-norm layers and a final norm."""
@@ -153,7 +153,7 @@ def block_spec(
     return ModuleSpec(module=TransformerBlock, submodules=submodules)
 
 
-def mlp_submodules(backend: Backend, *, with_norm: bool) -> MLPSubmodules:
+def build_mlp_submodules(backend: Backend, *, with_norm: bool) -> MLPSubmodules:
     fused = backend.norm_column_linear if with_norm else None
     return MLPSubmodules(linear_fc1=fused or backend.column_linear, linear_fc2=backend.row_linear)
 
@@ -179,7 +179,7 @@ def _layer_spec(backend: Backend, *, causal: bool, layer: type[TransformerLayer]
             ),
             self_attn_bda=add,
             pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(module=MLP, submodules=mlp_submodules(backend, with_norm=True)),
+            mlp=ModuleSpec(module=MLP, submodules=build_mlp_submodules(backend, with_norm=True)),
             mlp_bda=add,
             sharded_state_dict_keys_map={} if fused else dict(FUSED_NORM_KEYS),
         ),

@@ -22,7 +22,9 @@ class VisionTransformerConfig(TransformerConfig):
     full_attention_layers: tuple[int, ...] = ()
 
 
-def language_config(model: ModelConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
+def build_language_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: Precision
+) -> TransformerConfig:
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -43,7 +45,7 @@ def language_config(model: ModelConfig, parallel: ParallelConfig, precision: Pre
     )
 
 
-def vision_config(
+def build_vision_config(
     model: ModelConfig, parallel: ParallelConfig, precision: Precision
 ) -> VisionTransformerConfig:
     """Returns the tower's config: tensor parallel only, on the first stage, with whole images on every CP rank."""
@@ -62,7 +64,9 @@ def vision_config(
     )
 
 
-def projector_config(model: ModelConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
+def build_projector_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: Precision
+) -> TransformerConfig:
     """Returns the config of the merger's two linear layers, from merged patches to the language model's width."""
     vision = model.vision
     return TransformerConfig(

@@ -22,7 +22,7 @@ from data_pipeline.encode.images import normalise
 from megatron_omr import cpu
 from megatron_omr.config import VisionConfig
 from megatron_omr.model.attention import PackedSequences
-from megatron_omr.model.spec import Backend, block_spec, mlp_submodules
+from megatron_omr.model.spec import Backend, build_block_spec, build_mlp_submodules
 from megatron_omr.model.transformer_config import VisionTransformerConfig
 
 _ROPE_THETA = 10_000.0  # fixed in Qwen2.5-VL's vision tower
@@ -110,11 +110,11 @@ class VisionModel(MegatronModule):
             dtype=config.params_dtype,
             device=cpu.device(),
         )
-        spec = block_spec(backend, config.num_layers, causal=False, layer=VisionLayer)
+        spec = build_block_spec(backend, config.num_layers, causal=False, layer=VisionLayer)
         self.decoder = TransformerBlock(config, spec)  # its final norm is the merger's
         self.merged_size = vision.hidden_size * vision.spatial_merge_size**2
         self.projection = MultimodalProjector(
-            projector_config, mlp_submodules(backend, with_norm=False), "mlp", self.merged_size
+            projector_config, build_mlp_submodules(backend, with_norm=False), "mlp", self.merged_size
         )
 
     def forward(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from data_pipeline.files import atomic_folder, partial_folder, read_json, write_json
 from megatron_omr.convert.hf_folder import copy_template
 from megatron_omr.parallel import Ranks
-from megatron_omr.train.run_folder import checkpoints
-from megatron_omr.train.trainer import Trainer, bare_chunks
+from megatron_omr.train.run_folder import list_checkpoints
+from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -47,7 +47,7 @@ def save_checkpoint(
     saved = {"step": step, "world_size": dist.get_world_size(), "state": state}
     _write(final, _sharded_state(trainer, is_loading=False, with_rng=True), saved, template)
     if dist.get_rank() == 0:
-        for old in checkpoints(folder)[:-keep]:
+        for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
     return final
@@ -138,7 +138,7 @@ def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dic
 
 
 def _named_chunks(trainer: Trainer) -> list[tuple[str, torch.nn.Module]]:
-    chunks = bare_chunks(trainer)
+    chunks = unwrap_chunks(trainer)
     return [("model", chunks[0])] if len(chunks) == 1 else [(f"model{i}", c) for i, c in enumerate(chunks)]
 
 

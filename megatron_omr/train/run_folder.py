@@ -13,8 +13,20 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MAY_CHANGE = (
-    *("run", "steps", "processes", "trainers", "parallel", "pack_length", "share_prompts", "engine"),
-    *("checkpoint", "log", "max_bad_samples", "loader.max_bad_samples", "optim.max_bad_steps", "max_mismatch"),
+    "run",
+    "steps",
+    "processes",
+    "trainers",
+    "parallel",
+    "pack_length",
+    "share_prompts",
+    "engine",
+    "checkpoint",
+    "log",
+    "max_bad_samples",
+    "loader.max_bad_samples",
+    "optim.max_bad_steps",
+    "max_mismatch",
 )
 """Fields that a resumed run may change: length, layout, how often to save, and limits past which a run stops.
 All others decide the result."""
@@ -42,6 +54,6 @@ def _decisive(config: dict[str, object], section: str = "") -> dict[str, object]
     return values
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the complete checkpoints under `folder`, oldest first; none where there is no folder."""
     return sorted(folder.glob(f"step-{'[0-9]' * 8}"))

@@ -75,7 +75,7 @@ def train_step(
     )
 
 
-def step_values(result: StepResult, seconds: float, world_size: int) -> dict[str, float]:
+def summarize_step(result: StepResult, seconds: float, world_size: int) -> dict[str, float]:
     """Returns the values to log of a step, with model FLOPs utilisation where the device's peak is known."""
     values = {
         "loss": result.loss,

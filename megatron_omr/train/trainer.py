@@ -52,7 +52,7 @@ def build_trainer(
     return Trainer(model=model, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler)
 
 
-def bare_chunks(trainer: Trainer) -> list[torch.nn.Module]:
+def unwrap_chunks(trainer: Trainer) -> list[torch.nn.Module]:
     """Returns the model chunks without their DDP and precision wrappers, for conversion and checkpoints."""
     chunks = [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
     return cast("list[torch.nn.Module]", chunks)

@@ -12,7 +12,7 @@ from rl.types import Reward
 STD_EPS = 1e-6
 
 
-def group_advantages(rewards_G: Tensor) -> Tensor:
+def compute_advantages(rewards_G: Tensor) -> Tensor:
     """Returns each reward's distance from the group's mean, in standard deviations: [G] -> [G].
 
     A group of one has nothing to compare with and keeps its reward. A group of equal rewards gets exact

@@ -98,7 +98,7 @@ def grpo_loss(inputs: PolicyLossInputs) -> LossOutput:
 POLICY_LOSSES: dict[str, Callable[[PolicyLossInputs], LossOutput]] = {"gspo": gspo_loss, "grpo": grpo_loss}
 
 
-def policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], LossOutput]:
+def build_policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch], LossOutput]:
     """Returns the configured algorithm as (logprobs_T, batch) -> LossOutput; its metrics include the mismatch."""
     loss = POLICY_LOSSES[config.name]
     clip_low, clip_high = config.clip

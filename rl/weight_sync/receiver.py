@@ -45,7 +45,7 @@ class SharedMemoryReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._expected = expected_tensors(Path(self.model_config.model), self.model)
+        self._expected = read_expected_shapes(Path(self.model_config.model), self.model)
         self._received: list[tuple[str, Tensor]] = []
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
@@ -84,7 +84,7 @@ class SharedMemoryReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         raise WeightError("send weights with rl.weight_sync.sender.WeightSender")
 
 
-def expected_tensors(folder: Path, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+def read_expected_shapes(folder: Path, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Returns names and shapes of the checkpoint that vLLM loaded, spelled as exports spell them."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -28,11 +28,11 @@ def tiny_trainer(folder: str, parallel: ParallelConfig, *, precision: Precision 
 def random_micro_batches(trainer: Trainer, parallel: ParallelConfig, *, seed: int) -> list[MicroBatch]:
     """Returns this data-parallel rank's share of random samples that depend on `seed` only."""
     from data_pipeline.loader.packing import merge
-    from megatron_omr.oracle import random_packs
+    from megatron_omr.oracle import draw_packs
     from megatron_omr.train.losses import sft_loss
     from megatron_omr.train.step import MicroBatch
 
-    packs = random_packs(trainer.model, seed)[trainer.ranks.dp_rank :: trainer.ranks.dp_size]
+    packs = draw_packs(trainer.model, seed)[trainer.ranks.dp_rank :: trainer.ranks.dp_size]
     batches = [merge(pack, multiple=parallel.sequence_multiple, pad_token_id=0) for pack in packs]
     return [MicroBatch(packed=batch, loss=partial(sft_loss, batch=batch)) for batch in batches]
 
@@ -40,7 +40,7 @@ def random_micro_batches(trainer: Trainer, parallel: ParallelConfig, *, seed: in
 def exported(trainer: Trainer) -> dict[str, Tensor]:
     """Returns copies of the trainer's weights under their Hugging Face names. Collective."""
     from megatron_omr.convert.export import export_weights
-    from megatron_omr.train.trainer import bare_chunks
+    from megatron_omr.train.trainer import unwrap_chunks
 
-    stream = export_weights(bare_chunks(trainer), trainer.model, trainer.ranks)
+    stream = export_weights(unwrap_chunks(trainer), trainer.model, trainer.ranks)
     return {name: tensor.detach().clone() for name, tensor in stream}

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from megatron_omr.config import ParallelConfig
-from megatron_omr.train.run_folder import checkpoints
+from megatron_omr.train.run_folder import list_checkpoints
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import exported, random_micro_batches, tiny_trainer
 
@@ -115,8 +115,8 @@ def test_newest_are_kept_and_leftovers_are_not_listed(tiny_hf: Path, tmp_path: P
         ["step-00000001", "step-00000002"],
         ["step-00000002", "step-00000010"],
     ]
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
-    assert checkpoints(tmp_path / "none") == []
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
+    assert list_checkpoints(tmp_path / "none") == []
 
 
 def _save_often(folder: str, out: str) -> list[list[str]]:
@@ -136,7 +136,7 @@ def _save(trainer: Any, template: str, out: str, *, step: int) -> list[str]:
     from megatron_omr.train.checkpoint import save_checkpoint
 
     save_checkpoint(trainer, Path(out), step=step, state={"now": step}, template=template, keep=2)
-    return [path.name for path in checkpoints(Path(out))]
+    return [path.name for path in list_checkpoints(Path(out))]
 
 
 def test_save_that_fails_leaves_the_older_checkpoint(tiny_hf: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Comparison(NamedTuple):
 
 def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
     from megatron_omr.config import OptimConfig
-    from megatron_omr.oracle import random_example
+    from megatron_omr.oracle import draw_example
     from megatron_omr.train.losses import sft_loss
     from megatron_omr.train.step import MicroBatch, forward_logprobs, train_step
     from megatron_omr.train.trainer import build_trainer
@@ -103,7 +103,7 @@ def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
     generator = torch.Generator().manual_seed(3)
     trees, separate = [], []
     for number, images in enumerate((1, 0, 2)):
-        drawn = random_example(model, str(number), images, generator)
+        drawn = draw_example(model, str(number), images, generator)
         prompt = Example(
             id=drawn.id,
             input_ids=torch.cat([drawn.input_ids, torch.arange(40, 46)]),  # some text after the images

@@ -25,12 +25,12 @@ def test_mfu_is_logged_where_the_peak_is_known() -> None:
 def _mfu() -> tuple[float | None, float | None]:
     """Returns the MFU of a step on two H200 and on this machine: FLOPs of a quarter of a second, in two seconds."""
     from megatron_omr import cpu
-    from megatron_omr.train.step import StepResult, step_values
+    from megatron_omr.train.step import StepResult, summarize_step
 
     result = StepResult(loss=1, grad_norm=1, lr=1, skipped=False, num_tokens=8, flops=989e12 / 4)
-    here = step_values(result, 2.0, 2).get("mfu")
+    here = summarize_step(result, 2.0, 2).get("mfu")
     cpu.device_name = lambda: "NVIDIA H200"
-    return step_values(result, 2.0, 2).get("mfu"), here
+    return summarize_step(result, 2.0, 2).get("mfu"), here
 
 
 def test_nan_gradient_of_one_rank_skips_the_step_on_all(tiny_hf: Path) -> None:

@@ -37,10 +37,10 @@ def test_only_the_first_stage_has_the_vision_tower(tiny_hf: Path) -> None:
 
 
 def _parts(folder: str, parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:
-    from megatron_omr.train.trainer import bare_chunks
+    from megatron_omr.train.trainer import unwrap_chunks
 
     trainer = tiny_trainer(folder, parallel, precision=precision)
-    bare = bare_chunks(trainer)
+    bare = unwrap_chunks(trainer)
     return {
         "chunks": [type(chunk).__name__ for chunk in trainer.chunks],
         "bare": [type(chunk).__name__ for chunk in bare],

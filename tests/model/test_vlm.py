@@ -62,11 +62,11 @@ def _build(folder: str, parallel: ParallelConfig):
 def _differences_of_neighbours(folder: str) -> tuple[float, float, float]:
     """Of the second and the first sample when the first one's images change; of both when they are packed."""
     from data_pipeline.loader.packing import merge
-    from megatron_omr.oracle import random_example
+    from megatron_omr.oracle import draw_example
 
     _, model, chunk = _build(folder, ParallelConfig())
     generator = torch.Generator().manual_seed(1)
-    first, second = (random_example(model, name, 2, generator) for name in "ab")
+    first, second = (draw_example(model, name, 2, generator) for name in "ab")
     other = replace(first, pixels=255 - first.pixels)
 
     def logits(*examples):
@@ -84,10 +84,10 @@ def _differences_of_neighbours(folder: str) -> tuple[float, float, float]:
 
 def _gradients_of_text(folder: str, parallel: ParallelConfig):
     from data_pipeline.loader.packing import merge
-    from megatron_omr.oracle import random_example
+    from megatron_omr.oracle import draw_example
 
     ranks, model, chunk = _build(folder, parallel)
-    batch = merge([random_example(model, "a", 0, torch.Generator().manual_seed(1))], pad_token_id=0)
+    batch = merge([draw_example(model, "a", 0, torch.Generator().manual_seed(1))], pad_token_id=0)
     if not ranks.is_first_stage:
         chunk.set_input_tensor(torch.randn(batch.num_tokens, 1, model.hidden_size))
     chunk(batch).sum().backward()
@@ -107,10 +107,10 @@ def _checkpoint_keys(folder: str) -> set[str]:
 
 def _forward_without_patches(folder: str) -> str:
     from data_pipeline.loader.packing import merge
-    from megatron_omr.oracle import random_example
+    from megatron_omr.oracle import draw_example
 
     _, model, chunk = _build(folder, ParallelConfig())
-    example = random_example(model, "a", 1, torch.Generator().manual_seed(1))
+    example = draw_example(model, "a", 1, torch.Generator().manual_seed(1))
     batch = merge([replace(example, pixels=example.pixels[:0])], pad_token_id=0)
     with pytest.raises(ValueError) as error:
         chunk(batch)

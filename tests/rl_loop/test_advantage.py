@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.algorithms.advantage import group_advantages, has_signal
+from rl.algorithms.advantage import compute_advantages, has_signal
 from tests.helpers.groups import make_reward
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "advantage.json").read_text())
@@ -18,19 +18,19 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "advantage.json").re
 def test_equals_verl(group):
     rewards_G = torch.tensor(group["rewards"], dtype=torch.float64)
     expected_G = torch.tensor(group["advantages"], dtype=torch.float64)
-    torch.testing.assert_close(group_advantages(rewards_G), expected_G, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(compute_advantages(rewards_G), expected_G, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1, 0.98, 1.0])
 @pytest.mark.parametrize("size", [2, 3, 7, 16])
 def test_equal_rewards_give_exact_zeros(reward, size):
     # the mean of 0.98 is not 0.98 in float32: dividing that difference by the spread would give 0.05
-    assert group_advantages(torch.full((size,), reward)).tolist() == [0.0] * size
+    assert compute_advantages(torch.full((size,), reward)).tolist() == [0.0] * size
 
 
 def test_single_response_keeps_its_reward_and_inputs_are_untouched():
     rewards_G = torch.tensor([0.7])
-    group_advantages(rewards_G).add_(1)
+    compute_advantages(rewards_G).add_(1)
     assert rewards_G.tolist() == pytest.approx([0.7])
 
 

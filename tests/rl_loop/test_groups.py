@@ -12,13 +12,13 @@ from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import ScoredResponse
 from rl.config import AlgorithmConfig, RewardConfig
 from rl.groups import (
-    group_row,
-    kept_groups,
-    minibatches,
-    rollout_metrics,
+    assign_advantages,
+    build_records,
+    build_row,
+    compute_metrics,
     score_groups,
-    scored_responses,
-    train_rollouts,
+    select_groups,
+    split_groups,
 )
 from tests.helpers.groups import make_group, make_prompt, make_rollout
 
@@ -41,13 +41,13 @@ def test_scores_of_groups_are_in_order() -> None:
 
 def test_groups_without_signal_are_dropped_unless_asked_for() -> None:
     groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
-    assert kept_groups(AlgorithmConfig(), groups) == [1]
-    assert kept_groups(AlgorithmConfig(drop_equal_groups=False), groups) == [0, 1]
+    assert select_groups(AlgorithmConfig(), groups) == [1]
+    assert select_groups(AlgorithmConfig(drop_equal_groups=False), groups) == [0, 1]
 
 
 def test_metrics_are_means_over_all_groups() -> None:
     groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
-    metrics = rollout_metrics(groups, num_kept=1, seconds={"seconds_generate": 2.0, "seconds_step": 3.0})
+    metrics = compute_metrics(groups, num_kept=1, seconds={"seconds_generate": 2.0, "seconds_step": 3.0})
     assert metrics["reward_accuracy"] == pytest.approx(4 / 6)
     assert (metrics["groups_kept"], metrics["groups_total"], metrics["policy_version"]) == (1, 2, 4)
     assert (metrics["response_len_mean"], metrics["response_len_max"]) == (4, 5)
@@ -56,20 +56,20 @@ def test_metrics_are_means_over_all_groups() -> None:
 
 
 def test_minibatches_keep_groups_whole() -> None:
-    groups = [train_rollouts(make_group(make_prompt(i), [1, 0])) for i in range(5)]
-    parts = minibatches(groups, 2)
+    groups = [assign_advantages(make_group(make_prompt(i), [1, 0])) for i in range(5)]
+    parts = split_groups(groups, 2)
     assert [len(part) for part in parts] == [6, 4]
     assert [rollout for part in parts for rollout in part] == [r for group in groups for r in group]
-    assert minibatches(groups[:1], 4) == groups[:1]
+    assert split_groups(groups[:1], 4) == groups[:1]
 
 
 def test_row_of_a_group_holds_the_reference_of_its_images_and_scored_responses() -> None:
     group = make_group(make_prompt(3, kind="count"), [1, 0])
-    row = json.loads(json.dumps(group_row(group)))
+    row = json.loads(json.dumps(build_row(group)))
     assert SampleRef(**row["ref"]) == group.prompt.ref
     assert (row["question"], row["policy_version"]) == ("How many?", 4)
     records = [ScoredResponse.from_json(json.dumps(record)) for record in row["responses"]]
-    assert records == scored_responses(group)
+    assert records == build_records(group)
     assert [(r.id, r.rollout, r.kind, r.answer) for r in records] == [
         ("3", 0, "count", "7"),
         ("3", 1, "count", "7"),

@@ -20,7 +20,7 @@ from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, RLConfig, SamplingConfig
-from rl.placement import engine_calls
+from rl.placement import build_engine_calls
 from rl.prompts import read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 from rl.types import Prompt, Responses, Rollout
@@ -194,7 +194,7 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
     prompts = read_prompts(config.shards, image=config.image)
     start_ray()
     try:
-        calls = engine_calls(config)
+        calls = build_engine_calls(config)
         victims: list[object] = []
 
         def kill_once_then_wait(replies: Sequence[object]) -> object:

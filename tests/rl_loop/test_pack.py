@@ -15,9 +15,9 @@ from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Example, SampleRef
-from rl.algorithms.policy_loss import policy_loss
+from rl.algorithms.policy_loss import build_policy_loss
 from rl.config import AlgorithmConfig
-from rl.groups import train_rollouts
+from rl.groups import assign_advantages
 from rl.pack import PackRules, build_batches, split_by_rank
 from rl.prompts import read_prompts
 from rl.types import TrainRollout
@@ -35,7 +35,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:
     groups = [make_group(make_prompt(i), [1, 0, 1], lengths=range(2 + i, 5 + i)) for i in range(5)]
-    rollouts = [rollout for group in groups for rollout in train_rollouts(group)]
+    rollouts = [rollout for group in groups for rollout in assign_advantages(group)]
     shares = split_by_rank(rollouts, 2, whole_groups=False)
     assert Counter(id(r) for share in shares for r in share) == Counter(map(id, rollouts))
     tokens = [sum(len(r.token_ids) for r in share) for share in shares]
@@ -48,14 +48,14 @@ def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:
 
 
 def test_ranks_are_balanced_by_tokens_not_by_rollouts() -> None:
-    rollouts = train_rollouts(make_group(make_prompt(), [1, 0, 0, 0], lengths=[30, 10, 10, 10]))
+    rollouts = assign_advantages(make_group(make_prompt(), [1, 0, 0, 0], lengths=[30, 10, 10, 10]))
     assert split_by_rank(rollouts, 2, whole_groups=False) == [rollouts[:1], rollouts[1:]]
 
 
 def test_rank_without_rollouts_gets_a_batch_that_counts_for_nothing() -> None:
     rules = PackRules(pack_length=64, multiple=4, pad_token_id=0, image_token_id=5, share_prompts=True)
     (batch,) = build_batches([], encode_nothing, rules)
-    output = policy_loss(AlgorithmConfig())(torch.zeros(4, requires_grad=True), batch)
+    output = build_policy_loss(AlgorithmConfig())(torch.zeros(4, requires_grad=True), batch)
     assert (output.loss_sum.item(), output.count.item()) == (0, 0)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr.train.losses import LossOutput, sft_loss
-from rl.algorithms.policy_loss import POLICY_LOSSES, PolicyLossInputs, engine_mismatch, policy_loss
+from rl.algorithms.policy_loss import POLICY_LOSSES, PolicyLossInputs, build_policy_loss, engine_mismatch
 from rl.config import AlgorithmConfig
 from rl.types import RolloutBatch
 
@@ -194,13 +194,13 @@ def rollout_batch(inputs: PolicyLossInputs, *, on_policy: bool) -> RolloutBatch:
 def test_policy_loss_runs_the_configured_algorithm_and_reports_the_mismatch(algorithm):
     inputs = random_batch(9)
     config = AlgorithmConfig(name=algorithm, clip_low=inputs.clip_low, clip_high=inputs.clip_high)
-    output = policy_loss(config)(inputs.logprobs_T, rollout_batch(inputs, on_policy=False))
+    output = build_policy_loss(config)(inputs.logprobs_T, rollout_batch(inputs, on_policy=False))
     torch.testing.assert_close(output.loss_sum, POLICY_LOSSES[algorithm](inputs).loss_sum)
     assert mean(output.metrics["mismatch"]) == pytest.approx(0.01)  # old against engine, not the moved policy
     assert mean(output.metrics["mismatch_kl"]) == pytest.approx(0.01**2 / 2, rel=0.01)
     assert all(not tensor.requires_grad for pair in output.metrics.values() for tensor in pair)
 
-    on_policy = policy_loss(config)(inputs.logprobs_T, rollout_batch(inputs, on_policy=True))
+    on_policy = build_policy_loss(config)(inputs.logprobs_T, rollout_batch(inputs, on_policy=True))
     assert mean(on_policy.metrics["ratio"]) == 1.0
     assert mean(on_policy.metrics["mismatch"]) > 0.05
 

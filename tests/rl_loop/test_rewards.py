@@ -8,7 +8,7 @@ from data_pipeline.verify.check import Verdict
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from rl.config import RewardConfig
-from rl.rewards import reward
+from rl.rewards import compute_reward
 
 
 @pytest.mark.parametrize(
@@ -16,14 +16,16 @@ from rl.rewards import reward
 )
 def test_published_weights(accuracy, form, total):
     verdict = Verdict(accuracy=accuracy, format=form, extracted="7", decided_by="exact")
-    scored = reward(verdict, RewardConfig())
+    scored = compute_reward(verdict, RewardConfig())
     assert scored.total == pytest.approx(total)
     assert scored.verdict == verdict
 
 
 def test_weights_come_from_the_config():
     verdict = Verdict(accuracy=1, format=0.8, extracted="7", decided_by="exact")
-    assert reward(verdict, RewardConfig(accuracy_weight=0.5, format_weight=0.5)).total == pytest.approx(0.9)
+    assert compute_reward(
+        verdict, RewardConfig(accuracy_weight=0.5, format_weight=0.5)
+    ).total == pytest.approx(0.9)
 
 
 def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default():
