@@ -7,11 +7,7 @@ from typing import Literal
 
 
 def check_at_least(config: object, section: str = "", **least: float) -> None:
-    """Checks that fields of `config` are not below their least values.
-
-    Raises:
-        ValueError: one is; it is named with `section`, as on the command line.
-    """
+    """Raises ValueError for a field below its least value; names it with `section`, as on the command line."""
     for name, value in least.items():
         if getattr(config, name) < value:
             raise ValueError(f"{section}{name}={getattr(config, name)} must be at least {value}")

@@ -45,31 +45,23 @@ class ErrorBudget:
         return sum(self.counts.values())
 
     def add(self, place: str, error: BadSample) -> None:
-        """Count one bad record.
-
-        Raises:
-            ValueError: the limit is exceeded.
-        """
+        """Counts one bad record; raises ValueError past the limit."""
         self.count(error.reason, f"{place}: {error}")
         self.check()
 
     def count(self, reason: str, case: str, count: int = 1) -> None:
-        """Count without checking, for example what another process found."""
+        """Counts without checking, for example what another process found."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first.setdefault(reason, case)
 
     def merge(self, other: ErrorBudget) -> None:
-        """Add the counts of a later part of the same input."""
+        """Adds the counts of a later part of the same input."""
         self.seen += other.seen
         for reason, count in other.counts.items():
             self.count(reason, other.first[reason], count)
 
     def check(self, *, at_end: bool = False) -> None:
-        """Compare with the limit; a share is judged from MIN_RECORDS on, or `at_end`.
-
-        Raises:
-            ValueError: the limit is exceeded; names field, limit, counts and first cases.
-        """
+        """Raises ValueError past the limit, with counts and first cases; a share needs MIN_RECORDS, or `at_end`."""
         is_share = isinstance(self.limit, float)
         if is_share and self.seen < MIN_RECORDS and not at_end:
             return
@@ -83,7 +75,7 @@ class ErrorBudget:
         )
 
     def cases(self) -> str:
-        """A line per reason, the most frequent first: the count and the first case."""
+        """Returns a line per reason, the most frequent first: the count and the first case."""
         ordered = sorted(self.counts.items(), key=lambda item: -item[1])
         return "\n".join(f"  {count} {reason}, the first: {self.first[reason]}" for reason, count in ordered)
 
@@ -94,7 +86,7 @@ def mismatch(column: str, wanted: str, seen: object, fix: str) -> BadSample:
 
 
 def describe(value: object) -> str:
-    """Describes a value in a few words."""
+    """Returns a value in a few words, for messages."""
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):

@@ -64,11 +64,7 @@ def write_json(path: Path, value: object, *, shared: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads what write_json wrote.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
+    """Returns the value of a JSON file; raises ValueError if it holds something else."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -86,30 +82,25 @@ def claim_folder(
         shared: several processes may claim the folder at once.
 
     Raises:
-        ValueError: it holds the output of other settings, or files that are not ours.
+        ValueError: it holds the output of other settings, or files without a manifest.
     """
     path, wanted = folder / manifest, json.loads(json.dumps(wanted))
     has_files = any(not left.name.endswith(PARTIAL) for left in folder.glob("*"))
-    found = read_json(path) if path.exists() else None  # after the look: another process may claim meanwhile
+    found = read_json(path) if path.exists() else None  # read last: another process may claim meanwhile
     if found == wanted:
         return
     if found is None and has_files:
         raise ValueError(f"{folder} is not empty and has no {manifest}; choose another folder, or delete it")
     if found is not None and not replace:
         check_settings(folder, found, wanted)
-    if found is not None:
+    elif found is not None:
         remove_folder(folder)
     write_json(path, wanted, shared=shared)
 
 
 def check_settings(folder: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    """Compares the settings that `folder` was made with and those of this run.
-
-    Raises:
-        ValueError: they differ; names each with both values.
-    """
-    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-    if names:
+    """Raises ValueError if `folder` was made with other settings, naming each with both values; None is as missing."""
+    if names := sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)):
         changed = "; ".join(f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}" for name in names)
         raise ValueError(
             f"{folder} was made with other settings: {changed}; set them back, choose another folder, or delete it"

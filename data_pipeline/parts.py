@@ -23,6 +23,7 @@ R = TypeVar("R")
 
 MAX_BREAKS = 3
 """Consecutive deaths of workers without a finished part after which the stage stops."""
+_FIX = "if memory ran out, use fewer workers or smaller shards"
 
 
 def run_parts(
@@ -59,9 +60,8 @@ def _in_processes(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Ite
         except BrokenProcessPool as error:
             breaks = breaks + 1 if len(missing) == before else 1
             if breaks == MAX_BREAKS:
-                raise _workers_die(
-                    f"{breaks} times in a row a worker died before it finished a part"
-                ) from error
+                seen = f"{breaks} times in a row a worker died before it finished a part"
+                raise RuntimeError(f"{seen}; {_FIX}") from error
 
 
 def _in_one_pool(fn: Callable[[P], R], parts: dict[int, P], workers: int) -> Iterator[tuple[int, R]]:
@@ -110,8 +110,4 @@ def _on_ray(fn: Callable[[P], R], parts: Sequence[P], workers: int) -> Iterator[
                 raise row["error"][0]
             yield row["number"], row["result"][0]
     except ray.exceptions.WorkerCrashedError as error:
-        raise _workers_die(f"{MAX_BREAKS} times a worker died of the same part") from error
-
-
-def _workers_die(seen: str) -> RuntimeError:
-    return RuntimeError(f"{seen}; if memory ran out, use fewer workers or smaller shards")
+        raise RuntimeError(f"{MAX_BREAKS} times a worker died of the same part; {_FIX}") from error

@@ -21,9 +21,8 @@ def start_ray() -> None:
     # otherwise Ray replaces the loopback address by the machine's own and listens on every interface
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_AUTH_TOKEN", secrets.token_hex(32)
-    )  # otherwise Ray keeps one in the user's folder
+    # otherwise Ray keeps one in the user's folder
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         include_dashboard=False,

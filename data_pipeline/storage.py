@@ -34,12 +34,8 @@ def join(place: str | Path, name: str) -> str:
 
 
 def read_bytes(place: str | Path) -> bytes:
-    """Returns the whole file.
-
-    Raises:
-        OSError: it does not exist, or cannot be reached (ConnectionError).
-    """
-    return Path(place).read_bytes() if is_local(place) else _fetch(str(place), None, None)
+    """Returns the whole file; raises OSError if it does not exist or cannot be reached (ConnectionError)."""
+    return Path(place).read_bytes() if is_local(place) else _fetch(str(place))
 
 
 def read_range(place: str | Path, start: int, length: int) -> bytes:
@@ -49,19 +45,12 @@ def read_range(place: str | Path, start: int, length: int) -> bytes:
         OSError: the file does not exist, or cannot be reached (ConnectionError).
         ValueError: the server sends whole files only.
     """
-    if not is_local(place):
-        return _fetch_range(str(place), start, length)
-    file = os.open(place, os.O_RDONLY)
-    try:
-        return os.pread(file, length, start)
-    finally:
-        os.close(file)
-
-
-def _fetch_range(place: str, start: int, length: int) -> bytes:
-    data = _fetch(place, start, start + length)
+    if is_local(place):
+        with open(place, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, start)
+    data = _fetch(str(place), start, start + length)
     if len(data) > length:  # reading on would transfer each shard once for every sample
-        folder = place.removesuffix(posixpath.basename(place))
+        folder = str(place).removesuffix(posixpath.basename(place))
         raise ValueError(
             f"{place}: asked for {length} bytes, the server sent {len(data)}: it ignores Range requests; serve "
             f"the shards with nginx, Caddy or an object store, copy them to this machine, or give "
@@ -70,7 +59,7 @@ def _fetch_range(place: str, start: int, length: int) -> bytes:
     return data
 
 
-def _fetch(place: str, start: int | None, end: int | None) -> bytes:
+def _fetch(place: str, start: int | None = None, end: int | None = None) -> bytes:
     import aiohttp
     import fsspec
 

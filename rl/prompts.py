@@ -134,7 +134,7 @@ def read_prompts(shards: str | Path, limit: int = 0, *, image: ImageConfig) -> l
         ValueError: one cannot be read; names it.
     """
     prompts = []
-    for ref in islice(ShardIndex.load(shards).refs, limit or None):
+    for ref in islice(ShardIndex.load(shards), limit or None):
         try:
             prompts.append(read_prompt(shards, ref, image))
         except BadSample as error:

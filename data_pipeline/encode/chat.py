@@ -38,11 +38,11 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image: ImageConfig) -> None:
         self._tokenizer = tokenizer
         self._image = image
-        special = [(number, t) for number, t in tokenizer.added_tokens_decoder.items() if t.special]
-        self._special = {str(token): number for number, token in special}
+        special = {number: t for number, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = {str(token): number for number, token in special.items()}
         plain = [
             re.escape(str(token))
-            for _, token in special
+            for token in special.values()
             if not (token.lstrip or token.rstrip or token.single_word or token.normalized)
         ]
         self._cuts = re.compile(f"({'|'.join(sorted(plain, key=len, reverse=True))})")
@@ -52,9 +52,7 @@ class ChatEncoder:
         self.image_token_id = self._special[IMAGE_TOKEN]
         self.stop_token_id = self._special[str(tokenizer.eos_token)]
         self.pad_token_id = self._special[str(tokenizer.pad_token)]
-        self.banned_token_ids = tuple(
-            sorted(set(self._special.values()) - {self.stop_token_id, self.pad_token_id})
-        )
+        self.banned_token_ids = tuple(sorted(special.keys() - {self.stop_token_id, self.pad_token_id}))
         """Special tokens that a response must not hold: vision tokens and starts of turns."""
 
     @classmethod
@@ -91,21 +89,27 @@ class ChatEncoder:
         self._check_text(response)
         if IMAGE_MARK in response:
             raise BadSample("text", f"{IMAGE_MARK} in the assistant's turn: responses hold no images")
-        return respond(
-            self.encode_prompt(sample), [*self._tokenize(response), self.stop_token_id], id=sample.id
-        )
+        response_ids = [*self._tokenize(response), self.stop_token_id]
+        return respond(self.encode_prompt(sample), response_ids, id=sample.id)
 
     def check_response(self, token_ids: Sequence[int]) -> None:
         """Raises ValueError when a sampled response holds tokens that only prompts may hold."""
-        banned = set(token_ids) & set(self.banned_token_ids)
-        if banned:
-            raise ValueError(
-                f"the response holds the special tokens {sorted(banned)}; ban them while sampling"
-            )
+        if banned := sorted(set(token_ids) & set(self.banned_token_ids)):
+            raise ValueError(f"the response holds the special tokens {banned}; ban them while sampling")
 
     def engine_prompt(self, sample: Sample) -> tuple[list[int], list[Image.Image]]:
         """Returns the prompt's ids with one token per image, and the images in final size, as vLLM takes them."""
-        ids = self._prompt_ids(sample)
+        has_response = bool(sample.messages) and sample.messages[-1].role == "assistant"
+        messages = sample.messages[:-1] if has_response else sample.messages
+        for message in messages:
+            if message.role not in ROLES:
+                raise BadSample("text", f"role {message.role!r} must be one of {ROLES}")
+            self._check_text(message.content)
+        marks = sum(message.content.count(IMAGE_MARK) for message in messages)
+        if marks != len(sample.images):
+            detail = f"{marks} marks {IMAGE_MARK} in the prompt, but {len(sample.images)} images"
+            raise BadSample("text", detail)
+        ids = self._tokenize(self._render(messages, add_generation_prompt=True))
         return ids, [vision.load_image(data, self._image) for data in sample.images]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -113,11 +117,7 @@ class ChatEncoder:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def encode_prompt(self, sample: Sample) -> Example:
-        """Encodes the conversation up to the start of the assistant's response; none of it is to be learned.
-
-        Raises:
-            BadSample: as encode.
-        """
+        """Encodes the conversation up to the assistant's response; nothing is to be learned. Raises as encode()."""
         prompt_ids, images = self.engine_prompt(sample)
         pixels, grids = vision.patches(images)
         ids = np.array(prompt_ids)
@@ -134,20 +134,6 @@ class ChatEncoder:
             pixels=pixels,
             image_grid_thw=grids,
         )
-
-    def _prompt_ids(self, sample: Sample) -> list[int]:
-        has_response = bool(sample.messages) and sample.messages[-1].role == "assistant"
-        messages = sample.messages[:-1] if has_response else sample.messages
-        for message in messages:
-            if message.role not in ROLES:
-                raise BadSample("text", f"role {message.role!r} must be one of {ROLES}")
-            self._check_text(message.content)
-        marks = sum(message.content.count(IMAGE_MARK) for message in messages)
-        if marks != len(sample.images):
-            raise BadSample(
-                "text", f"{marks} marks {IMAGE_MARK} in the prompt, but {len(sample.images)} images"
-            )
-        return self._tokenize(self._render(messages, add_generation_prompt=True))
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         turns = [{"role": message.role, "content": _parts(message.content)} for message in messages]
@@ -192,17 +178,14 @@ class ChatEncoder:
 
 def _parts(content: str) -> str | list[dict[str, str]]:
     """Returns content in the form of chat templates: plain text, or a list of texts and images."""
-    first, *rest = content.split(IMAGE_MARK)
-    if not rest:
+    if IMAGE_MARK not in content:
         return content
-    parts = [{"type": "text", "text": first}]
-    for text in rest:
-        parts += [{"type": "image"}, {"type": "text", "text": text}]
-    return [part for part in parts if part.get("text") != ""]
+    pieces = filter(None, re.split(f"({IMAGE_MARK})", content))
+    return [{"type": "image"} if piece == IMAGE_MARK else {"type": "text", "text": piece} for piece in pieces]
 
 
 def _check_processor(folder: Path, image: ImageConfig) -> None:
-    """Raises ValueError where the folder's image processor, which the engine uses, would change our images."""
+    """Raises ValueError where the folder's image processor, which the engine uses, would change images."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a complete Qwen2.5-VL folder")

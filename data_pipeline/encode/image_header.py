@@ -19,11 +19,7 @@ def image_format(data: bytes) -> str:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Returns width and height.
-
-    Raises:
-        BadSample: not an image, or so large that Pillow refuses it.
-    """
+    """Returns width and height; raises BadSample if it is no image, or so large that Pillow refuses it."""
     try:
         with Image.open(io.BytesIO(data)) as header:
             return header.size

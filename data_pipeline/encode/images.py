@@ -23,7 +23,7 @@ from data_pipeline.errors import BadSample
 PATCH, MERGE, TEMPORAL = 14, 2, 2
 """Pixels of a patch's side, patches of a token's side, frames of a patch (an image is repeated)."""
 PATCH_PIXELS = 3 * PATCH * PATCH
-"""Bytes of a patch: an eighth of what normalise() makes of it for the model."""
+"""Bytes of a patch; normalise() makes eight times as many of it."""
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SOURCE_PIXELS = 89_478_485
@@ -54,10 +54,8 @@ def load_image(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) ->
 def scale_down(data: bytes, max_pixels: int) -> bytes:
     """Returns the image as a file of the size that load_image() gives it under that cap.
 
-    JPEG stays JPEG, at a quality (95, full colour) without visible loss; everything else becomes PNG.
-
-    Raises:
-        BadSample: as load_image().
+    JPEG stays JPEG, at a quality (95, full colour) without visible loss; everything else becomes PNG. Raises as
+    load_image().
     """
     image = load_image(data, ImageConfig(max_pixels=max_pixels))
     file = io.BytesIO()
@@ -72,12 +70,11 @@ def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH
     """Returns Qwen's smart_resize: multiples of `factor` near the same shape, with an area within the limits.
 
     Raises:
-        BadSample: longer than 200 times its width, or the limits leave no such size.
+        BadSample: too elongated, or the limits leave no such size.
     """
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise BadSample(
-            "image", f"{width} x {height} pixels is more than {MAX_ASPECT_RATIO} times longer than wide"
-        )
+        detail = f"{width} x {height} pixels is more than {MAX_ASPECT_RATIO} times longer than wide"
+        raise BadSample("image", detail)
     sides = [round(side / factor) * factor for side in (width, height)]
     if math.prod(sides) > config.max_pixels:
         shrink = math.sqrt(width * height / config.max_pixels)
@@ -86,11 +83,11 @@ def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH
         grow = math.sqrt(config.min_pixels / (width * height))
         sides = [math.ceil(side * grow / factor) * factor for side in (width, height)]
     if not config.min_pixels <= math.prod(sides) <= config.max_pixels:
-        raise BadSample(
-            "image",
-            f"{width} x {height} pixels has no size in multiples of {factor} between image.min_pixels="
-            f"{config.min_pixels} and image.max_pixels={config.max_pixels}; widen the limits",
+        limits = f"image.min_pixels={config.min_pixels} and image.max_pixels={config.max_pixels}"
+        detail = (
+            f"{width} x {height} pixels has no size in multiples of {factor} between {limits}; widen them"
         )
+        raise BadSample("image", detail)
     return sides[0], sides[1]
 
 

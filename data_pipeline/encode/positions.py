@@ -36,19 +36,13 @@ def mrope_position_ids(
         start = int(image_tokens[used])
         if image_tokens[used + count - 1] != start + count - 1:
             raise ValueError(f"the {count} tokens of the image at token {start} are not in one piece")
-        position += _count_up(positions[:, done:start], position)
+        positions[:, done:start] = np.arange(position, position + start - done)
+        position += start - done
         positions[:, start : start + count] = _image_positions(time, height, width) + position
         position += max(height, width)
         done, used = start + count, used + count
-    _count_up(positions[:, done:], position)
+    positions[:, done:] = np.arange(position, position + input_ids.numel() - done)
     return torch.from_numpy(positions)
-
-
-def _count_up(positions: np.ndarray, first: int) -> int:
-    """Writes the positions of a text's tokens, and returns their number."""
-    count = positions.shape[1]
-    positions[:] = np.arange(first, first + count)
-    return count
 
 
 @lru_cache(maxsize=256)

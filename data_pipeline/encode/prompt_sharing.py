@@ -44,14 +44,13 @@ def share_prompt(
 def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Example:
     """Returns the prompt from token `cut` on, then the response, whose positions continue after the largest."""
     tail, count = len(prompt) - cut, len(response)
+    input_ids = np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)
     positions = prompt.position_ids.numpy()
     following = np.arange(count) + (positions.max() + 1)
     pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else no_patches()
     return Example(
         id=id,
-        input_ids=torch.from_numpy(
-            np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)
-        ),
+        input_ids=torch.from_numpy(input_ids),
         loss_mask=torch.from_numpy(np.repeat(np.array([0, 1], np.float32), (tail, count))),
         position_ids=torch.from_numpy(np.concatenate([positions[:, cut:], [following] * 3], axis=1)),
         pixels=pixels,

@@ -58,9 +58,7 @@ class MixConfig:
         if self.counts and (self.weights or self.samples):
             raise ValueError("counts exclude weights and samples; give either counts, or weights and samples")
         if len(set(self.shards)) != len(self.shards):
-            raise ValueError(
-                f"shards={' '.join(self.shards)} names one twice; use --weights to take more of it"
-            )
+            raise ValueError(f"shards={' '.join(self.shards)} names one twice; raise its weight instead")
         if self.samples < 0 or self.max_epochs <= 0 or self.seed < 0:
             raise ValueError(
                 f"samples={self.samples} and seed={self.seed} must be 0 or more, max_epochs={self.max_epochs} above 0"

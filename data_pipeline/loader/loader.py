@@ -59,9 +59,8 @@ class Loader:
         """
         if not 0 <= dp_rank < dp_size <= config.global_batch_size:
             raise ValueError(
-                f"dp_rank={dp_rank} of dp_size={dp_size} with loader.global_batch_size="
-                f"{config.global_batch_size}: every rank needs "
-                "at least one sample a step; raise the batch size or use fewer ranks"
+                f"dp_rank={dp_rank} of dp_size={dp_size} with loader.global_batch_size={config.global_batch_size}: "
+                "every rank needs at least one sample a step; raise the batch size or use fewer ranks"
             )
         self._config, self._encoder, self._pin = config, encoder, pin
         self._dp_rank, self._dp_size, self._multiple = dp_rank, dp_size, multiple
@@ -83,18 +82,13 @@ class Loader:
 
     def state_dict(self) -> dict[str, int | str]:
         """Returns the place after the last step handed out, with the data and seed of its order. All ranks agree."""
-        return {
-            "epoch": self._epoch,
-            "position": self._position,
-            "seed": self._config.seed,
-            "data": self._index.digest,
-        }
+        place = {"epoch": self._epoch, "position": self._position}
+        return {**place, "seed": self._config.seed, "data": self._index.digest}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Continues after that place, from the next iterator on, with any number of ranks or samples a step.
 
-        Raises:
-            ValueError: the state belongs to other data, another mixture of them, or another seed.
+        Raises ValueError if the state belongs to other data, another mixture of them, or another seed.
         """
         for name, here in (("data", self._index.digest), ("seed", self._config.seed)):
             if state[name] != here:
@@ -116,7 +110,7 @@ class Loader:
             yield step, self._pack(refs, [partial(self._encode, ref) for ref in refs])
 
     def _ahead(self) -> Iterator[tuple[Step, Packed]]:
-        """As _in_line, by threads that share the samples of a step, `prefetch` steps ahead of the consumer."""
+        """Yields the same as _in_line; threads share the samples of a step, `prefetch` steps ahead of the consumer."""
         pool = ThreadPoolExecutor(self._config.num_workers, thread_name_prefix="loader")
         pending: deque[tuple[Step, Future[Packed]]] = deque()
         try:
@@ -137,11 +131,11 @@ class Loader:
         return [step[i].ref for i in mine]
 
     def _encode(self, ref: SampleRef) -> Example:
-        """Reads and encodes a sample. Runs in a worker, as _pack: neither changes anything of the loader."""
+        """Reads and encodes a sample. Threads call this and _pack, so neither changes the loader."""
         example = self._encoder.encode(read_sample(self._index.folder, ref))
-        length, most = padded_length(len(example), self._multiple), self._config.pack_length
-        if length > most:
-            raise BadSample("too_long", f"{length} tokens, more than loader.pack_length={most}")
+        length, limit = padded_length(len(example), self._multiple), self._config.pack_length
+        if length > limit:
+            raise BadSample("too_long", f"{length} tokens, more than loader.pack_length={limit}")
         return example
 
     def _pack(self, refs: Sequence[SampleRef], encoded: Sequence[Callable[[], Example]]) -> Packed:
@@ -155,9 +149,8 @@ class Loader:
                 log.warning("skipped sample %s: %s", ref.id, error)
                 bad.count(error.reason, f"{ref.id}: {error}")
         token, multiple = self._encoder.pad_token_id, self._multiple
-        batches = pack(
-            examples, pack_length=self._config.pack_length, multiple=multiple, pad_token_id=token
-        ) or [blank(multiple=multiple, pad_token_id=token)]
+        batches = pack(examples, pack_length=self._config.pack_length, multiple=multiple, pad_token_id=token)
+        batches = batches or [blank(multiple=multiple, pad_token_id=token)]
         return [batch.pin() for batch in batches] if self._pin else batches, bad
 
     def _new_budget(self) -> ErrorBudget:

@@ -1,4 +1,4 @@
-"""Mixes several folders of shards into one: says how many samples of each make an epoch, and copies nothing.
+"""Mixes several folders of shards into one by the number of samples that each gives to an epoch; copies nothing.
 
 By default each source gives every sample once, as in the recipe. Where fewer are wanted, sources share evenly or by
 weights, and the others make up for a source that is too small.
@@ -41,12 +41,11 @@ def mix(config: MixConfig) -> list[Share]:
         raise ValueError(f"out={out} holds shards; choose another folder")
     indexes, names = _load_sources(config.shards), source_names(config.shards)
     sizes = [len(index) for index in indexes]
-    weights: Sequence[float | None] = [None] * len(names)
     if config.counts:
-        counts = _read_counts(config, names, sizes)
+        weights, counts = [None] * len(names), _read_counts(config, names, sizes)
     else:
-        weights = given = _read_weights(config, names)
-        counts = allocate(sizes, given, config.samples or None, config.max_epochs)
+        weights = _read_weights(config, names)
+        counts = allocate(sizes, weights, config.samples or None, config.max_epochs)
     if not sum(counts):
         raise ValueError(f"nothing goes in: the sources hold {sum(sizes)} samples, counts are {counts}")
     places = [_relative(place, out) for place in config.shards]
@@ -54,14 +53,9 @@ def mix(config: MixConfig) -> list[Share]:
         Share(name=name, place=place, digest=index.digest, size=len(index), weight=weight, count=count)
         for name, place, index, weight, count in zip(names, places, indexes, weights, counts, strict=True)
     ]
-    mixture = {
-        "version": 1,
-        "seed": config.seed,
-        "samples": config.samples,
-        "max_epochs": config.max_epochs,
-        "sources": [asdict(share) for share in shares],
-    }
-    write_json(out / MIXTURE, mixture)
+    settings = {"seed": config.seed, "samples": config.samples, "max_epochs": config.max_epochs}
+    rows = [asdict(share) for share in shares]
+    write_json(out / MIXTURE, {"version": 1, **settings, "sources": rows})
     return shares
 
 
@@ -72,11 +66,7 @@ def allocate(
 
     A source gives at most `max_epochs` times its size; the others make up for it, by their weights.
 
-    Args:
-        total: None takes everything.
-
-    Raises:
-        ValueError: the sources hold less than `total`.
+    Without `total` each gives all of that. Raises ValueError if the sources hold less than `total`.
     """
     limits = [int(max_epochs * size) if weight else 0 for size, weight in zip(sizes, weights, strict=True)]
     if total is None:
@@ -155,17 +145,15 @@ def _numbers(field: str, text: str, names: Sequence[str]) -> dict[str, float]:
 
 def _load_sources(places: Sequence[str]) -> list[ShardIndex]:
     """Loads the sources; raises ValueError for a mixture, and for one that holds the same shards as another."""
-    indexes: list[ShardIndex] = []
     first: dict[str, str] = {}  # digest -> place
-    for place in places:
-        index = ShardIndex.load(place)
+    indexes = [ShardIndex.load(place) for place in places]
+    for place, index in zip(places, indexes, strict=True):
         if index.mixed:
             names = ", ".join(source.name for source in index.mixed)
             raise ValueError(f"{place} is a mixture itself; give its sources: {names}")
         if len(index) and (same := first.get(index.digest)):
             raise ValueError(f"{place} holds the same shards as {same}; name it once and raise its weight")
         first[index.digest] = place
-        indexes.append(index)
     return indexes
 
 

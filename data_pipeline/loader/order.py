@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -70,26 +71,18 @@ def _labels(seed: int, epoch: int, block: int, blocks: int, counts: np.ndarray) 
 
 
 def _stream(index: ShardIndex, source: Source, seed: int, start: int) -> Iterator[tuple[SampleRef, int]]:
-    """Yields the infinite stream of a source, from its `start`-th sample on."""
-    epoch, position = divmod(start, max(1, source.size))
-    while True:
-        yield from source_order(index, source, seed, epoch, position)
-        epoch, position = epoch + 1, 0
-
-
-def source_order(
-    index: ShardIndex, source: Source, seed: int, epoch: int, position: int = 0
-) -> Iterator[tuple[SampleRef, int]]:
-    """Yields one epoch of a source without its first `position` samples: references and estimated tokens."""
+    """Yields the infinite stream of a source, from its `start`-th sample on: references and estimated tokens."""
     counts = np.array([index.shards[number].count for number in source.shards], dtype=np.int64)
-    shards = np.random.default_rng((seed, epoch, 0, source.seed)).permutation(len(counts))
-    for start in range(0, len(shards), SHUFFLE_SHARDS):
-        window = shards[start : start + SHUFFLE_SHARDS]
-        size = int(counts[window].sum())
-        if position < size:
-            order = np.random.default_rng((seed, epoch, start, source.seed)).permutation(size)[position:]
-            yield from _read_window(index, [source.shards[n] for n in window], order)
-        position = max(0, position - size)
+    first_epoch, position = divmod(start, max(1, source.size))
+    for epoch in count(first_epoch):
+        shards = np.random.default_rng((seed, epoch, 0, source.seed)).permutation(len(counts))
+        for first in range(0, len(shards), SHUFFLE_SHARDS):
+            window = shards[first : first + SHUFFLE_SHARDS]
+            size = int(counts[window].sum())
+            if position < size:
+                order = np.random.default_rng((seed, epoch, first, source.seed)).permutation(size)[position:]
+                yield from _read_window(index, [source.shards[n] for n in window], order)
+            position = max(0, position - size)
 
 
 def _read_window(index: ShardIndex, numbers: list[int], order: np.ndarray) -> Iterator[tuple[SampleRef, int]]:

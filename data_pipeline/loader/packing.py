@@ -87,18 +87,16 @@ def _parents(trees: Sequence[Tree]) -> Tensor | None:
 
 def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
     """Returns a micro-batch of pads outside the loss, for a rank that has no sample."""
-    length = padded_length(1, multiple)
     pixels, image_grid_thw = no_patches()
-    return PackedBatch(
-        ids=("",),
-        input_ids=torch.full((length,), pad_token_id),
-        labels=torch.zeros(length, dtype=torch.int64),
-        loss_mask=torch.zeros(length),
-        position_ids=torch.arange(length).expand(3, -1),
-        cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+    pad = Example(
+        id="",
+        input_ids=torch.tensor([pad_token_id]),
+        loss_mask=torch.zeros(1),
+        position_ids=torch.zeros(3, 1, dtype=torch.int64),
         pixels=pixels,
         image_grid_thw=image_grid_thw,
     )
+    return merge([pad], multiple=multiple, pad_token_id=pad_token_id)
 
 
 def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -139,14 +137,12 @@ def _pad(example: Example, multiple: int, pad_token_id: int) -> Example:
     count = padded_length(len(example), multiple) - len(example)
     if count == 0:
         return example
-    first = int(example.position_ids.max()) + 1
+    following = torch.arange(count) + (example.position_ids.max() + 1)
     return replace(
         example,
         input_ids=torch.cat([example.input_ids, torch.full((count,), pad_token_id)]),
         loss_mask=torch.cat([example.loss_mask, torch.zeros(count)]),
-        position_ids=torch.cat(
-            [example.position_ids, torch.arange(first, first + count).expand(3, count)], dim=1
-        ),
+        position_ids=torch.cat([example.position_ids, following.expand(3, count)], dim=1),
     )
 
 

@@ -25,8 +25,7 @@ MAX_JSON, MAX_IMAGE = 1 << 24, 1 << 28
 """Sizes in bytes; larger members are not read."""
 _IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
 
-Report = Callable[..., None]
-"""Findings.add with the name of a sample: report(kind, detail, place=...)."""
+Report = Callable[..., None]  # Findings.add with a sample's name: report(kind, detail, place=...)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +53,9 @@ class Findings:
     def add(self, kind: str, detail: str, *, place: str = "", sample: str = "") -> None:
         self.counts[kind] += 1
         if self.counts[kind] <= KEPT:
-            place, sample, detail = map(printable, (place, sample, detail))
-            self.problems.append(
-                Problem(kind=kind, shard=self.shard, place=place, sample=sample, detail=detail)
-            )
+            texts = {"place": place, "sample": sample, "detail": detail}
+            texts = {name: printable(text) for name, text in texts.items()}
+            self.problems.append(Problem(kind=kind, shard=self.shard, **texts))
 
 
 def printable(text: str) -> str:
@@ -89,18 +87,12 @@ def check_sample(file: BinaryIO, record: Record, found: Findings, *, strict: boo
     """Reports what is wrong with a sample, and returns its name: its id, or its key where it has none.
 
     Args:
-        strict: the sample must be of our form; without it only a sample that has all our fields must.
+        strict: check the fields of every json, not only of one that has all of FIELDS.
         images: decode images in full, not only their headers.
     """
-    fields, problem = None, ""
-    try:
-        fields = _read_fields(file, record)
-    except ValueError as error:
-        problem = str(error)
-    name = _name(fields, record)
+    fields = read_fields(file, record, found)
+    name = sample_name(fields, record)
     report = partial(found.add, sample=name)
-    if problem:
-        report("json", problem, place=record.place)
     if "json" not in record.members and strict:
         report("missing-member", f"{record.key}.json", place=record.place)
     if fields is not None and (strict or FIELDS.keys() <= fields.keys()):
@@ -111,35 +103,26 @@ def check_sample(file: BinaryIO, record: Record, found: Findings, *, strict: boo
     return name
 
 
-def read_name(file: BinaryIO, record: Record) -> str:
-    """Returns the name of a sample that check_sample returned."""
-    try:
-        return _name(_read_fields(file, record), record)
-    except ValueError:
-        return record.key
-
-
-def _read_fields(file: BinaryIO, record: Record) -> dict | None:
-    """Returns the json member's object, None without one.
-
-    Raises:
-        ValueError: it is too large, or no JSON object.
-    """
+def read_fields(file: BinaryIO, record: Record, found: Findings) -> dict | None:
+    """Returns the json member's object; None without one, or after a report of one that cannot be read."""
     member = record.members.get("json")
     if member is None:
         return None
-    if member.size > MAX_JSON:
-        raise ValueError(f"{member.size} bytes of json, more than {MAX_JSON}")
-    try:
-        fields = json.loads(_read(file, member))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError("no JSON object")
-    return fields
+    problem = f"{member.size} bytes of json, more than {MAX_JSON}"
+    if member.size <= MAX_JSON:
+        try:
+            fields = json.loads(_read(file, member))
+            if isinstance(fields, dict):
+                return fields
+            problem = "no JSON object"
+        except (ValueError, RecursionError) as error:
+            problem = f"no JSON: {error}"
+    found.add("json", problem, place=member.place, sample=record.key)
+    return None
 
 
-def _name(fields: dict | None, record: Record) -> str:
+def sample_name(fields: dict | None, record: Record) -> str:
+    """Returns a sample's id, or its key where it has none."""
     name = fields.get("id") if fields else None
     return name if isinstance(name, str) and name else record.key
 
@@ -165,18 +148,11 @@ def _check_fields(fields: dict, record: Record, report: Report) -> None:
         report("marks", detail, place=record.place)
 
 
-# --- images
-
-
 def _image_members(fields: dict | None, record: Record) -> list[TarMember]:
     """Returns the members that the json names as images, and those with an image's extension."""
     named = fields.get("images") if fields else None
-    named = named if isinstance(named, list) else []
-    return [
-        member
-        for name, member in record.members.items()
-        if name in named or name.rpartition(".")[2] in _IMAGES
-    ]
+    names = named if isinstance(named, list) else ()
+    return [m for name, m in record.members.items() if name in names or name.rpartition(".")[2] in _IMAGES]
 
 
 def _check_image(file: BinaryIO, member: TarMember, report: Report, *, in_full: bool) -> None:

@@ -10,14 +10,13 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from data_pipeline.shards.check_sample import Findings, Record, check_sample, read_name
+from data_pipeline.shards.check_sample import Findings, Record, check_sample, read_fields, sample_name
 from data_pipeline.shards.index import Shard, ShardIndex, ShardRows
 from data_pipeline.shards.tar_walk import BadTar, TarMember, walk
 
@@ -55,7 +54,9 @@ def check_shard(job: ShardJob) -> Findings:
         return found
     with job.path.open("rb") as file:
         if listed and size == listed.bytes:
-            _check_digest(file, listed, found)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != listed.sha256:
+                found.add("checksum", "its SHA-256 is not that of the index")
         if rows:
             _check_bytes(file, size, rows, found)
         found.id_hashes = _hash_ids(_check_samples(file, size, job, rows, found))
@@ -74,10 +75,8 @@ def sample_ids(job: ShardJob) -> list[str]:
         rows = _read_rows(job, found)
         return list(rows.ids) if rows else []
     with job.path.open("rb") as file:
-        return [read_name(file, record) for record in read_records(file, job.path.stat().st_size, found)]
-
-
-# --- what the index says
+        records = read_records(file, job.path.stat().st_size, found)
+        return [sample_name(read_fields(file, record, found), record) for record in records]
 
 
 def _read_rows(job: ShardJob, found: Findings) -> ShardRows | None:
@@ -94,11 +93,6 @@ def _read_rows(job: ShardJob, found: Findings) -> ShardRows | None:
     return None
 
 
-def _check_digest(file: BufferedReader, listed: Shard, found: Findings) -> None:
-    if hashlib.file_digest(file, "sha256").hexdigest() != listed.sha256:
-        found.add("checksum", "its SHA-256 is not that of the index")
-
-
 def _check_bytes(file: BinaryIO, size: int, rows: ShardRows, found: Findings) -> None:
     """Reports the samples whose bytes are not those that were written."""
     for name, offset, length, crc32 in zip(rows.ids, rows.offsets, rows.sizes, rows.crc32, strict=True):
@@ -109,9 +103,6 @@ def _check_bytes(file: BinaryIO, size: int, rows: ShardRows, found: Findings) ->
         file.seek(offset)
         if zlib.crc32(file.read(length)) != crc32:
             found.add("checksum", "its CRC-32 is not that of the index", place=place, sample=name)
-
-
-# --- members and samples
 
 
 def read_records(file: BinaryIO, size: int, found: Findings) -> Iterator[Record]:
@@ -136,8 +127,7 @@ def _sample_members(file: BinaryIO, size: int, found: Findings) -> Iterator[tupl
     key = ""
     try:
         for member in walk(file, size):
-            split = _split_name(member, found)
-            if split is not None:
+            if split := _split_name(member, found):
                 key, extension = split
                 yield key, extension, member
     except BadTar as error:
@@ -175,10 +165,9 @@ def _check_samples(
             found.add("rows", f"the index says {seen}", place=f"byte {record.offset}", sample=name)
         yield name
     if not found.counts.keys() & {"truncated", "header"}:  # these explain missing samples
+        missing = "the index lists it, but it does not exist"
         for offset, (name, _) in expected.items():
-            found.add(
-                "rows", "the index lists it, but it does not exist", place=f"byte {offset}", sample=name
-            )
+            found.add("rows", missing, place=f"byte {offset}", sample=name)
 
 
 def _hash_ids(ids: Iterable[str]) -> np.ndarray:

@@ -14,6 +14,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, describe
@@ -48,7 +49,7 @@ def parse_sample(data: bytes, ref: SampleRef) -> Sample:
     """Returns the sample whose tar members are `data`.
 
     Raises:
-        BadSample: `checksum` or `unreadable`; `schema` where the json member is not of our form.
+        BadSample: `checksum` or `unreadable`; `schema` where the json member is not as FIELDS.
     """
     if len(data) == ref.size and ref.crc32 not in (None, zlib.crc32(data)):
         raise BadSample("checksum", f"{_place(ref)}: not the bytes that were written; copy the shard again")
@@ -116,25 +117,7 @@ def find_wrong_fields(fields: dict) -> Iterator[str]:
 
 def to_fields(sample: Sample, image_names: list[str]) -> dict:
     """Returns the json member of a sample; image names are the extensions of the image members."""
-    return {
-        "id": sample.id,
-        "source": sample.source,
-        "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
-        "images": image_names,
-        "answer": sample.answer,
-        "metadata": sample.metadata,
-    }
-
-
-def _to_sample(fields: dict, images: list[bytes]) -> Sample:
-    return Sample(
-        id=fields["id"],
-        source=fields["source"],
-        messages=tuple(Message(role=m["role"], content=m["content"]) for m in fields["messages"]),
-        images=tuple(images),
-        answer=fields["answer"],
-        metadata=fields["metadata"],
-    )
+    return asdict(sample) | {"images": image_names}
 
 
 def _read_members(data: bytes) -> Sample:
@@ -142,13 +125,20 @@ def _read_members(data: bytes) -> Sample:
     fields = json.loads(text)
     if not isinstance(fields, dict):
         raise BadSample("schema", f"its json member is {describe(fields)}, not an object")
-    for detail in find_wrong_fields(fields):
-        raise BadSample("schema", f"its json member has wrong fields: {detail}")
-    images = []
+    if wrong := next(find_wrong_fields(fields), None):
+        raise BadSample("schema", f"its json member has wrong fields: {wrong}")
+    images = list[bytes]()
     for name in fields["images"]:
         image, place = _read_member(data, place, f".{name}")
         images.append(image)
-    return _to_sample(fields, images)
+    return Sample(
+        id=fields["id"],
+        source=fields["source"],
+        messages=tuple(Message(role=turn["role"], content=turn["content"]) for turn in fields["messages"]),
+        images=tuple(images),
+        answer=fields["answer"],
+        metadata=fields["metadata"],
+    )
 
 
 def _read_member(data: bytes, place: int, suffix: str) -> tuple[bytes, int]:

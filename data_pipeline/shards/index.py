@@ -71,7 +71,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """The shards of a folder or mixture. The rows of a shard's samples are read on demand."""
+    """The shards of a folder or mixture, and by number the references of all their samples, read on demand."""
 
     folder: str  # its place
     shards: tuple[Shard, ...]
@@ -82,7 +82,7 @@ class ShardIndex:
         """Reads index.json or mixture.json of a folder or an address; `place` may be mixture.json itself.
 
         Raises:
-            ValueError: neither exists, it is not of our form, or a source of the mixture has changed.
+            ValueError: neither exists, it is not valid, or a source of the mixture has changed.
             ConnectionError: the address cannot be reached.
         """
         place = str(place).removesuffix("/").removesuffix("/" + MIXTURE)
@@ -100,10 +100,13 @@ class ShardIndex:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @property
-    def refs(self) -> Refs:
-        """References to all samples in the order they were written, not only those that an epoch draws."""
-        return Refs(self)
+    def __getitem__(self, number: int) -> SampleRef:
+        """Returns the reference of the `number`-th sample in writing order, whether or not an epoch draws it."""
+        shard, rows, row = self._find(range(len(self))[number])  # resolves -1, raises IndexError
+        return rows.ref(shard, row)
+
+    def __iter__(self) -> Iterator[SampleRef]:
+        return map(self.__getitem__, range(len(self)))
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -120,65 +123,37 @@ class ShardIndex:
             f"{s.count} {s.seed} {_digest(self.shards[n].sha256 for n in s.shards)}\n" for s in self.mixed
         )
 
-    def locate(self, number: int) -> tuple[int, int]:
-        """Returns the shard that holds the `number`-th sample, and the sample's row in it."""
-        shard = bisect_right(self._ends, number)
-        return shard, number - (self._ends[shard] - self.shards[shard].count)
-
     def rows(self, shard: int) -> ShardRows:
-        """Reads the rows of the `shard`-th shard.
-
-        Raises:
-            ValueError: they are missing, or belong to another shard.
-            ConnectionError: the address cannot be reached.
-        """
+        """Reads the rows of the `shard`-th shard; raises ValueError if they are missing or of another shard."""
         return _read_rows(join(self.folder, self.shards[shard].file), self.shards[shard])
-
-    def recent_rows(self, shard: int) -> ShardRows:
-        """As rows(), with a cache of the last few shards."""
-        return _recent_rows(join(self.folder, self.shards[shard].file), self.shards[shard])
 
     def tokens(self, number: int) -> int:
         """Returns the estimated tokens of the `number`-th sample."""
-        shard, row = self.locate(number)
-        return self.recent_rows(shard).tokens[row]
+        _, rows, row = self._find(number)
+        return rows.tokens[row]
+
+    def _find(self, number: int) -> tuple[Shard, ShardRows, int]:
+        """Returns the shard of the `number`-th sample, its rows, from memory if recent, and the sample's row."""
+        found = bisect_right(self._ends, number)
+        shard = self.shards[found]
+        rows = _recent_rows(join(self.folder, shard.file), shard)
+        return shard, rows, number - (self._ends[found] - shard.count)
 
     @cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(shard.count for shard in self.shards))
 
 
-@dataclass(frozen=True)
-class Refs:
-    """The references of an index by number; iterating yields all."""
-
-    index: ShardIndex
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, number: int) -> SampleRef:
-        shard, row = self.index.locate(range(len(self))[number])  # resolves -1, raises IndexError
-        return self.index.recent_rows(shard).ref(self.index.shards[shard], row)
-
-    def __iter__(self) -> Iterator[SampleRef]:
-        return map(self.__getitem__, range(len(self)))
+def rows_path(shard: Path) -> Path:
+    return shard.with_suffix(".index.json")
 
 
 def load_samples(place: str | Path) -> ShardIndex:
-    """Loads the index of a place from which samples can be drawn.
-
-    Raises:
-        ValueError: it holds no samples, or as ShardIndex.load.
-    """
+    """Loads an index as ShardIndex.load; raises ValueError also if an epoch would draw no sample."""
     index = ShardIndex.load(place)
     if not sum(source.count for source in index.sources):
         raise ValueError(f"{str(place)!r} holds no samples; write some first")
     return index
-
-
-def rows_path(shard: Path) -> Path:
-    return shard.with_suffix(".index.json")
 
 
 def _load_folder(place: str, data: bytes) -> ShardIndex:
@@ -209,9 +184,7 @@ def _load_mixture(place: str, data: bytes) -> ShardIndex:
     mixed: list[Source] = []
     for number, (name, source, digest, count) in enumerate(rows):
         if not is_local(place) and is_local(source) and source.startswith("/"):
-            raise ValueError(
-                f"{path} names the local folder {source!r}; give it an address, or a relative path"
-            )
+            raise ValueError(f"{path} names the local folder {source!r}; give an address or a relative path")
         found = ShardIndex.load(join(place, source))
         if found.mixed or found.digest != digest or count < 0 or (count and not len(found)):
             raise ValueError(
@@ -225,7 +198,7 @@ def _load_mixture(place: str, data: bytes) -> ShardIndex:
 
 
 def _read_rows(place: str, shard: Shard) -> ShardRows:
-    path = str(rows_path(Path(place))) if is_local(place) else place.removesuffix(".tar") + ".index.json"
+    path = place.removesuffix(".tar") + ".index.json"
     try:
         table = json.loads(read_bytes(path))
         numbers = {name: array("q", table[name]) for name in ("offsets", "sizes", "crc32", "tokens")}

@@ -67,13 +67,8 @@ def run_stage(
         ValueError: `out` holds a stage of another input or of other settings, or too much cannot be read.
     """
     folder, index = Path(out), ShardIndex.load(source)
-    is_empty = not any(folder.glob("*.tar"))
-    claim_folder(
-        folder,
-        MANIFEST,
-        {"input": index.digest, **settings, **asdict(writer)},
-        replace=rewrite or is_empty,
-    )
+    wanted = {"input": index.digest, **settings, **asdict(writer)}
+    claim_folder(folder, MANIFEST, wanted, replace=rewrite or not any(folder.glob("*.tar")))
     parts = range(len(index.shards))
     if not (folder / INDEX).exists():
         fn = partial(_run_part, chain, source, out, writer, max_bad_samples)

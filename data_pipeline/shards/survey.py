@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,11 +40,7 @@ class Survey:
 
 
 def survey(config: InspectConfig) -> Survey:
-    """Draws samples and counts; the same folder and seed give the same survey.
-
-    Raises:
-        ValueError: the folder has no index, or no sample.
-    """
+    """Draws samples and counts, the same for the same folder and seed; raises ValueError without index or samples."""
     index = ShardIndex.load(config.shards)
     if not len(index):
         raise ValueError(f"shards={config.shards} holds no samples; write some first")
@@ -57,13 +52,15 @@ def survey(config: InspectConfig) -> Survey:
     text_only = unanswered = 0
     for number in sorted(drawn):  # shard by shard
         try:
-            sample = read_sample(config.shards, index.refs[number])
+            sample = read_sample(config.shards, index[number])
         except BadSample as error:
             broken.append(str(error))
             continue
         sources[sample.source] += 1
         tokens.append(index.tokens(number))
-        sizes += _image_sizes(sample)
+        for image in sample.images:
+            with suppress(BadSample):
+                sizes.append(image_size(image))
         text_only += not sample.images
         unanswered += not sample.answer
         shown += [sample] if number in on_page else []
@@ -80,9 +77,3 @@ def survey(config: InspectConfig) -> Survey:
         broken=tuple(broken),
         shown=tuple(shown),
     )
-
-
-def _image_sizes(sample: Sample) -> Iterator[tuple[int, int]]:
-    for image in sample.images:
-        with suppress(BadSample):
-            yield image_size(image)

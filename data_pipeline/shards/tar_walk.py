@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_EXTENSION = 1 << 16
-"""Bytes of an extended header, which holds a long name; our own tars have none."""
+"""Bytes of an extended header, which holds a long name; write_shards writes none."""
 _KINDS = {
     **dict.fromkeys((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE), "file"),
     **dict.fromkeys((tarfile.LNKTYPE, tarfile.SYMTYPE), "link"),

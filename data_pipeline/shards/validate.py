@@ -20,12 +20,7 @@ from data_pipeline.shards.index import INDEX, MIXTURE, Shard, ShardIndex, rows_p
 
 SHOWN = 5
 """Problems of a kind that are printed; --json has more."""
-_LEFTOVERS = (
-    "*.partial",
-    "part-*.json",
-    "part-*.lock",
-    "import_report-*.json",
-)  # of a write that did not end
+_LEFTOVERS = ("*.partial", "part-*.json", "part-*.lock", "import_report-*.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +57,16 @@ class ValidationReport:
 
 
 def validate(config: ValidateConfig) -> ValidationReport:
-    """Checks a folder of shards, or all folders of a local mixture; broken data is reported, not raised.
-
-    Raises:
-        ValueError: it is not a folder.
-    """
+    """Checks a folder of shards, or all of a local mixture; reports broken data, raises ValueError without a folder."""
     folder = Path(config.shards)
     if not folder.is_dir():
         raise ValueError(f"shards={folder} is not a folder; give one of .tar shards")
     listed, problems = _read_index(folder)
-    shards = [(file, None) for file in _tars(folder)] if listed is None else [(s.file, s) for s in listed]
+    if listed is None:
+        tars = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
+        shards = [(tar, None) for tar in tars]
+    else:
+        shards = [(shard.file, shard) for shard in listed]
     if not shards and not problems:
         problems.append(Problem(kind="empty", detail="the folder holds no shard"))
     jobs = [
@@ -121,10 +116,6 @@ def _read_index(folder: Path) -> tuple[Sequence[Shard] | None, list[Problem]]:
         if name not in known and (name.endswith(".tar") or name in rows):
             problems.append(Problem(kind="extra-shard", shard=printable(name), detail="not in the index"))
     return shards, problems
-
-
-def _tars(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
 
 
 def _find_repeated_ids(jobs: Sequence[ShardJob], found: Sequence[Findings]) -> tuple[int, list[Problem]]:

@@ -14,9 +14,9 @@ import math
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -58,9 +58,7 @@ def write_part(
     """
     out = Path(out)
     if (out / INDEX).exists():
-        raise ValueError(
-            f"{out} already holds shards; load them with ShardIndex.load, or choose another folder"
-        )
+        raise ValueError(f"{out} already holds shards; choose another folder, or delete it")
     record = _record_path(out, part)
     if record.exists():
         return _read_record(record)
@@ -68,12 +66,16 @@ def write_part(
     with _locked(record.with_suffix(".lock")):
         if record.exists():  # written by the process that held the lock before
             return _read_record(record)
-        if part == 0:  # before anything is written; of our shards the rows are written first
+        if part == 0:  # before anything is written; a shard that this function wrote has its rows
             _check_foreign_tars(out, lambda path: rows_path(path).exists())
         # tars before their rows, so that a kill here leaves no tar that looks foreign
         for path in sorted(out.glob(f"shard-{part:06d}-[0-9]*"), reverse=True):
             path.unlink()
-        shards = tuple(_write_shards(iter(samples), out, part, writer))
+        stream = iter(samples)
+        shards = tuple(
+            _write_shard(chain([first], stream), out / f"shard-{part:06d}-{number:04d}.tar", writer)
+            for number, first in enumerate(stream)  # what the shard before left
+        )
         with atomic_writer(record) as file:
             file.write(_json({"shards": [asdict(shard) for shard in shards]}))
     return shards
@@ -95,20 +97,13 @@ def finish_shards(out: str | Path, num_parts: int) -> ShardIndex:
                 f"{missing[0]}; repeat the command that writes them, it continues after the finished ones"
             )
         shards = [shard for record in records for shard in _read_record(record)]
-        ours = {shard.file for shard in shards}
-        _check_foreign_tars(out, lambda path: path.name in ours)
+        written = {shard.file for shard in shards}
+        _check_foreign_tars(out, lambda path: path.name in written)
         with atomic_writer(out / INDEX) as file:
             file.write(_json({"version": VERSION, "shards": [asdict(shard) for shard in shards]}))
     for record in records:
         record.unlink(missing_ok=True)
     return ShardIndex.load(out)
-
-
-# --- parts
-
-
-def shard_name(part: int, number: int) -> str:
-    return f"shard-{part:06d}-{number:04d}.tar"
 
 
 def _record_path(out: Path, part: int) -> Path:
@@ -133,22 +128,11 @@ def _locked(path: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _check_foreign_tars(out: Path, is_ours: Callable[[Path], bool]) -> None:
-    if foreign := sorted(path.name for path in out.glob("*.tar") if not is_ours(path)):
+def _check_foreign_tars(out: Path, is_shard: Callable[[Path], bool]) -> None:
+    if foreign := sorted(path.name for path in out.glob("*.tar") if not is_shard(path)):
         raise ValueError(
-            f"{out} holds {foreign[0]!r}, which is not ours; move it away, or choose an empty folder"
+            f"{out} holds {foreign[0]!r}, not one of its shards; move it away, or use an empty folder"
         )
-
-
-# --- shards
-
-
-def _write_shards(samples: Iterator[Sample], out: Path, part: int, writer: ShardConfig) -> Iterator[Shard]:
-    for number in count():
-        first = next(samples, None)
-        if first is None:
-            return
-        yield _write_shard(chain([first], samples), out / shard_name(part, number), writer)
 
 
 def _write_shard(samples: Iterator[Sample], path: Path, writer: ShardConfig) -> Shard:
@@ -160,15 +144,13 @@ def _write_shard(samples: Iterator[Sample], path: Path, writer: ShardConfig) -> 
         for original in samples:
             sample, scaled, tokens = _scale_images(original, writer.max_pixels)
             num_scaled += scaled
-            size, crc32 = 0, 0
-            for chunk in _members(f"{prefix}-{len(rows['ids']):06d}", sample):
-                file.write(chunk)
-                sha256.update(chunk)
-                size, crc32 = size + len(chunk), zlib.crc32(chunk, crc32)
-            row = (sample.id, offset, size, crc32, tokens)
+            data = b"".join(_members(f"{prefix}-{len(rows['ids']):06d}", sample))
+            file.write(data)
+            sha256.update(data)
+            row = (sample.id, offset, len(data), zlib.crc32(data), tokens)
             for column, value in zip(rows.values(), row, strict=True):
                 column.append(value)
-            offset += size
+            offset += len(data)
             if offset >= writer.target_bytes or len(rows["ids"]) == writer.samples_per_shard:
                 break
         end = bytes(2 * tarfile.BLOCKSIZE)
@@ -177,13 +159,8 @@ def _write_shard(samples: Iterator[Sample], path: Path, writer: ShardConfig) -> 
         file.write(end)
         with atomic_writer(rows_path(path)) as rows_file:  # before the shard: see write_part
             rows_file.write(_json(rows))
-    return Shard(
-        file=path.name,
-        count=len(rows["ids"]),
-        bytes=offset + len(end),
-        sha256=sha256.hexdigest(),
-        scaled=num_scaled,
-    )
+    size, digest = offset + len(end), sha256.hexdigest()
+    return Shard(file=path.name, count=len(rows["ids"]), bytes=size, sha256=digest, scaled=num_scaled)
 
 
 def _members(key: str, sample: Sample) -> Iterator[bytes]:
@@ -196,9 +173,6 @@ def _members(key: str, sample: Sample) -> Iterator[bytes]:
         yield member.tobuf(tarfile.USTAR_FORMAT)
         yield data
         yield bytes(-len(data) % tarfile.BLOCKSIZE)
-
-
-# --- images
 
 
 def _scale_images(sample: Sample, max_pixels: int) -> tuple[Sample, int, int]:
@@ -216,16 +190,14 @@ def _scale_images(sample: Sample, max_pixels: int) -> tuple[Sample, int, int]:
 def _scale_image(image: bytes, max_pixels: int) -> tuple[bytes, int]:
     """Returns the image and its pixels; bytes that are no image stay, with 0: the loader skips and counts them."""
     pixels = 0
-    try:
+    with suppress(BadSample):
         pixels = math.prod(image_size(image))
-        if not 0 < max_pixels < pixels:
-            return image, pixels
-        from data_pipeline.encode.images import scale_down
+        if 0 < max_pixels < pixels:
+            from data_pipeline.encode.images import scale_down
 
-        scaled = scale_down(image, max_pixels)
-        return scaled, math.prod(image_size(scaled))
-    except BadSample:
-        return image, pixels
+            image = scale_down(image, max_pixels)
+            pixels = math.prod(image_size(image))
+    return image, pixels
 
 
 def _json(value: dict) -> bytes:

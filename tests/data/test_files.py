@@ -105,6 +105,13 @@ def test_claim_names_what_changed(tmp_path: Path):
     assert [left.name for left in tmp_path.iterdir()] == ["out"]
 
 
+def test_claim_takes_a_missing_setting_for_none_and_keeps_the_files(tmp_path: Path):
+    claim_folder(tmp_path, "made.json", WANTED)
+    (tmp_path / "result").touch()
+    claim_folder(tmp_path, "made.json", WANTED | {"limit": None})
+    assert (tmp_path / "result").exists() and read_json(tmp_path / "made.json")["limit"] is None
+
+
 def test_claim_refuses_files_of_others_but_not_leftovers_of_a_kill(tmp_path: Path):
     (tmp_path / "made.json.partial").touch()
     claim_folder(tmp_path, "made.json", WANTED)

@@ -40,7 +40,7 @@ def short_waits(monkeypatch) -> None:
 
 def read_both_ways(place: str) -> tuple[list[Sample], list[Sample]]:
     index = ShardIndex.load(place)
-    return [read_sample(index.folder, ref) for ref in index.refs], list(read_shards(place))
+    return [read_sample(index.folder, ref) for ref in index], list(read_shards(place))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_http_reads_like_the_folder_with_one_request_per_sample(folder):
     with serve(folder) as (address, server):
         index = ShardIndex.load(f"{address}/a")
         before = len(server.requests)
-        assert [read_sample(index.folder, ref) for ref in index.refs] == SAMPLES
+        assert [read_sample(index.folder, ref) for ref in index] == SAMPLES
         rows = [request for request in server.requests[before:] if request.endswith(".index.json")]
         assert len(rows) == 3 and len(server.requests) - before == len(SAMPLES) + 3
         assert list(read_shards(f"{address}/a")) == SAMPLES
@@ -85,8 +85,8 @@ def test_a_mixture_at_an_address_finds_its_sources_there(folder):
     with serve(folder) as (address, _):
         index = ShardIndex.load(f"{address}/mix/mixture.json")
         assert index.digest == ShardIndex.load(folder / "mix").digest
-        assert read_sample(index.folder, index.refs[22]) == read_sample(
-            folder / "b", ShardIndex.load(folder / "b").refs[1]
+        assert read_sample(index.folder, index[22]) == read_sample(
+            folder / "b", ShardIndex.load(folder / "b")[1]
         )
 
 
@@ -100,7 +100,7 @@ def test_temporary_faults_are_retried(folder):
 def test_an_outage_is_a_connection_error_and_no_bad_sample(folder):
     with serve(folder) as (address, server):
         index = ShardIndex.load(f"{address}/a")
-        ref = index.refs[0]
+        ref = index[0]
         server.fail_every = 1
         with pytest.raises(ConnectionError, match="run the same command again"):
             read_sample(index.folder, ref)
@@ -130,7 +130,7 @@ def test_a_server_without_ranges_is_an_error_with_the_fix(folder, tmp_path):
     with serve(folder, ranges=False) as (address, server):
         index = ShardIndex.load(f"{address}/a")
         with pytest.raises(ValueError, match=rf"ignores Range requests.*simplecache::{address}/a/,"):
-            read_sample(index.folder, index.refs[3])
+            read_sample(index.folder, index[3])
         assert read_both_ways(f"simplecache::{address}/a") == (SAMPLES, SAMPLES)
         tars = [request for request in server.requests if request.endswith(".tar")]
         assert len(set(tars)) == 3 and len(tars) <= 6, "each shard is requested once and copied once"
@@ -140,14 +140,14 @@ def test_a_truncated_shard_at_an_address_loses_only_its_torn_samples(folder, tmp
     write_shards(SAMPLES[:6], tmp_path / "a")
     index = ShardIndex.load(tmp_path / "a")
     shard = tmp_path / "a" / index.shards[0].file
-    shard.write_bytes(shard.read_bytes()[: index.refs[4].offset + 700])
+    shard.write_bytes(shard.read_bytes()[: index[4].offset + 700])
     with serve(tmp_path) as (address, _):
         bad: list[str] = []
         index = ShardIndex.load(f"{address}/a")
         got = list(read_shard(index, 0, lambda name, error: bad.append(f"{name} {error.reason}")))
         assert got == SAMPLES[:4] and bad == [f"{s.id} unreadable" for s in SAMPLES[4:6]]
         with pytest.raises(BadSample, match="torn"):
-            read_sample(index.folder, index.refs[4])
+            read_sample(index.folder, index[4])
 
 
 def test_a_remote_mixture_may_not_name_local_folders(folder, tmp_path):

@@ -111,7 +111,7 @@ def _group(
     step: int, index: ShardIndex, questions: list[str], kinds: list[str], number: int
 ) -> dict[str, object]:
     place = (step * 5 + number) % len(index)
-    ref = index.refs[place]
+    ref = index[place]
     responses = [
         {
             **_response(place % 12 + (i + step) % 3 - 1, i, right=(i + step) % 3 == 1),

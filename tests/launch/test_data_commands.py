@@ -31,7 +31,7 @@ def test_data_command_writes_every_split(tmp_path: Path):
     counts = {"train": 6, "validation": 2, "test": 3}
     options = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
     assert main(["data", "digits", str(tmp_path), *options]) == 0
-    assert {name: len(ShardIndex.load(tmp_path / name).refs) for name in counts} == counts
+    assert {name: len(ShardIndex.load(tmp_path / name)) for name in counts} == counts
 
 
 def test_interrupted_data_continues(tmp_path: Path) -> None:

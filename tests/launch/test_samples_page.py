@@ -162,7 +162,7 @@ def test_unreadable_samples_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[: index.rows(1).offsets[3]])
     page = write_gallery(InspectConfig(shards=str(tmp_path / "s"), out=str(tmp_path / "p.html"))).read_text()
     assert page.count('<article class="card">') == 14
-    assert "Not readable:" in page and ShardIndex.load(tmp_path / "s").refs[7].id in page
+    assert "Not readable:" in page and ShardIndex.load(tmp_path / "s")[7].id in page
 
 
 def test_command_writes_the_page_or_explains_the_mistake(tmp_path, capsys):

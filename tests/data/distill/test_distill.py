@@ -277,7 +277,7 @@ def test_bad_samples_are_counted_and_the_others_asked(
     folder = tmp_path / "shards"
     index = write_shards(broken, folder)
     with (folder / index.shards[0].file).open("r+b") as tar:
-        tar.seek(index.refs[3].offset)
+        tar.seek(index[3].offset)
         tar.write(b"torn" * 64)
     with FlakyProxy(server.url) as proxy:
         wanted = config(proxy, folder, tmp_path / "out", max_failures=16)

@@ -112,7 +112,7 @@ def test_a_mixture_reads_like_a_folder_and_moves_with_its_sources(folders, tmp_p
     shutil.move(folders, tmp_path / "elsewhere")
     index = ShardIndex.load(tmp_path / "elsewhere" / "mix" / "mixture.json")
     wanted = [f"a/{n}" for n in range(40)] + [f"b/{n}" for n in range(7)]
-    assert [read_sample(index.folder, ref).id for ref in index.refs] == wanted
+    assert [read_sample(index.folder, ref).id for ref in index] == wanted
     assert [sample.id for sample in read_shards(tmp_path / "elsewhere" / "mix")] == wanted
     assert [(s.name, s.size, s.count) for s in index.sources] == [("a", 40, 40), ("b", 7, 7)]
 

@@ -152,6 +152,6 @@ def test_a_mixture_whose_source_changed_is_refused(folders, tmp_path):
 
 def test_a_folder_and_the_mixture_of_it_hold_the_same_samples(folders):
     index = mixed(folders, "a=40,c=100")
-    assert len(index) == len(index.refs) == 140
-    assert [index.refs[number].id for number in range(38, 42)] == ["a/38", "a/39", "c/0", "c/1"]
-    assert replace(index.refs[0], shard="") == replace(ShardIndex.load(folders / "a").refs[0], shard="")
+    assert len(index) == 140
+    assert [index[number].id for number in range(38, 42)] == ["a/38", "a/39", "c/0", "c/1"]
+    assert replace(index[0], shard="") == replace(ShardIndex.load(folders / "a")[0], shard="")

@@ -41,9 +41,9 @@ def folder(tmp_path):
 
 def test_random_and_sequential_reading_return_the_samples(folder):
     samples, index = make_samples(), ShardIndex.load(folder)
-    assert len(index) == len(index.refs) == 23 and len(index.shards) == 3
-    assert [ref.id for ref in index.refs] == [sample.id for sample in samples]
-    assert [read_sample(folder, ref) for ref in index.refs] == samples
+    assert len(index) == 23 and len(index.shards) == 3
+    assert [ref.id for ref in index] == [sample.id for sample in samples]
+    assert [read_sample(folder, ref) for ref in index] == samples
     assert list(read_shards(folder)) == samples
 
 
@@ -61,16 +61,16 @@ def test_any_webdataset_reader_can_read_them(folder):
 def test_a_torn_shard_loses_the_samples_after_the_tear(folder):
     index = ShardIndex.load(folder)
     path = folder / index.shards[0].file
-    path.write_bytes(path.read_bytes()[: index.refs[6].offset + 2_000])
-    assert read_sample(folder, index.refs[5]) == make_samples()[5]
+    path.write_bytes(path.read_bytes()[: index[6].offset + 2_000])
+    assert read_sample(folder, index[5]) == make_samples()[5]
     for number in (6, 7, 9):
         with pytest.raises(BadSample, match=r"shard-000000-0000\.tar") as caught:
-            read_sample(folder, index.refs[number])
-        assert caught.value.reason == "unreadable" and index.refs[number].id in str(caught.value)
+            read_sample(folder, index[number])
+        assert caught.value.reason == "unreadable" and index[number].id in str(caught.value)
 
 
 def test_a_torn_image_is_refused(folder):
-    refs = ShardIndex.load(folder).refs
+    refs = ShardIndex.load(folder)
     path = folder / refs[6].shard
     path.write_bytes(
         path.read_bytes()[: refs[7].offset - 600]
@@ -80,7 +80,7 @@ def test_a_torn_image_is_refused(folder):
 
 
 def test_any_damage_to_a_header_is_caught(folder):
-    ref = ShardIndex.load(folder).refs[2]
+    ref = ShardIndex.load(folder)[2]
     path = folder / ref.shard
     whole = path.read_bytes()
     for place in (0, 50, 110, 130, 150, 300):

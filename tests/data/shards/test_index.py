@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_references_are_a_sequence(folder):
-    refs = ShardIndex.load(folder).refs
+def test_an_index_is_a_sequence_of_references(folder):
+    refs = ShardIndex.load(folder)
     assert refs[-1] == refs[22] and list(refs) == [refs[number] for number in range(len(refs))]
     with pytest.raises(IndexError):
         refs[23]
@@ -60,4 +60,4 @@ def test_rows_of_another_shard_are_refused(folder, tmp_path):
         (tmp_path / "few" / "shard-000000-0000.index.json").read_bytes()
     )
     with pytest.raises(ValueError, match="lists 4 samples where index.json counts 10"):
-        ShardIndex.load(folder).refs[0]
+        ShardIndex.load(folder)[0]

@@ -142,7 +142,7 @@ def test_finishing_twice_changes_nothing_but_removes_leftover_records(tmp_path: 
 def test_tars_of_other_parts_stop_the_index(tmp_path: Path):
     write(tmp_path, 0)
     write(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"'shard-000001-0000.tar', which is not ours"):
+    with pytest.raises(ValueError, match=r"'shard-000001-0000.tar', not one of its shards"):
         finish_shards(tmp_path, 1)
 
 
@@ -227,7 +227,7 @@ def test_finished_shards_are_never_overwritten(tmp_path: Path):
 
 def test_tar_files_of_others_are_not_touched(tmp_path: Path):
     (tmp_path / "shard-000000-0000.tar").write_bytes(b"precious")
-    with pytest.raises(ValueError, match="not ours"):
+    with pytest.raises(ValueError, match="not one of its shards"):
         write_shards(list(samples_of(6)), tmp_path)
     assert (tmp_path / "shard-000000-0000.tar").read_bytes() == b"precious"
 

@@ -46,7 +46,7 @@ def test_bad_rows_are_dropped_and_counted(tmp_path: Path):
     assert report.bad.cases() == (
         "  1 text, the first: row 20: text: question: wanted text, saw an empty one; drop the row"
     )
-    refs = ShardIndex.load(tmp_path / "shards").refs
+    refs = ShardIndex.load(tmp_path / "shards")
     assert [ref.id.rpartition("-")[0] for ref in refs] == [f"questions/q{n}" for n in range(40)]
     assert ImportReport.load(tmp_path / "shards" / REPORT) == report
     assert read_json(tmp_path / "shards" / "import.json")["corpus"] == "questions"
