@@ -40,6 +40,13 @@ class ErrorBudget:
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)  # reason -> its first case
 
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, float) and self.limit > 1:
+            raise ValueError(
+                f"{self.option}={self.limit} is a share of the {self.records} and must be at most 1; give a "
+                "number of them without a decimal point"
+            )
+
     @property
     def total(self) -> int:
         return sum(self.counts.values())

@@ -89,3 +89,10 @@ def test_bad_sample_keeps_its_reason_across_processes():
 )
 def test_describe(value: object, words: str):
     assert describe(value) == words
+
+
+def test_share_above_one_is_refused():
+    with pytest.raises(
+        ValueError, match="max_bad_samples=100.0 is a share of the samples and must be at most 1"
+    ):
+        budget(100.0)
