@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, as one page: shards -> packed batches -> step -> checkpoint -> Hugging Face folder."""
+"""Supervised fine-tuning: shards -> packed batches -> step -> checkpoint -> Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -34,12 +34,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     )
     run = Path(config.run)
     trainer = build_trainer(
-        config.model,
-        config.parallel,
-        ranks,
-        config.optim,
-        precision=config.precision,
-        steps=config.steps,
+        config.model, config.parallel, ranks, config.optim, precision=config.precision, steps=config.steps
     )
     loader = build_loader(config, ranks)
     step, bad_steps = resume(trainer, loader, run)

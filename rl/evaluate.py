@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,10 +75,10 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     groups = []
     with (
         VerifyPool(config.reward.checker) as pool,
+        closing(Engine(config)) as engine,
         (out / "responses.jsonl").open("wb") as lines,
         tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
-        engine = Engine(config)
         size = max(1, config.engine.max_num_seqs // config.sampling.n)  # as many as it generates at once
         for chunk in (prompts[start : start + size] for start in range(0, len(prompts), size)):
             asked = [
@@ -89,7 +90,6 @@ def evaluate(config: EvalConfig) -> EvalSummary:
                 groups.append(group)
             lines.flush()
             bar.update(len(chunk))
-        engine.close()
     summary = summarize(groups, seed=config.seed)
     write_json(out / "summary.json", asdict(summary))
     return summary

@@ -1,4 +1,4 @@
-"""One Megatron worker of the RL loop: packs, trains, exports, saves. It does not know which algorithm runs."""
+"""One Megatron worker of the RL loop: packs, trains, exports, saves. Independent of the algorithm."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 FOLDER/step-00000100/    Megatron's shards of weights, optimizer, schedule and RNG
     state.json           step, and what the caller wants back (loader position, counters, ...)
-    hf/                  config, tokenizer and processor files: with them the checkpoint stands alone
+    hf/                  config, tokenizer and processor files, so that nothing else is needed to convert it
 A checkpoint is written under a hidden name and renamed when all of it is on disk: one with its final name
 is complete.
 """

@@ -1,8 +1,8 @@
-"""The one optimizer step, of SFT and RL. It does not know which loss it runs.
+"""The one optimizer step of SFT and RL; the loss is an argument.
 
-A loss sums over what it counts (tokens for SFT, sequences for GSPO) and says how many there were; gradients
-are divided by the count over *all* micro-batches of *all* ranks, so that neither packing nor the layout
-reweights anything:  grad = sum_r sum_m d loss_sum[r, m] / sum_r sum_m count[r, m].
+A loss returns a sum and a count (of tokens for SFT, of sequences for GSPO); gradients are divided by the count
+over *all* micro-batches of *all* ranks, so that neither packing nor the layout changes any weight:
+grad = sum_r sum_m d loss_sum[r, m] / sum_r sum_m count[r, m].
 """
 
 from __future__ import annotations
@@ -116,11 +116,7 @@ def _run(
     def reduce_loss(number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
         micro_batch = micro_batches[number]
         logprobs_T, entropy_T = token_logprobs(
-            logits,
-            micro_batch.packed,
-            ranks,
-            temperature=temperature,
-            with_entropy=micro_batch.with_entropy,
+            logits, micro_batch.packed, ranks, temperature=temperature, with_entropy=micro_batch.with_entropy
         )
         output = micro_batch.loss(logprobs_T, entropy_T)
         outputs.append(output)
