@@ -20,6 +20,7 @@ COMMON = [
     "ray==2.60.0",
     "safetensors",
     "scikit-learn",
+    "scipy",
     "tensorboard",
     "tokenizers",
     "torchvision",

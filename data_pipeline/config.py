@@ -7,10 +7,11 @@ from typing import Literal
 
 
 def check_at_least(config: object, section: str = "", **least: float) -> None:
-    """Raises ValueError for a field below its least value; names it with `section`, as on the command line."""
+    """Raises ValueError for a field below its least value, unless it is None; names it with `section`, as in options."""
     for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ValueError(f"{section}{name}={getattr(config, name)} must be at least {value}")
+        seen = getattr(config, name)
+        if seen is not None and seen < value:
+            raise ValueError(f"{section}{name}={seen} must be at least {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

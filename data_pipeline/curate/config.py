@@ -74,19 +74,16 @@ class CurateConfig:
             raise ValueError(
                 f"sources={names} must be at least one, each with another name, of letters, digits, - and _"
             )
-        if not self.out or self.samples < 0 or self.max_epochs <= 0:
-            raise ValueError(
-                f"out={self.out!r} must be a folder, samples={self.samples} 0 or more, max_epochs="
-                f"{self.max_epochs:g} above 0"
-            )
+        check_at_least(self, per_question=1, samples=0)
+        if not self.out or self.max_epochs <= 0:
+            raise ValueError(f"out={self.out!r} must be a folder, max_epochs={self.max_epochs:g} above 0")
         weighted = [pair.rpartition("=")[0] for pair in filter(None, self.weights.split(","))]
         if unknown := set(weighted) - set(names):
             raise ValueError(
-                f"weights={self.weights!r} names {unknown.pop()!r}; the sources are {', '.join(names)}"
+                f"weights={self.weights!r} names {unknown.pop()!r}, not one of {', '.join(names)}"
             )
         if self.against and not self.deduplicate:
             raise ValueError("against names benchmarks, but deduplicate is off; turn it on to refuse them")
-        check_at_least(self, per_question=1)
         rates = (self.responses.min_pass_rate, self.responses.max_pass_rate)
         if self.difficulty and rates == (None, None):
             raise ValueError("difficulty asks a student, but no filter of responses uses pass rates; set one")

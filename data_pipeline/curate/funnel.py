@@ -54,14 +54,12 @@ class Funnel:
         try:
             rows = tuple(FunnelRow(**row) for row in json.loads(path.read_text())["rows"])
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is not a funnel ({error!r}); delete it and run the stages again"
-            ) from error
+            raise ValueError(f"{path} is not a funnel ({error!r}); delete it and run again") from error
         return cls(rows=rows)
 
     def save(self, path: str | Path) -> None:
         """Writes the rows atomically."""
-        write_json(Path(path), {"version": 1, "rows": [asdict(row) for row in self.rows]})
+        write_json(Path(path), {"rows": [asdict(row) for row in self.rows]})
 
     def with_row(self, row: FunnelRow) -> Funnel:
         """Returns the funnel with `row` instead of an earlier one of the same stage and source."""

@@ -14,12 +14,7 @@ from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.funnel import FunnelRow
 from data_pipeline.distill.asking import ask_questions
 from data_pipeline.distill.config import AskConfig, TeacherConfig
-from data_pipeline.distill.responses import (
-    ResponseStats,
-    pass_rates,
-    read_shard_responses,
-    responses_digest,
-)
+from data_pipeline.distill.responses import ResponseStats, pass_rates, read_shard_responses, responses_digest
 from data_pipeline.distill.scoring import add_pass_rates
 from data_pipeline.distill.teacher import distilled_samples
 from data_pipeline.loader.config import MixConfig
@@ -30,7 +25,7 @@ from data_pipeline.select.drop_lists import DUPLICATES
 from data_pipeline.select.filters import apply_filters, build_filters
 from data_pipeline.select.select import add_verdicts, select_shards
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.shards.stage import Drop, StageReport, run_stage
+from data_pipeline.shards.stage import Drop, run_stage
 from data_pipeline.sources.adapters import CORPORA
 from data_pipeline.sources.config import ImportConfig
 from data_pipeline.sources.import_corpus import import_corpus
@@ -49,13 +44,11 @@ def check_sources(config: CurateConfig) -> None:
         if source.corpus not in (SHARDS, *CORPORA):
             near = get_close_matches(source.corpus, CORPORA, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"{source.name}: no corpus {source.corpus!r}; {hint}there are {', '.join(CORPORA)}"
-            )
+            known = f"{hint}there are {', '.join(CORPORA)}"
+            raise ValueError(f"{source.name}: no corpus {source.corpus!r}; {known}")
         if source.rows.path.startswith((".", "/")) and not Path(source.rows.path).exists():
-            raise ValueError(
-                f"{source.name}: {source.rows.path} does not exist; download it there, or give its path"
-            )
+            fix = "download it there, or give its path"
+            raise ValueError(f"{source.name}: {source.rows.path} does not exist; {fix}")
     if not config.against:
         log.warning("against names no benchmarks: contamination is not checked")
 
@@ -72,20 +65,19 @@ def import_source(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]
             work=config.work,
         )
         dropped = import_corpus(source.corpus, wanted).bad.counts
-    return _rows("raw", source, StageReport(index=ShardIndex.load(out), dropped=dropped))
+    return _rows("raw", source, ShardIndex.load(out), dropped)
 
 
 def dedup_sources(config: CurateConfig) -> None:
     """Lists the questions of all sources that duplicate others, or a benchmark's."""
-    list_duplicates(
-        DedupRunConfig(
-            shards=tuple(_folder(config, "raw", source) for source in config.sources),
-            out=f"{config.out}/dedup",
-            against=config.against,
-            dedup=config.dedup,
-            work=config.work,
-        )
+    wanted = DedupRunConfig(
+        shards=tuple(_folder(config, "raw", source) for source in config.sources),
+        out=f"{config.out}/dedup",
+        against=config.against,
+        dedup=config.dedup,
+        work=config.work,
     )
+    list_duplicates(wanted)
 
 
 def filter_questions(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
@@ -98,18 +90,17 @@ def filter_questions(config: CurateConfig, source: SourceConfig) -> list[FunnelR
         writer=config.writer,
         work=config.work,
     )
-    return _rows("filtered", source, select_shards(selected, rewrite=True))
+    report = select_shards(selected, rewrite=True)
+    return _rows("filtered", source, report.index, report.dropped)
 
 
 def ask_teacher(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Asks the teacher the questions, and checks its responses."""
-    found = _ask(config, source, "distilled", config.teacher)
+    found, name = _ask(config, source, "distilled", config.teacher), source.name
     digest = _responses_digest(config, source, "distilled")
     return [
-        FunnelRow(stage="distilled", source=source.name, count=found.received, dropped=found.failed),
-        FunnelRow(
-            stage="verified", source=source.name, count=found.kept, dropped=found.rejected, digest=digest
-        ),
+        FunnelRow(stage="distilled", source=name, count=found.received, dropped=found.failed),
+        FunnelRow(stage="verified", source=name, count=found.kept, dropped=found.rejected, digest=digest),
     ]
 
 
@@ -136,7 +127,7 @@ def select_responses(config: CurateConfig, source: SourceConfig) -> list[FunnelR
         rewrite=True,
         work=config.work,
     )
-    return _rows("selected", source, report)
+    return _rows("selected", source, report.index, report.dropped)
 
 
 def _select_samples(
@@ -160,16 +151,15 @@ def mix_sources(config: CurateConfig) -> list[FunnelRow]:
     sources = tuple(_folder(config, "selected", source) for source in config.sources)
     available = sum(int(config.max_epochs * len(ShardIndex.load(source))) for source in sources)
     samples = config.samples if config.samples < available else 0
-    parts = mix(
-        MixConfig(
-            shards=sources,
-            out=f"{config.out}/mixed",
-            samples=samples,
-            weights=config.weights if samples else "",
-            max_epochs=config.max_epochs,
-            seed=config.seed,
-        )
+    wanted = MixConfig(
+        shards=sources,
+        out=f"{config.out}/mixed",
+        samples=samples,
+        weights=config.weights if samples else "",
+        max_epochs=config.max_epochs,
+        seed=config.seed,
     )
+    parts = mix(wanted)
     return [
         FunnelRow(stage="mixed", source=part.name, count=part.count, digest=part.digest) for part in parts
     ]
@@ -184,11 +174,9 @@ def _folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
     return f"{config.out}/{stage}/{source.name}"
 
 
-def _rows(stage: str, source: SourceConfig, report: StageReport) -> list[FunnelRow]:
-    digest = report.index.digest
-    return [
-        FunnelRow(stage=stage, source=source.name, count=report.kept, dropped=report.dropped, digest=digest)
-    ]
+def _rows(stage: str, source: SourceConfig, index: ShardIndex, dropped: dict[str, int]) -> list[FunnelRow]:
+    count, digest = len(index), index.digest
+    return [FunnelRow(stage=stage, source=source.name, count=count, dropped=dropped, digest=digest)]
 
 
 def _ask(config: CurateConfig, source: SourceConfig, stage: str, model: TeacherConfig) -> ResponseStats:

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -81,22 +81,21 @@ def ask_shards(config: AskConfig, numbers: Sequence[int]) -> None:
     if missing:
         try:
             asyncio.run(_ask(config, index, missing))
-        except ExceptionGroup as group:  # one of many tasks failed, and the others were cancelled
-            raise _first(group) from None
+        except ExceptionGroup as group:  # of a task that failed, after which the others were cancelled
+            raise group.exceptions[0] from None
 
 
 async def _ask(config: AskConfig, index: ShardIndex, numbers: Sequence[int]) -> None:
     teacher = config.teacher
     total = teacher.k * sum(index.shards[number].count for number in numbers)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(ChatClient(teacher.server))
-        server = teacher.judge.server
+        client, server = await stack.enter_async_context(ChatClient(teacher.server)), teacher.judge.server
         judge = await stack.enter_async_context(ChatClient(server)) if server else None
         _claim(config, index, client.model)
         write_json(Path(config.out) / "config.json", asdict(config), shared=True)
         pool = stack.enter_context(VerifyPool(teacher.checker))
         bar = tqdm(total=total, desc="ask", unit=" responses", disable=None, dynamic_ncols=True)
-        run = _Run(config, index, client=client, judge=judge, pool=pool, bar=stack.enter_context(bar))
+        run = _Run(config, index, client, judge, pool, stack.enter_context(bar), _budget(config))
         await run.ask(numbers)
 
 
@@ -132,102 +131,89 @@ class _Shard:
     missing: set[Key]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One response to ask for."""
-
-    shard: _Shard
-    sample: Sample
-    rollout: int
+_Job = tuple[_Shard, Sample, int]
+"""One response to ask for: its shard, the question and the rollout."""
 
 
+@dataclass(eq=False)
 class _Run:
     """Tasks take jobs from one iterator; the one that records a shard's last response starts its check."""
 
-    def __init__(
-        self,
-        config: AskConfig,
-        index: ShardIndex,
-        *,
-        client: ChatClient,
-        judge: ChatClient | None,
-        pool: VerifyPool,
-        bar: tqdm,
-    ) -> None:
-        self._config, self._teacher, self._index = config, config.teacher, index
-        self._client, self._judge, self._pool, self._bar = client, judge, pool, bar
-        self._logs: set[ResponseLog] = set()  # open ones
-        self._budget = _budget(config)
-        self._tokens = self._kept = 0
+    config: AskConfig
+    index: ShardIndex
+    client: ChatClient
+    judge: ChatClient | None
+    pool: VerifyPool
+    bar: tqdm
+    budget: ErrorBudget
+    logs: set[ResponseLog] = field(default_factory=set)  # open ones
+    tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    tokens: int = 0
+    kept: int = 0
 
     async def ask(self, numbers: Sequence[int]) -> None:
+        """Asks for all missing responses of these shards, and checks the shards."""
         try:
-            async with asyncio.TaskGroup() as self._tasks:
+            async with self.tasks:
                 jobs = self._jobs(numbers)
-                for _ in range(self._teacher.server.concurrency):
-                    self._tasks.create_task(self._work(jobs))
+                for _ in range(self.config.teacher.server.concurrency):
+                    self.tasks.create_task(self._work(jobs))
         finally:
-            for log in self._logs:
+            for log in self.logs:
                 log.close()
 
     def _jobs(self, numbers: Sequence[int]) -> Iterator[_Job]:
-        """Yields a job for each missing response, shard by shard."""
+        """Yields a job for each missing response, shard by shard; a question is read when its turn comes."""
         for number in numbers:
             shard = self._open(number)
             if not shard.missing:
-                self._tasks.create_task(self._finish(shard))
-            for id in shard.refs:
-                rollouts = [n for n in range(self._teacher.k) if (id, n) in shard.missing]
-                yield from self._question_jobs(shard, id, rollouts)
-
-    def _question_jobs(self, shard: _Shard, id: str, rollouts: Sequence[int]) -> Iterator[_Job]:
-        """Yields the jobs of one question, which is read when its turn comes."""
-        if not rollouts:
-            return
-        try:
-            sample = read_sample(self._index.folder, shard.refs[id])
-        except BadSample as error:
-            for rollout in rollouts:
-                self._record(shard, _failed(id, rollout, "?", error))
-        else:
-            for rollout in rollouts:
-                yield _Job(shard=shard, sample=sample, rollout=rollout)
+                self.tasks.create_task(self._finish(shard))
+            for id, ref in shard.refs.items():
+                if not (rollouts := [n for n in range(self.config.teacher.k) if (id, n) in shard.missing]):
+                    continue
+                try:
+                    sample = read_sample(self.index.folder, ref)
+                except BadSample as error:
+                    for rollout in rollouts:
+                        self._record(shard, _failed(id, rollout, "?", error))
+                    continue
+                yield from ((shard, sample, rollout) for rollout in rollouts)
 
     def _open(self, number: int) -> _Shard:
-        row, rows, k = self._index.shards[number], self._index.rows(number), self._teacher.k
+        row, rows, teacher = self.index.shards[number], self.index.rows(number), self.config.teacher
         refs = {id: rows.ref(row, place) for place, id in enumerate(rows.ids)}
         if len(refs) < row.count:
             twice = next(id for id, count in Counter(rows.ids).items() if count > 1)
             raise ValueError(
                 f"{row.file} holds several samples with the id {twice!r}, whose responses could not be told apart; "
-                f"`omr data validate {self._index.folder}` lists them: give each an id of its own"
+                f"`omr data validate {self.index.folder}` lists them: give each an id of its own"
             )
-        log = ResponseLog(responses_path(self._config.out, number))
-        self._logs.add(log)
-        again = log.failed if self._teacher.ask_failed_again else set()
-        keys = {(id, rollout) for id in refs for rollout in range(k)}
+        log = ResponseLog(responses_path(self.config.out, number))
+        self.logs.add(log)
+        again = log.failed if teacher.ask_failed_again else set()
+        keys = {(id, rollout) for id in refs for rollout in range(teacher.k)}
         missing = {key for key in keys if key not in log or key in again}
-        self._bar.update(row.count * k - len(missing))
+        self.bar.update(len(keys) - len(missing))
         return _Shard(sha256=row.sha256, refs=refs, log=log, missing=missing)
 
     async def _work(self, jobs: Iterator[_Job]) -> None:
-        for job in jobs:
+        for shard, sample, rollout in jobs:
             try:
-                response = await self._request(job.sample, job.rollout)
+                response = await self._request(sample, rollout)
             except (BadSample, NoResponse) as error:
-                response = _failed(job.sample.id, job.rollout, job.sample.source, error)
-            self._record(job.shard, response)
+                response = _failed(sample.id, rollout, sample.source, error)
+            self._record(shard, response)
 
     async def _request(self, sample: Sample, rollout: int) -> TeacherResponse:
-        body, key = teacher_request(sample, rollout, self._teacher)
-        reply = await self._client.ask(body, key)
+        body, key = teacher_request(sample, rollout, self.config.teacher)
+        reply = await self.client.ask(body, key)
         return TeacherResponse(
             id=sample.id,
             rollout=rollout,
             source=sample.source,
             kind=str(sample.metadata.get("kind", "")),
             answer=sample.answer,
-            teacher=self._client.model,
+            teacher=self.client.model,
             response=reply.text,
             finish_reason=reply.finish_reason,
             prompt_len=reply.prompt_len,
@@ -244,48 +230,38 @@ class _Run:
         """
         shard.log.add(response)
         shard.missing.remove(response.key)
-        self._tokens += response.response_len
-        self._bar.set_postfix(tokens=self._tokens, kept=self._kept, refresh=False)
-        self._bar.update()
-        self._budget.seen += 1
+        self.tokens += response.response_len
+        self.bar.set_postfix(tokens=self.tokens, kept=self.kept, refresh=False)
+        self.bar.update()
+        self.budget.seen += 1
         if response.is_failed:
-            self._budget.count(response.reason, f"{response.id!r}: {response.detail}")
-        self._budget.check()
+            self.budget.count(response.reason, f"{response.id!r}: {response.detail}")
+        self.budget.check()
         if not shard.missing:
-            self._tasks.create_task(self._finish(shard))
+            self.tasks.create_task(self._finish(shard))
 
     async def _finish(self, shard: _Shard) -> None:
         """Checks the responses that the configured checker has not checked yet, and sorts them into their file."""
-        log, checker = shard.log, self._teacher.checked_by
+        log, checker, k = shard.log, self.config.teacher.checked_by, self.config.teacher.k
         keys = log.keys(shard.refs)
         for start in range(0, len(keys), CHUNK):
             chunk = [log.read(key) for key in keys[start : start + CHUNK]]
             unchecked = [found for found in chunk if not found.is_failed and found.checker != checker]
-            checked = await asyncio.to_thread(check_responses, self._pool, unchecked, checker)
+            checked = await asyncio.to_thread(check_responses, self.pool, unchecked, checker)
             await asyncio.gather(*(self._log_checked(shard, response) for response in checked))
         groups = (list(group) for _, group in groupby(map(log.read, keys), lambda response: response.id))
-        summary = await asyncio.to_thread(
-            log.finish, groups, sha256=shard.sha256, k=self._teacher.k, checker=checker
-        )
-        self._logs.remove(log)
-        self._kept += sum(found.kept for found in summary.stats.values())
+        summary = await asyncio.to_thread(log.finish, groups, sha256=shard.sha256, k=k, checker=checker)
+        self.logs.remove(log)
+        self.kept += sum(found.kept for found in summary.stats.values())
 
     async def _log_checked(self, shard: _Shard, response: TeacherResponse) -> None:
         """Logs a response as soon as it is judged, because judgements are paid for as well."""
-        if self._judge and not response.accuracy and response.extracted:
-            sample = read_sample(self._index.folder, shard.refs[response.id])
-            response = await judge_response(self._judge, sample, response)
+        if self.judge and not response.accuracy and response.extracted:
+            sample = read_sample(self.index.folder, shard.refs[response.id])
+            response = await judge_response(self.judge, sample, response)
         shard.log.add(response)
 
 
 def _failed(id: str, rollout: int, source: str, error: BadSample | NoResponse) -> TeacherResponse:
     detail = str(error)[:1_000]
     return TeacherResponse(id=id, rollout=rollout, source=source, reason=error.reason, detail=detail)
-
-
-def _first(group: BaseExceptionGroup) -> BaseException:
-    """Returns the first error in nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

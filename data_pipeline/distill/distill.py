@@ -26,29 +26,22 @@ def write_distilled(config: DistillConfig) -> ShardIndex:
         ValueError: responses are missing, none was kept, or OUT/shards was made by another command.
     """
     index, out = ShardIndex.load(config.shards), Path(config.out)
-    stats = read_stats(out, index)
+    stats, manifest = read_stats(out, index), out / "shards" / MANIFEST
     write_json(out / "stats.json", {source: asdict(found) for source, found in stats.items()})
     settings = {"per_question": config.per_question, "responses": responses_digest(out, index)}
     if not any(found.kept for found in stats.values()):
         raise ValueError(f"no response was kept; look at them in {out / 'responses'}")
+    found = read_json(manifest) if manifest.exists() else {}
+    others = {"input": index.digest, **asdict(ShardConfig()), **{name: found.get(name) for name in settings}}
     report = run_stage(
         partial(_distilled, config),
         config.shards,
         str(out / "shards"),
         settings=settings,
-        rewrite=_is_ours(out / "shards", {"input": index.digest, **asdict(ShardConfig()), **settings}),
+        rewrite=found == others,  # kept responses to these questions, of whatever settings
         work=config.work,
     )
     return report.index
-
-
-def _is_ours(folder: Path, wanted: dict[str, object]) -> bool:
-    """Returns whether the folder holds kept responses to these questions, of whatever settings."""
-    manifest = folder / MANIFEST
-    if not manifest.exists():
-        return False
-    found = read_json(manifest)
-    return found == wanted | {name: found.get(name) for name in ("per_question", "responses")}
 
 
 def _distilled(config: DistillConfig, samples: Iterator[Sample], drop: Drop, part: int) -> Iterator[Sample]:

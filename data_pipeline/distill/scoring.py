@@ -27,8 +27,7 @@ def write_scores(config: AskConfig) -> Path:
     path, index = Path(config.out) / SCORES, ShardIndex.load(config.shards)
     with atomic_writer(path) as file:
         for number in range(len(index.shards)):
-            rates = pass_rates(read_shard_responses(config.out, index, number))
-            for id, rate in rates.items():
+            for id, rate in pass_rates(read_shard_responses(config.out, index, number)).items():
                 file.write(json.dumps({"id": id, "pass_rate": rate}).encode() + b"\n")
     return path
 

@@ -36,20 +36,14 @@ class FilterConfig:
     """Keep questions that the scoring model answers right at most this often."""
 
     def __post_init__(self) -> None:
-        for name in ("min_words", "max_words", "max_answer_chars", "max_images", "repetition_count"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(
-                    f"filters.{name}={getattr(self, name)} must be at least 0; leave it out to turn it off"
-                )
+        check_at_least(self, "filters.", min_words=0, max_words=0, max_answer_chars=0, max_images=0)
+        check_at_least(self, "filters.", repetition_words=1, repetition_count=0)
         if 0 < self.max_words < self.min_words:
             raise ValueError(
                 f"filters.max_words={self.max_words} is below min_words={self.min_words}; nothing would be kept"
             )
-        if self.repetition_words < 1 or self.repetition_count == 1:
-            raise ValueError(
-                f"filters.repetition_words={self.repetition_words} must be at least 1 and repetition_count="
-                f"{self.repetition_count} 0 or at least 2; the published rule is 50 and 3"
-            )
+        if self.repetition_count == 1:
+            raise ValueError("filters.repetition_count=1 must be 0 or at least 2; the published rule has 3")
         low, high = self.pass_rates
         if not 0 <= low <= high <= 1:
             raise ValueError(
@@ -91,13 +85,8 @@ class DedupConfig:
     def __post_init__(self) -> None:
         for name in ("threshold", "image_threshold"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(
-                    f"dedup.{name}={getattr(self, name)} must be above 0 and at most 1; it is a cosine"
-                )
-        if self.exact_below < 0 or self.threads < 0:
-            raise ValueError(
-                f"dedup.exact_below={self.exact_below} and threads={self.threads} must be 0 or more"
-            )
+                raise ValueError(f"dedup.{name}={getattr(self, name)} is a cosine above 0 and at most 1")
+        check_at_least(self, "dedup.", exact_below=0, threads=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,11 +32,8 @@ def list_duplicates(config: DedupRunConfig) -> dict[str, dict[str, int]]:
     Raises:
         ValueError: a folder holds no shards or is given twice, or too many samples are unreadable.
     """
-    out, num = Path(config.out), len(config.shards)
-    indexes = _load_indexes(config)
-    corpora = [
-        Corpus(digest=index.digest, fingerprints=_fingerprint_paths(config, index)) for index in indexes
-    ]
+    out, num, indexes = Path(config.out), len(config.shards), _load_indexes(config)
+    corpora = [Corpus(digest=each.digest, fingerprints=_fingerprint_paths(config, each)) for each in indexes]
     shards = [
         (str(index.folder), number, path)
         for index, corpus in zip(indexes, corpora, strict=True)
@@ -58,12 +55,10 @@ def list_duplicates(config: DedupRunConfig) -> dict[str, dict[str, int]]:
     counts = out / DROP_LISTS / COUNTS
     if not counts.exists():
         fn = partial(_compare_share, config, corpora)
-        found = list(
-            chain.from_iterable(run_parts(fn, range(config.shares), work=config.work, desc="compare"))
-        )
-        _write_lists(config, indexes[:num], found, readable)
-    rows = zip(config.shards, read_json(counts)["corpora"], strict=True)
-    return {folder: row["counts"] for folder, row in rows}
+        found = run_parts(fn, range(config.shares), work=config.work, desc="compare")
+        _write_lists(config, indexes[:num], list(chain.from_iterable(found)), readable)
+    corpora_counts = read_json(counts)["corpora"]
+    return {folder: row["counts"] for folder, row in zip(config.shards, corpora_counts, strict=True)}
 
 
 def _load_indexes(config: DedupRunConfig) -> list[ShardIndex]:
@@ -120,9 +115,8 @@ def _count_readable(
         for reason, id, detail in chain.from_iterable(bad):
             budget.count(reason, f"{index.folder}, {id!r}: {detail}")
         budget.seen += len(index)
-        readable[corpus.digest] = [
-            shard.count - len(lost) for shard, lost in zip(index.shards, bad, strict=True)
-        ]
+        lost = zip(index.shards, bad, strict=True)
+        readable[corpus.digest] = [shard.count - len(unreadable) for shard, unreadable in lost]
     budget.check(at_end=True)
     return readable
 

@@ -85,9 +85,8 @@ def read_drop_list(duplicates: Path, corpus: str, shard: int) -> DropList:
     if not path.exists():
         return DropList(rows={})
     found = read_json(path)
-    return DropList(
-        readable=found["readable"], rows={row: (id, reason) for row, id, reason in found["drops"]}
-    )
+    rows = {row: (id, reason) for row, id, reason in found["drops"]}
+    return DropList(readable=found["readable"], rows=rows)
 
 
 def drop_lists_digest(duplicates: Path, corpus: str) -> str:
@@ -97,9 +96,7 @@ def drop_lists_digest(duplicates: Path, corpus: str) -> str:
         ValueError: `duplicates` is not a finished output of `dedup`, was changed, or is about other corpora.
     """
     if not duplicates.is_file():
-        raise ValueError(
-            f"duplicates={duplicates} is not a file; give the {DUPLICATES} that `omr data dedup` wrote"
-        )
+        raise ValueError(f"duplicates={duplicates} is not a file; `omr data dedup` writes {DUPLICATES}")
     path = duplicates.parent / DROP_LISTS / COUNTS
     counts = read_json(path) if path.exists() else {}
     rows = {row["digest"]: row for row in counts.get("corpora", ())}

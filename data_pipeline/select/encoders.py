@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from scipy.fft import dctn
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import HashingVectorizer
@@ -53,7 +54,7 @@ def encode_image(image: Image.Image) -> np.ndarray:
     """Returns the lowest frequencies [143] of a grey thumbnail's discrete cosine transform, without its mean."""
     grey = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     pixels = np.asarray(grey, dtype=np.float32)
-    spectrum = (_cosines() @ pixels @ _cosines().T).ravel()[1:]
+    spectrum = dctn(pixels, norm="ortho")[:FREQUENCIES, :FREQUENCIES].ravel()[1:]
     return normalise(spectrum if pixels.std() >= FLAT else spectrum * 0)
 
 
@@ -69,12 +70,3 @@ def _vectorizer() -> HashingVectorizer:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     return HashingVectorizer(ngram_range=(1, 3), n_features=TEXT_DIM, token_pattern=r"\w+")
-
-
-@cache
-def _cosines() -> np.ndarray:
-    """Returns the first rows [FREQUENCIES, THUMBNAIL] of the orthonormal DCT-II."""
-    position, frequency = np.arange(THUMBNAIL) + 0.5, np.arange(FREQUENCIES)[:, None]
-    waves = np.cos(np.pi / THUMBNAIL * frequency * position) * (2 / THUMBNAIL) ** 0.5
-    waves[0] *= 0.5**0.5
-    return waves.astype(np.float32)

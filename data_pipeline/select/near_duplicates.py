@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -56,9 +55,7 @@ def find_duplicates(
         ValueError: a file holds no fingerprints, or those of another encoder; or shares without `same_symbols`.
     """
     if num_shares > 1 and not config.same_symbols:
-        raise ValueError(
-            f"shares={num_shares} needs dedup.same_symbols, by which samples are divided; use 1 share"
-        )
+        raise ValueError(f"shares={num_shares} needs dedup.same_symbols, which divides samples; use 1 share")
 
     def load(corpus: Corpus) -> Iterator[_Shard]:
         for number, path in enumerate(corpus.fingerprints):
@@ -76,7 +73,7 @@ def find_duplicates(
         for shard in load(corpus):
             benchmarks.add(shard, np.ones(len(shard), dtype=bool))
     earlier: list[_KeptSamples] = []
-    decided: dict[int, Duplicate | None] = {}  # by question, the result of its first response
+    decided: dict[int, _Found | None] = {}  # by question, the result of its first response
     for corpus in tqdm(corpora, desc="compare", unit=" corpora", disable=None):
         own = all_kept if config.scope == "both" else _KeptSamples(config)
         searched = earlier if config.scope == "across" else [own]
@@ -88,24 +85,23 @@ def find_duplicates(
             earlier.append(own)
 
 
-def _compare(comparison: _Comparison, decided: dict[int, Duplicate | None]) -> Iterator[Duplicate]:
+_Found = tuple[Kind, str, float]
+"""A kind of duplicate, the id of the sample that is duplicated, and the cosine of the two."""
+
+
+def _compare(comparison: _Comparison, decided: dict[int, _Found | None]) -> Iterator[Duplicate]:
     """Yields the duplicates among the samples of a shard, and marks the others as kept."""
     shard = comparison.shard
-    for row in range(len(shard)):
-        question = int(shard.prints.question[row])
-        if question and question in decided:
-            if first := decided[question]:
-                yield replace(first, **shard.place(row))
-            continue
-        found = comparison.find_contamination(row)
-        if found and found.kind == "reported":
-            yield found
-            found = None
-        found = found or comparison.find_exact(row) or comparison.find_near(row)
-        decided[question] = found
-        if found:
-            yield found
-        else:
+    for row, question in enumerate(shard.prints.question.tolist()):
+        if is_first := not question or question not in decided:
+            found = comparison.find_contamination(row)
+            if found and found[0] == "reported":
+                yield shard.duplicate(row, found)
+                found = None
+            decided[question] = found or comparison.find_kept(row)
+        if found := decided[question]:
+            yield shard.duplicate(row, found)
+        elif is_first:
             comparison.keep(row)
 
 
@@ -122,15 +118,19 @@ class _Shard:
     def __len__(self) -> int:
         return len(self.prints)
 
-    def place(self, row: int) -> dict[str, Any]:
-        """Returns the fields of a Duplicate that say which sample it is."""
-        return {
-            "id": self.prints.ids[row],
-            "source": self.prints.sources[row],
-            "corpus": self._corpus,
-            "shard": self._number,
-            "row": int(self._rows[row]),
-        }
+    def duplicate(self, row: int, found: _Found) -> Duplicate:
+        """Returns sample `row` as a duplicate of the sample `found`."""
+        kind, of, cosine = found
+        return Duplicate(
+            id=self.prints.ids[row],
+            source=self.prints.sources[row],
+            corpus=self._corpus,
+            shard=self._number,
+            row=int(self._rows[row]),
+            of=of,
+            kind=kind,
+            similarity=round(cosine, 4),
+        )
 
 
 class _KeptSamples:
@@ -195,27 +195,26 @@ class _Comparison:
         if self._with_itself:
             self._row_by_content.setdefault(int(self.shard.prints.content[row]), row)
 
-    def find_contamination(self, row: int) -> Duplicate | None:
-        """Returns sample `row` as a duplicate of a benchmark's, exact or near; their answers may differ in form."""
+    def find_contamination(self, row: int) -> _Found | None:
+        """Returns a benchmark's sample that `row` duplicates, exact or near; their answers may differ in form."""
         kind = "contamination" if self._config.contamination == "refuse" else "reported"
         found = self._exact(row, self._benchmarks) or self._near(row, self._benchmarks, same_answer=False)
-        return found and self._duplicate(row, kind, *found)
+        return found and (kind, *found)
 
-    def find_exact(self, row: int) -> Duplicate | None:
-        """Returns sample `row` as a duplicate of a kept sample with the same text and pixels."""
+    def find_kept(self, row: int) -> _Found | None:
+        """Returns the kept sample that `row` duplicates, exact before near: of earlier shards, else of this one."""
+        shard, same_answer = self.shard, self._config.same_answer
         found = self._exact(row, self._searched)
-        if not found and (own := self._row_by_content.get(int(self.shard.prints.content[row]))) is not None:
-            found = self.shard.prints.ids[own], 1.0
-        return found and self._duplicate(row, "exact", *found)
-
-    def find_near(self, row: int) -> Duplicate | None:
-        """Returns sample `row` as a duplicate of a kept sample that is near: of earlier shards, else of this one."""
-        found = self._near(row, self._searched, same_answer=self._config.same_answer)
+        if not found and (own := self._row_by_content.get(int(shard.prints.content[row]))) is not None:
+            found = shard.prints.ids[own], 1.0
+        if found:
+            return "exact", *found
+        found = self._near(row, self._searched, same_answer=same_answer)
         if not found and self._with_itself:
-            rows, shard = self._rows_before(row), self.shard
-            best = self._best(row, shard.joined[rows], shard.facts[rows], self._config.same_answer)
+            rows = self._rows_before(row)
+            best = self._best(row, shard.joined[rows], shard.facts[rows], same_answer)
             found = best and (shard.prints.ids[rows[best[0]]], best[1])
-        return found and self._duplicate(row, "near", *found)
+        return found and ("near", *found)
 
     def _exact(self, row: int, searched: Sequence[_Searched]) -> tuple[str, float] | None:
         content = int(self.shard.prints.content[row])
@@ -264,6 +263,3 @@ class _Comparison:
         cosines = np.where(is_near, np.minimum(text + image, 1.0), -1.0)
         best = int(cosines.argmax())
         return best, float(cosines[best])
-
-    def _duplicate(self, row: int, kind: Kind, of: str, cosine: float) -> Duplicate:
-        return Duplicate(**self.shard.place(row), of=of, kind=kind, similarity=round(cosine, 4))

@@ -15,7 +15,6 @@ import random
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -74,8 +73,7 @@ class ChatClient:
         key = os.environ.get(config.api_key_env, "") if config.api_key_env else "none"
         if not key:
             raise ValueError(
-                f"api_key_env={config.api_key_env}: there is no such environment variable; export it with "
-                "the key, and give the variable's name here"
+                f"api_key_env={config.api_key_env}: this environment variable is not set; export it with the key"
             )
         self.model = config.model
         self._config = config
@@ -93,9 +91,7 @@ class ChatClient:
         self.model = self.model or await self._only_model()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
     async def ask(self, body: Body, key: str) -> Reply:
@@ -135,21 +131,21 @@ class ChatClient:
             started = clock()
             try:
                 async with asyncio.timeout(self._config.timeout):
-                    raw = await self._client.chat.completions.with_raw_response.create(
-                        model=self.model,
-                        messages=[],
-                        extra_body=dict(body),  # the body's own messages replace the empty ones
-                    )
+                    create = self._client.chat.completions.with_raw_response.create
+                    # the body's own messages replace the empty ones
+                    raw = await create(model=self.model, messages=[], extra_body=dict(body))
                     content = raw.http_response.content
             except TimeoutError:
                 raise NoResponse("timeout", f"no response within {self._config.timeout:g} s") from None
             except APIConnectionError as error:
                 raise _Unavailable(f"{error} {error.__cause__}") from error
             except APIStatusError as error:
-                self._raise(error.status_code, str(error), error.response.headers.get("retry-after", ""))
+                self._raise_status(
+                    error.status_code, str(error), error.response.headers.get("retry-after", "")
+                )
             return replace(read_reply(content), seconds=clock() - started)
 
-    def _raise(self, status: int, detail: str, retry_after: str) -> NoReturn:
+    def _raise_status(self, status: int, detail: str, retry_after: str) -> NoReturn:
         if status in FATAL:
             raise ValueError(
                 f"{self._config.base_url} says to model={self.model!r}: {detail}; check base_url, model and "
@@ -189,10 +185,8 @@ class ChatClient:
                 "server and run the same command again: it continues where this one stopped"
             )
         if not self._is_down:
-            tqdm.write(
-                f"{self._config.base_url} cannot be reached or is busy ({detail}); waiting up to {limit:g} s",
-                file=sys.stderr,
-            )
+            message = f"cannot be reached or is busy ({detail}); waiting up to {limit:g} s"
+            tqdm.write(f"{self._config.base_url} {message}", file=sys.stderr)
         self._is_down = True
 
     def _say_up(self) -> None:
@@ -213,20 +207,17 @@ def read_reply(content: bytes) -> Reply:
         message, finish_reason = choice["message"], choice["finish_reason"]
         text, reasoning = message.get("content"), message.get("reasoning") or message.get("reasoning_content")
         usage = body.get("usage") or {}
-        reply = Reply(
-            text=_joined(text, reasoning),
-            finish_reason=finish_reason,
-            prompt_len=int(usage.get("prompt_tokens") or 0),
-            response_len=int(usage.get("completion_tokens") or 0),
-        )
+        prompt_len = int(usage.get("prompt_tokens") or 0)
+        response_len = int(usage.get("completion_tokens") or 0)
+        text = _join_reasoning(text, reasoning)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise NoResponse("garbage", f"{error!r} in {content[:200]!r}") from error
     if not isinstance(finish_reason, str) or finish_reason in ("abort", "error"):
         raise NoResponse("garbage", f"finish_reason {finish_reason!r}")
-    return reply
+    return Reply(text=text, finish_reason=finish_reason, prompt_len=prompt_len, response_len=response_len)
 
 
-def _joined(text: object, reasoning: object) -> str:
+def _join_reasoning(text: object, reasoning: object) -> str:
     if not isinstance(text, str | None) or not isinstance(reasoning, str | None) or text is reasoning is None:
         raise TypeError(f"content {text!r}, reasoning {reasoning!r}")
     joined = f"<think>{reasoning}</think>{text or ''}" if reasoning else text or ""

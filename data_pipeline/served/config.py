@@ -29,12 +29,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ValueError(
-                f"base_url={self.base_url!r} must begin with http:// or https://; servers of this kind "
-                "usually end in /v1"
+                f"base_url={self.base_url!r} must begin with http:// or https://; it usually ends in /v1"
             )
         if "@" in self.base_url:
             raise ValueError(
-                "base_url holds a name or key before its @, and configs are saved; use api_key_env"
+                "base_url has a name or key before its @, and configs are saved; use api_key_env"
             )
         if not 1 <= self.concurrency <= 1_000:
             raise ValueError(f"concurrency={self.concurrency} must be between 1 and 1000")

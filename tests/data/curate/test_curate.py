@@ -141,7 +141,7 @@ def test_wrong_config_is_named_before_any_stage_runs(recipe, tmp_path):
         (dict(sources=(replace(source, name="../up"),)), "each with another name, of letters"),
         (dict(sources=(source, source)), "each with another name"),
         (dict(weights="other=2"), "names .other."),
-        (dict(samples=-1), "samples=-1 0 or more"),
+        (dict(samples=-1), "samples=-1 must be at least 0"),
         (dict(deduplicate=False), "deduplicate is off"),
     ):
         with pytest.raises(ValueError, match=problem):
