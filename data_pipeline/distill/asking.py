@@ -163,21 +163,24 @@ class _Run:
                 log.close()
 
     def _jobs(self, numbers: Sequence[int]) -> Iterator[_Job]:
-        """Yields a job for each missing response, shard by shard; a question is read when its turn comes."""
+        """Yields a job for each missing response, shard by shard."""
         for number in numbers:
             shard = self._open(number)
             if not shard.missing:
                 self.tasks.create_task(self._finish(shard))
-            for id, ref in shard.refs.items():
-                if not (rollouts := [n for n in range(self.config.teacher.k) if (id, n) in shard.missing]):
-                    continue
-                try:
-                    sample = read_sample(self.index.folder, ref)
-                except BadSample as error:
-                    for rollout in rollouts:
-                        self._record(shard, _failed(id, rollout, "?", error))
-                    continue
-                yield from ((shard, sample, rollout) for rollout in rollouts)
+            for id in shard.refs:
+                if rollouts := [n for n in range(self.config.teacher.k) if (id, n) in shard.missing]:
+                    yield from self._question_jobs(shard, id, rollouts)
+
+    def _question_jobs(self, shard: _Shard, id: str, rollouts: Sequence[int]) -> Iterator[_Job]:
+        """Yields the jobs of one question, which is read when its turn comes."""
+        try:
+            sample = read_sample(self.index.folder, shard.refs[id])
+        except BadSample as error:
+            for rollout in rollouts:
+                self._record(shard, _failed(id, rollout, "?", error))
+        else:
+            yield from ((shard, sample, rollout) for rollout in rollouts)
 
     def _open(self, number: int) -> _Shard:
         row, rows, teacher = self.index.shards[number], self.index.rows(number), self.config.teacher

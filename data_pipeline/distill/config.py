@@ -103,7 +103,5 @@ def parse_extra_body(text: str) -> dict[str, object]:
     if not isinstance(body, dict):
         raise ValueError(f"extra_body={text!r} must be a JSON object, such as '{{\"top_k\": 20}}'")
     if taken := {"messages", "model", "n", "stream"} & set(body):
-        raise ValueError(
-            f"extra_body sets {', '.join(sorted(taken))}, which the client sets itself; leave it out"
-        )
+        raise ValueError(f"extra_body sets {', '.join(sorted(taken))}, as the client does; leave it out")
     return body

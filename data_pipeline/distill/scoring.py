@@ -33,9 +33,18 @@ def write_scores(config: AskConfig) -> Path:
 
 
 def read_scores(path: str | Path) -> dict[str, float]:
-    """Returns the pass rate of each question by id, from a file that write_scores wrote."""
-    with Path(path).open() as lines:
-        return {row["id"]: row["pass_rate"] for row in map(json.loads, lines)}
+    """Returns the pass rate of each question by id, from a file that write_scores wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        with Path(path).open() as lines:
+            return {row["id"]: row["pass_rate"] for row in map(json.loads, lines)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"scores={path} holds no pass rates ({error!r}); give a {SCORES} that `omr data score` wrote"
+        ) from error
 
 
 def add_pass_rates(

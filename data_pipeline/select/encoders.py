@@ -54,7 +54,7 @@ def encode_image(image: Image.Image) -> np.ndarray:
     """Returns the lowest frequencies [143] of a grey thumbnail's discrete cosine transform, without its mean."""
     grey = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     pixels = np.asarray(grey, dtype=np.float32)
-    spectrum = dctn(pixels, norm="ortho")[:FREQUENCIES, :FREQUENCIES].ravel()[1:]
+    spectrum = np.asarray(dctn(pixels, norm="ortho"))[:FREQUENCIES, :FREQUENCIES].ravel()[1:]
     return normalise(spectrum if pixels.std() >= FLAT else spectrum * 0)
 
 

@@ -73,9 +73,7 @@ class Fingerprints:
             ids, sources = tuple(names["ids"]), tuple(names["sources"])
             return cls(**found, encoder=names["encoder"], ids=ids, sources=sources)
         except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path} holds no fingerprints ({error!r}); delete it and run the command again"
-            ) from error
+            raise ValueError(f"{path} holds no fingerprints ({error!r}); delete it and run again") from error
 
 
 def fingerprint_samples(samples: Iterable[Sample], text_encoder: str) -> Fingerprints:
@@ -84,9 +82,8 @@ def fingerprint_samples(samples: Iterable[Sample], text_encoder: str) -> Fingerp
     An image that cannot be decoded is hashed by its bytes, and its sample has no near duplicates.
     """
     encode_texts = load_text_encoder(text_encoder)
-    ids, sources, texts, hashes, num_images, images = (
-        list(zip(*map(_fingerprint, samples), strict=True)) or [()] * 6
-    )
+    columns = list(zip(*map(_fingerprint, samples), strict=True)) or [()] * 6
+    ids, sources, texts, hashes, num_images, images = columns
     content, question, symbols, answer = np.array(hashes, dtype=np.uint64).reshape(-1, 4).T.copy()
     return Fingerprints(
         encoder=text_encoder,
@@ -134,10 +131,7 @@ def _encode_images(images: tuple[bytes, ...]) -> tuple[list[bytes], np.ndarray]:
 
     The vector is the sum of the images' vectors, each rotated by its number, so that their order matters.
     """
-    from data_pipeline.encode.images import (  # imports torch: texts do not need it
-        MAX_SOURCE_PIXELS,
-        load_image,
-    )
+    from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image  # imports torch
 
     unscaled = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
     pixels, total, can_decode = list[bytes](), np.zeros(IMAGE_DIM, dtype=np.float32), True

@@ -212,8 +212,8 @@ class _Comparison:
         found = self._near(row, self._searched, same_answer=same_answer)
         if not found and self._with_itself:
             rows = self._rows_before(row)
-            best = self._best(row, shard.joined[rows], shard.facts[rows], same_answer)
-            found = best and (shard.prints.ids[rows[best[0]]], best[1])
+            if best := self._best(row, shard.joined[rows], shard.facts[rows], same_answer):
+                return "near", shard.prints.ids[rows[best[0]]], best[1]
         return found and ("near", *found)
 
     def _exact(self, row: int, searched: Sequence[_Searched]) -> tuple[str, float] | None:

@@ -45,9 +45,8 @@ class Neighbours:
         cosines = np.full((len(vectors), count), -1.0, dtype=np.float32)
         if not len(self) or not len(vectors):
             return keys, cosines
-        queries = np.concatenate([vectors, vectors[:1]]).astype(
-            np.float16
-        )  # a single query has another result type
+        # one query more, because the result of a single one has another type
+        queries = np.concatenate([vectors, vectors[:1]]).astype(np.float16)
         exact = len(self) <= self._exact_below
         found = self._index.search(queries, count, exact=exact, threads=self._threads)
         width = found.keys.shape[1]

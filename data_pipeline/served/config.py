@@ -54,7 +54,7 @@ class JudgeConfig:
     """Environment variable that holds the judge's key."""
 
     def __post_init__(self) -> None:
-        _ = self.server
+        _ = self.server  # checks the fields
 
     @property
     def server(self) -> ServerConfig | None:

@@ -36,6 +36,13 @@ def test_scores_need_all_responses(teacher: AddingTeacher, tmp_path: Path):
     assert not (tmp_path / "rated/scores.jsonl").exists()
 
 
+@pytest.mark.parametrize("text", ["[]", "3", '{"id": "q0"}', "no JSON"])
+def test_file_without_pass_rates_is_named(tmp_path: Path, text: str):
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"scores=.*x\.jsonl holds no pass rates .*`omr data score`"):
+        read_scores(tmp_path / "x.jsonl")
+
+
 def test_questions_without_a_score_are_dropped(teacher: AddingTeacher, tmp_path: Path):
     shards = write_questions(tmp_path / "a", 10)
     teacher.respond = lambda number, total: 400 if total == 12 else right(total + number)
