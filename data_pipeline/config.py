@@ -7,7 +7,7 @@ from typing import Literal
 
 
 def check_at_least(config: object, section: str = "", **least: float) -> None:
-    """Raises ValueError for a field below its least value, unless it is None; names it with `section`, as in options."""
+    """Raises ValueError for a field below its least value (None passes); names it with `section`, as in options."""
     for name, value in least.items():
         seen = getattr(config, name)
         if seen is not None and seen < value:
