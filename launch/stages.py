@@ -10,7 +10,7 @@ from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 
-from data_pipeline.files import claim_folder, read_json, write_json
+from data_pipeline.files import check_settings, read_json, write_json
 from launch.config import DemoConfig
 
 MANIFEST, TIMES = "demo.json", "times.json"
@@ -20,15 +20,16 @@ class Demo:
     """The stages of one demo folder, and the seconds that each took."""
 
     def __init__(self, config: DemoConfig) -> None:
-        """Claims the folder.
+        """Records the settings in the folder, which may hold results of single stages already.
 
         Raises:
-            ValueError: it holds a demo with other settings, or something else.
+            ValueError: it holds a demo with other settings.
         """
         self.root, self.config = Path(config.out), config
-        claim_folder(
-            self.root, MANIFEST, {name: value for name, value in asdict(config).items() if name != "out"}
-        )
+        settings = {name: value for name, value in asdict(config).items() if name != "out"}
+        manifest = self.root / MANIFEST
+        check_settings(self.root, read_json(manifest) if manifest.exists() else settings, settings)
+        write_json(manifest, settings)
         times = self.root / TIMES
         saved = read_json(times) if times.exists() else {"seconds": {}, "interrupted": {}}
         self.seconds: dict[str, float] = saved["seconds"]

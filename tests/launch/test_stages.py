@@ -52,6 +52,12 @@ def test_other_settings_need_another_folder(tmp_path: Path) -> None:
         Demo(DemoConfig(out=str(tmp_path), seed=1, rl_steps=3))
 
 
+def test_folder_with_results_of_single_stages_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()  # as after `omr data digits OUT/data`
+    (tmp_path / "data" / "index.json").write_text("{}")
+    Demo(DemoConfig(out=str(tmp_path))).stage("data", "data/index.json", lambda: pytest.fail("ran again"))
+
+
 def test_command_has_the_values_that_differ_from_its_recipe(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
