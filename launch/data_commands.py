@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -43,11 +43,22 @@ def digits(config: Annotated[DigitsConfig, FLAT]) -> None:
         print(f"{count} samples in {folder}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rows(RowsConfig):
+    path: Suppress[str] = ""  # PATH of the command
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Import(ImportConfig):
+    rows: _Rows = field(default_factory=_Rows)
+    out: Suppress[str] = ""  # OUT of the command
+
+
 def import_rows(
     path: Positional[str],
     out: Positional[str] = "",
     *,
-    config: Annotated[ImportConfig, FLAT],
+    config: Annotated[_Import, FLAT] = _Import(),
     check: bool = False,
     count: int = CheckRowsConfig.count,
     corpus: Suppress[str],
@@ -256,8 +267,7 @@ def _imports() -> dict[str, Command]:
     """Returns the command that imports each corpus."""
     from data_pipeline.sources.adapters import CORPORA
 
-    config = ImportConfig(rows=RowsConfig(path=""), out="")  # both are positional
-    bound = {name: partial(import_rows, config=config, corpus=name) for name in CORPORA}
+    bound = {name: partial(import_rows, corpus=name) for name in CORPORA}
     for name, command in bound.items():
         command.__doc__ = CORPORA[name].published
     return dict(bound)

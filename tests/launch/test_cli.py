@@ -60,6 +60,12 @@ def test_help_of_a_recipe_lists_its_fields(words: tuple[str, str]):
     assert ("--parallel.tp" if words[0] != "eval" else "--sampling.temperature") in done.stdout
 
 
+def test_import_has_path_and_out_as_positionals_only():
+    help_text = omr("data", "import", "messages", "--help").stdout
+    assert "PATH [OUT]" in help_text
+    assert "--out" not in help_text and "--rows.path" not in help_text
+
+
 def test_recipe_values_are_the_defaults_of_the_help():
     assert "(default: runs/demo/sft)" in omr("sft", "demo", "--help").stdout
 
