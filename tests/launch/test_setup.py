@@ -82,7 +82,7 @@ def test_every_package_is_declared():
 
 def test_extras_are_declared_and_apex_is_in_none():
     extras = setup_arguments()["extras_require"]
-    assert set(extras) == {"cpu", "gpu", "dev"}
+    assert set(extras) == {"cpu", "gpu", "launch", "dev"}
     names = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for lines in extras.values() for line in lines}
     assert "apex" not in names, "the package of that name on PyPI is another project"
     missing = {
