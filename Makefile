@@ -15,7 +15,7 @@ SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 help:
 	@echo "make demo     the whole recipe on this machine, to a report in runs/demo"
 	@echo "make test     all tests"
-	@echo "make check    lint, types and the tests that need no Ray, vLLM or several ranks: a few minutes"
+	@echo "make check    lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
 	@echo "make lint     what CI checks: ruff, types, spelling, shell scripts"
 	@echo "make format   let ruff rewrite what lint would refuse"
 	@echo "make bench    compare speed with transformers, tar and memcpy"
