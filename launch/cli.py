@@ -108,7 +108,7 @@ def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
       omr eval demo --model runs/demo/sft/hf --out runs/demo/eval/sft
       omr eval qwen2_5_vl_7b_greedy --limit 500
     """
-    ModelConfig.from_hf(config.model)
+    ModelConfig.from_hf(config.model)  # finds a wrong folder before Ray and vLLM start
     from rl.evaluate import evaluate as evaluate_model
 
     evaluate_model(config)

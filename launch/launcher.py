@@ -145,9 +145,8 @@ def _openmp_threads(threads: str) -> Iterator[None]:
 
 
 def _rank(writer: Any, identity: tuple[int, int, str, str], fn: Callable[..., Any], args: tuple) -> None:
-    os.setpgid(
-        0, 0
-    )  # its own group: the terminal's Ctrl-C reaches the parent alone, which kills whole groups
+    # Its own group: the terminal's Ctrl-C reaches the parent alone, which kills whole groups.
+    os.setpgid(0, 0)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     rank, world_size, init_method, threads = identity
     os.environ["OMP_NUM_THREADS"] = threads

@@ -115,9 +115,8 @@ def demo(root: str = DEMO_ROOT) -> CurateConfig:
 
 def corpus(name: str, root: str, *, distill: bool = False) -> SourceConfig:
     """Returns a corpus of the recipes in the folder of that name under `root`."""
-    rows = RowsConfig(
-        path=f"./{root}/{name}", split=SPLITS.get(name, "")
-    )  # without ./ it would be OWNER/NAME
+    path = f"./{root}/{name}"  # without ./ it would be OWNER/NAME
+    rows = RowsConfig(path=path, split=SPLITS.get(name, ""))
     return SourceConfig(name=name, corpus=name, rows=rows, responses="distill" if distill else "keep")
 
 

@@ -182,9 +182,8 @@ def thin(points: Sequence[tuple[int, float]], limit: int = MAX_POINTS) -> list[t
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Returns multiples of 1, 2 or 5 times a power of ten that cover [low, high] in about `count` gaps."""
-    span = max(
-        high - low, 1e-6 * max(abs(low), abs(high))
-    )  # a constant gets a narrow axis, not a division by 0
+    # A constant gets a narrow axis, not a division by 0.
+    span = max(high - low, 1e-6 * max(abs(low), abs(high)))
     span = span if span > 1e-200 else 1.0
     power = 10.0 ** math.floor(math.log10(span / count))
     gap = next(factor * power for factor in (1, 2, 5, 10) if factor * power * count >= span * 0.999)
