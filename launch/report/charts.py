@@ -59,7 +59,7 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
 
-def line_chart(
+def draw_lines(
     label: str, lines: Sequence[Line], *, ceiling: float | None = None, log: bool = False
 ) -> Markup:
     """Draws faint raw values, a strong moving average and each line's name at its end.
@@ -85,7 +85,7 @@ def line_chart(
     return _svg(label, "".join(parts), HEIGHT, _hover_rows(lines, smoothed, x))
 
 
-def stacked_bars(
+def draw_stacked_bars(
     label: str, names: Sequence[str], bars: Sequence[tuple[int, Sequence[float]]], unit: str
 ) -> Markup:
     """Draws one bar per (step, a value per name), the first name at the bottom; many bars are averaged into 60."""
@@ -110,7 +110,7 @@ def stacked_bars(
     return _svg(label, "".join(parts), HEIGHT, hover)
 
 
-def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> Markup:
+def draw_intervals(label: str, rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> Markup:
     """Draws a row per name with a dot and a 95% interval per series, all shares; the first row stands out."""
     num_series = max(len(intervals) for _, intervals in rows)
     row_height = 14 + 16 * num_series
@@ -133,7 +133,7 @@ def interval_plot(label: str, rows: Sequence[tuple[str, Sequence[Interval | None
     return _svg(label, "".join(parts), bottom + 28, [])
 
 
-def value_bars(label: str, bars: Sequence[tuple[str, float, str]]) -> Markup:
+def draw_bars(label: str, bars: Sequence[tuple[str, float, str]]) -> Markup:
     """Draws a horizontal bar per (name, value from 0 on, text), with the text written at the bar's end."""
     left = 16 + 7.0 * max(len(_shorten(name)) for name, _, _ in bars)
     room = 16 + 7.0 * max(len(text) for _, _, text in bars)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from data_pipeline.curate.funnel import Funnel
-from launch.report.charts import value_bars
+from launch.report.charts import draw_bars
 from launch.report.page import Figure, Table
 
 MAX_REASONS = 20
@@ -57,7 +57,7 @@ def funnel_figures(funnel: Funnel) -> list[Figure]:
 def _bars(label: str, counts: Sequence[tuple[str, int]]) -> Markup:
     first = counts[0][1]
     shares = ((name, count, f" ({count / first:.0%})" if first else "") for name, count in counts)
-    return value_bars(label, [(name, count, f"{count:,}{share}") for name, count, share in shares])
+    return draw_bars(label, [(name, count, f"{count:,}{share}") for name, count, share in shares])
 
 
 def _by_source(funnel: Funnel) -> Table | None:

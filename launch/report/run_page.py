@@ -9,12 +9,12 @@ from pathlib import Path
 from launch.report.charts import (
     Interval,
     Line,
+    draw_bars,
+    draw_intervals,
+    draw_lines,
+    draw_stacked_bars,
     format_number,
     format_seconds,
-    interval_plot,
-    line_chart,
-    stacked_bars,
-    value_bars,
 )
 from launch.report.funnel import funnel_figures
 from launch.report.load import Evaluation, Metrics, Run, ShownGroup, load_run
@@ -112,7 +112,7 @@ def _accuracy_figure(evaluations: Sequence[Evaluation]) -> Figure:
     kinds = sorted({kind for evaluation in evaluations for kind in evaluation.by_kind})
     rows: list[tuple[str, Sequence[Interval | None]]] = [("all questions", [e.overall for e in evaluations])]
     rows += [(kind, [e.by_kind.get(kind) for e in evaluations]) for kind in kinds]
-    plot = interval_plot("Accuracy on the held-out questions, with 95% intervals", rows)
+    plot = draw_intervals("Accuracy on the held-out questions, with 95% intervals", rows)
     title, keys = "Accuracy, overall and by kind", list(map(_label, evaluations))
     return Figure("accuracy", title, "Bars are 95% intervals.", plot, keys=keys)
 
@@ -180,7 +180,7 @@ def _rl(metrics: Metrics | None) -> Section:
 def _speed(run: Run) -> Section:
     seconds = [(name, value) for name, value in run.summary.seconds.items() if value >= 0 and name != TOTAL]
     rows = [(name, value, format_seconds(value)) for name, value in seconds]
-    bars = value_bars("Time by phase of the whole run", rows) if rows else None
+    bars = draw_bars("Time by phase of the whole run", rows) if rows else None
     tokens, all_tokens = {"tokens_per_second": ""}, "All tokens of the batches."
     of_responses = "Of responses, while engines generate."
     figures = [
@@ -205,7 +205,7 @@ def _phase_figure(metrics: Metrics | None) -> Figure | None:
     names = [*PHASES, "other"]
     means = [sum(values[i] for _, values in bars) / len(bars) for i in range(len(names))]
     keys = [f"{name} {format_seconds(mean)}" for name, mean in zip(names, means, strict=True)]
-    chart = stacked_bars("Seconds of each RL step by phase", names, bars, "s")
+    chart = draw_stacked_bars("Seconds of each RL step by phase", names, bars, "s")
     return Figure("rl-seconds", "Time of an RL step", "Seconds by phase; means:", chart, keys=keys)
 
 
@@ -249,7 +249,7 @@ def _lines(
         return None
     lost = sum(key in row for _, row in rows for key in labels) - sum(len(line.points) for line in lines)
     caption += f" Not drawn: {lost} values that are not finite." if lost else ""
-    chart = line_chart(f"{title} by step", lines, ceiling=ceiling, log=log)
+    chart = draw_lines(f"{title} by step", lines, ceiling=ceiling, log=log)
     return Figure(name, title, caption, chart)
 
 

@@ -20,7 +20,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.survey import Survey, survey
 from data_pipeline.types import Sample
-from launch.report.charts import format_number, value_bars
+from launch.report.charts import draw_bars, format_number
 from launch.report.page import IMAGE_SIDE, Figure, Section, ShownImage, Tile, png_image, shorten, write_page
 
 MAX_SOURCES = 12
@@ -95,7 +95,7 @@ def _figures(found: Survey) -> list[Figure]:
 
 
 def _bars(label: str, rows: Sequence[tuple[str, float]]) -> Markup:
-    return value_bars(label, [(name, value, format_number(value)) for name, value in rows])
+    return draw_bars(label, [(name, value, format_number(value)) for name, value in rows])
 
 
 def _by_tokens(tokens: Sequence[int]) -> list[tuple[str, int]]:
