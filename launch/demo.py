@@ -6,8 +6,6 @@ that an interrupted demo continues where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from launch.config import DemoConfig, DigitsConfig
 from launch.recipes import eval as eval_recipes
 from launch.recipes import rl as rl_recipes
@@ -20,22 +18,21 @@ def run_demo(config: DemoConfig) -> None:
     """Data -> model -> SFT -> evaluation -> GSPO -> evaluation -> report, under `config.out`."""
     demo = Demo(config)
     data, model, sft, rl = (f"{config.out}/{name}" for name in ("data", "model", "sft", "rl"))
-    demo.stage("data", "data/test/index.json", questions(demo, data))
+    demo.stage("data", "data/test/index.json", lambda: write_questions(demo, data))
     demo.stage("model", "model/preprocessor_config.json", lambda: build_model(model, config.seed))
-    demo.stage("sft", "sft/hf/config.json", fine_tuning(demo, sft, model, f"{data}/train"))
-    demo.stage("eval sft", "eval/sft/summary.json", evaluation(demo, "sft", f"{data}/test"))
-    demo.stage("rl", "rl/hf/config.json", reinforcement(demo, rl, f"{sft}/hf", f"{data}/train"))
-    demo.stage("eval rl", "eval/rl/summary.json", evaluation(demo, "rl", f"{data}/test"))
+    demo.stage("sft", "sft/hf/config.json", lambda: fine_tune(demo, sft, model, f"{data}/train"))
+    demo.stage("eval sft", "eval/sft/summary.json", lambda: evaluate(demo, "sft", f"{data}/test"))
+    demo.stage("rl", "rl/hf/config.json", lambda: reinforce(demo, rl, f"{sft}/hf", f"{data}/train"))
+    demo.stage("eval rl", "eval/rl/summary.json", lambda: evaluate(demo, "rl", f"{data}/test"))
     write_summary(demo)
-    demo.omr("report", config.out, recipe=None)()
+    demo.omr("report", config.out, recipe=None)
     print_summary(demo)
 
 
-def questions(demo: Demo, out: str) -> Callable[[], None]:
+def write_questions(demo: Demo, out: str) -> None:
     """Writes the questions about scanned digits: train, validation and test."""
-    config = demo.config
-    sizes = {"train": config.train, "test": config.test}
-    return demo.omr("data", "digits", out, recipe=DigitsConfig(out=out), seed=config.seed, **sizes)
+    sizes = {"train": demo.config.train, "test": demo.config.test}
+    demo.omr("data", "digits", out, recipe=DigitsConfig(out=out), seed=demo.config.seed, **sizes)
 
 
 def build_model(out: str, seed: int) -> None:
@@ -46,22 +43,22 @@ def build_model(out: str, seed: int) -> None:
     create_tiny_model(out, digit_texts(seed=seed), seed=seed)
 
 
-def fine_tuning(demo: Demo, run: str, model: str, shards: str) -> Callable[[], None]:
+def fine_tune(demo: Demo, run: str, model: str, shards: str) -> None:
     """Trains the model on the worked responses to the training questions."""
     recipe, seed = sft_recipes.demo(), demo.config.seed
     values = {"run": run, "model": model, "steps": demo.config.sft_steps, "seed": seed}
-    return demo.omr("sft", "demo", recipe=recipe, loader__shards=shards, loader__seed=seed, **values)
+    demo.omr("sft", "demo", recipe=recipe, loader__shards=shards, loader__seed=seed, **values)
 
 
-def reinforcement(demo: Demo, run: str, model: str, shards: str) -> Callable[[], None]:
+def reinforce(demo: Demo, run: str, model: str, shards: str) -> None:
     """Improves the fine-tuned policy by GSPO on the training questions."""
     steps, seed = demo.config.rl_steps, demo.config.seed
     values = {"run": run, "model": model, "shards": shards, "steps": steps, "seed": seed}
-    return demo.omr("rl", "demo", recipe=rl_recipes.demo(), **values)
+    demo.omr("rl", "demo", recipe=rl_recipes.demo(), **values)
 
 
-def evaluation(demo: Demo, stage: str, shards: str) -> Callable[[], None]:
+def evaluate(demo: Demo, stage: str, shards: str) -> None:
     """Scores greedy responses of one stage's policy to the held-out questions."""
     root, seed = demo.config.out, demo.config.seed
     values = {"model": f"{root}/{stage}/hf", "out": f"{root}/eval/{stage}", "shards": shards, "seed": seed}
-    return demo.omr("eval", "demo", recipe=eval_recipes.demo(), **values)
+    demo.omr("eval", "demo", recipe=eval_recipes.demo(), **values)

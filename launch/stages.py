@@ -50,19 +50,15 @@ class Demo:
         self._save()
         print(f"[demo] {name}: {self.seconds[name]:.0f} s", flush=True)
 
-    def omr(self, *words: str, recipe: object, **values: object) -> Callable[[], None]:
-        """Returns a function that runs an `omr` command, with the values that differ from those of its recipe."""
+    def omr(self, *words: str, recipe: object, **values: object) -> None:
+        """Runs an `omr` command in its own process, with the values that differ from those of its recipe."""
         options = []
         for key, value in values.items():
             field = key.replace("__", ".")
             if value is not None and value != attrgetter(field)(recipe):
                 options += [f"--{field}", str(value)]
-
-        def run() -> None:
-            print(f"[demo] omr {' '.join([*words, *options])}", flush=True)
-            subprocess.run([sys.executable, "-m", "launch.cli", *words, *options], check=True)
-
-        return run
+        print(f"[demo] omr {' '.join([*words, *options])}", flush=True)
+        subprocess.run([sys.executable, "-m", "launch.cli", *words, *options], check=True)
 
     def _save(self) -> None:
         write_json(self.root / TIMES, {"seconds": self.seconds, "interrupted": self._interrupted})

@@ -65,5 +65,5 @@ def test_command_has_the_values_that_differ_from_its_recipe(
     config = DigitsConfig(out=str(tmp_path / "data"), train=3, validation=2, test=2)
     demo.omr(
         "data", "digits", config.out, recipe=DigitsConfig(out=""), train=3, seed=42, validation=2, test=2
-    )()
+    )
     assert f"omr data digits {config.out} --train 3 --validation 2 --test 2\n" in capfd.readouterr().out
