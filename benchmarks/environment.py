@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.doctor import version
+from launch.doctor import find_version
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -31,7 +31,7 @@ def describe_environment() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "versions": {package: found for package in PACKAGES if (found := version(package))},
+        "versions": {package: found for package in PACKAGES if (found := find_version(package))},
     }
 
 

