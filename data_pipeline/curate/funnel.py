@@ -43,11 +43,7 @@ class Funnel:
 
     @classmethod
     def load(cls, path: str | Path) -> Funnel:
-        """Reads what `save` wrote; returns an empty funnel where there is no file.
-
-        Raises:
-            ValueError: the file is not a funnel.
-        """
+        """Reads what `save` wrote; raises ValueError if the file holds something else."""
         path = Path(path)
         if not path.is_file():
             return cls()

@@ -165,9 +165,6 @@ def mix_sources(config: CurateConfig) -> list[FunnelRow]:
     ]
 
 
-# --- shared by the stages
-
-
 def _folder(config: CurateConfig, stage: str, source: SourceConfig) -> str:
     if stage == "raw" and source.corpus == SHARDS:
         return source.rows.path

@@ -69,11 +69,7 @@ def ask_questions(config: AskConfig) -> dict[str, ResponseStats]:
 
 
 def ask_shards(config: AskConfig, numbers: Sequence[int]) -> None:
-    """Asks the questions of these shards, as far as responses are missing.
-
-    Raises:
-        ValueError: as ask_questions.
-    """
+    """Asks the questions of these shards, as far as responses are missing; raises as ask_questions."""
     index, manifest = ShardIndex.load(config.shards), Path(config.out) / MANIFEST
     if manifest.exists():
         _claim(config, index, config.teacher.server.model or read_json(manifest)["model"])

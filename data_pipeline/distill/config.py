@@ -91,11 +91,7 @@ class DistillConfig:
 
 
 def parse_extra_body(text: str) -> dict[str, object]:
-    """Parses `extra_body`.
-
-    Raises:
-        ValueError: it is not a JSON object, or sets a field that the client sets.
-    """
+    """Parses `extra_body`; raises ValueError if it is no JSON object, or sets a field that the client sets."""
     try:
         body = json.loads(text or "{}")
     except ValueError as error:

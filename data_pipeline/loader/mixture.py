@@ -65,7 +65,6 @@ def allocate(
     """Returns how many samples of each source make `total`, in proportion to the weights.
 
     A source gives at most `max_epochs` times its size; the others make up for it, by their weights.
-
     Without `total` each gives all of that. Raises ValueError if the sources hold less than `total`.
     """
     limits = [int(max_epochs * size) if weight else 0 for size, weight in zip(sizes, weights, strict=True)]

@@ -61,11 +61,7 @@ class Fingerprints:
 
     @classmethod
     def load(cls, path: Path) -> Fingerprints:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
+        """Reads what `save` wrote; raises ValueError if the file holds something else."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 found = dict(arrays)

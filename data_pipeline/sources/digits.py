@@ -106,7 +106,7 @@ def scan_splits() -> dict[Split, np.ndarray]:
     return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
 
 
-# --- questions: digits in reading order -> (question, reasoning behind the reading, answer)
+# A function of QUESTIONS makes of digits in reading order (question, reasoning after reading them, answer).
 
 
 def _sum(rng: np.random.Generator, digits: Sequence[int]) -> tuple[str, str, int]:
@@ -164,9 +164,6 @@ QUESTIONS: dict[str, Callable[[np.random.Generator, Sequence[int]], tuple[str, s
 
 TURNS = ("sum", "largest", "difference", "sum", "smallest", "count", "sum", "difference", "position")
 """Default order of kinds: half of the questions need arithmetic, the others mostly reading."""
-
-
-# --- images
 
 
 def _draw(scans: Mapping[int, int], rows: int, columns: int, cell: int) -> bytes:

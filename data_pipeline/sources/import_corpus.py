@@ -99,9 +99,6 @@ def _settings(corpus: str, config: ImportConfig, files: Sequence[Path]) -> dict[
     return own | asdict(config.rows) | asdict(config.writer)
 
 
-# --- parts
-
-
 def _import_parts(corpus: str, config: ImportConfig, parts: Sequence[tuple[Path, ...]]) -> None:
     out, total = Path(config.out), ImportReport(bad=_budget(config))
     work = partial(_import_part, corpus, config)
@@ -148,9 +145,6 @@ def _count_rows(corpus: str, config: ImportConfig, files: Sequence[Path], counts
 def _budget(config: ImportConfig) -> ErrorBudget:
     fix = "fix the rows, look at them with --check, or raise the limit"
     return ErrorBudget(limit=config.max_bad_samples, option="max_bad_samples", fix=fix, records="rows")
-
-
-# --- sources
 
 
 def _sources(config: RowsConfig, files: Sequence[Path]) -> Iterator[tuple[str, Iterator[LoadRow]]]:

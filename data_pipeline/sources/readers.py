@@ -97,9 +97,6 @@ def _choose_split(splits: list[str], split: str) -> str:
     return chosen
 
 
-# --- files
-
-
 def _data_files(folder: Path, split: str) -> list[Path]:
     """Returns the folder's files of one kind, sorted by name; with a split those that are named after it."""
     found = sorted(file for file in folder.rglob("*") if _is_data(file.relative_to(folder)))
@@ -134,9 +131,6 @@ def _errors_naming(source: str | Path) -> Iterator[None]:
         raise ValueError(f"{source} cannot be read: {error}; install that package with pip") from error
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:  # also Arrow's and the hub's
         raise ValueError(f"{source} cannot be read: {error}") from error
-
-
-# --- JSON
 
 
 def _is_array(path: Path) -> bool:
@@ -193,19 +187,14 @@ def _as_fields(value: object) -> Fields:
     return value
 
 
-# --- Parquet: read here, because `datasets` holds many row groups in memory and takes ten times as long
-
-
 def _read_parquet(path: Path) -> Iterator[LoadRow]:
+    """Reads batches; `datasets` holds many row groups in memory and takes ten times as long."""
     with _errors_naming(path):
         from pyarrow.parquet import ParquetFile
 
         with ParquetFile(path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
                 yield from (partial(_as_fields, row) for row in batch.to_pylist())
-
-
-# --- WebDataset
 
 
 def _read_tar(path: Path) -> Iterator[LoadRow]:

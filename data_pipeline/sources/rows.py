@@ -33,9 +33,6 @@ class Row:
     system: str = SYSTEM_PROMPT  # put before a row without a system turn; "" for none
 
 
-# --- columns
-
-
 def read_text(row: Row, column: str) -> str:
     """Returns the text of a required column; numbers count as text.
 
@@ -81,9 +78,6 @@ def list_images(row: Row) -> list[object]:
     if not found:
         return []
     return list(found) if isinstance(found, (list, tuple)) else [found]
-
-
-# --- conversations
 
 
 def read_conversation(turns: object, column: str) -> tuple[list[Message], list[object]]:
@@ -139,9 +133,6 @@ def add_marks(messages: Sequence[Message], num_images: int) -> list[Message]:
         raise BadSample("text", "no question; write a user turn with text, or drop the row")
     question = IMAGE_MARK * (num_images - num_marks) + messages[asked].content
     return [*messages[:asked], Message(role="user", content=question), *messages[asked + 1 :]]
-
-
-# --- whole samples
 
 
 def build_sample(

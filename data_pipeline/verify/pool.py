@@ -188,9 +188,7 @@ def _serve(connection: Connection, config: CheckerConfig, memory: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     _limit(resource.RLIMIT_AS, memory)
     _limit(resource.RLIMIT_CORE, 0)
-    is_equal_math(
-        r"$\frac{x}{2}+1$", "$x+2$", config.mode
-    )  # imports and compiles before the first deadline starts
+    is_equal_math(r"$\frac{x}{2}+1$", "$x+2$", config.mode)  # imports before the first deadline starts
     connection.send_bytes(b"ready")
     while True:
         try:

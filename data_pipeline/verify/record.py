@@ -75,11 +75,7 @@ class ScoredResponse(Verdict):
 
 
 def read_responses(path: Path, record: type[R] = ScoredResponse) -> Iterator[R]:
-    """Yields the records of a file.
-
-    Raises:
-        ValueError: a line is not a record; names file, line and fault.
-    """
+    """Yields the records of a file; raises ValueError, naming file, line and fault, if a line is none."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:

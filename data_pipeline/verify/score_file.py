@@ -97,11 +97,7 @@ def _read_rows(source: Path, lines: BinaryIO, budget: ErrorBudget, bar: tqdm) ->
 
 
 def _parse(line: bytes) -> dict:
-    """Returns a line's object.
-
-    Raises:
-        BadSample: it is not JSON, or lacks a response or an answer.
-    """
+    """Returns a line's object; raises BadSample if it is not JSON, or lacks a response or an answer."""
     try:
         row = json.loads(line)
     except RecursionError as error:
