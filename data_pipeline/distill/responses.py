@@ -106,11 +106,7 @@ class ShardSummary:
 
     @classmethod
     def load(cls, out: str | Path, index: ShardIndex, number: int) -> ShardSummary | None:
-        """Returns the summary of the `number`-th shard, or None while responses are missing.
-
-        Raises:
-            ValueError: the responses are to other questions.
-        """
+        """Returns a shard's summary, None while responses are missing; raises ValueError if they are to others."""
         path = summary_path(responses_path(out, number))
         if not path.exists():
             return None
@@ -157,11 +153,7 @@ def read_stats(out: str | Path, index: ShardIndex) -> dict[str, ResponseStats]:
 
 
 def responses_digest(out: str | Path, index: ShardIndex) -> str:
-    """Returns a digest of the checked responses to all shards of `index`.
-
-    Raises:
-        ValueError: responses are missing.
-    """
+    """Returns a digest of the checked responses to all shards of `index`; raises ValueError if some are missing."""
     digest = hashlib.sha256()
     for number, shard in enumerate(index.shards):
         summary = ShardSummary.load(out, index, number)

@@ -33,11 +33,7 @@ def write_scores(config: AskConfig) -> Path:
 
 
 def read_scores(path: str | Path) -> dict[str, float]:
-    """Returns the pass rate of each question by id, from a file that write_scores wrote.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
+    """Returns pass rates by question id, as write_scores wrote them; raises ValueError if it finds something else."""
     try:
         with Path(path).open() as lines:
             return {row["id"]: row["pass_rate"] for row in map(json.loads, lines)}

@@ -62,11 +62,7 @@ def teacher_messages(sample: Sample, system_prompt: str) -> list[dict[str, objec
 
 
 def question_turns(sample: Sample) -> tuple[Message, ...]:
-    """Returns the conversation up to the user's last turn, without system prompts.
-
-    Raises:
-        BadSample: it does not end with a user's turn.
-    """
+    """Returns the turns up to the user's last, without system prompts; raises BadSample if another one follows."""
     turns = [message for message in sample.messages if message.role != "system"]
     if turns and turns[-1].role == "assistant":
         turns.pop()
@@ -81,11 +77,7 @@ def clean_question(text: str) -> str:
 
 
 def data_url(image: bytes) -> str:
-    """Returns a PNG or JPEG file byte for byte as a data URL; any other image is converted to PNG.
-
-    Raises:
-        BadSample: not an image, or a broken one.
-    """
+    """Returns an image as a data URL: PNG and JPEG as they are, others as PNG; raises BadSample if it is broken."""
     mime = MIME_TYPES.get(image_format(image))
     if not mime:
         image, mime = _to_png(image), "image/png"
