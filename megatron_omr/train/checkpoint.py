@@ -62,8 +62,8 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
     saved = read_state(checkpoint)
     with_rng = saved["world_size"] == dist.get_world_size()
     loaded = _read(checkpoint, _sharded_state(trainer, is_loading=True, with_rng=with_rng))
-    for name, chunk in _named_chunks(trainer):
-        chunk.load_state_dict(loaded[name], strict=False)  # TE keeps extra states a CPU run lacks
+    (chunk,) = unwrap_chunks(trainer)
+    chunk.load_state_dict(loaded["model"], strict=False)  # TE keeps extra states a CPU run lacks
     with torch.no_grad():  # the optimizer copies into views of leaf parameters
         trainer.optimizer.load_state_dict(loaded["optimizer"])
     trainer.scheduler.num_steps = 0  # the saved number is added to it
@@ -124,22 +124,14 @@ def _write(folder: Path, sharded: dict[str, Any], state: dict[str, Any], templat
 
 
 def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dict[str, Any]:
-    models = {name: chunk.sharded_state_dict(metadata=_METADATA) for name, chunk in _named_chunks(trainer)}
-    state: dict[str, Any] = dict(models)
-    state["optimizer"] = trainer.optimizer.sharded_state_dict(
-        models["model"] if len(models) == 1 else models,
-        is_loading=is_loading,
-        metadata=_METADATA | {"dp_cp_group": trainer.ranks.dp_cp_group()},
-    )
-    state["scheduler"] = trainer.scheduler.state_dict()
+    (chunk,) = unwrap_chunks(trainer)
+    model = chunk.sharded_state_dict(metadata=_METADATA)
+    metadata = _METADATA | {"dp_cp_group": trainer.ranks.dp_cp_group()}
+    optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
+    state = {"model": model, "optimizer": optimizer, "scheduler": trainer.scheduler.state_dict()}
     if with_rng:
         state["rng"] = _sharded_rng(trainer.ranks)
     return state
-
-
-def _named_chunks(trainer: Trainer) -> list[tuple[str, torch.nn.Module]]:
-    chunks = unwrap_chunks(trainer)
-    return [("model", chunks[0])] if len(chunks) == 1 else [(f"model{i}", c) for i, c in enumerate(chunks)]
 
 
 def _sharded_rng(ranks: Ranks) -> ShardedObject:
