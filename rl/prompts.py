@@ -15,6 +15,7 @@ from data_pipeline.loader.order import draws
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex, load_samples
 from data_pipeline.types import IMAGE_MARK, SampleRef
+from data_pipeline.verify.check import check_reference
 from rl.config import RLConfig
 from rl.types import Prompt, Responses, Rollout
 
@@ -112,9 +113,11 @@ def read_prompt(shards: str | Path, ref: SampleRef, image: ImageConfig) -> Promp
     """Returns the prompt of the sample at `ref`. Of its images only the headers are read: engines decode them.
 
     Raises:
-        BadSample: it cannot be read, or holds a file that is no image or whose size does not fit `image`.
+        BadSample: it cannot be read, holds a file that is no image or whose size does not fit `image`,
+            or has no reference answer.
     """
     sample = read_sample(shards, ref)
+    check_reference(sample.answer)
     for data in sample.images:
         final_size(*image_size(data), image)
     question = next((m.content for m in sample.messages if m.role == "user"), "")

@@ -18,6 +18,7 @@ from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.encode.image_header import MIME_TYPES, image_format
 from data_pipeline.errors import BadSample
 from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
+from data_pipeline.verify.check import check_reference
 
 
 def teacher_request(sample: Sample, rollout: int, teacher: TeacherConfig) -> tuple[dict[str, object], str]:
@@ -28,8 +29,7 @@ def teacher_request(sample: Sample, rollout: int, teacher: TeacherConfig) -> tup
     Raises:
         BadSample: the question cannot be asked, or a response could not be checked.
     """
-    if not sample.answer:
-        raise BadSample("no_reference", "no reference answer to check against")
+    check_reference(sample.answer)
     key = f"{teacher.seed}/{sample.id}/{rollout}"
     body: dict[str, object] = {
         "messages": teacher_messages(sample, teacher.system_prompt),

@@ -86,7 +86,9 @@ def add_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:
     waiting = iter(samples)
     with VerifyPool(CheckerConfig(workers=1)) as pool:
         while chunk := list(islice(waiting, CHUNK)):
-            asked = [sample for sample in chunk if sample.answer and "accuracy" not in sample.metadata]
+            asked = [
+                sample for sample in chunk if sample.answer.strip() and "accuracy" not in sample.metadata
+            ]
             verdicts = pool.check_many([(last_response(sample), sample.answer) for sample in asked])
             found = {id(sample): verdict for sample, verdict in zip(asked, verdicts, strict=True)}
             for sample in chunk:

@@ -10,10 +10,14 @@ Verdict(accuracy=1.0, format=1.0, extracted='$x = \\frac{24}{2}$', decided_by='n
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
+from data_pipeline.errors import BadSample
 from data_pipeline.verify import math, reading, released, strict
 from data_pipeline.verify.config import Mode
+
+_CONTENT = re.compile(r"[^\s.$*`\"'\u200b\u2060\ufeff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,21 @@ class Verdict:
     accuracy: float  # 1 right, 0 wrong
     format: float  # 1 as asked, 0.8 a solution without the tags, 0 neither
     extracted: str  # the part of the response that was compared
-    decided_by: str  # right by exact | choice | number | math | judge; wrong by none | timeout | error
+    decided_by: (
+        str  # right by exact | choice | number | math | judge; wrong by none | no_reference | timeout | error
+    )
+
+
+def check_reference(answer: str) -> None:
+    """Refuses a reference that says nothing, such as "" or "$$": an empty answer would be right.
+
+    Raises:
+        BadSample: it says nothing; the reason is no_reference.
+    """
+    if not _CONTENT.search(answer):
+        raise BadSample(
+            "no_reference", f"answer: {answer!r} is no reference to check against; fill or drop it"
+        )
 
 
 def check_answer(response: str, answer: str, mode: Mode = "strict") -> Verdict:
@@ -35,7 +53,12 @@ def check_answer(response: str, answer: str, mode: Mode = "strict") -> Verdict:
 
 
 def check_text(response: str, answer: str, mode: Mode = "strict") -> Verdict:
-    """Checks by comparing text only, in linear time; never raises. `decided_by` may be "undecided"."""
+    """Checks by comparing text only, in linear time; never raises.
+
+    `decided_by` may be "undecided"; without a reference it is "no_reference", and nothing is earned.
+    """
+    if not _CONTENT.search(answer):
+        return Verdict(accuracy=0.0, format=0.0, extracted="", decided_by="no_reference")
     if mode == "released":
         extracted, form = released.read(response)
         decided_by = released.match(extracted, answer)

@@ -39,7 +39,7 @@ class VerifyConfig:
     checker: CheckerConfig = field(default_factory=CheckerConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     max_bad_lines: int | float = 100
-    """Lines that are not JSON or lack a field are left out; past this many (50) or this share (0.05) it stops."""
+    """Lines without JSON, a field or a reference are left out; past this many (50) or this share (0.05) it stops."""
 
     def __post_init__(self) -> None:
         check_at_least(self, max_bad_lines=0)

@@ -17,7 +17,7 @@ from data_pipeline.errors import BadSample, ErrorBudget, mismatch
 from data_pipeline.files import atomic_writer
 from data_pipeline.served.config import ServerConfig
 from data_pipeline.served.judge import judge_pairs
-from data_pipeline.verify.check import Verdict
+from data_pipeline.verify.check import Verdict, check_reference
 from data_pipeline.verify.config import VerifyConfig
 from data_pipeline.verify.pool import VerifyPool
 
@@ -111,6 +111,7 @@ def _parse(line: bytes) -> dict:
         raise mismatch("response", "a text", response, "put the model's response there")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise mismatch("answer", "a text or a number", answer, "put the reference answer there")
+    check_reference(str(answer))
     return row
 
 

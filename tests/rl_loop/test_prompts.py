@@ -80,6 +80,13 @@ def test_file_that_is_no_image_is_skipped_and_counted(config: RLConfig, tmp_path
     assert stream.num_skipped == 1
 
 
+def test_prompt_without_a_reference_is_skipped_and_counted(config: RLConfig, tmp_path: Path) -> None:
+    config, samples = write_with_one_bad(config, tmp_path / "s", answer=" ")
+    stream = PromptStream(config)
+    assert len(stream.take(len(samples) - 1)) == len(samples) - 1
+    assert stream.num_skipped == 1
+
+
 def test_prompt_that_the_engine_cannot_read_is_replaced_by_the_next(config: RLConfig) -> None:
     bad = ids(PromptStream(config).take(5))[1]
 

@@ -31,6 +31,7 @@ BAD = {
     b'{"answer": "1"}': "response: wanted a text, saw nothing",
     b'{"response": "1"}': "answer: wanted a text or a number, saw nothing",
     b'{"response": "1", "answer": true}': "answer: wanted a text or a number, saw bool True",
+    b'{"response": "1", "answer": " "}': "answer: ' ' is no reference",
     b"[" * 100_000: "nested too deep",
 }
 
@@ -64,7 +65,7 @@ def test_bad_lines_are_printed_and_left_out(tmp_path: Path, capsys):
     assert (summary.responses, summary.bad_lines) == (2, len(BAD))
     said = capsys.readouterr().err
     for number, reason in enumerate(BAD.values(), 2):
-        assert re.search(rf"{source}:{number}: (unreadable|schema): {reason}", said)
+        assert re.search(rf"{source}:{number}: (unreadable|schema|no_reference): {reason}", said)
     assert len(out.read_text().splitlines()) == 2
 
 
