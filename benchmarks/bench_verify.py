@@ -22,7 +22,7 @@ from data_pipeline.verify.pool import VerifyPool
 GROUPS = 500
 GROUP = 8
 ROUNDS = 3
-HOSTILE = (r"9^{9^{9^9}}", r"(9^{9})^{9^{9}}+1")
+HOSTILE = (r"9^{9^{9^9}}", r"9^{9^{9^9}}+1")
 """Powers that math-verify cannot compute in any time; each appears NUM_HOSTILE times among the responses."""
 NUM_HOSTILE = 4
 HOSTILE_DEADLINE = 1.0

@@ -8,11 +8,11 @@ CHOICES = "ABCDEFGHIJ"
 Choice = tuple[frozenset[str], str]
 """The letters, and the text of the option where it is given."""
 
-_ALONE = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
-_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)[.:]?|([A-Ja-j])[).:]|([A-J]) -) ?(.+)")
+_ALONE = re.compile(r"[(\[{]?([A-Ja-j])[)\]}]?[.:]?")
+_WITH_TEXT = re.compile(r"(?:[(\[]([A-Ja-j])[)\]][.:]?|([A-Ja-j])[).:]|([A-J]) -) ?(.+)")
 _SEVERAL = re.compile(r"\(?[A-J]\)?(?: ?(?:,|and|&|, ?and) ?\(?[A-J]\)?)+")
 _TOGETHER = re.compile(r"[A-J]{2,}")
-_MARK = re.compile(r"\([A-Ja-j]\)")
+_MARK = re.compile(r"[(\[][A-Ja-j][)\]]")
 _LETTER = re.compile(r"[A-J]")
 _NAMED = re.compile(
     r"(?:^|[,.;:] ?|i think )(?:(?:so|thus|therefore|hence),? )?"
@@ -23,7 +23,7 @@ _NAMED = re.compile(
 )
 _IS_RIGHT = re.compile(r"([A-J]) is (?:the )?(?:correct|right|answer)")
 _OTHERS = re.compile(
-    r"\(([A-J])\)|(?<![A-Za-z])([A-J])[).:](?= |\Z)|(?:answer|option|choice) is ([A-J])(?![A-Za-z'])"
+    r"[(\[]([A-J])[)\]]|(?<![A-Za-z])([A-J])[).:](?= |\Z)|(?:answer|option|choice) is ([A-J])(?![A-Za-z'])"
     r"|(?:^|\W)or (?:maybe |perhaps |possibly |option |choice )*\(?([A-J])(?![A-Za-z'])"
     r"|([A-J]) ?/ ?[A-J](?![A-Za-z])|(?<![A-Za-z])([A-J]) or "
 )
@@ -67,9 +67,12 @@ def _find_named(text: str) -> frozenset[str]:
 
 
 def _read_letters(text: str) -> frozenset[str]:
-    """Returns the letters of a text that holds nothing else: "(b)", "A and C", "ACD"."""
+    """Returns the letters of a text that holds nothing else: "(b)", "[B]", "B,", "A and C", "ACD"."""
+    text = text.rstrip(",; ")
     if alone := _ALONE.fullmatch(text):
         return frozenset(alone.group(1).upper())
+    if text[:1] == "[" and text[-1:] == "]":
+        text = text[1:-1].strip()
     if _SEVERAL.fullmatch(text):
         return frozenset(_LETTER.findall(text))
     # "ACD" lists letters in their order; other capitals are a word or a name.

@@ -9,20 +9,13 @@ ListAnswer(items=('3', '4'), brackets='{}', is_ordered=False, has_or=False)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-_CHARACTERS = str.maketrans(
-    {
-        "−": "-", "–": "-", "—": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/",
-        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
-        "∅": r"\emptyset ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "°": " degrees ", "²": "^2", "³": "^3",
-        "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "∠": r"\angle ", "△": r"\triangle ",
-        "，": ",", "；": ";", "：": ":", "。": ".", "（": "(", "）": ")", "％": "%", "＝": "=", "、": ",",
-        "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "`": None, "\0": None,
-    }
-)  # fmt: skip
+from data_pipeline.verify.rules import characters
+from data_pipeline.verify.rules.chinese import rewrite_chinese
+
 _COMMANDS = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
     **dict.fromkeys(("left", "right", "displaystyle", "limits", "big", "Big", "bigl", "bigr", "Bigl", "Bigr"), ""),
@@ -42,16 +35,23 @@ _TEXT_GROUP = re.compile(
 _INVISIBLE = re.compile(r"(?<!\\)\\[!()\[\]]")
 _SPACING = re.compile(r"(?<!\\)\\[,;: ]|~")
 _DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
-_SHORT_FRACTION = re.compile(r"\\frac ?(\d)(\d)(?!\d)")
+_SHORT_FRACTION = re.compile(r"\\frac ?(?:(\d)|\{([^{}]*)\}) ?(?:(\d)|\{([^{}]*)\})")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|cot|log|ln|exp|pi|infty|infinity|pm)(?![A-Za-z])")
-_LONG_EXPONENT = re.compile(r"\^ ?(-?\d{2,}|-\d)")
 _BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
 _PART = re.compile(r"(?:^|[\s,;])\(?(?:([a-h])|([1-9])|(i{1,3}|iv|v))\)[\s:]")
 _SEPARATOR = re.compile(r" ?(?:[,;] ?(?:and |or )?|(?<= )(?:and|or|&) )")
 _LOOSE_SPACE = re.compile(r" (?!\d)|(?<!\d) ")
-_ROOT = re.compile(r"\\sqrt ?\(")
+_LIST_LIKE_NUMBER = re.compile(r"\d{1,2}(?:, \d{3})+|\d{3}, \d{3}")
+_MIXED = re.compile(r"(?<![\d.^_}])(\d+)(?: ?\\frac\{(\d+)\}\{(\d+)\}| (\d+)/(\d+)(?![\d.]))")
+_EMPTY_SET = re.compile(r"\\\{ ?\\\}|(?<![A-Za-z])(?:the )?empty set(?![A-Za-z])")
+_INFINITY = re.compile(r"(?<![\\A-Za-z])((?:positive|negative) )?inf(?:inity)?(?![A-Za-z])", re.IGNORECASE)
+_PLUS_INFINITY = re.compile(r"(^|[(\[,]) ?\+ ?\\infty")
 _DEGREES_NUMBER = re.compile(r"(\d+(?:\.\d+)?) degrees")
 _OPENING, _CLOSING = "([{", ")]}"
+_MATRIX = re.compile(
+    r"(?P<opening>[(\[]?) ?\\begin\{(?P<kind>[pb]?matrix|smallmatrix|array)\}(?:\{[clr| ]*\})?"
+    r"(?P<body>(?:(?!\\begin|\\end).)*)\\end\{(?P=kind)\} ?(?P<closing>[)\]]?)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,30 +67,29 @@ class ListAnswer:
 @lru_cache(maxsize=4096)  # the responses to one prompt share the reference, and many of them are equal
 def normalise(text: str) -> str:
     """Returns `text` in one notation: plain text where it can be, LaTeX where it must be."""
-    if text.isascii() and text.isalnum():
+    if text.isascii() and (text.isdigit() or len(text) == 1 and text.isalpha()):
         return text
-    text = text.translate(_CHARACTERS).replace("**", "").replace(r"\%", "%").replace("{,}", ",")
+    is_ascii = text.isascii()
+    text = text.replace("\0", "") if is_ascii else characters.rewrite_characters(text)
+    text = characters.remove_bold(text.replace("`", "")).replace(r"\%", "%").replace("{,}", ",")
     text = _drop_dollars(text)
     if "\\" in text:
         text = _normalise_latex(text)
-    text = _LONG_EXPONENT.sub(r"^{\1}", text)
-    text = " ".join(text.split()).strip("\"'")
-    if _ends_in_factorial(text):
-        return text
-    return text.removesuffix(".").rstrip().removesuffix("!").rstrip()
+    text = _rewrite_plain(" ".join(text.split()).strip("\"'"))
+    if not _ends_in_factorial(text):
+        text = text.removesuffix(".").rstrip().removesuffix("!").rstrip()
+    return text if is_ascii else rewrite_chinese(text)
 
 
 def remove_spaces(text: str) -> str:
-    """Removes the spaces that have no meaning in LaTeX; those between digits stay."""
-    return _LOOSE_SPACE.sub("", text) if " " in text else text
+    """Removes the spaces that have no meaning in LaTeX; those between digits stay, and 1, 234 is not 1,234."""
+    return text if " " not in text or _LIST_LIKE_NUMBER.fullmatch(text) else _LOOSE_SPACE.sub("", text)
 
 
 def to_latex(text: str) -> str:
     r"""Writes a normalised text as LaTeX that a parser reads as one expression: `sqrt(x)` as `\sqrt{x}`."""
     text = _FUNCTION.sub(lambda found: "\\" + found.group(1).replace("infinity", "infty") + " ", text)
-    while root := _ROOT.search(text):
-        end = _closing(text, root.end() - 1)
-        text = rf"{text[: root.start()]}\sqrt{{{text[root.end() : end]}}}{text[end + 1 :]}"
+    text = _MIXED.sub(_write_sum, text)
     if r"\sin" in text or r"\cos" in text or r"\tan" in text:
         text = _DEGREES_NUMBER.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     return text.replace("**", "^").replace(" degrees", r"^{\circ}").replace("%", r"\%")
@@ -128,18 +127,67 @@ def split_list(text: str) -> ListAnswer | None:
     return ListAnswer(items=signed, is_ordered=is_ordered, has_or=" or " in text)
 
 
+def read_matrix(text: str) -> ListAnswer | None:
+    """Returns the entries of a matrix; its brackets mean nothing, [[1, 2], [3, 4]] is one, too."""
+    rows = _read_rows(text)
+    if len({len(row) for row in rows}) != 1:
+        return None
+    items = tuple(cell.strip() for row in rows for cell in row)
+    return ListAnswer(items=items, brackets=f"{len(rows)} x {len(rows[0])}")
+
+
+def _read_rows(text: str) -> list[Sequence[str]]:
+    if text.startswith("[[") and text.endswith("]]"):
+        return [_split(row[1:-1]) for row in _split(text[1:-1]) if row[:1] == "[" and row[-1:] == "]"]
+    found = _MATRIX.fullmatch(text) if r"\begin" in text else None
+    if not found or bool(found["opening"]) != bool(found["closing"]):
+        return []
+    return [row.split("&") for row in found["body"].strip().removesuffix(r"\\").split(r"\\")]
+
+
 def _normalise_latex(text: str) -> str:
     for _ in range(text.count(r"\boxed") + text.count(r"\fbox")):
         if not (found := _BOX.search(text)):
             break
-        end = _closing(text, found.end() - 1)
+        end = characters.closing(text, found.end() - 1)
         text = text[: found.start()] + text[found.end() : end] + text[end + 1 :]
     text = _TEXT_GROUP.sub(r" \1 ", text)
     text = _DEGREES.sub(" degrees", text)
     text = _INVISIBLE.sub("", text)
     text = _SPACING.sub(" ", text)
     text = _COMMAND.sub(lambda found: _COMMANDS.get(found.group(1), found.group()), text)
-    return _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
+    return _SHORT_FRACTION.sub(r"\\frac{\1\2}{\3\4}", text)
+
+
+def _rewrite_plain(text: str) -> str:
+    """Applies the rules for shorthand that plain text and LaTeX share."""
+    if "sqrt" in text:
+        text = characters.brace_roots(text)
+    if "^" in text or "_" in text:
+        text = characters.brace_scripts(text)
+    if "." in text and not text.isalnum():
+        text = characters.write_cycles(text)
+    if " " in text or "'" in text:
+        text = characters.join_digits(text)
+    return _write_symbols(text)
+
+
+def _write_symbols(text: str) -> str:
+    r"""Writes words and brackets that mean a symbol as that symbol: `\{\}` as `\emptyset`, infinity as `\infty`."""
+    if "empty" in text or "{" in text:
+        text = r"\emptyset" if text == "{}" else _EMPTY_SET.sub(r"\\emptyset ", text).strip()
+    if "inf" in text.casefold():
+        text = _INFINITY.sub(
+            lambda word: ("-" if (word[1] or "")[:3].casefold() == "neg" else "") + r"\infty ", text
+        )
+        text = _PLUS_INFINITY.sub(r"\1\\infty", text).strip()
+    return text
+
+
+def _write_sum(found: re.Match[str]) -> str:
+    r"""Writes a mixed number as the sum it is, where a parser would see a product: `2\frac{1}{2}`."""
+    whole, top, bottom = (part for part in found.groups() if part)
+    return rf"({whole}+\frac{{{top}}}{{{bottom}}})" if int(top) < int(bottom) else found.group()
 
 
 def _drop_dollars(text: str) -> str:
@@ -150,18 +198,8 @@ def _drop_dollars(text: str) -> str:
     return text.replace(r"\$", "\0").replace("$", "").replace("\0", "$")
 
 
-def _closing(text: str, opening: int) -> int:
-    """Returns the position where the bracket at `opening` closes, or the length of the text."""
-    depth = 0
-    for position in range(opening, len(text)):
-        depth += (text[position] in _OPENING) - (text[position] in _CLOSING)
-        if not depth:
-            return position
-    return len(text)
-
-
 def _is_wrapped(text: str) -> bool:
-    return _closing(text, 0) == len(text) - 1
+    return characters.closing(text, 0) == len(text) - 1
 
 
 def _ends_in_factorial(text: str) -> bool:

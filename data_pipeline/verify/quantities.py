@@ -17,13 +17,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import lru_cache
+
+from data_pipeline.verify.rules.units import Unit, is_in_table, read_unit
 
 ROUNDED_DIGITS = 4
 """Significant digits an answer needs to stand for an exact value that it rounds."""
 REFERENCE_DIGITS = 3
 """Significant digits a reference needs to be taken for a rounded value."""
-MAX_UNIT_WORDS = 4
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _POWER = r"10 ?\^ ?(?:\{ ?([+-]?\d{1,3}) ?\}|(\d))"
@@ -32,52 +33,25 @@ _HEAD = re.compile(
     rf"(?P<power>{_POWER})"
     r"|(?:(?P<whole>\d+) ?)?\\frac ?\{ ?(?P<top>[+-]?\d+) ?\} ?\{ ?(?P<bottom>\d+) ?\}"
     r"|(?:(?P<whole2>\d+) )?(?P<top2>\d+) ?/ ?(?P<bottom2>\d+)(?![.\d])"
-    rf"|(?P<decimal>{_DECIMAL})(?P<scale>[eE][+-]?\d{{1,3}}(?!\d)| ?(?:\\cdot|\*|x) ?{_POWER})?"
+    rf"|(?P<decimal>{_DECIMAL})(?:\\overline\{{(?P<cycle>\d{{1,20}})\}})?"
+    rf"(?P<scale>[eE][+-]?\d{{1,3}}(?!\d)| ?(?:\\cdot|\*|x) ?{_POWER})?"
     r")"
 )
-_RATIO = re.compile(r"(\d+(?:\.\d+)?) ?: ?(\d+(?:\.\d+)?)")
+_RATIO = re.compile(r"(\d+(?:\.\d+)?) ?: ?((?!0\d)\d+(?:\.\d+)?)")  # 9:05 is a time
 _RATIO_IN_WORDS = re.compile(r"(\d+) to (\d+)")
-_CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
-_SCALE = re.compile(r" ?(hundred|thousand|million|billion|trillion|dozen)(?![A-Za-z])")
-_SCALES = dict(hundred=100, thousand=1_000, million=10**6, billion=10**9, trillion=10**12, dozen=12)
-
-_UNIT_TOKEN = re.compile(r" ?([A-Za-zµΩ%]+|\^ ?\{? ?-?\d ?\}?|/|\*|\\cdot|\\mu|\\Omega) ?")
-_TRIGONOMETRY = re.compile(r"sin|cos|tan|cot")
-_NOT_UNITS = frozenset(("sin", "cos", "tan", "log", "sqrt", "exp", "mod", "max", "pi", "not", "plus", "minus")) | {
-    "times", "wrong", "false", "incorrect", "squared", "cubed", "factorial", "radical",
+_CURRENCIES = {
+    **dict.fromkeys(("$", "US$", "US $", "USD"), "dollar"), **dict.fromkeys(("€", "EUR"), "euro"),
+    **dict.fromkeys(("£", "GBP"), "sterling"), **dict.fromkeys(("CNY", "RMB"), "yuan"),
+    **dict.fromkeys(("¥", "JPY"), "yen"), **dict.fromkeys(("₹", "INR", "Rs", "Rs."), "rupee"),
 }  # fmt: skip
-# Entries between "|": base, factor, names. Names are singular; a plural s is removed where the name is not found.
-_UNITS = """
-m 1 m meter metre|m 1/100 cm centimeter centimetre|m 1/1000 mm millimeter millimetre|m 1/10 dm decimeter decimetre
-m 1000 km kilometer kilometre|m 1/1000000 um µm micrometer|m 1/1000000000 nm nanometer|in 1 in inch inches
-in 12 ft foot feet|in 36 yd yard|in 63360 mi mile|g 1 g gram gramme gm|g 1000 kg kilogram kilo|g 1/1000 mg milligram
-g 1000000 t ton tonne|oz 1 oz ounce|oz 16 lb lbs pound|s 1 s sec second|s 60 min minute|s 3600 h hr hour
-s 86400 d day|s 604800 wk week|s 1/1000 ms millisecond|month 1 month|month 12 yr year|l 1 l L liter litre
-l 1/1000 ml mL milliliter millilitre|rad 1 rad radian|deg 1 degree deg|celsius 1 celsius C|fahrenheit 1 fahrenheit F
-K 1 K kelvin|N 1 N newton|N 1000 kN kilonewton|J 1 J joule|J 1000 kJ kilojoule|W 1 W watt|W 1000 kW kilowatt
-V 1 V volt|A 1 A amp ampere|A 1/1000 mA milliampere|ohm 1 ohm Ω Omega|Pa 1 Pa pascal|Pa 1000 kPa kilopascal
-Hz 1 Hz hertz|Hz 1000 kHz kilohertz|Hz 1000000 MHz megahertz|mol 1 mol mole|dollar 1 dollar usd USD|dollar 1/100 cent
-euro 1 euro eur|% 1 % percent pct percentage
-"""
-_SPELLINGS = (
-    (re.compile(r"(?<![A-Za-z])(?:square|sq\.?) ([A-Za-z]+)"), r"\1^2"),
-    (re.compile(r"(?<![A-Za-z])(?:cubic|cu\.?) ([A-Za-z]+)"), r"\1^3"),
-    (re.compile(r" squared(?![A-Za-z])"), "^2"),
-    (re.compile(r" cubed(?![A-Za-z])"), "^3"),
-    (re.compile(r"degrees (?=(?:C|F|celsius|fahrenheit)(?![A-Za-z]))", re.IGNORECASE), ""),
-    (re.compile(r"(?<![A-Za-z])mph(?![A-Za-z])"), "mi/h"),
-    (re.compile(r"(?<![A-Za-z])km?ph(?![A-Za-z])"), "km/h"),
-    (re.compile(r" per "), "/"),
-)
+_CURRENCY = re.compile(f"({'|'.join(sorted(map(re.escape, _CURRENCIES), reverse=True))}) ?(?=[-.\\d\\\\])")
+_PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z\u4e00-\u9fff]+)(?:,? and |, ?| |\Z|(?=\d))")
+_SCALE = re.compile(r" ?(hundred|thousand|million|billion|trillion|dozen|万|亿)(?![A-Za-z])")
+_SCALES = dict(
+    hundred=100, thousand=1_000, million=10**6, billion=10**9, trillion=10**12, dozen=12, 万=10**4, 亿=10**8
+)  # fmt: skip
+
 _PERCENT = (("%", 1),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """Powers of base units, such as (("m", 1), ("s", -1)), and how many of these the written unit is."""
-
-    bases: tuple[tuple[str, int], ...] = ()
-    factor: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +69,9 @@ def read_quantity(text: str) -> Quantity | None:
     r"""Returns the number with its unit that a normalised text is, or None: "$5", `\frac{1}{2} cm`, "3e8 m/s"."""
     if ratio := _read_ratio(text):
         return ratio
-    sign, text = ("-", text[1:].lstrip()) if text[:2] in ("-$", "-€", "-£") else ("", text)
-    currency = _CURRENCIES.get(text[:1], "")
-    head = _HEAD.match(text[1:].lstrip() if currency else text)
-    number = head and _read_number(head, sign)
+    found = _CURRENCY.match(text, 1 if text[:1] == "-" else 0)
+    head = _HEAD.match(text[found.end() :] if found else text)
+    number = head and _read_number(head, text[:1] if found else "")
     if not head or not number:
         return None
     rest = head.string[head.end() :]
@@ -106,9 +79,9 @@ def read_quantity(text: str) -> Quantity | None:
         number, rest = Quantity(value=number.value * _SCALES[scale.group(1)]), rest[scale.end() :]
     unit = read_unit(rest)
     if unit is None:
-        return None
-    if currency:
-        unit = replace(unit, bases=tuple(sorted((*unit.bases, (currency, 1)))))
+        return _read_compound(text)
+    if found:
+        unit = replace(unit, bases=tuple(sorted((*unit.bases, (_CURRENCIES[found.group(1)], 1)))))
     return replace(number, unit=unit)
 
 
@@ -136,48 +109,6 @@ def shared_decimals(given: Quantity | None, wanted: Quantity | None) -> int | No
         is_finer = not given or given.decimals is None or given.decimals > wanted.decimals
         return wanted.decimals if is_finer else None
     return None
-
-
-@lru_cache(maxsize=4096)
-def read_unit(text: str) -> Unit | None:
-    """Returns the unit that a normalised text is, or None: "m/s", "square meters", "N m", "apples"."""
-    text = _replace_words(text)
-    bases: dict[str, int] = {}
-    factor, position, direction, last = Fraction(1), 0, 1, ("", Fraction(1), 0)
-    while position < len(text):
-        token = _UNIT_TOKEN.match(text, position)
-        if not token or len(bases) > MAX_UNIT_WORDS:
-            return None
-        position, word = token.end(), token.group(1).strip("\\")
-        if word == "/":
-            direction = -1
-        elif word.startswith("^"):
-            if not last[2]:
-                return None  # 9^{9} is no 9 of something
-            power = int(word.strip("^{} ")) - 1
-            bases[last[0]] = bases.get(last[0], 0) + last[2] * power
-            factor *= last[1] ** (last[2] * power)
-        elif word not in ("*", "cdot"):
-            known = _find_unit(word)
-            if not known:
-                return None
-            last, direction = (*known, direction), 1
-            bases[last[0]] = bases.get(last[0], 0) + last[2]
-            factor *= last[1] ** last[2]
-    powers = sorted((base, power) for base, power in bases.items() if base and power)
-    return Unit(bases=tuple(powers), factor=factor)
-
-
-def split_unit(text: str) -> tuple[str, Unit]:
-    r"""Splits `8\pi cm^2` into expression and unit. Only units of the table are split off: x may be a variable."""
-    if _TRIGONOMETRY.search(text):
-        return text, Unit()  # the sine of 30 degrees is not in degrees
-    words = text.split(" ")
-    for start in range(max(1, len(words) - MAX_UNIT_WORDS), len(words)):
-        unit = read_unit(" ".join(words[start:]))
-        if unit and unit.bases and all(base in _base_units() for base, _ in unit.bases):
-            return " ".join(words[:start]), unit
-    return text, Unit()
 
 
 def _is_close(given: Quantity, wanted: Quantity) -> bool:
@@ -209,20 +140,47 @@ def _read_number(head: re.Match[str], sign_before: str) -> Quantity | None:
     if power := head["power"]:
         return Quantity(value=sign * _read_power(power), decimals=0)
     if decimal := head["decimal"]:
-        return _read_decimal(decimal.replace(",", ""), head["scale"] or "", sign)
+        return _read_decimal(decimal.replace(",", ""), head["cycle"] or "", head["scale"] or "", sign)
     top, bottom = int(head["top"] or head["top2"]), int(head["bottom"] or head["bottom2"])
     whole = int(head["whole"] or head["whole2"] or 0)
     return Quantity(value=sign * (whole + Fraction(top, bottom))) if bottom else None
 
 
-def _read_decimal(decimal: str, scale: str, sign: int) -> Quantity:
-    whole, _, behind = decimal.partition(".")
+def _read_decimal(decimal: str, cycle: str, scale: str, sign: int) -> Quantity | None:
+    r"""Reads 1.5, 1.5e3 and `0.1\overline{6}`, which is exact: 1/6."""
+    whole, point, behind = decimal.partition(".")
+    if cycle:
+        value = Fraction(
+            int(whole + behind + cycle) - int(whole + behind), 10 ** len(behind) * (10 ** len(cycle) - 1)
+        )
+        return Quantity(value=sign * value) if point and whole and not scale else None
     digits = len((whole + behind).lstrip("0"))
     value = sign * Fraction(f"{whole or '0'}.{behind or '0'}")
     if not scale:
         return Quantity(value=value, decimals=len(behind), digits=digits)
     power = Fraction(10) ** int(scale[1:]) if scale[0] in "eE" else _read_power(scale)
     return Quantity(value=value * power, decimals=0, digits=digits)
+
+
+def _read_compound(text: str) -> Quantity | None:
+    """Reads an amount in several units, the larger first: "2 h 30 min" is 150 min."""
+    parts, position = [], 0
+    while position < len(text):
+        found = _PART.match(text, position)
+        unit = found and read_unit(found.group(2))
+        if not found or not unit or not unit.bases or not is_in_table(unit):
+            return None
+        parts.append((Fraction(found.group(1)), unit))
+        position = found.end()
+    units = [unit for _, unit in parts]
+    is_falling = all(
+        a.bases == b.bases and a.factor > b.factor for a, b in zip(units, units[1:], strict=False)
+    )
+    if len(parts) < 2 or not is_falling or any(value.denominator > 1 for value, _ in parts[:-1]):
+        return None
+    return Quantity(
+        value=sum(value * unit.factor for value, unit in parts) / units[-1].factor, unit=units[-1]
+    )
 
 
 def _read_power(text: str) -> Fraction:
@@ -234,34 +192,3 @@ def _read_ratio(text: str) -> Quantity | None:
     found = _RATIO.fullmatch(text) or _RATIO_IN_WORDS.fullmatch(text)
     bottom = Fraction(found.group(2)) if found else 0
     return Quantity(value=Fraction(found.group(1)) / bottom) if found and bottom else None
-
-
-def _replace_words(text: str) -> str:
-    """Writes words for powers and quotients as signs: "square meters per day" as "meters^2/day"."""
-    text = text.strip()
-    if " " in text or "mph" in text or "kph" in text:
-        for pattern, sign in _SPELLINGS:
-            text = pattern.sub(sign, text)
-    return text.removesuffix(".")
-
-
-def _find_unit(word: str) -> tuple[str, Fraction] | None:
-    """Returns (base, factor) of a unit's name, or of a noun; None of what may be a variable."""
-    names, lower = _unit_names(), word.lower()
-    for name in (word, lower, lower.removesuffix("s"), lower.removesuffix("es")):
-        if name in names:
-            return names[name]
-    if len(word) < 3 or not word.isalpha() or lower in _NOT_UNITS:
-        return None
-    return lower.removesuffix("s"), Fraction(1)
-
-
-@cache
-def _unit_names() -> dict[str, tuple[str, Fraction]]:
-    entries = [entry.split() for line in _UNITS.split("\n") for entry in line.split("|") if entry]
-    return {name: (base, Fraction(factor)) for base, factor, *names in entries for name in names}
-
-
-@cache
-def _base_units() -> frozenset[str]:
-    return frozenset(base for base, _ in _unit_names().values())

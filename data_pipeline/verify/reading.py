@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from data_pipeline.verify.released import is_solution
+from data_pipeline.verify.rules.characters import remove_bold
 
 MAX_LINE_LEN = 1_000
 """Characters past which a last line is not read."""
@@ -19,7 +20,7 @@ MAX_LINE_LEN = 1_000
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
 _THINK = re.compile(r"</?think>")
 _BRACE = re.compile(r"[{}]")
-_STATEMENT = re.compile(r"=|:| (?:is|are|equals) ")
+_STATEMENT = re.compile(r"=|:|：| (?:is|are|equals) |答案[是为]")
 
 
 def read(response: str) -> tuple[str, float]:
@@ -81,11 +82,12 @@ def _read_braces(text: str, start: int) -> str:
 
 def _read_last_line(text: str, is_ended: bool) -> str:
     """Returns the answer that the last line states; a response of one line may be the bare answer."""
-    line = text[text.rfind("\n") + 1 :].replace("**", "").strip()
+    line = text[text.rfind("\n") + 1 :].strip()
     if len(line) > MAX_LINE_LEN:
         return ""
-    is_finished = is_ended or line.endswith(".") or "answer" in line.casefold()
+    is_whole, line = line == text, remove_bold(line).strip()
+    is_finished = is_ended or line.endswith((".", "。")) or "答案" in line or "answer" in line.casefold()
     marks = list(_STATEMENT.finditer(line))
     if marks and is_finished:
         return line[marks[-1].end() :].strip()
-    return line if line == text.replace("**", "") and not marks else ""
+    return line if is_whole and not marks else ""

@@ -12,16 +12,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from data_pipeline.verify.choices import read_choice, read_reference, strip_letter
+from data_pipeline.verify.choices import read_choice, read_reference
 from data_pipeline.verify.notation import (
     ListAnswer,
     normalise,
+    read_matrix,
     remove_spaces,
     split_list,
     strip_brackets,
     to_latex,
 )
-from data_pipeline.verify.quantities import is_same_quantity, read_quantity, shared_decimals, split_unit
+from data_pipeline.verify.quantities import is_same_quantity, read_quantity, shared_decimals
+from data_pipeline.verify.rules.times import is_same_time
+from data_pipeline.verify.rules.units import split_unit
+from data_pipeline.verify.rules.words import is_same_word, is_words, strip_qualifiers, strip_sentence
 
 IsEqual = Callable[[str, str, int | None], bool]
 """Compares two LaTeX expressions; numbers to so many decimals."""
@@ -31,33 +35,17 @@ MAX_LEN = 1_000
 MAX_ITEMS = 32
 MAX_DEPTH = 3
 
-_STATEMENT = re.compile(
-    r"(?:(?:so|thus|therefore|hence|then),? )?"
-    r"(?:the [a-z ]{1,60}?|it|this|that|there|answer|result|final answer) ?(?: is| are| equals| was|:)"
-    r"(?: (?:about|approximately|therefore))? (?!not )(.+)",
-    re.IGNORECASE,
-)
-_ABOUT = re.compile(r"(?:about |approximately |roughly |\\approx |≈ ?|~ ?|= ?)+")
-_REASON = re.compile(r",? (?:because|since) |, not ")
 _NAME = re.compile(
     r"(?:\\angle |\\triangle |angle )?[A-Za-z]{1,5}(?:_(?:\w|\{\w{1,5}\}))?'*(?: ?\([A-Za-z, ]{1,9}\))?"
     r"|\([A-Za-z, ]{3,11}\)|\\[A-Za-z]+(?:_(?:\w|\{\w{1,5}\}))?"
 )
-# "x \in" before a set, or a point's name before its coordinates
-_MEMBER = re.compile(r"[A-Za-z] ?\\in (?=[\[({\\])|[A-Z] ?(?=\([^()]+,[^()]+\)\Z)")
-_ORDINAL = re.compile(r"(\d)(?:st|nd|rd|th)")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|in) ")
-_WORDS = re.compile(r"[^\W\d_][^\W\d_]+(?:[ '-][^\W\d_]+)*|[^\W\d_](?:[ '-][^\W\d_]+)+")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTIONS = frozenset(
-    ["sqrt", "sin", "cos", "tan", "cot", "log", "exp", "inf", "infinity", "infty", "degrees"]
+    ["sqrt", "sin", "cos", "tan", "cot", "log", "exp", "degrees", "matrix", "pmatrix", "bmatrix", "array"]
 )
 _MATH = re.compile(r"sin|cos|tan|log|ln|[\d\\^_+*/=<>()-]|^[A-Za-z]{1,2}$")
-_NUMERALS = dict(
-    zero=0, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10, eleven=11, twelve=12
-)  # fmt: skip
-_CLOCK = re.compile(r"\d?\d:[0-5]\d")
-_YES_NO = ("yes", "no", "true", "false")
+_APART = re.compile(r"\d[ ~]+\d|:0\d")
 _RANK = ("exact", "choice", "number", "math", "undecided")
 
 
@@ -83,13 +71,13 @@ def _compare(given: str, wanted: str, is_equal: IsEqual | None, depth: int) -> s
         return "exact"
     if not depth:
         return "none"
-    given, wanted = _strip_qualifiers(_strip_sentence(given)), _strip_qualifiers(wanted)
+    given, wanted = strip_qualifiers(strip_sentence(given)), strip_qualifiers(wanted)
     if _is_same_text(given, wanted):
         return "exact"
-    if _is_words(wanted):
-        return "exact" if _is_same_word(given, wanted) else "none"
-    if _CLOCK.fullmatch(given) and _CLOCK.fullmatch(wanted):
-        return "none"  # two times of day rather than two ratios
+    if is_words(wanted):
+        return "exact" if is_same_word(given, wanted) else "none"
+    if (is_same := is_same_time(given, wanted)) is not None:
+        return "number" if is_same else "none"  # two times of day rather than two ratios
     if _is_same_number(given, wanted):
         return "number"
     if not (_RELATION.search(given + wanted) or r"\cup" in given + wanted):
@@ -106,10 +94,11 @@ def _compare_lists(given: str, wanted: str, is_equal: IsEqual | None, depth: int
         return _compare_single(given, wanted, is_equal)
     if not ours or not theirs:
         items = (ours or theirs or ListAnswer(items=())).items
-        if len(items) == 1:  # a set of one
+        if len(items) == 1 and r"\emptyset" not in items[0]:  # a set of one
             return _compare(*((items[0], wanted) if ours else (given, items[0])), is_equal, depth - 1)
         is_interval = len(items) == 2 and _RELATION.search(given + wanted)
-        return _compare_expressions(given, wanted, None, is_equal) if is_interval else "none"
+        is_computed = r"\begin" in given and r"\begin" in wanted  # 2 times a matrix
+        return _compare_expressions(given, wanted, None, is_equal) if is_interval or is_computed else "none"
     if len(ours.items) != len(theirs.items) or not _is_same_brackets(ours.brackets, theirs.brackets):
         return "none"
     is_ordered = _keeps_order(ours, theirs)
@@ -159,32 +148,16 @@ def _compare_expressions(given: str, wanted: str, decimals: int | None, is_equal
     words = set(_PROSE.findall(given)) ^ set(_PROSE.findall(wanted))
     if words - _FUNCTIONS or not (_MATH.search(given) and _MATH.search(wanted)):
         return "none"
+    given, wanted = to_latex(given), to_latex(wanted)
+    if _APART.search(given) or _APART.search(wanted):
+        return "none"  # a parser would multiply the numbers in "3 5", and divide the times in 9:05
     if is_equal is None:
         return "undecided"
-    return "math" if is_equal(to_latex(given), to_latex(wanted), decimals) else "none"
+    return "math" if is_equal(given, wanted, decimals) else "none"
 
 
 def _worst(outcomes: list[str]) -> str:
     return "none" if "none" in outcomes else max(outcomes, key=_RANK.index)
-
-
-def _strip_sentence(text: str) -> str:
-    """Removes the words around an answer: "The area is 5 because ..." gives "5"."""
-    if statement := _STATEMENT.fullmatch(text):
-        text = statement.group(1)
-    if reason := _REASON.search(text):
-        text = text[: reason.start()]
-    return strip_letter(text.strip())
-
-
-def _strip_qualifiers(text: str) -> str:
-    r"""Reduces "about 5", `x \in [0, 1]`, "P(1, 2)", "5th" and "five" to the value."""
-    for pattern in (_ABOUT, _MEMBER):
-        if found := pattern.match(text):
-            text = text[found.end() :]
-    if text[-2:] in ("st", "nd", "rd", "th"):
-        text = _ORDINAL.sub(r"\1", text)
-    return str(_NUMERALS.get(text.strip().casefold(), text.strip()))
 
 
 def _strip_names(given: str, wanted: str) -> tuple[str, str]:
@@ -223,7 +196,7 @@ def _read_list(text: str) -> ListAnswer | None:
         if len(values) < len(terms):
             return None
         return ListAnswer(items=tuple(str(value / values[0]) for value in values))
-    return split_list(text)
+    return read_matrix(text) or split_list(text)
 
 
 def _is_same_brackets(ours: str, theirs: str) -> bool:
@@ -245,22 +218,3 @@ def _is_same_text(given: str, wanted: str) -> bool:
 def _is_same_number(given: str, wanted: str) -> bool:
     ours, theirs = read_quantity(given), read_quantity(wanted)
     return bool(ours and theirs and is_same_quantity(ours, theirs))
-
-
-def _is_words(text: str) -> bool:
-    return bool(_WORDS.fullmatch(text)) and " and " not in text and " or " not in text
-
-
-def _is_same_word(given: str, wanted: str) -> bool:
-    """Compares without case, quotes, hyphens and leading article; "Yes, it is" equals "yes"."""
-    given, wanted = _fold_words(given), _fold_words(wanted)
-    if wanted in _YES_NO:
-        given, _, rest = (part.strip() for part in given.partition(","))
-        if rest.startswith(_YES_NO):
-            return False
-    return given == wanted
-
-
-def _fold_words(text: str) -> str:
-    words = text.casefold().replace("-", " ").replace('"', "").split()
-    return " ".join(words[1:] if words[:1] in (["the"], ["a"], ["an"]) else words)

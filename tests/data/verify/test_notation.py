@@ -17,7 +17,7 @@ from data_pipeline.verify.notation import (
         (r"$\dfrac12\,\text{cm}$", r"\frac{1}{2} cm"),
         (r"\boxed{\mathbf{B}}", "B"),
         ("**42**.", "42"),
-        ("（3，4）", "(3,4)"),
+        ("（3，4）", "(3, 4)"),
         ("−7", "-7"),
         (r"60^{\circ}", "60 degrees"),
         ("60°", "60 degrees"),
@@ -28,6 +28,7 @@ from data_pipeline.verify.notation import (
         ("5!", "5!"),
         ("It is 5 !", "It is 5"),
         (r"x \leqslant 3", r"x \le 3"),
+        ("2sqrt(x+1)", r"2\sqrt{x+1}"),
         (r"\boxed{\box\boxed{5}", r"\box5"),  # hostile nesting ends
     ],
 )
@@ -65,7 +66,7 @@ def test_brackets_around_one_item_are_stripped():
 
 
 def test_latex_for_the_parser():
-    assert to_latex("2sqrt(x+1)") == r"2\sqrt{x+1}"
+    assert to_latex(r"2\frac{1}{3}x") == r"(2+\frac{1}{3})x"
     assert to_latex("50%") == r"50\%"
     assert to_latex(r"\sin 30 degrees") == r"\sin (30\cdot\frac{\pi}{180})"
 

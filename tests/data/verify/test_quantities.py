@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.verify.notation import normalise
-from data_pipeline.verify.quantities import is_same_quantity, read_quantity, read_unit, split_unit
+from data_pipeline.verify.quantities import is_same_quantity, read_quantity
+from data_pipeline.verify.rules.units import read_unit, split_unit
 
 
 @given(st.integers(-999_999, 999_999), st.integers(1, 999))

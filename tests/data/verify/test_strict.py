@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import pytest
 
-from data_pipeline.verify.check import Mode, check_answer, check_text
+from data_pipeline.errors import BadSample
+from data_pipeline.verify.check import Mode, check_answer, check_reference, check_text
 from data_pipeline.verify.reading import read
 
 ROOT = Path(__file__).parents[3]
-KNOWN_MISTAKES = {  # docs/verify.md lists them; all but the first are right, and found wrong
-    "1,234",
+KNOWN_MISTAKES = {  # docs/verify.md lists them; all are right, and found wrong
     "-2, 1",
     r"\{1,2\}",
     "A B",
@@ -22,6 +22,7 @@ KNOWN_MISTAKES = {  # docs/verify.md lists them; all but the first are right, an
     "one half",
     "24 is the perimeter",
 }
+KNOWN_MISSES = {"2万5千", "第三", r"0.\overline{3}x", "2 m and 30 cm"}  # of the neighbours
 
 
 class Score(NamedTuple):
@@ -87,9 +88,28 @@ def test_held_out_scores_do_not_fall_below_their_floor(mode, floor):
     assert found.precision >= floor.precision and found.recall >= floor.recall, found
 
 
+@pytest.mark.parametrize("name", ["checker_cases.jsonl", "checker_neighbours.jsonl"])
+def test_cases_and_their_neighbours_are_decided_rightly(name):
+    rows = read_pairs(name)
+    found = [check_answer(row["response"], row["answer"]).accuracy for row in rows]
+    assert not [row for row, is_right in zip(rows, found, strict=True) if is_right > row["accuracy"]]
+    missed = [row for row, is_right in zip(rows, found, strict=True) if is_right < row["accuracy"]]
+    assert {read(row["response"])[0] for row in missed} <= KNOWN_MISSES
+
+
+@pytest.mark.parametrize("mode", ["strict", "released"])
+@pytest.mark.parametrize("answer", ["", "  \n", "$$", "**", ".", "\u200b"])
+def test_empty_reference_is_refused(answer, mode):
+    for response in ("", tagged(""), tagged("5"), tagged(answer)):
+        verdict = check_text(response, answer, mode)
+        assert (verdict.accuracy, verdict.format, verdict.decided_by) == (0, 0, "no_reference")
+    with pytest.raises(BadSample, match="no_reference: answer: .* is no reference"):
+        check_reference(answer)
+
+
 def test_empty_answer_is_never_right():
-    for response, answer in [("", ""), (tagged(""), ""), (tagged("5"), ""), (tagged("$$"), "$$")]:
-        assert check_text(response, answer).decided_by == "none"
+    for response in ("", tagged(""), tagged("$$")):
+        assert check_text(response, "5").decided_by == "none"
 
 
 @pytest.mark.parametrize(

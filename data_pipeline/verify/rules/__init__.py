@@ -1,0 +1,1 @@
+"""Rules of the strict mode for one notation each; every function shows an example of what it does."""
