@@ -20,7 +20,7 @@ from benchmarks.environment import write_result
 from data_pipeline.select.config import DedupConfig
 from data_pipeline.select.encoders import IMAGE_DIM, TEXT_DIM
 from data_pipeline.select.fingerprints import Fingerprints, fingerprint_samples
-from data_pipeline.select.near_duplicates import Corpus, find_duplicates
+from data_pipeline.select.near_duplicates import FingerprintedFolder, find_duplicates
 from data_pipeline.sources.digits import digit_samples
 
 SIZES = (10_000, 100_000)
@@ -78,7 +78,7 @@ def _find(paths: tuple[Path, ...]) -> tuple[set[str], float, float, int]:
     before = after = process.memory_info().rss
     found: set[str] = set()
     start, used = time.perf_counter(), time.process_time()
-    for duplicate in find_duplicates([Corpus(digest="x", fingerprints=paths)], DedupConfig()):
+    for duplicate in find_duplicates([FingerprintedFolder(digest="x", fingerprints=paths)], DedupConfig()):
         found.add(duplicate.id)
         if len(found) % 100 == 0:
             after = process.memory_info().rss

@@ -21,7 +21,7 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.loader import Loader
-from data_pipeline.loader.order import draws
+from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.index import INDEX, VERSION, ShardIndex, rows_path
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples, digit_texts
@@ -96,7 +96,7 @@ def measure(folder: str) -> dict[str, float]:
 
 def draw(index: ShardIndex) -> None:
     """Draws the samples of a window, references and tokens only; no sample is read."""
-    for _ in islice(draws(index, 0), DRAWN):
+    for _ in islice(iterate_draws(index, 0), DRAWN):
         pass
 
 

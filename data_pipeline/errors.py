@@ -1,7 +1,7 @@
 """Bad records: the error that names one, the words for a row that does not fit, and the budget for many.
 
 >>> budget = ErrorBudget(limit=0.05, option="max_bad_samples", fix="repair the rows, or raise the limit")
->>> budget.add("mine.jsonl, row 3", mismatch("answer", "text", None, "fill the column"))
+>>> budget.add("mine.jsonl, row 3", column_error("answer", "text", None, "fill the column"))
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ErrorBudget:
         return "\n".join(f"  {count} {reason}, the first: {self.first[reason]}" for reason, count in ordered)
 
 
-def mismatch(column: str, wanted: str, seen: object, fix: str) -> BadSample:
+def column_error(column: str, wanted: str, seen: object, fix: str) -> BadSample:
     """Returns the error of a row whose column is missing or holds something else."""
     return BadSample("schema", f"{column}: wanted {wanted}, saw {describe(seen)}; {fix}")
 

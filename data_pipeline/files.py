@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,13 +72,20 @@ def read_json(path: Path) -> Any:
 
 
 def claim_folder(
-    folder: Path, manifest: str, wanted: Mapping[str, object], *, replace: bool = False, shared: bool = False
+    folder: Path,
+    manifest: str,
+    wanted: Mapping[str, object],
+    *,
+    replace: bool | Sequence[str] = False,
+    adopt: bool = False,
+    shared: bool = False,
 ) -> None:
     """Makes `folder` the output of the settings `wanted`, recorded in `folder`/`manifest`; creates both.
 
     Args:
         wanted: what decides the output, as JSON holds it: digests of the inputs and the settings.
-        replace: remove what other settings left there, instead of refusing it.
+        replace: remove what other settings left there, instead of refusing it; as names, only if no others differ.
+        adopt: files without a manifest belong to these settings, instead of being refused.
         shared: several processes may claim the folder at once.
 
     Raises:
@@ -89,11 +96,11 @@ def claim_folder(
     found = read_json(path) if path.exists() else None  # read last: another process may claim meanwhile
     if found == wanted:
         return
-    if found is None and has_files:
+    if found is None and has_files and not adopt:
         raise ValueError(f"{folder} is not empty and has no {manifest}; choose another folder, or delete it")
-    if found is not None and not replace:
-        check_settings(folder, found, wanted)
-    elif found is not None:
+    if found is not None and replace is not True:
+        check_settings(folder, found | {key: wanted[key] for key in replace or () if key in found}, wanted)
+    if found is not None and replace:
         remove_folder(folder)
     write_json(path, wanted, shared=shared)
 

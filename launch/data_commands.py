@@ -129,7 +129,7 @@ def inspect(config: Annotated[InspectConfig, FLAT]) -> None:
 
     Examples:
       omr data inspect shards/mine
-      omr data inspect shards/mine --sample 100 --seed 7 --out mine.html
+      omr data inspect shards/mine --samples 100 --seed 7 --out mine.html
     """
     from launch.report.samples_page import write_gallery
 

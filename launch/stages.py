@@ -10,7 +10,7 @@ from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 
-from data_pipeline.files import check_settings, read_json, write_json
+from data_pipeline.files import claim_folder, read_json, write_json
 from launch.config import DemoConfig
 
 MANIFEST, TIMES = "demo.json", "times.json"
@@ -27,9 +27,7 @@ class Demo:
         """
         self.root, self.config = Path(config.out), config
         settings = {name: value for name, value in asdict(config).items() if name != "out"}
-        manifest = self.root / MANIFEST
-        check_settings(self.root, read_json(manifest) if manifest.exists() else settings, settings)
-        write_json(manifest, settings)
+        claim_folder(self.root, MANIFEST, settings, adopt=True)
         times = self.root / TIMES
         saved = read_json(times) if times.exists() else {"seconds": {}, "interrupted": {}}
         self.seconds: dict[str, float] = saved["seconds"]

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from data_pipeline.encode.prompt_sharing import respond, share_prompt
-from data_pipeline.loader.packing import balance, blank, first_fit, pack, padded_length
+from data_pipeline.loader.packing import balance, build_blank, first_fit, pack, padded_length
 from data_pipeline.types import Example, PackedBatch, SampleRef, Tree
 from rl.types import RolloutBatch, TrainRollout
 
@@ -56,7 +56,7 @@ def build_batches(
         trees, pack_length=rules.pack_length, multiple=rules.multiple, pad_token_id=rules.pad_token_id
     )
     if not packs:
-        packed = blank(multiple=rules.multiple, pad_token_id=rules.pad_token_id)
+        packed = build_blank(multiple=rules.multiple, pad_token_id=rules.pad_token_id)
         zeros_T = torch.zeros(packed.num_tokens)
         return [
             RolloutBatch(packed=packed, advantages_T=zeros_T, old_logprobs_T=None, rollout_logprobs_T=zeros_T)

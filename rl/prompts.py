@@ -11,7 +11,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.image_header import image_size
 from data_pipeline.encode.images import final_size
 from data_pipeline.errors import BadSample, ErrorBudget
-from data_pipeline.loader.order import draws
+from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex, load_samples
 from data_pipeline.types import IMAGE_MARK, SampleRef
@@ -106,7 +106,7 @@ class PromptStream:
 
     def _go_to(self, epoch: int, position: int) -> None:
         self._epoch, self._position = epoch, position
-        self._order = draws(self._index, self._config.seed, epoch, position)
+        self._order = iterate_draws(self._index, self._config.seed, epoch, position)
 
 
 def read_prompt(shards: str | Path, ref: SampleRef, image: ImageConfig) -> Prompt:

@@ -14,9 +14,9 @@ from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.funnel import FunnelRow
 from data_pipeline.distill.asking import ask_questions
 from data_pipeline.distill.config import AskConfig, TeacherConfig
-from data_pipeline.distill.responses import ResponseStats, pass_rates, read_shard_responses, responses_digest
-from data_pipeline.distill.scoring import add_pass_rates
-from data_pipeline.distill.teacher import distilled_samples
+from data_pipeline.distill.responses import ResponseStats, read_shard_responses, responses_digest
+from data_pipeline.distill.scoring import add_pass_rates, compute_pass_rates
+from data_pipeline.distill.teacher import build_samples
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import DedupRunConfig, SelectConfig
@@ -137,12 +137,12 @@ def _select_samples(
     questions = ShardIndex.load(_folder(config, "filtered", source))
     if source.responses == "distill":
         responses = read_shard_responses(_folder(config, "distilled", source), questions, shard)
-        samples = distilled_samples(samples, responses, config.per_question, drop)
+        samples = build_samples(samples, responses, config.per_question, drop)
     elif config.responses.correct:  # a teacher's responses were checked when they came
         samples = add_verdicts(samples)
     if config.difficulty:
         responses = read_shard_responses(_folder(config, "difficulty", source), questions, shard)
-        samples = add_pass_rates(samples, pass_rates(responses), drop)
+        samples = add_pass_rates(samples, compute_pass_rates(responses), drop)
     return apply_filters(samples, build_filters(config.responses), drop)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data_pipeline.distill.responses import TeacherResponse
-from data_pipeline.distill.teacher import clean_question, parse_response, question_turns, target
+from data_pipeline.distill.teacher import build_target, clean_question, parse_response, question_turns
 from data_pipeline.served.client import ChatClient
 from data_pipeline.served.judge import judge
 from data_pipeline.types import Sample
@@ -22,7 +22,7 @@ def check_responses(
     """
     parsed = [parse_response(response.response or "") for response in responses]
     pairs = [
-        (target(thought, final) if thought and final else response.response or "", response.answer)
+        (build_target(thought, final) if thought and final else response.response or "", response.answer)
         for response, (thought, final) in zip(responses, parsed, strict=True)
     ]
     checked = []

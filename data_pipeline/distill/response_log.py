@@ -1,6 +1,6 @@
 """The append-only log of the responses to one shard, written while its questions are asked.
 
-A response is paid for: its line is written before anything else is done with it. A later line of the same question
+A response costs money, so its line is written before it is checked. A later line of the same question
 and rollout replaces an earlier one. When all responses are there and checked, a sorted file takes the log's place.
 """
 

@@ -10,7 +10,7 @@ Files are named by the shard's number in the index, because the sources of a mix
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -161,15 +161,6 @@ def responses_digest(out: str | Path, index: ShardIndex) -> str:
             raise ValueError(f"{out} lacks responses to {shard.file}; ask again: it continues")
         digest.update(summary.digest.encode())
     return digest.hexdigest()[:16]
-
-
-def pass_rates(responses: Iterable[TeacherResponse]) -> dict[str, float]:
-    """Returns the share of right responses among those received, for each question that received one."""
-    right: dict[str, list[bool]] = {}
-    for response in responses:
-        if not response.is_failed:
-            right.setdefault(response.id, []).append(response.accuracy > 0)
-    return {id: sum(found) / len(found) for id, found in right.items()}
 
 
 def stats_table(stats: Mapping[str, ResponseStats]) -> str:

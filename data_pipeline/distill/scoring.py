@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.distill.config import AskConfig
-from data_pipeline.distill.responses import pass_rates, read_shard_responses
+from data_pipeline.distill.responses import TeacherResponse, read_shard_responses
 from data_pipeline.files import atomic_writer
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.types import Sample
@@ -27,9 +27,18 @@ def write_scores(config: AskConfig) -> Path:
     path, index = Path(config.out) / SCORES, ShardIndex.load(config.shards)
     with atomic_writer(path) as file:
         for number in range(len(index.shards)):
-            for id, rate in pass_rates(read_shard_responses(config.out, index, number)).items():
+            for id, rate in compute_pass_rates(read_shard_responses(config.out, index, number)).items():
                 file.write(json.dumps({"id": id, "pass_rate": rate}).encode() + b"\n")
     return path
+
+
+def compute_pass_rates(responses: Iterable[TeacherResponse]) -> dict[str, float]:
+    """Returns the share of right responses among those received, for each question that received one."""
+    right: dict[str, list[bool]] = {}
+    for response in responses:
+        if not response.is_failed:
+            right.setdefault(response.id, []).append(response.accuracy > 0)
+    return {id: sum(found) / len(found) for id, found in right.items()}
 
 
 def read_scores(path: str | Path) -> dict[str, float]:

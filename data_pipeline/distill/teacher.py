@@ -43,7 +43,7 @@ def teacher_request(sample: Sample, rollout: int, teacher: TeacherConfig) -> tup
 
 
 def teacher_messages(sample: Sample, system_prompt: str) -> list[dict[str, object]]:
-    """Returns the turns before the sample's answer as OpenAI messages, with an image as a data URL at each mark.
+    """Returns the turns before the sample's response as OpenAI messages, with an image as a data URL at each mark.
 
     Raises:
         BadSample: there is no question, its marks do not match its images, or an image cannot be read.
@@ -102,12 +102,12 @@ def parse_response(text: str) -> tuple[str, str]:
     return (thought if has_thought else head).strip(), answer.strip() if has_answer and is_ended else ""
 
 
-def target(thought: str, answer: str) -> str:
+def build_target(thought: str, answer: str) -> str:
     """Returns the text that the student learns to write."""
     return f"<think>{thought}</think><answer>{answer}</answer>"
 
 
-def distilled_samples(
+def build_samples(
     samples: Iterable[Sample],
     responses: Iterable[TeacherResponse],
     per_question: int,
@@ -149,7 +149,7 @@ def _distilled(sample: Sample, response: TeacherResponse) -> Sample:
         "accuracy": response.accuracy,
         "decided_by": response.decided_by,
     }
-    learned = target(*parse_response(response.response or ""))
+    learned = build_target(*parse_response(response.response or ""))
     return replace(
         sample,
         id=f"{sample.id}#{response.rollout}",

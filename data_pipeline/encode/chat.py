@@ -119,7 +119,7 @@ class ChatEncoder:
     def encode_prompt(self, sample: Sample) -> Example:
         """Encodes the conversation up to the assistant's response; nothing is to be learned. Raises as encode()."""
         prompt_ids, images = self.engine_prompt(sample)
-        pixels, grids = vision.patches(images)
+        pixels, grids = vision.cut_patches(images)
         ids = np.array(prompt_ids)
         repeats = np.ones_like(ids)
         repeats[ids == self.image_token_id] = grids.numpy().prod(axis=1) // vision.MERGE**2

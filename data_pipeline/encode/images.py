@@ -91,7 +91,7 @@ def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH
     return sides[0], sides[1]
 
 
-def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+def cut_patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
     """Cuts RGB images whose sides are multiples of 28 into patches.
 
     Returns:
@@ -99,15 +99,15 @@ def patches(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         image_grid_thw [I, 3] int64, in patches.
     """
     if not images:
-        return no_patches()
+        return empty_patches()
     found = [_patchify(image) for image in images]
     pixels = found[0] if len(found) == 1 else np.concatenate(found)
     grids = [(1, image.height // PATCH, image.width // PATCH) for image in images]
     return torch.from_numpy(pixels), torch.tensor(grids)
 
 
-def no_patches() -> tuple[Tensor, Tensor]:
-    """Returns what patches() returns for no image."""
+def empty_patches() -> tuple[Tensor, Tensor]:
+    """Returns what cut_patches() returns for no image."""
     return torch.empty(0, PATCH_PIXELS, dtype=torch.uint8), torch.empty(0, 3, dtype=torch.int64)
 
 

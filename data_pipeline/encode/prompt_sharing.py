@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from data_pipeline.encode.images import no_patches
+from data_pipeline.encode.images import empty_patches
 from data_pipeline.types import Example, Tree
 
 
@@ -47,7 +47,7 @@ def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Ex
     input_ids = np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)
     positions = prompt.position_ids.numpy()
     following = np.arange(count) + (positions.max() + 1)
-    pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else no_patches()
+    pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else empty_patches()
     return Example(
         id=id,
         input_ids=torch.from_numpy(input_ids),

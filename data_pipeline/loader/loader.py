@@ -17,8 +17,8 @@ from itertools import islice
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.config import LoaderConfig
-from data_pipeline.loader.order import Draw, draws
-from data_pipeline.loader.packing import balance, blank, pack, padded_length
+from data_pipeline.loader.order import Draw, iterate_draws
+from data_pipeline.loader.packing import balance, build_blank, pack, padded_length
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import load_samples
 from data_pipeline.types import Example, PackedBatch, SampleRef
@@ -100,7 +100,7 @@ class Loader:
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
     def _steps(self) -> Iterator[Step]:
-        order = draws(self._index, self._config.seed, self._epoch, self._position)
+        order = iterate_draws(self._index, self._config.seed, self._epoch, self._position)
         while True:
             yield tuple(islice(order, self._config.global_batch_size))
 
@@ -150,7 +150,7 @@ class Loader:
                 bad.count(error.reason, f"{ref.id}: {error}")
         token, multiple = self._encoder.pad_token_id, self._multiple
         batches = pack(examples, pack_length=self._config.pack_length, multiple=multiple, pad_token_id=token)
-        batches = batches or [blank(multiple=multiple, pad_token_id=token)]
+        batches = batches or [build_blank(multiple=multiple, pad_token_id=token)]
         return [batch.pin() for batch in batches] if self._pin else batches, bad
 
     def _new_budget(self) -> ErrorBudget:

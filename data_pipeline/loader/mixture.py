@@ -47,7 +47,7 @@ def mix(config: MixConfig) -> list[Share]:
         weights = _read_weights(config, names)
         counts = allocate(sizes, weights, config.samples or None, config.max_epochs)
     if not sum(counts):
-        raise ValueError(f"nothing goes in: the sources hold {sum(sizes)} samples, counts are {counts}")
+        raise ValueError(f"the mixture is empty: the sources hold {sum(sizes)} samples, counts are {counts}")
     places = [_relative(place, out) for place in config.shards]
     shares = [
         Share(name=name, place=place, digest=index.digest, size=len(index), weight=weight, count=count)

@@ -37,7 +37,7 @@ class Draw(NamedTuple):
     position: int  # samples of the epoch drawn so far, with this one
 
 
-def draws(index: ShardIndex, seed: int, epoch: int = 0, position: int = 0) -> Iterator[Draw]:
+def iterate_draws(index: ShardIndex, seed: int, epoch: int = 0, position: int = 0) -> Iterator[Draw]:
     """Yields the samples of all epochs after that place, without end. The index must hold some, see load_samples."""
     counts = np.array([source.count for source in index.sources])
     blocks = -(-int(counts.sum()) // BLOCK)

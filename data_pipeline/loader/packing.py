@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.encode.images import no_patches
+from data_pipeline.encode.images import empty_patches
 from data_pipeline.types import Example, PackedBatch, Tree
 
 
@@ -85,9 +85,9 @@ def _parents(trees: Sequence[Tree]) -> Tensor | None:
     return torch.tensor(parents)
 
 
-def blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+def build_blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
     """Returns a micro-batch of pads outside the loss, for a rank that has no sample."""
-    pixels, image_grid_thw = no_patches()
+    pixels, image_grid_thw = empty_patches()
     pad = Example(
         id="",
         input_ids=torch.tensor([pad_token_id]),

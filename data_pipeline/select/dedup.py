@@ -17,7 +17,7 @@ from data_pipeline.parts import run_parts
 from data_pipeline.select.config import DedupRunConfig
 from data_pipeline.select.drop_lists import COUNTS, DROP_LISTS, DUPLICATES, Duplicate, Kind, write_drop_lists
 from data_pipeline.select.fingerprints import fingerprint_samples
-from data_pipeline.select.near_duplicates import Corpus, find_duplicates
+from data_pipeline.select.near_duplicates import FingerprintedFolder, find_duplicates
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.tables import text_table
@@ -33,7 +33,7 @@ def list_duplicates(config: DedupRunConfig) -> dict[str, dict[str, int]]:
         ValueError: a folder holds no shards or is given twice, or too many samples are unreadable.
     """
     out, num, indexes = Path(config.out), len(config.shards), _load_indexes(config)
-    corpora = [Corpus(digest=each.digest, fingerprints=_fingerprint_paths(config, each)) for each in indexes]
+    corpora = [_name_fingerprints(config, index) for index in indexes]
     shards = [
         (str(index.folder), number, path)
         for index, corpus in zip(indexes, corpora, strict=True)
@@ -54,7 +54,7 @@ def list_duplicates(config: DedupRunConfig) -> dict[str, dict[str, int]]:
     claim_folder(out / DROP_LISTS, "settings.json", settings, replace=True)
     counts = out / DROP_LISTS / COUNTS
     if not counts.exists():
-        fn = partial(_compare_share, config, corpora)
+        fn = partial(_compare, config, corpora)
         found = run_parts(fn, range(config.shares), work=config.work, desc="compare")
         _write_lists(config, indexes[:num], list(chain.from_iterable(found)), readable)
     corpora_counts = read_json(counts)["corpora"]
@@ -73,11 +73,12 @@ def _load_indexes(config: DedupRunConfig) -> list[ShardIndex]:
     return list(indexes.values())
 
 
-def _fingerprint_paths(config: DedupRunConfig, index: ShardIndex) -> tuple[Path, ...]:
-    """Returns a path per shard, named by its data and the encoder: fingerprints are used again by other runs."""
+def _name_fingerprints(config: DedupRunConfig, index: ShardIndex) -> FingerprintedFolder:
+    """Names a file per shard by its data and the encoder: fingerprints are used again by other runs."""
     keys = (f"{shard.sha256} {config.dedup.text_encoder}" for shard in index.shards)
     names = (hashlib.sha256(key.encode()).hexdigest()[:24] for key in keys)
-    return tuple(Path(config.out) / "fingerprints" / f"{name}.npz" for name in names)
+    paths = tuple(Path(config.out) / "fingerprints" / f"{name}.npz" for name in names)
+    return FingerprintedFolder(digest=index.digest, fingerprints=paths)
 
 
 def _fingerprint_shard(text_encoder: str, shard: tuple[str, int, Path]) -> None:
@@ -97,7 +98,7 @@ def _fingerprint_shard(text_encoder: str, shard: tuple[str, int, Path]) -> None:
 
 
 def _count_readable(
-    config: DedupRunConfig, indexes: Sequence[ShardIndex], corpora: Sequence[Corpus]
+    config: DedupRunConfig, indexes: Sequence[ShardIndex], corpora: Sequence[FingerprintedFolder]
 ) -> dict[str, list[int]]:
     """Returns by corpus how many samples of each shard could be read.
 
@@ -121,10 +122,9 @@ def _count_readable(
     return readable
 
 
-def _compare_share(config: DedupRunConfig, corpora: Sequence[Corpus], share: int) -> list[Duplicate]:
-    num = len(config.shards)
-    found = find_duplicates(corpora[:num], config.dedup, corpora[num:], share=share, num_shares=config.shares)
-    return list(found)
+def _compare(config: DedupRunConfig, corpora: Sequence[FingerprintedFolder], share: int) -> list[Duplicate]:
+    num, shares = len(config.shards), config.shares
+    return list(find_duplicates(corpora[:num], config.dedup, corpora[num:], share=share, num_shares=shares))
 
 
 def _write_lists(

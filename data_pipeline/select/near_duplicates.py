@@ -30,7 +30,7 @@ SLACK = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
+class FingerprintedFolder:
     """Fingerprints of a folder of shards."""
 
     digest: str  # of its ShardIndex: identifies the data, wherever the folder is
@@ -38,9 +38,9 @@ class Corpus:
 
 
 def find_duplicates(
-    corpora: Sequence[Corpus],
+    corpora: Sequence[FingerprintedFolder],
     config: DedupConfig,
-    against: Sequence[Corpus] = (),
+    against: Sequence[FingerprintedFolder] = (),
     *,
     share: int = 0,
     num_shares: int = 1,
@@ -57,7 +57,7 @@ def find_duplicates(
     if num_shares > 1 and not config.same_symbols:
         raise ValueError(f"shares={num_shares} needs dedup.same_symbols, which divides samples; use 1 share")
 
-    def load(corpus: Corpus) -> Iterator[_Shard]:
+    def load(corpus: FingerprintedFolder) -> Iterator[_ShardPrints]:
         for number, path in enumerate(corpus.fingerprints):
             prints = Fingerprints.load(path)
             if prints.encoder != config.text_encoder:
@@ -66,7 +66,7 @@ def find_duplicates(
                     f"{config.text_encoder!r}; fingerprint all corpora and benchmarks with the same"
                 )
             rows = np.flatnonzero(prints.symbols % num_shares == share)
-            yield _Shard(prints.at(rows), rows, corpus.digest, number)
+            yield _ShardPrints(prints.at(rows), rows, corpus.digest, number)
 
     benchmarks, all_kept = _KeptSamples(config), _KeptSamples(config)
     for corpus in against:
@@ -105,7 +105,7 @@ def _compare(comparison: _Comparison, decided: dict[int, _Found | None]) -> Iter
             comparison.keep(row)
 
 
-class _Shard:
+class _ShardPrints:
     """Fingerprints of a shard, all or a share, with joined vectors [N, D] float32: equal weights, length 1."""
 
     def __init__(self, prints: Fingerprints, rows: np.ndarray, corpus: str, number: int) -> None:
@@ -142,7 +142,7 @@ class _KeptSamples:
         self.ids: list[str] = []
         self.by_content: dict[int, int] = {}
 
-    def add(self, shard: _Shard, mask: np.ndarray) -> None:
+    def add(self, shard: _ShardPrints, mask: np.ndarray) -> None:
         """Adds the samples of a shard where `mask` [N] is true."""
         rows, first = np.flatnonzero(mask), len(self.ids)
         self._neighbours.add(shard.joined[rows])
@@ -151,7 +151,7 @@ class _KeptSamples:
         for key, content in enumerate(shard.prints.content[rows].tolist(), first):
             self.by_content.setdefault(content, key)
 
-    def find(self, shard: _Shard, least: float) -> list[np.ndarray]:
+    def find(self, shard: _ShardPrints, least: float) -> list[np.ndarray]:
         """Returns per sample of the shard the keys of its candidates: kept samples of at least that cosine."""
         keys, cosines = self._neighbours.find(shard.joined, CANDIDATES)
         # of equal cosines the earliest sample wins
@@ -172,7 +172,7 @@ class _Comparison:
     def __init__(
         self,
         config: DedupConfig,
-        shard: _Shard,
+        shard: _ShardPrints,
         benchmarks: _KeptSamples,
         searched: Sequence[_KeptSamples],
         *,

@@ -118,7 +118,7 @@ class ChatClient:
                 away_since = wait = 0.0
             else:
                 self._last_reply = clock()
-                self._say_up()
+                self._log_available()
                 return replace(reply, attempts=attempts)
             backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempts - 1, 16))
             await asyncio.sleep(max(wait, backoff * waits.uniform(0.5, 1.0)))
@@ -169,7 +169,7 @@ class ChatClient:
                     raise ValueError(f"{url} lists no models ({error}); set model") from error
                 self._check_unavailable(started, str(error))
             await asyncio.sleep(1.0)
-        self._say_up()
+        self._log_available()
         if len(names) != 1:
             raise ValueError(f"{url} serves {', '.join(names) or 'no model'}; set model to the one to ask")
         return names[0]
@@ -189,7 +189,7 @@ class ChatClient:
             tqdm.write(f"{self._config.base_url} {message}", file=sys.stderr)
         self._is_down = True
 
-    def _say_up(self) -> None:
+    def _log_available(self) -> None:
         if self._is_down:
             tqdm.write(f"{self._config.base_url} responds again", file=sys.stderr)
         self._is_down = False

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from data_pipeline.served.client import ChatClient, NoResponse
 from data_pipeline.served.config import ServerConfig
 
-MAX_ANSWER_LEN = 1_000
-"""Characters; a longer answer is not judged and stays wrong."""
+MAX_CANDIDATE_LEN = 1_000
+"""Characters; a longer candidate is not judged and stays wrong."""
 
 MAX_TOKENS = 1_024
 """Tokens of a reply; one that reaches them is not parsed."""
@@ -36,15 +36,15 @@ where the last line is either "Judgment: Equivalent" or "Judgment: Different".""
 _JUDGMENT = re.compile(r"Judgment:[ \t]*(Equivalent|Different)")
 
 
-async def judge(client: ChatClient, question: str, reference: str, answer: str) -> tuple[bool | None, str]:
-    """Returns whether the judge finds `answer` equivalent to `reference`, None without a clear verdict; and its reply.
+async def judge(client: ChatClient, question: str, answer: str, candidate: str) -> tuple[bool | None, str]:
+    """Returns whether the judge finds `candidate` equivalent to `answer`, None without a clear verdict; and its reply.
 
     Raises:
         ServerDown: the judge's server was unavailable for too long.
     """
-    if len(answer) > MAX_ANSWER_LEN:
-        return None, f"not judged: {len(answer)} characters"
-    fields = {"question": question, "reference": reference, "candidate": answer}
+    if len(candidate) > MAX_CANDIDATE_LEN:
+        return None, f"not judged: {len(candidate)} characters"
+    fields = {"question": question, "reference": answer, "candidate": candidate}
     body = {
         "messages": [
             {"role": "system", "content": INSTRUCTIONS},
@@ -55,7 +55,7 @@ async def judge(client: ChatClient, question: str, reference: str, answer: str) 
         "max_tokens": MAX_TOKENS,
     }
     try:
-        reply = await client.ask(body, f"{reference}/{answer}")
+        reply = await client.ask(body, f"{answer}/{candidate}")
     except NoResponse as error:
         return None, f"not judged: {error}"[:1_000]
     verdict = parse_judgment(reply.text) if reply.finish_reason == "stop" else None
@@ -77,7 +77,7 @@ def parse_judgment(reply: str) -> bool | None:
 
 
 def judge_pairs(config: ServerConfig, pairs: Sequence[tuple[str, str, str]]) -> list[bool | None]:
-    """Returns judge()'s verdicts on (question, reference, answer) in their order, for code without an event loop."""
+    """Returns judge()'s verdicts on (question, answer, candidate) in their order, for code without an event loop."""
 
     async def judge_all() -> list[bool | None]:
         async with ChatClient(config) as client:

@@ -49,7 +49,7 @@ class InspectConfig:
 
     shards: str
     """Folder with index.json and the .tar shards."""
-    sample: int = 24
+    samples: int = 24
     """Number of samples on the page."""
     seed: int = 0
     """Seeds their choice."""
@@ -57,4 +57,4 @@ class InspectConfig:
     """Path of the page."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, sample=1)
+        check_at_least(self, samples=1)

@@ -10,7 +10,7 @@ A finished stage is not run again; one that was killed continues after its finis
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,34 +46,34 @@ class StageReport:
 
 def run_stage(
     chain: Chain,
-    source: str,
+    shards: str,
     out: str,
     *,
     settings: dict[str, object],
     writer: ShardConfig = ShardConfig(),
     max_bad_samples: int | float = 100,
-    rewrite: bool = False,
+    rewrite: bool | Sequence[str] = False,
     work: WorkConfig = WorkConfig(),
 ) -> StageReport:
-    """Sends each shard of `source` through `chain` into a part of `out`.
+    """Sends each shard of `shards` through `chain` into a part of `out`.
 
     Args:
         chain: a module's function or a functools.partial of one; deterministic.
         settings: what decides the result besides the input and `writer`, as JSON holds it.
         max_bad_samples: unreadable samples are dropped and counted; past this many the stage stops.
-        rewrite: replace a stage of other settings or input, instead of refusing it.
+        rewrite: replace a stage of other settings or input, instead of refusing it; as names, only if no others differ.
 
     Raises:
         ValueError: `out` holds a stage of another input or of other settings, or too much cannot be read.
     """
-    folder, index = Path(out), ShardIndex.load(source)
+    folder, index = Path(out), ShardIndex.load(shards)
     wanted = {"input": index.digest, **settings, **asdict(writer)}
-    claim_folder(folder, MANIFEST, wanted, replace=rewrite or not any(folder.glob("*.tar")))
+    claim_folder(folder, MANIFEST, wanted, replace=not any(folder.glob("*.tar")) or rewrite)
     parts = range(len(index.shards))
     if not (folder / INDEX).exists():
-        fn = partial(_run_part, chain, source, out, writer, max_bad_samples)
+        fn = partial(_run_part, chain, shards, out, writer, max_bad_samples)
         run_parts(fn, parts, work=work, desc=f"write {folder.name}")
-    budget, reasons = _budget(source, index, max_bad_samples), Counter[str]()
+    budget, reasons = _budget(shards, index, max_bad_samples), Counter[str]()
     for part in parts:
         found = read_json(_drops_path(folder, part))
         for name, reason in found["bad"]:
@@ -84,11 +84,11 @@ def run_stage(
 
 
 def _run_part(
-    chain: Chain, source: str, out: str, writer: ShardConfig, max_bad_samples: int | float, part: int
+    chain: Chain, shards: str, out: str, writer: ShardConfig, max_bad_samples: int | float, part: int
 ) -> None:
     """Writes part `part` of a stage; a finished one is left as it is."""
-    index, bad, dropped = ShardIndex.load(source), list[tuple[str, str]](), list[tuple[str, str]]()
-    budget = _budget(source, index, max_bad_samples)
+    index, bad, dropped = ShardIndex.load(shards), list[tuple[str, str]](), list[tuple[str, str]]()
+    budget = _budget(shards, index, max_bad_samples)
 
     def skip(name: str, error: BadSample) -> None:
         bad.append((name, error.reason))
@@ -103,9 +103,9 @@ def _run_part(
     write_part(samples(), out, part, writer)
 
 
-def _budget(source: str, index: ShardIndex, limit: int | float) -> ErrorBudget:
+def _budget(shards: str, index: ShardIndex, limit: int | float) -> ErrorBudget:
     """Returns the budget of the whole stage; each part checks its own samples against it."""
-    fix = f"`omr data validate {source}` shows what is broken"
+    fix = f"`omr data validate {shards}` shows what is broken"
     return ErrorBudget(limit=limit, option="max_bad_samples", fix=fix, seen=len(index))
 
 

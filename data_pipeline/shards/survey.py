@@ -44,9 +44,9 @@ def survey(config: InspectConfig) -> Survey:
     index = ShardIndex.load(config.shards)
     if not len(index):
         raise ValueError(f"shards={config.shards} holds no samples; write some first")
-    size = min(len(index), max(config.sample, MAX_DRAWN))
+    size = min(len(index), max(config.samples, MAX_DRAWN))
     drawn = random.Random(config.seed).sample(range(len(index)), size)
-    on_page = set(drawn[: config.sample])
+    on_page = set(drawn[: config.samples])
     sources: Counter[str] = Counter()
     tokens, sizes, shown, broken = [], [], [], []
     text_only = unanswered = 0

@@ -178,7 +178,7 @@ def _members(key: str, sample: Sample) -> Iterator[bytes]:
 def _scale_images(sample: Sample, max_pixels: int) -> tuple[Sample, int, int]:
     """Returns the sample with images over the cap scaled down, their number, and its estimated tokens.
 
-    Four characters or 28 x 28 pixels count as a token: crude, but right in proportion.
+    Four characters or 28 x 28 pixels count as one token: a rough estimate, for comparing samples.
     """
     images = [_scale_image(image, max_pixels) for image in sample.images]
     tokens = sum(len(message.content) for message in sample.messages) // 4

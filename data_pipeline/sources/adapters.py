@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from data_pipeline.errors import BadSample, mismatch
+from data_pipeline.errors import BadSample, column_error
 from data_pipeline.sources.readers import Fields
 from data_pipeline.sources.rows import (
     Row,
@@ -42,7 +42,7 @@ class Conversations:
         turns, inside = read_conversation(row.fields.get(column), column)
         listed = list_images(row)
         if inside and listed:
-            raise mismatch("images", "images in the messages or in a column", listed, "keep one of both")
+            raise column_error("images", "images in the messages or in a column", listed, "keep one of both")
         given = row.fields.get("answer")
         is_given = given not in (None, "") and given == given  # no NaN
         response = turns[-1].content if turns[-1].role == "assistant" else ""
@@ -98,7 +98,7 @@ class Choices:
     def __call__(self, row: Row) -> Sample:
         options = row.fields.get("options")
         if not isinstance(options, (list, tuple)) or not 2 <= len(options) <= len(LETTERS):
-            raise mismatch("options", f"a list of 2 to {len(LETTERS)} texts", options, "drop the row")
+            raise column_error("options", f"a list of 2 to {len(LETTERS)} texts", options, "drop the row")
         listed, answer = [str(option).strip() for option in options], read_text(row, "answer")
         if answer not in listed:
             raise BadSample("answer", f"answer: wanted one of {listed}, saw {answer!r}; drop the row")
@@ -108,12 +108,12 @@ class Choices:
         return Questions(keep=self.keep)(replace(row, fields=lettered))
 
 
-def read_prompt(row: Row) -> Sample:
+def read_verl_row(row: Row) -> Sample:
     """Reads verl's RL rows: {prompt: [{role, content}], images?, reward_model: {ground_truth}}."""
     turns, inside = read_conversation(row.fields.get("prompt"), "prompt")
     reward = row.fields.get("reward_model")
     if not isinstance(reward, Mapping) or "ground_truth" not in reward:
-        raise mismatch("reward_model", "{ground_truth, style}", reward, "put the reference answer there")
+        raise column_error("reward_model", "{ground_truth, style}", reward, "put the reference answer there")
     return build_sample(
         row,
         messages=turns,
@@ -146,7 +146,7 @@ def read_tqa(row: Row) -> Sample:
         }
     except (KeyError, TypeError, AttributeError) as error:
         wanted = "a question with beingAsked, answerChoices, correctAnswer and imagePath"
-        raise mismatch("diagramQuestions", wanted, asked, "give tqa_v1_train.json") from error
+        raise column_error("diagramQuestions", wanted, asked, "give tqa_v1_train.json") from error
     return Choices(keep=("lesson",))(replace(row, fields=fields))
 
 
@@ -167,12 +167,12 @@ def _choose_by(column: str, released: Adapter, published: Adapter) -> Adapter:
     return lambda row: (released if column in row.fields else published)(row)
 
 
-_rl = partial(_choose_by, "reward_model", read_prompt)
+_rl = partial(_choose_by, "reward_model", read_verl_row)
 _we_math = _rl(Questions(row_id=("idx",), keep=("question_id", "difficulty", "knowledge points")))
 
 
 class Corpus(NamedTuple):
-    """Where a corpus is published, and how its rows are read."""
+    """A published corpus and the adapter of its rows."""
 
     published: str
     read: Adapter
@@ -188,7 +188,7 @@ CORPORA: dict[str, Corpus] = {
         Questions(question=("question", "problem", "query"), response="response", keep=("source",)),
     ),
     "prompts": Corpus(
-        "Your own rows in verl's form: {prompt, images?, reward_model: {ground_truth}}", read_prompt
+        "Your own rows in verl's form: {prompt, images?, reward_model: {ground_truth}}", read_verl_row
     ),
     # SFT
     "llava_cot": Corpus(
@@ -221,7 +221,7 @@ CORPORA: dict[str, Corpus] = {
     # RL
     "openmmreasoner_rl": Corpus(
         "OpenMMReasoner/OpenMMReasoner-RL-74K, a --rows.subset each: {prompt, images, reward_model}",
-        read_prompt,
+        read_verl_row,
     ),
     "mmk12": Corpus("FanqingM/MMK12: {id, question, answer, subject, image}", _rl(Questions(kind="subject"))),
     "thinklite_hard": Corpus(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipeline.encode.image_header import image_size
-from data_pipeline.errors import BadSample, mismatch
+from data_pipeline.errors import BadSample, column_error
 
 
 def read_image(value: object, folder: Path | None) -> bytes:
@@ -23,7 +23,7 @@ def read_image(value: object, folder: Path | None) -> bytes:
     elif isinstance(value, (bytes, bytearray, memoryview)):
         data = bytes(value)
     else:
-        raise mismatch("image", "bytes, {bytes, path}, a path or a data URL", value, "convert it")
+        raise column_error("image", "bytes, {bytes, path}, a path or a data URL", value, "convert it")
     image_size(data)  # refuses what is not an image; the loader finds what is broken after the header
     return data
 

@@ -16,7 +16,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.errors import BadSample, mismatch
+from data_pipeline.errors import BadSample, column_error
 
 Fields = Mapping[str, object]
 """The columns of a row."""
@@ -183,7 +183,7 @@ def _plain(value: object) -> object:
 
 def _as_fields(value: object) -> Fields:
     if not isinstance(value, Mapping):
-        raise mismatch("row", "an object of columns", value, "write one object per row")
+        raise column_error("row", "an object of columns", value, "write one object per row")
     return value
 
 
@@ -225,7 +225,7 @@ def _parse_record(record: Mapping[str, bytes]) -> Fields:
     except (ValueError, RecursionError) as error:
         raise BadSample("unreadable", f"{key}: {error}") from error
     if not isinstance(fields, Mapping):
-        raise mismatch(f"{key}.json", "an object of columns", fields, "write one object per sample")
+        raise column_error(f"{key}.json", "an object of columns", fields, "write one object per sample")
     named = fields.get("images")
     in_order = sorted(members, key=lambda name: (len(name.partition(".")[0]), name))  # 2.png before 10.png
     order = named if isinstance(named, list) and sorted(map(str, named)) == sorted(members) else in_order

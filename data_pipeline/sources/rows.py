@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import BadSample, mismatch
+from data_pipeline.errors import BadSample, column_error
 from data_pipeline.sources.image_values import read_image
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
 from data_pipeline.verify.released import find_marked_answer, trim
@@ -41,9 +41,9 @@ def read_text(row: Row, column: str) -> str:
     """
     value = row.fields.get(column)
     if column not in row.fields:
-        raise mismatch(column, "a column with text", None, f"this row has {', '.join(row.fields) or 'none'}")
+        raise column_error(column, "a text column", None, f"this row has {', '.join(row.fields) or 'none'}")
     if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value != value:  # NaN
-        raise mismatch(column, "text", value, "convert it, or choose the corpus that has this column")
+        raise column_error(column, "text", value, "convert it, or choose the corpus that has this column")
     if not str(value).strip():
         raise BadSample("text", f"{column}: wanted text, saw an empty one; drop the row")
     return str(value).strip()
@@ -83,15 +83,15 @@ def list_images(row: Row) -> list[object]:
 def read_conversation(turns: object, column: str) -> tuple[list[Message], list[object]]:
     """Returns the messages of turns {role, content} or {from, value}, and the images inside their contents."""
     if not isinstance(turns, (list, tuple)) or not turns:
-        raise mismatch(column, "a list of turns", turns, "write [{role, content}, ...]")
+        raise column_error(column, "a list of turns", turns, "write [{role, content}, ...]")
     messages, images = [], []
     for turn in turns:
         if not isinstance(turn, Mapping):
-            raise mismatch(column, "turns of {role, content}", turn, "write {role, content}")
+            raise column_error(column, "turns of {role, content}", turn, "write {role, content}")
         speaker = turn.get("role", turn.get("from"))
         role = ROLES.get(str(speaker))
         if role is None:
-            raise mismatch(f"{column}.role", f"one of {', '.join(ROLES)}", speaker, "rename or drop the turn")
+            raise column_error(f"{column}.role", f"one of {', '.join(ROLES)}", speaker, "rename or drop it")
         content, inside = _read_content(turn.get("content", turn.get("value")), column)
         messages.append(Message(role=role, content=content))
         images += inside
@@ -103,13 +103,13 @@ def _read_content(content: object, column: str) -> tuple[str, list[object]]:
     if isinstance(content, str):
         return content, []
     if not isinstance(content, (list, tuple)):
-        raise mismatch(f"{column}.content", "text or a list of parts", content, "write a text")
+        raise column_error(f"{column}.content", "text or a list of parts", content, "write a text")
     texts: list[str | None] = []  # None in the place of an image
     images: list[object] = []
     for part in content:
         if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
             wanted = "parts of type text, image or image_url"
-            raise mismatch(f"{column}.content", wanted, part, "drop the row")
+            raise column_error(f"{column}.content", wanted, part, "drop the row")
         if part["type"] == "text":
             texts.append(part["text"] if isinstance(part.get("text"), str) else "")
             continue

@@ -116,14 +116,14 @@ class VerifyPool:
         batch = self._take_batch(waiting)
         try:
             worker.connection.send_bytes(json.dumps([(t.extracted, t.answer) for t in batch]).encode())
-        except OSError:  # it died while idle: no response is at fault
+        except OSError:  # it died while idle: no task crashed it
             waiting.extendleft(reversed(batch))
             self._replace_worker(worker)
         else:
             worker.tasks.extend(batch)
 
     def _take_batch(self, waiting: deque[_Task]) -> list[_Task]:
-        """Takes the next tasks for one worker. A retry goes alone: if it crashes again, it alone is at fault."""
+        """Takes the next tasks for one worker. A retry goes alone: if it crashes again, the crash is its own."""
         most = min(_BATCH, -(-len(waiting) // len(self._workers)))
         batch, length = [waiting.popleft()], 0
         while waiting and len(batch) < most and not (batch[-1].is_retry or waiting[0].is_retry):
@@ -134,7 +134,7 @@ class VerifyPool:
         return batch
 
     def _handle_reply(self, worker: _Worker, waiting: deque[_Task]) -> None:
-        """Reads one reply. Of a dead worker, the first task is at fault and the others wait again."""
+        """Reads one reply. Where the worker died, its first task crashed it, and the others wait again."""
         try:
             outcome = worker.connection.recv_bytes().decode()
         except (EOFError, OSError):

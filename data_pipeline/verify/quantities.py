@@ -101,7 +101,7 @@ def is_same_quantity(given: Quantity, wanted: Quantity) -> bool:
 def shared_decimals(given: Quantity | None, wanted: Quantity | None) -> int | None:
     """Returns the decimals in which two numbers must agree where one rounds the other, else None.
 
-    None as an argument stands for an exact value that is no fraction, such as a root: 1.414 must agree in 3 decimals.
+    An argument of None is an exact value that is no fraction, such as a root: 1.414 must agree with it in 3 decimals.
     """
     if given and given.decimals and (not wanted or _is_repeating(wanted)):
         return given.decimals if given.digits >= ROUNDED_DIGITS else None

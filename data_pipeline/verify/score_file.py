@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from data_pipeline.errors import BadSample, ErrorBudget, mismatch
+from data_pipeline.errors import BadSample, ErrorBudget, column_error
 from data_pipeline.files import atomic_writer
 from data_pipeline.served.config import ServerConfig
 from data_pipeline.served.judge import judge_pairs
@@ -108,9 +108,9 @@ def _parse(line: bytes) -> dict:
         raise BadSample("schema", "not a JSON object")
     response, answer = row.get("response"), row.get("answer")
     if not isinstance(response, str):
-        raise mismatch("response", "a text", response, "put the model's response there")
+        raise column_error("response", "a text", response, "put the model's response there")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise mismatch("answer", "a text or a number", answer, "put the reference answer there")
+        raise column_error("answer", "a text or a number", answer, "put the reference answer there")
     check_reference(str(answer))
     return row
 

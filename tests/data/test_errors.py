@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from data_pipeline.errors import MIN_RECORDS, BadSample, ErrorBudget, describe, mismatch
+from data_pipeline.errors import MIN_RECORDS, BadSample, ErrorBudget, column_error, describe
 
 
 def budget(limit: int | float, **options: object) -> ErrorBudget:
@@ -71,7 +71,7 @@ def test_merge_adds_parts_and_keeps_the_first_case_across_processes():
 
 
 def test_bad_sample_keeps_its_reason_across_processes():
-    error = pickle.loads(pickle.dumps(mismatch("answer", "text", None, "fill the column")))
+    error = pickle.loads(pickle.dumps(column_error("answer", "text", None, "fill the column")))
     assert error.reason == "schema"
     assert str(error) == "schema: answer: wanted text, saw nothing; fill the column"
 

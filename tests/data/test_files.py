@@ -105,6 +105,26 @@ def test_claim_names_what_changed(tmp_path: Path):
     assert [left.name for left in tmp_path.iterdir()] == ["out"]
 
 
+def test_claim_replaces_only_where_the_named_settings_alone_differ(tmp_path: Path):
+    out = tmp_path / "out"
+    claim_folder(out, "made.json", WANTED)
+    (out / "result").touch()
+    with pytest.raises(ValueError, match="limit was None, is 3; set them back"):
+        claim_folder(out, "made.json", WANTED | {"input": "xyz", "limit": 3}, replace=("input", "limit"))
+    assert (out / "result").exists()
+    claim_folder(out, "made.json", WANTED | {"input": "xyz"}, replace=("input",))
+    assert [left.name for left in out.iterdir()] == ["made.json"]
+    assert read_json(out / "made.json")["input"] == "xyz"
+
+
+def test_claim_adopts_files_without_a_manifest_on_request(tmp_path: Path):
+    (tmp_path / "result").touch()
+    claim_folder(tmp_path, "made.json", WANTED, adopt=True)
+    assert (tmp_path / "result").exists() and read_json(tmp_path / "made.json")["input"] == "abc"
+    with pytest.raises(ValueError, match="input was 'abc', is 'xyz'"):
+        claim_folder(tmp_path, "made.json", WANTED | {"input": "xyz"}, adopt=True)
+
+
 def test_claim_takes_a_missing_setting_for_none_and_keeps_the_files(tmp_path: Path):
     claim_folder(tmp_path, "made.json", WANTED)
     (tmp_path / "result").touch()

@@ -1,4 +1,4 @@
-"""Waits for child processes by their titles, which Ray sets to the actor method that runs."""
+"""Waits for conditions, and for child processes by their titles, which Ray sets to the actor method that runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 import psutil
 
 
-def wait_until(is_true: Callable[[], bool], *, seconds: float = 120) -> None:
-    """Polls until `is_true()`.
+def wait_until(is_true: Callable[[], object], *, seconds: float = 120, every: float = 0.01) -> None:
+    """Polls `is_true()` each `every` seconds until it holds.
 
     Raises:
         TimeoutError: it stayed false for `seconds`.
@@ -17,8 +17,8 @@ def wait_until(is_true: Callable[[], bool], *, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not is_true():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s in vain")
-        time.sleep(0.01)
+            raise TimeoutError(f"condition not met in {seconds} s")
+        time.sleep(every)
 
 
 def wait_for_process(title: str) -> list[psutil.Process]:

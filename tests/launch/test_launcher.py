@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.launcher import RankError, rank_environment, run_local, start_ranks
+from tests.helpers.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.heavy
@@ -69,13 +70,6 @@ def start_a_child_and_sleep(folder: Path) -> None:
     time.sleep(300)
 
 
-def wait_for(condition, seconds: float = 150) -> bool:
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.05)
-    return condition()
-
-
 def pids(folder: Path) -> list[int]:
     return [int(path.stem) for path in folder.glob("*.pid")]
 
@@ -112,9 +106,9 @@ def test_result_that_cannot_be_pickled_is_a_failure():
 
 def test_leaving_the_block_kills_ranks_and_their_children(tmp_path: Path):
     with start_ranks(start_a_child_and_sleep, 2, tmp_path) as ranks:
-        assert wait_for(lambda: len(pids(tmp_path)) == 4)
+        wait_until(lambda: len(pids(tmp_path)) == 4)
         assert all(rank.process.is_alive() for rank in ranks)
-    assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+    wait_until(lambda: not any(map(is_running, pids(tmp_path))))
 
 
 def test_failure_ends_all_ranks_and_shows_the_cause():
@@ -140,14 +134,14 @@ def test_child_of_a_failed_rank_is_killed(tmp_path: Path):
     with pytest.raises(SystemExit):
         run_local(exit_without_its_child, 1, tmp_path, timeout=120)
     assert len(pids(tmp_path)) == 1
-    assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+    wait_until(lambda: not any(map(is_running, pids(tmp_path))))
 
 
 def test_timeout_ends_ranks_and_their_children(tmp_path: Path):
     with pytest.raises(RankError, match="2 of 2 ranks were still running after 10 s"):
         run_local(start_a_child_and_sleep, 2, tmp_path, timeout=10)
     assert len(pids(tmp_path)) == 4
-    assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+    wait_until(lambda: not any(map(is_running, pids(tmp_path))))
 
 
 @pytest.mark.parametrize(
@@ -162,11 +156,11 @@ def test_no_rank_outlives_its_launcher(number: signal.Signals, tmp_path: Path):
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
-        assert wait_for(lambda: len(pids(tmp_path)) == 4)
+        wait_until(lambda: len(pids(tmp_path)) == 4)
         assert all(map(is_running, pids(tmp_path)))
         launcher.send_signal(number)
         assert launcher.wait(150) != 0
-        assert wait_for(lambda: not any(map(is_running, pids(tmp_path))))
+        wait_until(lambda: not any(map(is_running, pids(tmp_path))))
     finally:
         launcher.kill()
 

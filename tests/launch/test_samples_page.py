@@ -136,7 +136,7 @@ def test_page_depends_on_the_seed_alone(tmp_path):
     )
 
     def page(seed: int) -> str:
-        config = InspectConfig(shards=str(tmp_path / "s"), sample=5, seed=seed, out=str(tmp_path / "p.html"))
+        config = InspectConfig(shards=str(tmp_path / "s"), samples=5, seed=seed, out=str(tmp_path / "p.html"))
         return write_gallery(config).read_text()
 
     assert page(0) == page(0) != page(1)
@@ -150,7 +150,7 @@ def test_statistics_of_a_large_folder_are_drawn(tmp_path):
         for number in range(3_000)
     )
     write_shards(mixed, tmp_path)
-    found = survey(InspectConfig(shards=str(tmp_path), sample=3))
+    found = survey(InspectConfig(shards=str(tmp_path), samples=3))
     assert found.looked_at == MAX_DRAWN and found.samples == 3_000 and len(found.shown) == 3
     assert abs(found.sources["a"] / found.looked_at - 2 / 3) < 0.05
     assert abs(found.unanswered / found.looked_at - 1 / 2) < 0.05
@@ -168,7 +168,7 @@ def test_unreadable_samples_are_named(tmp_path):
 def test_command_writes_the_page_or_explains_the_mistake(tmp_path, capsys):
     write_shards([text_sample(0)], tmp_path / "s")
     out = tmp_path / "deep" / "page.html"
-    assert cli.main(["data", "inspect", str(tmp_path / "s"), "--out", str(out), "--sample", "2"]) == 0
+    assert cli.main(["data", "inspect", str(tmp_path / "s"), "--out", str(out), "--samples", "2"]) == 0
     assert capsys.readouterr().out.strip() == str(out) and "Why?" in out.read_text()
     assert cli.main(["data", "inspect", str(tmp_path / "none")]) == 2
     assert "index.json does not exist" in capsys.readouterr().err

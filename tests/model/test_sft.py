@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,9 @@ from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from launch.launcher import RankError, start_ranks
+from launch.launcher import LocalRank, RankError, start_ranks
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
+from tests.helpers.processes import wait_until
 from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.heavy
@@ -78,6 +78,10 @@ def steps_logged(run: Path, count: int) -> bool:
     return path.exists() and path.read_text().count("\n") >= count
 
 
+def seen_or_all_dead(moment: Callable[[], bool], ranks: Sequence[LocalRank]) -> bool:
+    return moment() or not any(rank.process.is_alive() for rank in ranks)
+
+
 def writing_checkpoint(run: Path, step: int) -> bool:
     return (run / "checkpoints" / f".step-{step:08d}.partial").exists()
 
@@ -94,13 +98,7 @@ def test_killed_run_ends_with_the_same_bytes(finished: Path, config: SFTConfig, 
     kills = 0
     for moment in moments:
         with start_ranks(sft_rank, 2, replace(config, run=str(run))) as ranks:
-            deadline = time.monotonic() + 60
-            while (
-                not moment()
-                and any(rank.process.is_alive() for rank in ranks)
-                and time.monotonic() < deadline
-            ):
-                time.sleep(0.002)
+            wait_until(partial(seen_or_all_dead, moment, ranks), every=0.002)
             kills += any(rank.process.is_alive() for rank in ranks)
         # leaving the block sends SIGKILL to all ranks
     assert kills == len(moments)

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.config import RowsConfig
 from data_pipeline.sources.digits import digit_samples
 from launch.recipes.data import DATA_RECIPES
+from tests.helpers.processes import wait_until
 
 NAMES_FOLDERS = "dedup/drop_lists/counts.json"
 """The one file that names the folders of a curation."""
@@ -174,10 +174,8 @@ def test_a_killed_curation_continues_to_the_same_bytes(moment, recipe, reference
     config = replace(recipe, out=str(tmp_path))
     process = multiprocessing.get_context("spawn").Process(target=curate, args=(config,))
     process.start()
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / moment).glob("*")):
-        assert process.is_alive() and time.monotonic() < deadline, f"{moment} was not seen"
-        time.sleep(0.001)
+    wait_until(lambda: any((tmp_path / moment).glob("*")) or not process.is_alive(), every=0.001)
+    assert process.is_alive(), f"curate ended before {moment}"
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     assert not (tmp_path / FUNNEL).exists() or Funnel.load(tmp_path / FUNNEL).totals.get("mixed") is None

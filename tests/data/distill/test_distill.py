@@ -12,9 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +42,7 @@ from data_pipeline.verify.score_file import score_file
 from launch.cli import main
 from tests.helpers.flaky_proxy import Body, FlakyProxy, free_port
 from tests.helpers.model_server import ModelServer
+from tests.helpers.processes import wait_until
 
 pytestmark = pytest.mark.heavy
 
@@ -122,13 +121,6 @@ def stored(shards: Path, out: Path) -> list[TeacherResponse]:
 def content(responses: list[TeacherResponse]) -> list[TeacherResponse]:
     """Returns the responses without what depends on time."""
     return [replace(response, seconds=0.0, attempts=0) for response in responses]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < until, "nothing came within 120 s"
-        time.sleep(0.02)
 
 
 def tars(out: Path) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipeline.distill.responses import ResponseStats, TeacherResponse, pass_rates, stats_table
+from data_pipeline.distill.responses import ResponseStats, TeacherResponse, stats_table
 from data_pipeline.verify.record import ScoredResponse
 
 
@@ -43,11 +43,3 @@ def test_table_has_a_line_per_source_and_the_reasons():
     assert [line.split()[0] for line in lines] == ["source", "a", "b", "all", "failed:"]
     assert lines[3].split()[1] == "2,000" and lines[3].split()[-1] == "1.00"
     assert lines[4] == "failed: server 5, timeout 3"
-
-
-def test_pass_rate_counts_only_received_responses():
-    def response(id: str, accuracy: float, text: str | None = "x") -> TeacherResponse:
-        return TeacherResponse(id=id, response=text, accuracy=accuracy)
-
-    found = [response("a", 1.0), response("a", 0.0), response("a", 0.0, None), response("b", 0.0, None)]
-    assert pass_rates(found) == {"a": 0.5}

@@ -11,8 +11,8 @@ from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.curate import curate
 from data_pipeline.distill.asking import ask_questions
 from data_pipeline.distill.config import AskConfig, TeacherConfig
-from data_pipeline.distill.responses import ShardSummary, responses_digest
-from data_pipeline.distill.scoring import read_scores, write_scores
+from data_pipeline.distill.responses import ShardSummary, TeacherResponse, responses_digest
+from data_pipeline.distill.scoring import compute_pass_rates, read_scores, write_scores
 from data_pipeline.select.config import FilterConfig, SelectConfig
 from data_pipeline.select.select import select
 from data_pipeline.served.config import ServerConfig
@@ -25,6 +25,14 @@ from tests.helpers.adding_teacher import AddingTeacher, right, write_questions
 def asked(teacher: AddingTeacher, seed: int = 42) -> TeacherConfig:
     server = ServerConfig(base_url=teacher.url, retries=0)
     return TeacherConfig(server=server, k=2, checker=CheckerConfig(workers=1), max_failures=9, seed=seed)
+
+
+def test_pass_rate_counts_only_received_responses():
+    def response(id: str, accuracy: float, text: str | None = "x") -> TeacherResponse:
+        return TeacherResponse(id=id, response=text, accuracy=accuracy)
+
+    found = [response("a", 1.0), response("a", 0.0), response("a", 0.0, None), response("b", 0.0, None)]
+    assert compute_pass_rates(found) == {"a": 0.5}
 
 
 def test_scores_need_all_responses(teacher: AddingTeacher, tmp_path: Path):

@@ -12,11 +12,11 @@ from PIL import Image
 from data_pipeline.distill.config import TeacherConfig
 from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.distill.teacher import (
+    build_samples,
+    build_target,
     clean_question,
     data_url,
-    distilled_samples,
     parse_response,
-    target,
     teacher_messages,
     teacher_request,
 )
@@ -55,7 +55,9 @@ def sample() -> Sample:
 def test_response_is_parsed_by_the_recipes_rules(response: str, thought: str, answer: str):
     assert parse_response(response) == (thought, answer)
     if thought and answer:
-        assert parse_response(target(thought, answer)) == (thought, answer), "the learned text parses alike"
+        assert parse_response(build_target(thought, answer)) == (thought, answer), (
+            "the learned text parses alike"
+        )
 
 
 def test_format_phrases_are_removed():
@@ -136,15 +138,15 @@ def test_first_kept_responses_become_samples(sample: Sample):
         return TeacherResponse(id=sample.id, rollout=rollout, teacher="t", response=response, **verdict)
 
     responses = [respond(0, "wrong"), respond(1), respond(2, "truncated"), respond(3), respond(4)]
-    kept = list(distilled_samples([sample], responses, 2))
+    kept = list(build_samples([sample], responses, 2))
     assert [k.id for k in kept] == [f"{sample.id}#1", f"{sample.id}#3"]
     assert kept[0].messages[-1].content == f"<think>thinking 1</think><answer>{sample.answer}</answer>"
     assert kept[1].metadata["rollout"] == 3 and kept[1].metadata["question"] == sample.id
-    assert [len(list(distilled_samples([sample], responses, n))) for n in (1, 4, 8)] == [1, 3, 3]
+    assert [len(list(build_samples([sample], responses, n))) for n in (1, 4, 8)] == [1, 3, 3]
     others = [replace(sample, id="before"), sample, replace(sample, id="behind")]
-    assert list(distilled_samples(others, responses, 2)) == kept, "samples without a kept response give none"
+    assert list(build_samples(others, responses, 2)) == kept, "samples without a kept response give none"
     asked = iter([replace(response, id=id) for id in "abc" for response in responses])
-    stream = distilled_samples((replace(sample, id=id) for id in "abc"), asked, 2)
+    stream = build_samples((replace(sample, id=id) for id in "abc"), asked, 2)
     assert next(stream).id == "a#1" and len(list(asked)) >= 3 * 5 - 2, "no more is read than was asked for"
     with pytest.raises(ValueError, match="'gone', but no such question"):
-        list(distilled_samples(others, [*responses, replace(responses[1], id="gone")], 2))
+        list(build_samples(others, [*responses, replace(responses[1], id="gone")], 2))

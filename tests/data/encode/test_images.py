@@ -15,7 +15,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from data_pipeline.encode.config import ImageConfig
-from data_pipeline.encode.images import final_size, load_image, normalise, patches
+from data_pipeline.encode.images import cut_patches, final_size, load_image, normalise
 from data_pipeline.errors import BadSample
 
 CONFIG = ImageConfig(max_pixels=300_000)
@@ -48,7 +48,7 @@ def test_final_size_equals_smart_resize_and_is_stable(width, height):
 def test_pixels_and_patches_equal_the_processor(size):
     original = noise(*size)
     image = load_image(encode(original), CONFIG)
-    got_pixels, got_grid = patches([image])
+    got_pixels, got_grid = cut_patches([image])
     processor = Qwen2VLImageProcessorPil(min_pixels=CONFIG.min_pixels, max_pixels=CONFIG.max_pixels)
     for given_image in (original, image):  # the processor does not resize ours
         wanted = processor(images=[given_image], return_tensors="pt")
@@ -58,10 +58,10 @@ def test_pixels_and_patches_equal_the_processor(size):
 
 def test_patches_of_several_images_and_of_no_image():
     images = [noise(56, 84, 1), noise(112, 28, 2)]
-    values, grid = patches(images)
+    values, grid = cut_patches(images)
     assert grid.tolist() == [[1, 6, 4], [1, 2, 8]]
-    assert torch.equal(values, torch.cat([patches([image])[0] for image in images]))
-    values, grid = patches([])
+    assert torch.equal(values, torch.cat([cut_patches([image])[0] for image in images]))
+    values, grid = cut_patches([])
     assert values.shape == (0, 3 * 14 * 14) and grid.shape == (0, 3)
     assert values.dtype == torch.uint8 and grid.dtype == torch.int64
     assert normalise(values).shape == (0, 1176)

@@ -129,7 +129,7 @@ def test_a_mixture_reads_like_a_folder_and_moves_with_its_sources(folders, tmp_p
         (dict(max_epochs=0), "above 0"),
         (dict(out=""), "must both be given"),
         (dict(weights="a=2"), "samples is 0, which takes all"),
-        (dict(counts="a=0"), "nothing goes in"),
+        (dict(counts="a=0"), "the mixture is empty"),
         (dict(counts="a=1.5"), "must be a whole number"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.loader import order
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
-from data_pipeline.loader.order import draws
+from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
@@ -48,7 +48,7 @@ def mixed(folders: Path, counts: str, seed: int = 0) -> ShardIndex:
 
 
 def ids(index: ShardIndex, count: int, *, seed: int = 1, epoch: int = 0, position: int = 0) -> list[str]:
-    return [draw.ref.id for draw in islice(draws(index, seed, epoch, position), count)]
+    return [draw.ref.id for draw in islice(iterate_draws(index, seed, epoch, position), count)]
 
 
 def test_an_epoch_draws_every_sample_once_in_a_new_order(folders):
@@ -87,10 +87,13 @@ def test_the_order_can_start_anywhere(folders, monkeypatch, window, block, count
     monkeypatch.setattr(order, "BLOCK", block)
     index = mixed(folders, counts)
     size = sum(source.count for source in index.sources)
-    through = [(d.ref, d.tokens, d.epoch, d.position) for d in islice(draws(index, 1), 3 * size)]
+    through = [(d.ref, d.tokens, d.epoch, d.position) for d in islice(iterate_draws(index, 1), 3 * size)]
     places = [(epoch, position) for epoch in range(3) for position in range(0, size + 1, 7)]
     for epoch, position in [*places, (0, size), (1, size)]:
-        got = [(d.ref, d.tokens, d.epoch, d.position) for d in islice(draws(index, 1, epoch, position), 20)]
+        got = [
+            (d.ref, d.tokens, d.epoch, d.position)
+            for d in islice(iterate_draws(index, 1, epoch, position), 20)
+        ]
         start = epoch * size + position
         assert got[: len(through) - start] == through[start : start + 20]
 
@@ -133,7 +136,7 @@ def test_only_the_rows_of_one_window_are_read_at_a_time(folders, monkeypatch):
     monkeypatch.setattr(
         ShardIndex, "rows", lambda self, shard, rows=ShardIndex.rows: read.append(shard) or rows(self, shard)
     )
-    next(draws(index, 1, 0, 90))
+    next(iterate_draws(index, 1, 0, 90))
     assert len(read) == 2, "a place late in an epoch needs only the rows of its own window"
     read.clear()
     ids(index, 100)

@@ -19,7 +19,7 @@ from data_pipeline.select.config import DEDUP_PRESETS, DedupConfig
 from data_pipeline.select.drop_lists import Duplicate
 from data_pipeline.select.encoders import encode_image
 from data_pipeline.select.fingerprints import Fingerprints, fingerprint_samples
-from data_pipeline.select.near_duplicates import Corpus, find_duplicates
+from data_pipeline.select.near_duplicates import FingerprintedFolder, find_duplicates
 from data_pipeline.select.neighbours import Neighbours
 from data_pipeline.types import Sample
 from tests.helpers.alike import (
@@ -45,13 +45,13 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def corpus(folder: Path, name: str, samples: Sequence[Sample], *, shard: int = 1000) -> Corpus:
+def corpus(folder: Path, name: str, samples: Sequence[Sample], *, shard: int = 1000) -> FingerprintedFolder:
     paths = []
     for number, start in enumerate(range(0, len(samples), shard)):
         path = folder / f"{name}-{number}.npz"
         fingerprint_samples(samples[start : start + shard], "ngrams").save(path)
         paths.append(path)
-    return Corpus(digest=name, fingerprints=tuple(paths))
+    return FingerprintedFolder(digest=name, fingerprints=tuple(paths))
 
 
 def find(folder: Path, *corpora: Sequence[Sample], against=(), shard=1000, **config) -> list[Duplicate]:
@@ -316,7 +316,7 @@ def test_memory_does_not_grow_with_the_square_of_a_shard(tmp_path: Path):
     for first, second in copies:
         originals[second] = originals[first]
     prints.at(originals).save(tmp_path / "x.npz")
-    given = [Corpus(digest="x", fingerprints=(tmp_path / "x.npz",))]
+    given = [FingerprintedFolder(digest="x", fingerprints=(tmp_path / "x.npz",))]
     tracemalloc.start()
     found = [(d.of, d.row) for d in find_duplicates(given, DedupConfig())]
     peak = tracemalloc.get_traced_memory()[1]
@@ -346,5 +346,5 @@ def test_empty_shards_are_allowed(tmp_path: Path):
     empty = tmp_path / "empty.npz"
     fingerprint_samples([], "ngrams").save(empty)
     full = corpus(tmp_path, "full", [ask("a", "Who?"), ask("b", "Who?")])
-    both = Corpus(digest="x", fingerprints=(empty, *full.fingerprints))
+    both = FingerprintedFolder(digest="x", fingerprints=(empty, *full.fingerprints))
     assert [d.id for d in find_duplicates([both], DedupConfig())] == ["b"]

@@ -11,10 +11,8 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import finish_shards, write_part, write_shards
 from data_pipeline.types import Message, Sample
+from tests.helpers.processes import wait_until
 
 
 def samples_of(part: int) -> Iterator[Sample]:
@@ -161,10 +160,7 @@ def test_a_second_writer_of_a_part_is_refused_and_a_dead_one_does_not_block(tmp_
         target=_write_slowly, args=(tmp_path / "out", str(started))
     )
     other.start()
-    deadline = time.monotonic() + 60
-    while not started.exists():
-        assert time.monotonic() < deadline, "the other process did not start"
-        time.sleep(0.05)
+    wait_until(started.exists)
     with pytest.raises(ValueError, match=r"another process is writing part-000000 of .*; wait for it"):
         write(tmp_path / "out", 0)
     assert write(tmp_path / "out", 1) == 2, "other parts are not locked"
@@ -345,7 +341,7 @@ def test_wrong_limits_are_named(wrong: dict, message: str):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from tests.data.shards.test_writer import noise_samples
+from tests.helpers.noise import noise_samples
 from data_pipeline.shards.writer import write_shards
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_shards(noise_samples(4), Path(sys.argv[1]) / "warm")
@@ -354,12 +350,6 @@ index = write_shards(noise_samples(200), Path(sys.argv[1]) / "large")
 assert len(index.shards) == 1 and index.shards[0].bytes > 200e6
 print((peak() - before) * 1024)
 """
-
-
-def noise_samples(count: int) -> Iterator[Sample]:
-    """Samples of a megabyte each."""
-    for number in range(count):
-        yield replace(pictured(number), images=(np.random.default_rng(number).bytes(1_048_576),))
 
 
 def test_memory_does_not_grow_with_the_shard(tmp_path: Path):

@@ -42,9 +42,7 @@ def test_problems_name_row_wanted_seen_and_fix(tmp_path: Path):
     rows[6]["answer"] = ""
     ok, printed = check("questions", write_jsonl(tmp_path / "a.jsonl", rows))
     assert not ok and printed.startswith("questions: 3 of 8 rows match")
-    assert (
-        "row 1, schema: question: wanted a column with text, saw nothing; this row has id, answer" in printed
-    )
+    assert "row 1, schema: question: wanted a text column, saw nothing; this row has id, answer" in printed
     assert "row 2, schema: question: wanted text, saw a list of 2, first str 'a'; " in printed
     assert "row 4, image: cannot read" in printed and "is rows.images the right folder?" in printed
     assert "row 6, text: answer: wanted text, saw an empty one; drop the row" in printed

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from data_pipeline.sources.config import ImportConfig, RowsConfig
 from data_pipeline.sources.import_corpus import REPORT, ImportReport, import_corpus, read_corpus
 from launch import cli
 from tests.helpers.corpora import FIXTURES, fixture_rows, question_rows, write_corpus, write_jsonl
+from tests.helpers.processes import wait_until
 
 ROWS = question_rows(40)
 BAD = {"id": "bad", "question": "", "answer": "1"}
@@ -205,13 +205,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def wait_for_finished_part(out: Path, running: subprocess.Popen) -> Path:
     """Returns the first shard of a part that is finished while others are not."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and running.poll() is None:
-        if done := sorted(out.glob("part-*.json")):
-            assert not (out / "index.json").exists(), "the import is not finished"
-            return out / f"shard-{done[0].stem.removeprefix('part-')}-0000.tar"
-        time.sleep(0.01)
-    raise AssertionError("no part was finished in a minute")
+    wait_until(lambda: any(out.glob("part-*.json")) or running.poll() is not None)
+    assert running.poll() is None and not (out / "index.json").exists(), "the import is not finished"
+    done = min(out.glob("part-*.json"))
+    return out / f"shard-{done.stem.removeprefix('part-')}-0000.tar"
 
 
 @pytest.fixture(scope="module")

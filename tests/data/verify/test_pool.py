@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -12,6 +10,7 @@ import pytest
 from data_pipeline.verify.check import Verdict, check_answer
 from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
+from tests.helpers.processes import wait_until
 
 
 def tagged(answer: str) -> str:
@@ -50,13 +49,6 @@ def pool(request):
         yield pool
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
 def checked(pairs: list[tuple[str, str]], pool: VerifyPool) -> list[Verdict]:
     return [check_answer(*pair, pool.config.mode) for pair in pairs]
 
@@ -87,7 +79,7 @@ def test_hostile_answers_time_out_and_others_are_checked(pool):
     assert verdicts[0].format == 1.0  # the answer counts as wrong, its format still counts
     assert verdicts[1:7] == verdicts[8:14] == checked(MIXED, pool)
     assert (pool.counts - before)["timeout"] == 3
-    wait_for(lambda: len(checker_processes()) == 2)  # the last replacement has started
+    wait_until(lambda: len(checker_processes()) == 2)  # the last replacement has started
 
 
 def test_hostile_answer_in_a_batch_does_not_fail_the_others(pool):
@@ -129,7 +121,7 @@ def test_answer_that_crashes_every_worker_is_an_error():
 
 def test_worker_that_dies_idle_is_replaced(pool):
     # one that dies while it starts is an error
-    wait_for(lambda: pool.check_many(MIXED) and all(worker.is_ready for worker in pool._workers))
+    wait_until(lambda: pool.check_many(MIXED) and all(worker.is_ready for worker in pool._workers))
     before = pool.counts.copy()
     for process in checker_processes():
         process.kill()
