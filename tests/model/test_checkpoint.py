@@ -97,11 +97,12 @@ def test_another_layout_has_the_same_weights_and_makes_the_same_step(
     )
     assert before.keys() == before_there.keys()
     assert all(tensor.equal(before_there[name]) for name, tensor in before.items())
-    # layouts sum in another order
+    # layouts sum in another order: loss and norm differ by 3e-8 and 1.2e-7 in float32
     assert seen.loss == pytest.approx(wanted.loss, rel=1e-5)
     assert seen.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-4)
     assert seen.lr == wanted.lr
-    # equal optimizer states make equal updates; biases of keys have no gradient, so theirs follow rounding
+    # equal optimizer states make equal updates up to 3e-5, lost ones differ by their size (1); biases of keys have
+    # no gradient, so theirs follow rounding
     names = [name for name in after if name.endswith(".weight")]
     gaps = {n: float((after_there[n] - after[n]).norm() / (after[n] - before[n]).norm()) for n in names}
     assert max(gaps.values()) < 2e-2, gaps
