@@ -20,7 +20,7 @@ from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
 from rl.groups import build_records, score_groups
-from rl.prompts import read_prompts, unanswerable
+from rl.prompts import build_question_error, read_prompts
 from rl.rollout.engine import Engine
 from rl.types import Group, Prompt, Responses, Rollout
 
@@ -76,6 +76,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     with (
         VerifyPool(config.reward.checker) as pool,
         closing(Engine(config)) as engine,
+        # written in place, so that it can be followed; summary.json says that it is complete
         (out / "responses.jsonl").open("wb") as lines,
         tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
@@ -148,7 +149,7 @@ def paired_difference(
 
 def _rollouts(prompt: Prompt, responses: Responses) -> tuple[Rollout, ...]:
     if responses.fault:
-        raise unanswerable(prompt.ref, BadSample(*responses.fault))
+        raise build_question_error(prompt.ref, BadSample(responses.fault, responses.detail))
     return responses.rollouts
 
 

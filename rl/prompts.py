@@ -57,7 +57,7 @@ class PromptStream:
             prompts = self.take(missing)
             for prompt, responses in zip(prompts, generate(prompts), strict=True):
                 if responses.fault:
-                    self._skip(prompt.ref, BadSample(*responses.fault))
+                    self._skip(prompt.ref, BadSample(responses.fault, responses.detail))
                 else:
                     asked.append((prompt, responses.rollouts))
         return asked
@@ -141,10 +141,10 @@ def read_prompts(shards: str | Path, limit: int = 0, *, image: ImageConfig) -> l
         try:
             prompts.append(read_prompt(shards, ref, image))
         except BadSample as error:
-            raise unanswerable(ref, error) from error
+            raise build_question_error(ref, error) from error
     return prompts
 
 
-def unanswerable(ref: SampleRef, error: BadSample) -> ValueError:
+def build_question_error(ref: SampleRef, error: BadSample) -> ValueError:
     """Returns the error of an evaluation that meets a bad sample: scores on other questions do not compare."""
     return ValueError(f"question {ref.id} cannot be asked: {error}; fix it, or drop it for all models")

@@ -42,7 +42,8 @@ class Responses:
     """The result of asking an engine one prompt: its rollouts, or why the prompt cannot be asked."""
 
     rollouts: tuple[Rollout, ...] = ()
-    fault: tuple[str, ...] | None = None  # the arguments of the BadSample
+    fault: str = ""  # the reason of a BadSample: the prompt cannot be asked
+    detail: str = ""  # of the fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRollout:
-    """What the trainer learns from: a response and its advantage. The prompt's images stay in the shard."""
+    """A response with its advantage, as the trainer learns from it. The prompt's images stay in the shard."""
 
     ref: SampleRef
     token_ids: tuple[int, ...]

@@ -81,7 +81,7 @@ class Engine:
             try:
                 requests[number] = self._request(prompt)
             except BadSample as error:
-                found[number] = Responses(fault=error.args)
+                found[number] = Responses(fault=error.reason, detail=error.args[1])
         if requests:
             params = [self._params(prompts[number], sampling, step_seed) for number in requests]
             outputs = self._llm.generate(list(requests.values()), params, use_tqdm=False)

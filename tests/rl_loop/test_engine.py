@@ -69,7 +69,7 @@ def generate(
 ) -> list[tuple[Rollout, ...]]:
     """Returns the rollouts of prompts without a fault."""
     found = engine.generate(prompts, sampling, step_seed)
-    assert all(responses.fault is None for responses in found)
+    assert all(not responses.fault for responses in found)
     return [responses.rollouts for responses in found]
 
 
@@ -306,7 +306,7 @@ def test_prompts_that_cannot_be_read_are_returned_with_their_fault(
         engine._config = config
     assert [bool(r.fault) for r in found] == [False, True, False, True]
     assert tokens(found[0].rollouts) == tokens(whole[0]) and tokens(found[2].rollouts) == tokens(whole[1])
-    assert [r.fault[0] for r in [*none, *found] if r.fault] == ["image", "image", "text"]
+    assert [r.fault for r in [*none, *found] if r.fault] == ["image", "image", "text"]
 
 
 def test_temperature_other_than_the_engines_is_refused(

@@ -91,7 +91,8 @@ def test_prompt_that_the_engine_cannot_read_is_replaced_by_the_next(config: RLCo
     bad = ids(PromptStream(config).take(5))[1]
 
     def generate(prompts: list[Prompt]) -> list[Responses]:
-        return [Responses(fault=("image", "torn") if p.ref.id == bad else None) for p in prompts]
+        torn = Responses(fault="image", detail="torn")
+        return [torn if p.ref.id == bad else Responses() for p in prompts]
 
     stream, plain = PromptStream(config), PromptStream(config)
     asked = [prompt for prompt, _ in stream.ask(generate)]
@@ -102,7 +103,7 @@ def test_prompt_that_the_engine_cannot_read_is_replaced_by_the_next(config: RLCo
 
 def test_too_many_bad_prompts_stop_the_run(config: RLConfig) -> None:
     def generate(prompts: list[Prompt]) -> list[Responses]:
-        return [Responses(fault=("text", "forged")) for _ in prompts]
+        return [Responses(fault="text", detail="forged") for _ in prompts]
 
     with pytest.raises(ValueError, match=r"5 of 6 prompts are bad, more than max_bad_samples=4.*\n.*5 text"):
         PromptStream(replace(config, max_bad_samples=4)).ask(generate)
