@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.files import atomic_writer
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -69,7 +71,8 @@ def create_tiny_model(
     GenerationConfig(
         bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]
     ).save_pretrained(out)
-    (out / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n")
+    with atomic_writer(out / "preprocessor_config.json") as file:
+        file.write(json.dumps(_PREPROCESSOR, indent=2).encode() + b"\n")
 
 
 def train_tokenizer(texts: Iterable[str], config: TinyConfig):

@@ -36,20 +36,15 @@ class HfTensors:
         self._places = {modern_name(stored): (stored, file) for stored, file in files.items()}
 
     def check_names(self, wanted: Sequence[str]) -> None:
-        """Compares the names with those that a model needs.
-
-        Raises:
-            ValueError: a tensor is missing, or unexpected.
-        """
-        missing = [name for name in wanted if name not in self._places]
-        if missing:
-            raise ValueError(f"{self.folder} lacks {_some(missing)}; have {_some(sorted(self._places))}")
+        """Raises ValueError if a tensor that the model needs is missing, or one is unexpected."""
+        if missing := [name for name in wanted if name not in self._places]:
+            have = _list_names(sorted(self._places))
+            raise ValueError(f"{self.folder} lacks {_list_names(missing)}; have {have}")
         # files of tied models may repeat the embedding as lm_head; old ones stored rotary frequencies
         known = {*wanted, "lm_head.weight"}
-        unexpected = [n for n in self._places if n not in known and not n.endswith("inv_freq")]
-        if unexpected:
+        if unexpected := [n for n in self._places if n not in known and not n.endswith("inv_freq")]:
             raise ValueError(
-                f"{self.folder} has {_some(sorted(unexpected))}, which this model does not have; "
+                f"{self.folder} has {_list_names(sorted(unexpected))}, which this model does not have; "
                 f"check config.json (layers, tied embeddings, biases)"
             )
 
@@ -60,7 +55,7 @@ class HfTensors:
             return file.get_tensor(stored)
 
 
-def _some(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

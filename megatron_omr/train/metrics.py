@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a .jsonl file, without a line that a kill cut short."""
     rows = []
     for line in path.read_text().splitlines():
-        try:
+        with suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows
 
 
@@ -87,13 +86,12 @@ def _open_tensorboard(run: Path, first_step: int):
 def _open_wandb(run: Path, project: str, name: str):
     try:
         import wandb  # pyright: ignore[reportMissingImports] (optional)
-    except ImportError as missing:
-        raise ValueError(
-            f"log.wandb={project!r} needs the package wandb; run: pip install wandb"
-        ) from missing
+    except ImportError as error:
+        raise ValueError(f"log.wandb={project!r} needs the package wandb; run: pip install wandb") from error
     identity = run / "wandb_id"  # so that a resumed run continues its own page
     if not identity.exists():
-        identity.write_text(uuid.uuid4().hex)
+        with atomic_writer(identity) as file:
+            file.write(uuid.uuid4().hex.encode())
     return wandb.init(
         project=project,
         name=f"{run.parent.name}-{name}",
