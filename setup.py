@@ -48,7 +48,7 @@ EXTRAS = {
         "vllm==0.26.0",
     ],
     # For the machine that submits jobs, in an environment of its own: its pins clash with vLLM's.
-    # Newer releases of leptonai lack a module that NeMo-Run imports.
+    # Nothing imports them yet. Newer releases of leptonai lack a module that NeMo-Run imports.
     "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
     "dev": [
         "basedpyright",

@@ -19,7 +19,7 @@ FLAT = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class CommandGroup:
     """A command whose next word chooses one of several."""
 
     doc: str
@@ -31,7 +31,7 @@ class Group:
     """The option --preset names the command, by default the first, and not the next word."""
 
 
-Command: TypeAlias = Callable[..., None] | Group
+Command: TypeAlias = Callable[..., None] | CommandGroup
 
 
 def with_config(command: Callable[..., None], config: object, doc: str | None = None) -> Command:
@@ -41,16 +41,16 @@ def with_config(command: Callable[..., None], config: object, doc: str | None = 
     return bound
 
 
-def recipes(command: Callable[..., None], configs: Mapping[str, Callable[[], object]]) -> Group:
+def recipes(command: Callable[..., None], configs: Mapping[str, Callable[[], object]]) -> CommandGroup:
     """Returns the command with a base config to choose by the next word."""
     commands = {name: with_config(command, config(), config.__doc__) for name, config in configs.items()}
-    return Group(doc=command.__doc__ or "", commands=commands, kind="recipe")
+    return CommandGroup(doc=command.__doc__ or "", commands=commands, kind="recipe")
 
 
-def presets(command: Callable[..., None], configs: Mapping[str, object]) -> Group:
+def presets(command: Callable[..., None], configs: Mapping[str, object]) -> CommandGroup:
     """Returns the command with a base config to choose by --preset."""
     commands = {name: with_config(command, config) for name, config in configs.items()}
-    return Group(doc=command.__doc__ or "", commands=commands, kind="preset", by_preset=True)
+    return CommandGroup(doc=command.__doc__ or "", commands=commands, kind="preset", by_preset=True)
 
 
 def run(command: Command, words: Sequence[str], *, prog: str = "omr", examples: str = "") -> None:
@@ -63,7 +63,7 @@ def run(command: Command, words: Sequence[str], *, prog: str = "omr", examples: 
     text, _, own_examples = _doc(command).partition("Examples:\n")
     description, examples = text.partition("Args:\n")[0].strip(), own_examples or examples
     asked = not {"-h", "--help"}.isdisjoint(words)
-    if not isinstance(command, Group):
+    if not isinstance(command, CommandGroup):
         _call(command, words, prog=prog, description=description, examples=examples if asked else "")
         return
     commands = command.commands() if callable(command.commands) else command.commands
@@ -115,6 +115,7 @@ def _call(
 
 def _preset(default: str, words: Sequence[str], prog: str) -> tuple[str, Sequence[str]]:
     """Returns the value of --preset, and the other words."""
+    # not tyro's overridable_config_cli: it takes the name as the first word only
 
     def value(*, preset: str = default) -> str:
         return preset
@@ -123,4 +124,4 @@ def _preset(default: str, words: Sequence[str], prog: str) -> tuple[str, Sequenc
 
 
 def _doc(command: Command) -> str:
-    return cleandoc(command.doc if isinstance(command, Group) else command.__doc__ or "")
+    return cleandoc(command.doc if isinstance(command, CommandGroup) else command.__doc__ or "")

@@ -14,7 +14,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from data_pipeline.verify.config import VerifyConfig
-from launch.arguments import FLAT, Group, recipes, run
+from launch.arguments import FLAT, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
 from launch.launcher import RankError, launched_by_cluster, rank_environment, run_local
@@ -175,7 +175,7 @@ def report(run: Positional[Path]) -> None:
     print(write_report(run))
 
 
-CONVERT = Group(
+CONVERT = CommandGroup(
     doc="""Hugging Face folder to a checkpoint in any layout, and back: omr convert DIRECTION FROM OUT.
 
     Examples:
@@ -185,7 +185,7 @@ CONVERT = Group(
     commands={"to-megatron": to_megatron, "to-hf": to_hf},
     kind="direction",
 )
-OMR = Group(
+OMR = CommandGroup(
     doc="""Post-training of multimodal reasoners: SFT and RL of Qwen2.5-VL on Megatron-Core, Ray and vLLM.
 
     `omr COMMAND --help` explains a command, `omr sft RECIPE --help` every field of a recipe.
@@ -216,7 +216,7 @@ def _check_free(out: str) -> None:
 
 
 def _check_layout(model: str, parallel: ParallelConfig, processes: int) -> None:
-    """Finds a layout that cannot work before any rank starts."""
+    """Checks the layout before any rank starts."""
     parallel.check_model(ModelConfig.from_hf(model))
     parallel.dp(rank_environment()[1] if launched_by_cluster() else processes)
 

@@ -18,7 +18,7 @@ from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunC
 from data_pipeline.shards.config import InspectConfig, ShardConfig, ValidateConfig
 from data_pipeline.sources.config import CheckRowsConfig, ImportConfig, RowsConfig
 from data_pipeline.tables import text_table
-from launch.arguments import FLAT, Command, Group, presets, recipes, with_config
+from launch.arguments import FLAT, Command, CommandGroup, presets, recipes, with_config
 from launch.config import DigitsConfig
 from launch.recipes.data import DATA_RECIPES
 
@@ -277,7 +277,7 @@ _DEDUP = {name: DedupRunConfig(shards=MISSING, dedup=preset) for name, preset in
 _SELECT = {
     name: SelectConfig(shards=MISSING, out=MISSING, filters=preset) for name, preset in FILTER_PRESETS.items()
 }
-DATA = Group(
+DATA = CommandGroup(
     doc="""From rows to shards: omr data COMMAND.
 
     Examples:
@@ -288,7 +288,7 @@ DATA = Group(
     """,
     commands={
         "curate": recipes(curate, DATA_RECIPES),
-        "import": Group(doc=import_rows.__doc__ or "", commands=_imports, kind="corpus"),
+        "import": CommandGroup(doc=import_rows.__doc__ or "", commands=_imports, kind="corpus"),
         "dedup": presets(dedup, _DEDUP),
         "distill": distill,
         "score": with_config(score, AskConfig(shards=MISSING, out=MISSING, teacher=TeacherConfig(k=4))),

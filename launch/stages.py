@@ -20,7 +20,7 @@ class Demo:
     """The stages of one demo folder, and the seconds that each took."""
 
     def __init__(self, config: DemoConfig) -> None:
-        """Records the settings in the folder, which may hold results of single stages already.
+        """Writes the settings to the folder, which may already hold results of some stages.
 
         Raises:
             ValueError: it holds a demo with other settings.

@@ -93,9 +93,9 @@ def _replace_torch_cuda() -> None:
     """Makes "cuda" mean the CPU: current device, synchronisation, transfers, literal devices, generator."""
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
-    torch.cuda.current_stream = lambda device=None: None  # 0.19 asks for it, and uses it for CUDA graphs only
+    torch.cuda.current_stream = lambda device=None: None  # called by 0.19; only CUDA graphs use the result
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    # fills a cache: `with torch.device(...)` knows factories by identity, and must know the originals
+    # fills torch's cache of factories while they are the originals: `with torch.device(...)` compares identities
     _device_constructors()
     for name in ("zeros", "ones", "empty", "tensor", "full", "arange", "empty_like", "zeros_like"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))

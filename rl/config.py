@@ -36,7 +36,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How responses are sampled. Defaults are the published RL recipe; temperature 0 is greedy."""
+    """Sampling of responses. Defaults are the published RL recipe; temperature 0 is greedy."""
 
     n: int = 16
     """Responses per prompt: the group."""
@@ -62,7 +62,7 @@ PUBLISHED_CLIP = {"gspo": (3e-4, 4e-4), "grpo": (0.2, 0.2)}
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    """How rewards become a loss. Defaults are the published GSPO."""
+    """Computes a loss from rewards: algorithm and clipping. Defaults are the published GSPO."""
 
     name: Literal["gspo", "grpo"] = "gspo"
     clip_low: float | None = None

@@ -42,7 +42,7 @@ def assign_advantages(group: Group) -> list[TrainRollout]:
 
 
 def select_groups(algorithm: AlgorithmConfig, groups: Sequence[Group]) -> list[int]:
-    """Returns the indices of the groups to learn from: all, or those with a signal."""
+    """Returns the indices of the groups to train on: all, or those for which has_signal is true."""
     return [i for i, g in enumerate(groups) if not algorithm.drop_equal_groups or has_signal(g.rewards)]
 
 

@@ -28,7 +28,7 @@ class PackRules:
 def split_by_rank(
     rollouts: Sequence[TrainRollout], num_ranks: int, *, whole_groups: bool
 ) -> list[list[TrainRollout]]:
-    """Spreads rollouts over data-parallel ranks by the tokens of the responses; with few, some ranks get none.
+    """Returns the rollouts of each data-parallel rank, balanced by response tokens; with few, some ranks get none.
 
     `whole_groups` keeps the responses to one prompt on one rank, where they can share it.
     """
@@ -42,7 +42,7 @@ def build_batches(
 ) -> list[RolloutBatch]:
     """Encodes and packs rollouts, with advantages and engine logprobs on the response tokens.
 
-    Without rollouts there is one blank batch: it counts for nothing and keeps its rank in step with the others.
+    Without rollouts it returns one blank batch with loss weight 0, so that its rank takes part in collective calls.
     """
     names = [f"{rollout.ref.id} ({number})" for number, rollout in enumerate(rollouts)]
     trees = [

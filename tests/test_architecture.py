@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source: who imports whom, how large things are, what is not done.
+"""The rules of the code base, read from its source: who imports whom, how large things are, what is not done.
 
 Imports inside functions count like any other. Each rule also runs on a small tree that breaks it.
 """
@@ -78,7 +78,7 @@ BROAD_EXCEPTS = {
     "data_pipeline/shards/check_sample.py": {"_check_image"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
-    # a rank's last words, passed on to the process that started it
+    # a rank's exception, sent to its parent process
     "launch/launcher.py": {"_rank"},
     # the same from a Ray Data task, to the process that asked for it
     "data_pipeline/parts.py": {"run"},
@@ -162,7 +162,7 @@ def against_the_rooms(sources: list[Source]) -> Iterator[str]:
             continue
         room = source.module.split(".")[1]
         if room not in rooms:
-            yield f"{source.path}:1: {room} has no place in ROOMS; put it behind what it imports"
+            yield f"{source.path}:1: {room} is missing in ROOMS; put it behind what it imports"
             continue
         for found in imports(source):
             ours = (name.split(".")[1] for name in found.names if name.startswith(f"{source.package}."))
@@ -185,7 +185,7 @@ def out_of_confinement(sources: list[Source]) -> Iterator[str]:
             if rooms and not source.path.startswith(rooms):
                 yield f"{source.path}:{found.line}: {top} belongs in {' or '.join(rooms)}"
             if source.path.startswith(PURE) and top in ("ray", "vllm", "megatron"):
-                yield f"{source.path}:{found.line}: this room knows no {top}"
+                yield f"{source.path}:{found.line}: {source.path} must not import {top}"
 
 
 def relative_imports(sources: list[Source]) -> Iterator[str]:
@@ -272,7 +272,7 @@ def broad_excepts(sources: list[Source]) -> Iterator[str]:
 def _catches_everything(node: ast.AST) -> bool:
     if isinstance(node, ast.ExceptHandler):
         last = node.body[-1]
-        if isinstance(last, ast.Raise) and last.exc is None:  # tidies up, and lets it pass
+        if isinstance(last, ast.Raise) and last.exc is None:  # tidies up, and re-raises
             return False
         types = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
     elif isinstance(node, ast.Call) and _called(node) == "suppress":
@@ -359,7 +359,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_house_keeps(rule: Rule):
+def test_code_follows_rule(rule: Rule):
     broken = list(rule(read_sources(ROOT)))
     assert not broken, "\n" + "\n".join(broken)
 

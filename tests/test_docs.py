@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from launch.arguments import Command, Group, run
+from launch.arguments import Command, CommandGroup, run
 from launch.cli import OMR
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ page_of_docs = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name
 
 def without_effect(command: Command, seen: dict[str, Callable[..., None]]) -> Command:
     """Returns the command with functions that do nothing with their options; adds each function to `seen`."""
-    if isinstance(command, Group):
+    if isinstance(command, CommandGroup):
         found = command.commands() if callable(command.commands) else command.commands
         return replace(command, commands={name: without_effect(each, seen) for name, each in found.items()})
     function, bound = (command.func, command.keywords) if isinstance(command, partial) else (command, {})

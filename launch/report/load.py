@@ -1,4 +1,4 @@
-"""Reads the files of a run into frozen records; knows nothing of HTML.
+"""Reads the files of a run into frozen records; does not depend on HTML.
 
 A run may be unfinished, killed in mid-line or partly deleted: what cannot be read is left out and noted.
 """

@@ -58,7 +58,7 @@ def write_report(run: Path) -> Path:
         "run.html",
         title=f"{found.name} · run report",
         name=found.name,
-        lead=_lead(found),
+        lead=_summarize(found),
         tiles=_tiles(found),
         titles=titles,
         notes=[*(text for title, text in MISSING.items() if title not in titles), *found.notes],
@@ -71,7 +71,7 @@ def write_report(run: Path) -> Path:
     )
 
 
-def _lead(run: Run) -> str:
+def _summarize(run: Run) -> str:
     """Returns the steps of each training, the accuracies, and whether their difference excludes zero."""
     stages = ((run.sft, "supervised fine-tuning"), (run.rl, "reinforcement learning"))
     steps = [f"{len(stage.rows):,} steps of {name}" for stage, name in stages if stage]
@@ -127,10 +127,10 @@ def _evaluation_figure(evaluations: Sequence[Evaluation]) -> Figure:
         for fact in facts
     ]
     table = Table("Evaluations", ["", *map(_label, evaluations)], rows)
-    return Figure("evaluation", "Questions and responses", "", table=table, note=_flips(evaluations))
+    return Figure("evaluation", "Questions and responses", "", table=table, note=_count_changes(evaluations))
 
 
-def _flips(evaluations: Sequence[Evaluation]) -> str:
+def _count_changes(evaluations: Sequence[Evaluation]) -> str:
     """Returns how many questions turned right and how many wrong, between the first and the last evaluation."""
     before, after = evaluations[0].accuracy_by_id, evaluations[-1].accuracy_by_id
     shared = before.keys() & after.keys()

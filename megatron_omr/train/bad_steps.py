@@ -17,7 +17,7 @@ class BadSteps:
         """Returns the counts after one more step.
 
         Args:
-            skipped: whether its gradient was NaN or infinite, so that nothing was changed.
+            skipped: true if its gradient was NaN or infinite, so that nothing was changed.
             limit: optim.max_bad_steps, the largest number in a row.
             samples: returns the ids of the step's samples; called past the limit only.
 

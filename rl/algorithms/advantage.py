@@ -26,7 +26,7 @@ def compute_advantages(rewards_G: Tensor) -> Tensor:
 
 
 def has_signal(rewards: Sequence[Reward]) -> bool:
-    """Returns whether a group's responses differ in accuracy; a group of one always has a signal.
+    """Returns True if a group's responses differ in accuracy; a group of one always has a signal.
 
     The total is not compared: a group that agrees on accuracy and differs in format only would be normalised
     to full-size advantages for its format.

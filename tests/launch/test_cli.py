@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.arguments import Group
+from launch.arguments import CommandGroup
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_help_of_a_command_explains_and_ends_with_examples(command: str):
     assert done.returncode == 0 and not done.stderr
     description, _, examples = done.stdout.partition("examples:\n")
     found = cli.OMR.commands[command]
-    doc = found.doc if isinstance(found, Group) else found.__doc__
+    doc = found.doc if isinstance(found, CommandGroup) else found.__doc__
     assert doc.splitlines()[0] in description and "Examples:" not in description
     assert examples.strip() and all(line.startswith("  omr ") for line in examples.strip("\n").splitlines())
 
