@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -16,6 +17,8 @@ from rl.algorithms.advantage import compute_advantages, has_signal
 from rl.config import AlgorithmConfig, RewardConfig
 from rl.rewards import compute_reward
 from rl.types import Group, Prompt, Rollout, TrainRollout
+
+log = logging.getLogger(__name__)
 
 
 def score_groups(
@@ -76,6 +79,30 @@ def compute_metrics(
         "tokens_per_second": float(lengths.sum()) / seconds["seconds_generate"],
         **seconds,
     }
+
+
+class SignalWatch:
+    """Warns at a checkpoint when nothing was learned since the one before."""
+
+    def __init__(self) -> None:
+        self._has_learned = False
+        self._accuracies: list[float] = []  # mean of each group
+
+    def add(self, groups: Sequence[Group], kept: Sequence[Sequence[TrainRollout]]) -> None:
+        """Counts one step's groups, and those that were learned from."""
+        self._has_learned |= any(rollout.advantage != 0 for group in kept for rollout in group)
+        self._accuracies += [float(np.mean([r.verdict.accuracy for r in g.rewards])) for g in groups]
+
+    def warn(self, step: int) -> None:
+        """Logs that the checkpoint of `step` steps holds nothing new, and why, if so; counts anew."""
+        total, right, wrong = len(self._accuracies), self._accuracies.count(1), self._accuracies.count(0)
+        if not self._has_learned:
+            log.warning(
+                f"step {step}: nothing was learned since the last checkpoint: the responses to each of {total} "
+                f"prompts had equal accuracy ({right} all right, {wrong} all wrong); use prompts of another "
+                "difficulty, or raise sampling.n or prompts_per_step"
+            )
+        self._has_learned, self._accuracies = False, []
 
 
 def build_records(group: Group) -> list[ScoredResponse]:

@@ -13,7 +13,15 @@ from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.metrics import JsonLines, MetricsLog
 from megatron_omr.train.run_folder import list_checkpoints, save_config
 from rl.config import RLConfig
-from rl.groups import assign_advantages, build_row, compute_metrics, score_groups, select_groups, split_groups
+from rl.groups import (
+    SignalWatch,
+    assign_advantages,
+    build_row,
+    compute_metrics,
+    score_groups,
+    select_groups,
+    split_groups,
+)
 from rl.placement import build_engine_calls, check_gpus
 from rl.prompts import PromptStream
 from rl.rollout.manager import RolloutManager
@@ -54,7 +62,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
     if state:
         prompts.load_state_dict(state["prompts"])
     engines.update_weights(trainers.send_weights(version=first_step))
-    bad_steps = BadSteps(**state.get("bad_steps", {}))
+    bad_steps, signal = BadSteps(**state.get("bad_steps", {})), SignalWatch()
     log = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="rl")
     rows = JsonLines(run / "rollouts.jsonl", first_step=first_step)
     with closing(log), closing(rows):
@@ -68,6 +76,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
                 rollouts = [assign_advantages(group) for group in groups]
                 kept = [rollouts[i] for i in select_groups(config.algorithm, groups)]
                 trained = learn(config, trainers, rollouts, kept)
+                signal.add(groups, kept)
                 bad_steps = bad_steps.after(
                     trained["skipped_steps"] > 0,
                     limit=config.optim.max_bad_steps,
@@ -81,6 +90,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
             for group in groups[:LOGGED_GROUPS]:
                 rows.write(step, build_row(group))
             if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
+                signal.warn(step + 1)
                 trainers.save(step + 1, {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)})
 
 

@@ -37,12 +37,14 @@ _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_
 def save_checkpoint(
     trainer: Trainer, folder: Path, *, step: int, state: dict[str, Any], template: str | Path, keep: int
 ) -> Path:
-    """Saves after `step` steps, at least one, and removes all but the newest `keep`. Collective.
+    """Saves after `step` steps and removes all but the newest `keep`. Collective.
 
     Args:
         state: what the caller wants back on resuming, as JSON.
         template: the model's Hugging Face folder.
     """
+    for part in trainer.optimizer.chained_optimizers:  # before the first step there is no state to save
+        part.init_state_fn(part.optimizer, part.config)
     final = folder / f"step-{step:08d}"
     saved = {"step": step, "world_size": dist.get_world_size(), "state": state}
     _write(final, _sharded_state(trainer, is_loading=False, with_rng=True), saved, template)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from megatron_omr.config import ParallelConfig
+from megatron_omr.dtypes import Precision
 from megatron_omr.train.run_folder import list_checkpoints
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import exported, random_micro_batches, tiny_trainer
@@ -59,11 +60,13 @@ def _next_step(trainer: Any, parallel: ParallelConfig, out: str) -> Step:
     return Step(loss=result.loss, grad_norm=result.grad_norm, lr=result.lr)
 
 
-def _load(folder: str, parallel: ParallelConfig, checkpoint: str, out: str) -> tuple[int, Any, Step]:
+def _load(
+    folder: str, parallel: ParallelConfig, checkpoint: str, out: str, precision: Precision = "fp32"
+) -> tuple[int, Any, Step]:
     from megatron_omr.train.checkpoint import load_checkpoint
     from megatron_omr.train.step import train_step
 
-    trainer = tiny_trainer(folder, parallel)
+    trainer = tiny_trainer(folder, parallel, precision=precision)
     train_step(trainer, random_micro_batches(trainer, parallel, seed=9))  # to be overwritten
     step, state = load_checkpoint(trainer, Path(checkpoint))
     return step, state, _next_step(trainer, parallel, out)
@@ -106,6 +109,32 @@ def test_another_layout_has_the_same_weights_and_makes_the_same_step(
     names = [name for name in after if name.endswith(".weight")]
     gaps = {n: float((after_there[n] - after[n]).norm() / (after[n] - before[n]).norm()) for n in names}
     assert max(gaps.values()) < 2e-2, gaps
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpoint_before_the_first_step_continues_bit_for_bit(
+    tiny_hf: Path, tmp_path: Path, precision: Precision
+) -> None:
+    """Groups without signal and NaN gradients leave the optimizer without a state."""
+    never, saving, loading = (tmp_path / name for name in ("never", "saving", "loading"))
+    for out in (never, saving, loading):
+        out.mkdir()
+    wanted = run_ranks(_first_step, 2, str(tiny_hf), str(never), precision, False)
+    assert run_ranks(_first_step, 2, str(tiny_hf), str(saving), precision, True) == wanted
+    checkpoint = str(saving / "step-00000002")
+    results = run_ranks(_load, 2, str(tiny_hf), WRITER, checkpoint, str(loading), precision)
+    assert [seen for _, _, seen in results] == wanted
+    weights = {(out / "after.safetensors").read_bytes() for out in (never, saving, loading)}
+    assert len(weights) == 1
+
+
+def _first_step(folder: str, out: str, precision: Precision, saves: bool) -> Step:
+    from megatron_omr.train.checkpoint import save_checkpoint
+
+    trainer = tiny_trainer(folder, WRITER, precision=precision)
+    if saves:
+        save_checkpoint(trainer, Path(out), step=2, state=STATE, template=folder, keep=2)
+    return _next_step(trainer, WRITER, out)
 
 
 def test_newest_are_kept_and_leftovers_are_not_listed(tiny_hf: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import ScoredResponse
 from rl.config import AlgorithmConfig, RewardConfig
 from rl.groups import (
+    SignalWatch,
     assign_advantages,
     build_records,
     build_row,
@@ -43,6 +44,24 @@ def test_groups_without_signal_are_dropped_unless_asked_for() -> None:
     groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
     assert select_groups(AlgorithmConfig(), groups) == [1]
     assert select_groups(AlgorithmConfig(drop_equal_groups=False), groups) == [0, 1]
+
+
+def test_checkpoint_without_anything_new_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    equal = [make_group(make_prompt(i), [accuracy] * 3) for i, accuracy in enumerate([1, 0, 0])]
+    mixed = make_group(make_prompt(3), [1, 0, 0])
+    zeros = [assign_advantages(group) for group in equal]
+    watch = SignalWatch()
+    for groups, kept in ((equal, []), (equal, zeros), ([*equal, mixed], [assign_advantages(mixed)])):
+        watch.add(groups, kept)
+    watch.warn(3)
+    assert caplog.messages == []
+    watch.add(equal, zeros)
+    watch.warn(4)
+    (message,) = caplog.messages
+    assert message.startswith(
+        "step 4: nothing was learned since the last checkpoint: the responses to each of 3 "
+    )
+    assert "had equal accuracy (1 all right, 2 all wrong)" in message
 
 
 def test_metrics_are_means_over_all_groups() -> None:

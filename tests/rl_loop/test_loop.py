@@ -163,6 +163,25 @@ def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None
     assert row["mismatch"] < 1e-5
 
 
+def test_run_without_signal_checkpoints_resumes_and_says_why(
+    config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prompts that are too hard: no optimizer step before the checkpoints."""
+    from rl.loop import run_rl
+
+    samples = digit_samples("train", 12, seed=4, cell=28, kinds=("largest",), num_digits=(2, 2))
+    write_shards([replace(sample, answer="-1") for sample in samples], tmp_path / "hard")
+    for steps in (1, 2):
+        hard = replace(config, shards=str(tmp_path / "hard"), steps=steps, prompts_per_step=2, trainers=1)
+        run_rl(replace(hard, run=str(tmp_path)))
+    assert [row["groups_kept"] for row in rows(tmp_path)] == [0, 0]
+    said = [message for message in caplog.messages if "nothing was learned" in message]
+    assert [message.partition(":")[0] for message in said] == ["step 1", "step 2"]
+    assert all("2 prompts had equal accuracy (0 all right, 2 all wrong)" in message for message in said)
+    weights, base = (load_file(f / "model.safetensors") for f in (tmp_path / "hf", Path(config.model)))
+    assert all(torch.equal(weights[name], base[name]) for name in base)
+
+
 def test_disagreement_stops_before_anything_is_trained(config: RLConfig, tmp_path: Path) -> None:
     from ray.exceptions import RayError
 
