@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -17,12 +18,14 @@ from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.bad_steps import BadSteps
-from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
+from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import sft_loss
 from megatron_omr.train.metrics import MetricsLog
-from megatron_omr.train.run_folder import list_checkpoints, save_config
+from megatron_omr.train.run_folder import save_config
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
 from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
+
+log = logging.getLogger(__name__)
 
 SHOWN = ("loss", "tokens_per_second", "mfu")
 
@@ -38,16 +41,16 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     )
     loader = build_loader(config, ranks)
     step, bad_steps = resume(trainer, loader, run)
-    log = open_log(config, first_step=step) if ranks.is_logger else None
-    with closing(log) if log is not None else nullcontext():
+    metrics = open_log(config, first_step=step) if ranks.is_logger else None
+    with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
             result = train_step(trainer, [sft_micro_batch(batch) for batch in batches])
             ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
             bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
-            if log is not None:
+            if metrics is not None:
                 values = summarize_step(result, time.perf_counter() - started, world_size)
-                log.write(step, values | {"bad_steps": bad_steps.total}, show=SHOWN)
+                metrics.write(step, values | {"bad_steps": bad_steps.total}, show=SHOWN)
             step += 1
             if step % config.checkpoint.every == 0 or step == config.steps:
                 state = {"loader": loader.state_dict(), "bad_steps": asdict(bad_steps)}
@@ -83,13 +86,13 @@ def sft_micro_batch(batch: PackedBatch) -> MicroBatch:
 
 
 def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps]:
-    """Loads the newest checkpoint of `run`, if any; returns the steps done and the bad steps so far."""
-    saved = list_checkpoints(run / "checkpoints")
-    if not saved:
-        return 0, BadSteps()
-    step, state = load_checkpoint(trainer, saved[-1])
-    loader.load_state_dict(state["loader"])
-    return step, BadSteps(**state["bad_steps"])
+    """Loads the newest sound checkpoint of `run`, if any; returns the steps done and the bad steps so far."""
+    step, state, damaged = load_newest(trainer, run)
+    if damaged and trainer.ranks.is_logger:
+        log.warning(damaged)
+    if state:
+        loader.load_state_dict(state["loader"])
+    return step, BadSteps(**state.get("bad_steps", {}))
 
 
 def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:

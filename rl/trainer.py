@@ -14,9 +14,8 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.shards.format import read_sample
 from megatron_omr import cpu, parallel
 from megatron_omr.convert.export import export_weights, save_hf
-from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
+from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import LossOutput
-from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import build_trainer, unwrap_chunks
 from rl.algorithms.policy_loss import build_policy_loss
@@ -51,10 +50,9 @@ class TrainerWorker:
         """Returns the data-parallel rank, and whether this worker's results are logged."""
         return self._ranks.dp_rank, self._ranks.is_logger
 
-    def resume(self) -> tuple[int, dict[str, Any]]:
-        """Loads the run's newest checkpoint; returns (steps done, state), or (0, {}) when there is none."""
-        saved = list_checkpoints(Path(self._config.run) / "checkpoints")
-        return load_checkpoint(self._trainer, saved[-1]) if saved else (0, {})
+    def resume(self) -> tuple[int, dict[str, Any], str]:
+        """Loads the run's newest sound checkpoint; returns what load_newest does."""
+        return load_newest(self._trainer, Path(self._config.run))
 
     def score(self, rollouts: list[TrainRollout]) -> tuple[float, int, float] | None:
         """Returns |engine logprob - trainer logprob| over the response tokens: sum, count, largest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from rl.weight_sync.manifest import WeightManifest
 
 if TYPE_CHECKING:
     from rl.trainer import TrainerWorker
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -37,8 +40,11 @@ class TrainerGroup:
         self._share_prompts = config.share_prompts
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """Loads the newest checkpoint; returns (steps done, saved state), or (0, {}) when there is none."""
-        return self._on_all(lambda worker: worker.resume())[0]
+        """Loads the newest sound checkpoint; returns (steps done, saved state), or (0, {}) when there is none."""
+        step, state, damaged = self._on_all(lambda worker: worker.resume())[0]
+        if damaged:  # the workers' own output does not reach the console
+            log.warning(damaged)
+        return step, state
 
     def check_engines(self, rollouts: Sequence[TrainRollout]) -> dict[str, float]:
         """Compares the engines' logprobs with the trainer's on these rollouts of the current weights.

@@ -9,12 +9,12 @@ is complete.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 import torch.distributed as dist
@@ -24,9 +24,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_pipeline.files import atomic_folder, partial_folder, read_json, write_json
+from data_pipeline.files import atomic_folder, partial_folder, read_json, remove_folder, write_json
 from megatron_omr.convert.hf_folder import copy_template
-from megatron_omr.parallel import Ranks
+from megatron_omr.parallel import Ranks, union_of_ranks
 from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
@@ -49,10 +49,36 @@ def save_checkpoint(
     saved = {"step": step, "world_size": dist.get_world_size(), "state": state}
     _write(final, _sharded_state(trainer, is_loading=False, with_rng=True), saved, template)
     if dist.get_rank() == 0:
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        # later ones are damaged: they were passed over, or the run would have continued from them
+        for old in [path for path in list_checkpoints(folder) if path <= final][:-keep]:
+            remove_folder(old)
     dist.barrier()
     return final
+
+
+def load_newest(trainer: Trainer, run: Path) -> tuple[int, dict[str, Any], str]:
+    """Fills the trainer from the run's newest checkpoint that can be loaded. Collective.
+
+    Returns:
+        Step and state, or 0 and {} when there is no checkpoint; a line about damaged ones, or "".
+
+    Raises:
+        ValueError: there are checkpoints, and none of them can be loaded.
+    """
+    damaged: list[str] = []
+    for checkpoint in reversed(list_checkpoints(run / "checkpoints")):
+        try:
+            loaded, errors = load_checkpoint(trainer, checkpoint), set()
+        except ValueError as error:
+            loaded, errors = (0, {}), {str(error)}
+        errors = union_of_ranks(errors)  # all ranks take the same one
+        if not errors:
+            line = f"the run continues from {checkpoint.name}: {'; '.join(damaged)}" if damaged else ""
+            return loaded[0], loaded[1], line
+        damaged.append(min(errors))
+    if damaged:
+        raise ValueError("; ".join(damaged))
+    return 0, {}, ""
 
 
 def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, Any]]:
@@ -94,24 +120,35 @@ def _read(checkpoint: Path, sharded: dict[str, Any]) -> Any:
     try:
         return dist_checkpointing.load(sharded, checkpoint)  # pyright: ignore[reportArgumentType] (needs a Path)
     except (CheckpointException, CheckpointingException) as error:
-        raise ValueError(
-            f"{checkpoint} cannot be loaded: a file is missing or damaged, or it is of another model; "
-            "take another step-* folder"
-        ) from error
+        raise _damaged(checkpoint) from error
+
+
+def _damaged(checkpoint: Path) -> ValueError:
+    return ValueError(
+        f"{checkpoint} cannot be loaded: a file is missing or damaged, or it is of another model; "
+        "take another step-* folder"
+    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Returns state.json of a checkpoint.
 
     Raises:
-        ValueError: it is incomplete, or not a checkpoint.
+        ValueError: it is incomplete or damaged, or not a checkpoint.
     """
     for name in ("state.json", "metadata.json", "hf/config.json"):
         if not (checkpoint / name).is_file():
             raise ValueError(
                 f"{checkpoint} has no {name}: not a complete checkpoint; take another step-* folder"
             )
-    return read_json(checkpoint / "state.json")
+    try:
+        read_json(checkpoint / "metadata.json")
+        with ZipFile(checkpoint / "common.pt") as common:
+            if common.testzip() is None:
+                return read_json(checkpoint / "state.json")
+    except (OSError, BadZipFile, ValueError) as error:
+        raise _damaged(checkpoint) from error
+    raise _damaged(checkpoint)
 
 
 def _write(folder: Path, sharded: dict[str, Any], state: dict[str, Any], template: str | Path) -> None:

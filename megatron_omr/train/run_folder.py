@@ -31,6 +31,9 @@ MAY_CHANGE = (
 """Fields that a resumed run may change: length, layout, how often to save, and limits past which a run stops.
 All others decide the result."""
 
+CHECKPOINT_NAME = f"step-{'[0-9]' * 8}"
+"""Pattern of the names of checkpoints; everything else beside them is the user's."""
+
 
 def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
     """Writes RUN/config.json.
@@ -56,4 +59,4 @@ def _decisive(config: dict[str, object], section: str = "") -> dict[str, object]
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the complete checkpoints under `folder`, oldest first; none where there is no folder."""
-    return sorted(folder.glob(f"step-{'[0-9]' * 8}"))
+    return sorted(path for path in folder.glob(CHECKPOINT_NAME) if path.is_dir())

@@ -139,14 +139,22 @@ def _first_step(folder: str, out: str, precision: Precision, saves: bool) -> Ste
 
 def test_newest_are_kept_and_leftovers_are_not_listed(tiny_hf: Path, tmp_path: Path) -> None:
     (tmp_path / ".step-00000009.partial").mkdir()  # of a kill
+    (tmp_path / "step-00000001-best").mkdir()
+    (tmp_path / "step-notes.txt").touch()
     names = run_ranks(_save_often, 1, str(tiny_hf), str(tmp_path))[0]
     assert names == [
         ["step-00000001"],
         ["step-00000001", "step-00000002"],
         ["step-00000002", "step-00000010"],
     ]
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
-    assert list_checkpoints(tmp_path / "none") == []
+    left = {
+        ".step-00000009.partial",
+        "step-00000001-best",
+        "step-00000002",
+        "step-00000010",
+        "step-notes.txt",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def _save_often(folder: str, out: str) -> list[list[str]]:
@@ -187,10 +195,12 @@ def _fail_to_save(folder: str, out: str) -> Any:
 
 MISSING = "has no {}: not a complete checkpoint"
 DAMAGED = "cannot be loaded: a file is missing or damaged"
-FAULTS = [  # file, whether it is cut short or missing, what is said
+SMALL = ("common.pt", "metadata.json", "state.json")
+FAULTS = [  # file, whether it is missing, cut short or empty, what is said
     *((name, "missing", MISSING.format(name)) for name in ("state.json", "metadata.json", "hf/config.json")),
     *((name, "missing", DAMAGED) for name in ("__0_0.distcp", ".metadata", "common.pt")),
-    *((name, "cut", DAMAGED) for name in ("__0_0.distcp", ".metadata")),
+    *((name, "cut", DAMAGED) for name in ("__0_0.distcp", ".metadata", *SMALL)),
+    *((name, "empty", DAMAGED) for name in ("__0_0.distcp", ".metadata", *SMALL)),
 ]
 
 
@@ -202,8 +212,8 @@ def test_incomplete_or_damaged_checkpoint_is_named(
         shutil.copytree(saved[0] / "step-00000002", copy)
         content = (copy / name).read_bytes()
         (copy / name).unlink()
-        if fault == "cut":
-            (copy / name).write_bytes(content[: len(content) // 2])
+        if fault != "missing":
+            (copy / name).write_bytes(content[: len(content) // 2 if fault == "cut" else 0])
     messages = run_ranks(_load_errors, 1, str(tiny_hf), [str(copy) for copy in torn])[0]
     for message, copy, (_, _, wanted) in zip(messages, torn, FAULTS, strict=True):
         assert message.startswith(f"{copy} {wanted}")
@@ -219,3 +229,32 @@ def _load_errors(folder: str, torn: list[str]) -> list[str]:
             load_checkpoint(trainer, Path(checkpoint))
         messages.append(str(error.value))
     return messages
+
+
+def test_damaged_newest_is_passed_over_and_outlives_rotation(tiny_hf: Path, tmp_path: Path) -> None:
+    """Steps 1, 2 and 10 are saved; 10 and 2 are damaged; step 3 follows on step 1."""
+    folder = tmp_path / "checkpoints"
+    (line,), (alike,) = run_ranks(_continue_past_damage, 2, str(tiny_hf), str(tmp_path))
+    assert line == alike and "\n" not in line
+    assert line.startswith("the run continues from step-00000001: ")
+    assert line.index("step-00000010 cannot be loaded") < line.index("step-00000002 has no state.json")
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000003", "step-00000010"]
+
+
+def _continue_past_damage(folder: str, run: str) -> list[str]:
+    import torch.distributed as dist
+
+    from megatron_omr.train.checkpoint import load_newest, save_checkpoint
+
+    trainer, out = tiny_trainer(folder, WRITER), Path(run) / "checkpoints"
+    assert load_newest(trainer, Path(run)) == (0, {}, "")
+    for step in (1, 2, 10):
+        save_checkpoint(trainer, out, step=step, state={"now": step}, template=folder, keep=3)
+    if dist.get_rank() == 0:
+        (out / "step-00000010" / "__1_0.distcp").write_bytes(b"")  # the other rank's part
+        (out / "step-00000002" / "state.json").unlink()
+    dist.barrier()
+    step, state, line = load_newest(trainer, Path(run))
+    assert (step, state) == (1, {"now": 1})
+    save_checkpoint(trainer, out, step=3, state={}, template=folder, keep=1)
+    return [line]

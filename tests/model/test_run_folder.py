@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_omr.train.run_folder import save_config
+from megatron_omr.train.run_folder import list_checkpoints, save_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +36,20 @@ def test_resumed_run_may_raise_the_limits_that_stopped_it(tmp_path: Path) -> Non
     save_config(Config(), tmp_path, resumes=False)
     save_config(Config(optim=Optim(max_bad_steps=20)), tmp_path, resumes=True)
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["max_bad_steps"] == 20
+
+
+def test_only_folders_of_our_own_names_are_checkpoints(tmp_path: Path) -> None:
+    ours = ["step-00000005", "step-00000040", "step-12345678"]
+    names = [
+        *reversed(ours),
+        "step-00000005-best",
+        "step-00000040.bak",
+        "best-step-00000005",
+        "step-123456789",
+    ]
+    for name in [*names, "step-40", "step-0000004x", ".step-00000041.partial", ".step-00000001.old"]:
+        (tmp_path / name).mkdir()
+    for name in ("step-notes.txt", "step-00000050"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ours
+    assert list_checkpoints(tmp_path / "none") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -136,6 +137,15 @@ def test_incomplete_checkpoint_is_an_error(config: SFTConfig, tmp_path: Path) ->
     torn.mkdir(parents=True)
     with pytest.raises(RankError, match="step-00000002 has no state.json: not a complete checkpoint"):
         run_ranks(sft_rank, 1, replace(config, run=str(tmp_path)))
+
+
+def test_damaged_newest_checkpoint_is_passed_over(finished: Path, config: SFTConfig, tmp_path: Path) -> None:
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "step-00000008" / "__0_0.distcp").write_bytes(b"")
+    run_ranks(sft_rank, 2, replace(config, run=str(tmp_path)))
+    assert [row["step"] for row in metrics(tmp_path)] == [6, 7]
+    weights = "hf/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
 
 
 def test_resuming_with_other_data_is_an_error(finished: Path, config: SFTConfig, tmp_path: Path) -> None:

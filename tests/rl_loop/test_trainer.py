@@ -89,8 +89,8 @@ def test_later_minibatches_are_compared_with_the_policy_that_sampled(alone: dict
 
 
 def test_checkpoint_restores_weights_and_state(alone: dict[str, Any]) -> None:
-    assert alone["resumed at first"] == (0, {})
-    assert alone["resumed"] == (1, {"cursor": 5})
+    assert alone["resumed at first"] == (0, {}, "")
+    assert alone["resumed"] == (1, {"cursor": 5}, "")
     assert alone["weights of step 3"] != alone["weights of step 1"] == alone["weights resumed"]
 
 

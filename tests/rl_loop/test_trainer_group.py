@@ -39,7 +39,11 @@ def trainers(tiny_hf: Path, tmp_path: Path) -> Iterator[TrainerGroup]:
 
 
 def test_two_trainers_check_train_send_and_save(
-    trainers: TrainerGroup, rollouts: list[TrainRollout], tiny_hf: Path, tmp_path: Path
+    trainers: TrainerGroup,
+    rollouts: list[TrainRollout],
+    tiny_hf: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One test, because starting the trainers takes most of its time."""
     assert trainers.resume() == (0, {})
@@ -63,7 +67,11 @@ def test_two_trainers_check_train_send_and_save(
     assert not any(torch.equal(moved[name], base[name]) for name in base)
 
     trainers.save(2, {"cursor": 7})
+    trainers.save(3, {"cursor": 8})
+    (tmp_path / "run-2" / "checkpoints" / "step-00000003" / "common.pt").write_bytes(b"")
     assert trainers.resume() == (2, {"cursor": 7})
+    (message,) = caplog.messages
+    assert message.startswith("the run continues from step-00000002: ")
     trainers.save_hf()
     assert (tmp_path / "run-2/hf/model.safetensors").exists()
     banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
