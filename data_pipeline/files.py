@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written; one that a killed process left is overwritten or removed."""
+_OLD = ".old"  # of a folder that is being removed
 
 
 @contextmanager
@@ -55,6 +56,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def partial_folder(folder: Path) -> Path:
     """Returns where atomic_folder keeps the contents of `folder` until they are complete."""
     return folder.with_name(f".{folder.name}{PARTIAL}")
+
+
+def remove_leftovers(parent: Path, names: str) -> None:
+    """Removes what killed writers left in `parent` of the atomic folders whose names match the pattern `names`."""
+    for suffix in (PARTIAL, _OLD):
+        for left in parent.glob(f".{names}{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(path: Path, value: object, *, shared: bool = False) -> None:
@@ -116,7 +124,7 @@ def check_settings(folder: Path, found: Mapping[str, object], wanted: Mapping[st
 
 def remove_folder(folder: Path) -> None:
     """Removes a folder in one step, so that a kill leaves all of it or nothing."""
-    old = folder.with_name(f".{folder.name}.old")  # hidden: `shards.old` may be a folder of the user's
+    old = folder.with_name(f".{folder.name}{_OLD}")  # hidden: `shards.old` may be a folder of the user's
     shutil.rmtree(old, ignore_errors=True)  # of a removal that was killed
     folder.replace(old)
     shutil.rmtree(old)

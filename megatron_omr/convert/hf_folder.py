@@ -65,7 +65,11 @@ def write_tensors(weights: Iterable[tuple[str, Tensor]], folder: Path, max_bytes
     pending: dict[str, Tensor] = {}
 
     def flush() -> None:
-        save_file(pending, folder / f"{len(files)}.part", metadata={"format": "pt"})
+        path = folder / f"{len(files)}.part"
+        path.touch()
+        mode = path.stat().st_mode  # the umask's; safetensors writes files for their owner alone
+        save_file(pending, path, metadata={"format": "pt"})
+        path.chmod(mode)
         files.append({name: t.nbytes for name, t in pending.items()})
         pending.clear()
 

@@ -24,10 +24,17 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_pipeline.files import atomic_folder, partial_folder, read_json, remove_folder, write_json
+from data_pipeline.files import (
+    atomic_folder,
+    partial_folder,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    write_json,
+)
 from megatron_omr.convert.hf_folder import copy_template
 from megatron_omr.parallel import Ranks, union_of_ranks
-from megatron_omr.train.run_folder import list_checkpoints
+from megatron_omr.train.run_folder import CHECKPOINT_NAME, list_checkpoints
 from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
@@ -59,12 +66,17 @@ def save_checkpoint(
 def load_newest(trainer: Trainer, run: Path) -> tuple[int, dict[str, Any], str]:
     """Fills the trainer from the run's newest checkpoint that can be loaded. Collective.
 
+    First removes the parts of checkpoints and of the exported folder that a killed run left.
+
     Returns:
         Step and state, or 0 and {} when there is no checkpoint; a line about damaged ones, or "".
 
     Raises:
         ValueError: there are checkpoints, and none of them can be loaded.
     """
+    if dist.get_rank() == 0:  # which is the rank that writes
+        remove_leftovers(run / "checkpoints", CHECKPOINT_NAME)
+        remove_leftovers(run, "hf")
     damaged: list[str] = []
     for checkpoint in reversed(list_checkpoints(run / "checkpoints")):
         try:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.files import atomic_folder, atomic_writer, claim_folder, read_json, write_json
+from data_pipeline.files import (
+    atomic_folder,
+    atomic_writer,
+    claim_folder,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 ROOT = Path(__file__).parents[2]
 WANTED = {"input": "abc", "filters": {"min_words": 3}, "names": ("a", "b")}
@@ -69,6 +76,23 @@ def test_error_keeps_the_old_folder_and_leaves_nothing_behind(tmp_path: Path):
         raise RuntimeError
     assert [left.name for left in folder.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_leftovers_of_folders_are_removed_and_nothing_else(tmp_path: Path):
+    left = [
+        ".step-1.partial",
+        ".step-2.old",
+        ".step-x.partial",
+        ".hf.old",
+        "step-1.partial",
+        "step-1",
+        ".step-1",
+    ]
+    for name in left:
+        (tmp_path / name / "hf").mkdir(parents=True)
+    remove_leftovers(tmp_path, "step-[0-9]")
+    remove_leftovers(tmp_path / "none", "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left[2:])
 
 
 def test_shared_writers_do_not_touch_each_other(tmp_path: Path):
