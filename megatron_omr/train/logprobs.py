@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.types import PackedBatch
+from megatron_omr import cpu
 from megatron_omr.parallel import Ranks, zigzag_order
 
 
@@ -24,7 +25,7 @@ def token_logprobs(
     """Returns log p(labels[t]) of softmax(logits / temperature), and the entropy of that distribution.
 
     Args:
-        logits: [t, 1, v], from the model's last stage; not changed.
+        logits: [t, 1, v], from the model's last stage, in its precision; not changed.
 
     Returns:
         logprobs_T and entropy_T, [T] float32 in the batch's order. The entropy has no gradient, and is zero
@@ -49,7 +50,11 @@ def gather_zigzag(x: Tensor, order: Tensor, ranks: Ranks) -> Tensor:
 
 
 class _VocabParallelLogprobs(torch.autograd.Function):
-    """Log-softmax over a vocabulary split between ranks; keeps the probabilities for the backward pass."""
+    """Log-softmax over a vocabulary split between ranks.
+
+    Walks over chunks of rows in both passes and keeps the logits as they are for the backward pass, which computes
+    the probabilities again: beside the logits and their gradient, one chunk in float32 is all that it takes.
+    """
 
     @staticmethod
     def forward(
@@ -60,35 +65,51 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         with_entropy: bool,
         group: dist.ProcessGroup | None,  # None: the vocabulary is whole
     ) -> tuple[Tensor, Tensor]:
-        shifted = logits.float() / temperature
-        peak = _reduce(shifted.amax(dim=-1), dist.ReduceOp.MAX, group)
-        shifted -= peak[:, None]
+        peak = _reduce(logits.amax(dim=-1).float() / temperature, dist.ReduceOp.MAX, group)
         first = 0 if group is None else dist.get_rank(group) * logits.size(-1)
         local = labels - first
         elsewhere = (local < 0) | (local >= logits.size(-1))
         local = local.masked_fill(elsewhere, 0)
-        picked = shifted.gather(1, local[:, None]).squeeze(1).masked_fill(elsewhere, 0.0)
-        probs = shifted.exp()
-        sums = [picked, probs.sum(dim=-1)]
-        if with_entropy:
-            sums.append((probs * shifted).sum(dim=-1))
-        picked, total, *weighted = _reduce(torch.stack(sums), dist.ReduceOp.SUM, group)
+        sums = logits.new_zeros(2 + with_entropy, len(labels), dtype=torch.float32)
+        for rows in _chunk_rows(logits):
+            shifted = _shift(logits[rows], temperature, peak[rows])
+            sums[0, rows] = shifted.gather(1, local[rows, None]).squeeze(1)
+            probs = shifted.exp() if with_entropy else shifted.exp_()
+            sums[1, rows] = probs.sum(dim=-1)
+            if with_entropy:
+                sums[2, rows] = probs.mul_(shifted).sum(dim=-1)
+        sums[0].masked_fill_(elsewhere, 0.0)
+        picked, total, *weighted = _reduce(sums, dist.ReduceOp.SUM, group)
         log_total = total.log()
         # entropy = log Z - sum_v p_v x_v, with Z and x relative to the peak
         entropy = log_total - weighted[0] / total if with_entropy else torch.zeros_like(total)
-        probs /= total[:, None]
-        ctx.save_for_backward(probs, local, elsewhere)
-        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.save_for_backward(logits, peak, total, local, elsewhere)
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
         return picked - log_total, entropy
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
-        probs, local, elsewhere = ctx.saved_tensors
+        logits, peak, total, local, elsewhere = ctx.saved_tensors
         grad = grad / ctx.temperature
-        grad_logits = probs * -grad[:, None]
-        grad_logits.scatter_add_(1, local[:, None], grad.masked_fill(elsewhere, 0.0)[:, None])
-        return grad_logits.to(ctx.dtype), None, None, None, None
+        grad_logits = torch.empty_like(logits)
+        for rows in _chunk_rows(logits):
+            probs = _shift(logits[rows], ctx.temperature, peak[rows]).exp_().div_(total[rows, None])
+            grad_rows = probs.mul_(-grad[rows, None])
+            own = grad[rows].masked_fill(elsewhere[rows], 0.0)
+            grad_logits[rows] = grad_rows.scatter_add_(1, local[rows, None], own[:, None])
+        return grad_logits, None, None, None, None
+
+
+def _chunk_rows(logits: Tensor) -> list[slice]:
+    """Returns slices over the rows of [t, v], each of as many as fit a chunk in float32, at least one."""
+    size = max(1, cpu.logits_chunk_bytes() // (4 * logits.size(-1)))
+    return [slice(start, start + size) for start in range(0, logits.size(0), size)]
+
+
+def _shift(logits: Tensor, temperature: float, peak: Tensor) -> Tensor:
+    """Returns a float32 copy of logits / temperature, relative to each row's peak."""
+    return logits.to(torch.float32, copy=True).div_(temperature).sub_(peak[:, None])
 
 
 class _GatherZigzag(torch.autograd.Function):

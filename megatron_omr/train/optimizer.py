@@ -17,7 +17,9 @@ from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.utils import get_model_config
+from torch import Tensor
 
+from data_pipeline.types import PackedBatch
 from megatron_omr.config import OptimConfig
 
 
@@ -26,8 +28,15 @@ def wrap_chunks(chunks: Sequence[MegatronModule]) -> list[DistributedDataParalle
     config = get_model_config(chunks[0])
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     if config.bf16:
-        chunks = [Float16Module(config, chunk) for chunk in chunks]
+        chunks = [_BF16Chunk(config, chunk) for chunk in chunks]
     return [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
+
+
+class _BF16Chunk(Float16Module):
+    """Keeps the logits in bfloat16. The parent makes a float32 copy of them, the largest tensor of a step."""
+
+    def forward(self, batch: PackedBatch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.module(batch)
 
 
 def build_optimizer(
