@@ -13,11 +13,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from data_pipeline.encode.config import ImageConfig
-from data_pipeline.encode.image_header import image_format
+from data_pipeline.encode.image_header import image_format, read_turn
 from data_pipeline.errors import BadSample
 
 PATCH, MERGE, TEMPORAL = 14, 2, 2
@@ -43,8 +43,8 @@ def load_image(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) ->
             if width * height > MAX_SOURCE_PIXELS:
                 raise ValueError(f"{width} x {height} pixels, more than {MAX_SOURCE_PIXELS}")
             file.load()
-            ImageOps.exif_transpose(file, in_place=True)
-            image = _to_rgb(file)
+            turn = read_turn(file)
+            image = _to_rgb(file if turn is None else file.transpose(turn))
     except Exception as error:  # Pillow's decoders raise all sorts of errors on broken files
         raise BadSample("image", f"cannot decode {len(data)} bytes: {error}") from error
     size = final_size(image.width, image.height, config, factor)
@@ -145,9 +145,21 @@ def _value_tables() -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Returns the image as RGB, on white where it is transparent: black text must not become black on black."""
+    if image.mode == "F":
+        raise ValueError("pixels are floats without a known range; save them with 8 bits")
     if image.mode.startswith("I"):  # 16-bit greys; Pillow would clip them to white
-        image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
+        image = _from_16_bits(np.asarray(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(values: np.ndarray) -> Image.Image:
+    """Returns 16-bit greys as an 8-bit image; raises ValueError where all of it would be black or white."""
+    low, high = int(values.min()), int(values.max())
+    if low > 65_535 or low < 0 or 0 < high < 257:
+        raise ValueError(
+            f"16-bit pixels lie between {low} and {high}; scale them to 0 to 65535, or save 8 bits"
+        )
+    return Image.fromarray(np.clip(values // 257, 0, 255).astype(np.uint8))

@@ -48,6 +48,11 @@ def test_bytes_that_are_no_image_are_refused(data: bytes):
         image_size(data)
 
 
+def test_a_heic_photo_is_named_as_such():
+    with pytest.raises(BadSample, match="a HEIC photo; convert it to JPEG"):
+        image_size(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
 def test_a_decompression_bomb_is_refused():
     with pytest.raises(BadSample, match="are no image"):
         image_size(png_bomb())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.image_header import image_size
 from data_pipeline.encode.images import cut_patches, final_size, load_image, normalise
 from data_pipeline.errors import BadSample
 
@@ -104,12 +106,55 @@ def test_elongated_and_too_small_limits_are_refused_with_reason():
         load_image(encode(noise(280, 28)), ImageConfig(max_pixels=3_136))
 
 
-def test_transparency_becomes_white_and_exif_rotation_is_applied():
-    clear = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
-    assert np.asarray(load_image(encode(clear), CONFIG)).min() == 255
+def test_transparency_becomes_white():
+    for mode in ("RGBA", "LA"):
+        clear = Image.new(mode, (56, 56), 0)
+        assert np.asarray(load_image(encode(clear), CONFIG)).min() == 255
+    for mode, colour in (("P", 0), ("L", 0), ("RGB", (0, 0, 0))):  # one colour is transparent
+        black = Image.new(mode, (56, 56), colour)
+        assert np.asarray(load_image(encode(black, transparency=colour), CONFIG)).min() == 255
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_and_the_header_tells_the_same_size(kind: str, orientation: int):
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    assert load_image(encode(noise(112, 56), "JPEG", exif=exif), CONFIG).size == (56, 112)
+    exif[0x0112] = orientation
+    picture = Image.new("RGB", (84, 56), "white")
+    picture.paste("black", (0, 0, 42, 28))
+    data = encode(picture, kind, exif=exif)
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    found = load_image(data, CONFIG)
+    assert found.size == wanted.size == image_size(data)
+    assert np.abs(np.asarray(found, int) - np.asarray(wanted, int)).max() < 2
+
+
+def test_damaged_exif_costs_no_photograph():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "Maker", 72.0
+    exif.get_ifd(0x8825)[2] = (1.0, 2.0, 3.0)
+    good = encode(noise(112, 56), "JPEG", exif=exif)
+    tags = exif.tobytes()[8:]
+    start, rng = good.index(tags), np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(good)
+        for place in rng.integers(start, start + len(tags), 3):
+            damaged[place] = rng.integers(256)
+        with warnings.catch_warnings(action="ignore"):
+            found, size = load_image(bytes(damaged), CONFIG), image_size(bytes(damaged))
+        assert found.size == size in ((56, 112), (112, 56))
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger")
+def test_tags_that_can_be_read_but_not_written_turn_the_image():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0132] = 6, "2020:01:01"
+    good = encode(noise(112, 56), "JPEG", exif=exif)
+    broken = good.replace(struct.pack("<HH", 0x0132, 2), struct.pack("<HH", 0x0132, 5))  # no longer a text
+    broken = broken.replace(struct.pack(">HH", 0x0132, 2), struct.pack(">HH", 0x0132, 5))
+    assert broken != good
+    assert load_image(broken, CONFIG).tobytes() == load_image(good, CONFIG).tobytes()
+    assert image_size(broken) == (56, 112)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
@@ -122,6 +167,19 @@ def test_sixteen_bit_greys_are_scaled():
     ramp = np.linspace(0, 65_535, 56 * 56).astype(np.uint16).reshape(56, 56)
     pixels = np.asarray(load_image(encode(Image.fromarray(ramp)), CONFIG))
     assert abs(float(pixels.mean()) - 127.5) < 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((56, 56), 200, np.uint16), "between 200 and 200; scale them"),
+        (np.full((56, 56), 70_000, np.int32), "between 70000 and 70000; scale them"),
+        (np.full((56, 56), 0.5, np.float32), "floats without a known range"),
+    ],
+)
+def test_greys_that_would_all_be_black_or_white_are_refused(values: np.ndarray, message: str):
+    with pytest.raises(BadSample, match=message):
+        load_image(encode(Image.fromarray(values), "TIFF"), CONFIG)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
