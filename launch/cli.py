@@ -22,6 +22,7 @@ from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
 from megatron_omr.config import ConvertConfig, ModelConfig, ParallelConfig, ParityConfig, SFTConfig
+from megatron_omr.tiny import TinyRunConfig
 from rl.config import EvalConfig, RLConfig
 
 
@@ -72,6 +73,24 @@ def demo(config: Annotated[DemoConfig, FLAT]) -> None:
     from launch.demo import run_demo
 
     run_demo(config)
+
+
+def tiny(config: Annotated[TinyRunConfig, FLAT]) -> None:
+    """Make an untrained small model for shards, with a tokenizer of their texts: omr tiny SHARDS OUT.
+
+    OUT is a complete Hugging Face folder of a Qwen2.5-VL in fp32, small enough to learn on a laptop. Every size can
+    be set; a wider vision tower sees more detail and costs more time.
+
+    Examples:
+      omr tiny shards/mine models/mine
+      omr tiny shards/mine models/wider --vision_hidden_size 128 --vision_intermediate_size 256
+      omr sft demo --model models/mine --loader.shards shards/mine --run runs/mine
+    """
+    from megatron_omr.tiny import create_tiny_model_for
+
+    parameters, tokens = create_tiny_model_for(config)
+    print(f"{parameters:,} parameters, a vocabulary of {tokens:,} tokens, in {config.out}")
+    print(f"train it: omr sft demo --model {config.out} --loader.shards {config.shards} --run runs/mine")
 
 
 def sft(config: Annotated[SFTConfig, FLAT]) -> None:
@@ -199,6 +218,7 @@ OMR = CommandGroup(
         "doctor": doctor,
         "demo": demo,
         "data": DATA,
+        "tiny": tiny,
         "sft": recipes(sft, SFT_RECIPES),
         "rl": recipes(rl, RL_RECIPES),
         "eval": recipes(evaluate, EVAL_RECIPES),

@@ -40,7 +40,8 @@ def test_overview_names_every_command_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["doctor", "demo", "data", "sft", "rl", "eval", "verify", "convert", "parity", "report"]
+    "command",
+    ["doctor", "demo", "data", "tiny", "sft", "rl", "eval", "verify", "convert", "parity", "report"],
 )
 def test_help_of_a_command_explains_and_ends_with_examples(command: str):
     done = omr(command, "--help")
