@@ -13,11 +13,12 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
+from data_pipeline.failures import RankError
 from data_pipeline.verify.config import VerifyConfig
 from launch.arguments import FLAT, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
-from launch.launcher import RankError, launched_by_cluster, rank_environment, run_local
+from launch.launcher import launched_by_cluster, rank_environment, run_local
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,23 +20,17 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, NamedTuple
 
+from data_pipeline.failures import GRACE_SECONDS, Failure, RankError, build_rank_error, call_or_fail
+
 PRELOAD = ["megatron_omr.preload"]
 """Imported once by the fork server; every rank is then a copy that starts in a moment."""
 
-_GRACE_SECONDS = 3.0
-"""After a rank failed, the others get this long to send their tracebacks before they are killed."""
-
-
-class RankError(RuntimeError):
-    """One or more ranks raised, were killed or ran out of time; the message holds their tracebacks."""
-
 
 class Outcome(NamedTuple):
-    """The result of a rank, or its traceback, and when it was sent."""
+    """The result of a rank, or what it raised; neither where it ended without a word."""
 
-    time: int
     result: Any = None
-    traceback: str = ""
+    failure: Failure | None = None
 
 
 @dataclass
@@ -54,7 +47,7 @@ class LocalRank:
             try:
                 self.outcome = self.reader.recv()
             except EOFError:  # the rank ended without one
-                self.outcome = Outcome(time.time_ns())
+                self.outcome = Outcome()
 
 
 def rank_environment() -> tuple[int, int, str]:
@@ -91,7 +84,8 @@ def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float
         timeout: seconds after which all ranks are killed; None sets no limit.
 
     Raises:
-        RankError: a rank raised or was killed, or the time ran out.
+        RankMistake: a rank raised ValueError; this is one, too.
+        RankError: a rank raised something else or was killed, or the time ran out.
         SystemExit: a rank called sys.exit(n) with n != 0; this process should end in the same way.
     """
     if launched_by_cluster():
@@ -152,10 +146,9 @@ def _rank(writer: Any, identity: tuple[int, int, str, str], fn: Callable[..., An
     os.environ["OMP_NUM_THREADS"] = threads
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks of one machine need not listen on others
     _set_rank(rank, rank, world_size, init_method)
-    try:
-        writer.send(Outcome(time.time_ns(), result=fn(*args)))
-    except Exception:
-        writer.send(Outcome(time.time_ns(), traceback=traceback.format_exc()))
+    failure = call_or_fail(f"rank {rank}", lambda: writer.send(Outcome(fn(*args))))
+    if failure is not None:
+        writer.send(Outcome(failure=failure))
         sys.exit(1)
 
 
@@ -187,19 +180,22 @@ def _wait(ranks: Sequence[LocalRank], timeout: float | None) -> list[Any]:
 
 
 def _failure(ranks: Sequence[LocalRank]) -> RankError | SystemExit:
-    """Returns the error with all tracebacks in the order in which they were sent: the first is often the cause."""
-    until = time.monotonic() + _GRACE_SECONDS
+    """Returns the error that names the cause, after the other ranks had the time to send theirs."""
+    until = time.monotonic() + GRACE_SECONDS
+    failures: list[Failure] = []
     for rank in ranks:
         rank.process.join(max(0.0, until - time.monotonic()))
         rank.read()
-    failed = [(rank.outcome, rank.process.name) for rank in ranks if rank.outcome and rank.outcome.traceback]
-    if failed:
-        return RankError("\n".join(f"{name} failed:\n{found.traceback}" for found, name in sorted(failed)))
-    codes = {rank.process.name: rank.process.exitcode or 0 for rank in ranks}
-    killed = ", ".join(f"{name} by {signal.Signals(-code).name}" for name, code in codes.items() if code < 0)
-    if killed:
-        return RankError(f"killed: {killed} (SIGKILL often means that memory ran out)")
-    return SystemExit(max(codes.values()))
+        code = rank.process.exitcode or 0
+        if code < 0:
+            reason = " (which often means that memory ran out)" if -code == signal.SIGKILL else ""
+            death = f"by {signal.Signals(-code).name}{reason}"
+            failures.append(Failure(rank=rank.process.name, time=time.time_ns(), death=death))
+        elif rank.outcome and rank.outcome.failure:
+            failures.append(rank.outcome.failure)
+    if failures:
+        return build_rank_error(failures)
+    return SystemExit(max(rank.process.exitcode or 0 for rank in ranks))
 
 
 def _kill(ranks: Sequence[LocalRank]) -> None:

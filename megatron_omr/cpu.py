@@ -88,7 +88,6 @@ def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType]
             exec_module(module)
         _patch_rng()
         _patch_optimizer()
-        _patch_checkpoint_queue()
         _prepared = True
 
     return run
@@ -200,21 +199,3 @@ def _with_cuda_type_names(fn: Callable[..., Any]) -> Callable[..., Any]:
             torch.Tensor.type = original
 
     return run
-
-
-def _patch_checkpoint_queue() -> None:
-    """Forks the manager process that checkpoint writers report to; spawning it costs 10 s of imports."""
-    import megatron.core.dist_checkpointing.strategies.filesystem_async as writers
-
-    def get_queue(*_: Any) -> Any:
-        if writers._results_queue is None:
-            writers._results_queue = writers.mp.get_context("fork").Manager().Queue()
-        return writers._results_queue
-
-    # Megatron-Core 0.19 renamed the function
-    name = (
-        "get_write_results_queue"
-        if hasattr(writers, "get_write_results_queue")
-        else "_get_write_results_queue"
-    )
-    setattr(writers, name, get_queue)

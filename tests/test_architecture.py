@@ -28,7 +28,7 @@ ORDER = " <- ".join(CHAIN)
 
 ROOMS = {  # the modules and folders of a package; each imports only earlier ones
     "data_pipeline": [
-        *("types", "errors", "files", "storage", "tables", "config", "ray_session", "parts"),
+        *("types", "errors", "failures", "files", "storage", "tables", "config", "ray_session", "parts"),
         *("served", "verify", "encode", "shards", "loader", "sources", "distill", "select", "curate"),
     ],
     "megatron_omr": [
@@ -78,8 +78,8 @@ BROAD_EXCEPTS = {
     "data_pipeline/shards/check_sample.py": {"_check_image"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
     "megatron_omr/model/spec.py": {"te_problem"},
-    # a rank's exception, sent to its parent process
-    "launch/launcher.py": {"_rank"},
+    # a rank's exception, sent to the process that started it
+    "data_pipeline/failures.py": {"call_or_fail"},
     # the same from a Ray Data task, to the process that asked for it
     "data_pipeline/parts.py": {"run"},
 }

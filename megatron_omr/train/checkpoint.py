@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
+from queue import Queue
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -39,6 +41,10 @@ from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+# The writer reports to this process, which waits for it. Megatron's own queue is in another process, which outlives
+# a killed rank, costs 10 s of imports and, where it is forked, holds the rank's sockets: no peer would see it die.
+filesystem_async._results_queue = Queue()
 
 
 def save_checkpoint(

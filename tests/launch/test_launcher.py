@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from launch.launcher import RankError, rank_environment, run_local, start_ranks
+from data_pipeline.failures import RankError, RankMistake
+from launch.launcher import rank_environment, run_local, start_ranks
 from tests.helpers.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,35 @@ def fail_on_rank_1() -> None:
     if rank_environment()[0] == 1:
         raise RuntimeError("the disk of rank 1 is full")
     time.sleep(300)
+
+
+def wait_for_peers() -> None:
+    import torch.distributed as dist
+
+    rank, world_size, init_method = rank_environment()
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, init_method=init_method)
+    dist.barrier()
+    if rank != 1:
+        dist.barrier()  # fails when rank 1 has ended
+
+
+def mistake_on_rank_1() -> None:
+    wait_for_peers()
+    raise ValueError("steps=0 must be at least 1")
+
+
+def mistake_on_all_ranks() -> None:
+    raise ValueError("steps=0 must be at least 1")
+
+
+def full_disk_on_rank_1(folder: Path) -> None:
+    wait_for_peers()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def kill_rank_1_of_a_collective() -> None:
+    wait_for_peers()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def exit_with_3() -> None:
@@ -120,8 +152,29 @@ def test_failure_ends_all_ranks_and_shows_the_cause():
 
 
 def test_killed_rank_is_named():
-    with pytest.raises(RankError, match="rank 0 by SIGKILL"):
+    with pytest.raises(RankError, match="rank 0 was killed by SIGKILL"):
         run_local(kill_rank_0, 2, timeout=120)
+
+
+@pytest.mark.parametrize("fn", [mistake_on_rank_1, mistake_on_all_ranks])
+def test_mistake_of_the_user_is_its_message_alone(fn: Callable[[], None]):
+    """Not what gloo says on the other ranks about a closed connection."""
+    with pytest.raises(RankMistake) as failure:
+        run_local(fn, 2, timeout=120)
+    assert str(failure.value) == "steps=0 must be at least 1"
+    assert isinstance(failure.value, ValueError)
+
+
+def test_full_disk_is_one_line_that_names_the_rank(tmp_path: Path):
+    with pytest.raises(RankError) as failure:
+        run_local(full_disk_on_rank_1, 2, tmp_path, timeout=120)
+    assert str(failure.value) == f"rank 1: [Errno 28] No space left on device: '{tmp_path}'"
+
+
+def test_killed_rank_is_the_cause_not_its_peers():
+    with pytest.raises(RankError) as failure:
+        run_local(kill_rank_1_of_a_collective, 2, timeout=120)
+    assert str(failure.value).startswith("rank 1 was killed by SIGKILL")
 
 
 def test_exit_code_of_a_rank_is_passed_on():

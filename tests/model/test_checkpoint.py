@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from data_pipeline.failures import RankError
 from megatron_omr.config import ParallelConfig
 from megatron_omr.dtypes import Precision
 from megatron_omr.train.run_folder import list_checkpoints
@@ -60,6 +66,24 @@ def _next_step(trainer: Any, parallel: ParallelConfig, out: str) -> Step:
     return Step(loss=result.loss, grad_norm=result.grad_norm, lr=result.lr)
 
 
+def _save_and_lose_rank_1(folder: str, out: str) -> None:
+    """Rank 1 is killed after a checkpoint; rank 0 writes how long it took to notice."""
+    import torch.distributed as dist
+
+    from megatron_omr.train.checkpoint import save_checkpoint
+
+    trainer = tiny_trainer(folder, WRITER)
+    save_checkpoint(trainer, Path(out), step=1, state=STATE, template=folder, keep=2)
+    Path(out, f"children-{dist.get_rank()}").write_text(str(len(psutil.Process().children())))
+    dist.barrier()
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    started = time.monotonic()
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()
+    Path(out, "seconds").write_text(str(time.monotonic() - started))
+
+
 def _load(
     folder: str, parallel: ParallelConfig, checkpoint: str, out: str, precision: Precision = "fp32"
 ) -> tuple[int, Any, Step]:
@@ -78,6 +102,14 @@ def test_same_layout_continues_bit_for_bit(tiny_hf: Path, saved: tuple[Path, Ste
     assert results == [(2, STATE, wanted)] * 2
     for name in ("before.safetensors", "after.safetensors"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_death_after_a_checkpoint_is_noticed(tiny_hf: Path, tmp_path: Path) -> None:
+    """No process that the writer started keeps the dead rank's connections open."""
+    with pytest.raises(RankError, match="rank 1 was killed by SIGKILL"):
+        run_ranks(_save_and_lose_rank_1, 2, str(tiny_hf), str(tmp_path))
+    assert [(tmp_path / f"children-{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
+    assert float((tmp_path / "seconds").read_text()) < 2  # 0.01 s was seen; rank 0 is killed after 3 s
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.failures import RankError
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from launch.launcher import LocalRank, RankError, start_ranks
+from launch.launcher import LocalRank, start_ranks
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
 from tests.helpers.processes import wait_until
 from tests.helpers.ranks import run_ranks
