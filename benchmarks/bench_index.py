@@ -6,7 +6,6 @@ have their real sizes and are really read. Each size is measured in a fresh proc
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from benchmarks.environment import write_result
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.files import to_json
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.order import iterate_draws
@@ -58,7 +58,7 @@ def link_shards(index: ShardIndex, folder: Path, count: int) -> None:
     for each in shards:
         os.link(path, folder / each.file)
         os.link(rows_path(path), rows_path(folder / each.file))
-    (folder / INDEX).write_text(json.dumps({"version": VERSION, "shards": [asdict(each) for each in shards]}))
+    (folder / INDEX).write_text(to_json({"version": VERSION, "shards": [asdict(each) for each in shards]}))
 
 
 def measure(folder: str) -> dict[str, float]:
@@ -87,7 +87,7 @@ def measure(folder: str) -> dict[str, float]:
         "memory of the index, MiB": index_mib,
         "first batch of 32, ms": (first - loaded) * 1e3,
         "first batch after resuming at 90 %, ms": (later - resumed) * 1e3,
-        "state, bytes": len(json.dumps(state)),
+        "state, bytes": len(to_json(state)),
         "drawing a sample, us of processor time": best(lambda: draw(index)) * 1e6 / DRAWN,
         "rows of a shard, ms of processor time": best(lambda: index.rows(0)) * 1e3,
         "memory in all, over the empty process, MiB": resident_mib() - before,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_pipeline.files import to_json
 from launch.doctor import find_version
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +39,7 @@ def write_result(name: str, result: Mapping[str, object]) -> Path:
     """Write benchmarks/results/`name`.json: the result with the environment it was measured in."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"environment": describe_environment(), **result}, indent=2) + "\n")
+    path.write_text(to_json({"environment": describe_environment(), **result}, indent=2) + "\n")
     return path
 
 

@@ -1,11 +1,12 @@
-"""Files that are either whole or absent, and output folders that belong to one configuration."""
+"""Files that are either whole or absent, JSON without NaN, and output folders that belong to one configuration."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,14 +66,86 @@ def remove_leftovers(parent: Path, names: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def to_json(
+    value: object,
+    *,
+    indent: int | None = None,
+    ascii: bool = True,
+    sort_keys: bool = False,
+    compact: bool = False,
+) -> str:
+    """Returns `value` as JSON text; equal values give equal text.
+
+    Args:
+        ascii: escape all other characters, also half a surrogate pair, which UTF-8 cannot hold.
+
+    Raises:
+        ValueError: it holds NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(
+        value,
+        allow_nan=False,
+        indent=indent,
+        ensure_ascii=ascii,
+        sort_keys=sort_keys,
+        separators=(",", ":") if compact else None,
+    )
+
+
+def without_nan(value: Any) -> Any:
+    """Returns the value with None in place of every NaN and infinity, for numbers that may have become one."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: object, *, shared: bool = False) -> None:
-    """Writes `value` as indented JSON, atomically; equal values give equal bytes."""
+    """Writes `value` as indented JSON, atomically; raises ValueError as to_json()."""
+    data = to_json(value, indent=1, ascii=False).encode() + b"\n"
     with atomic_writer(path, shared=shared) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+        file.write(data)
+
+
+def parse_json(text: str | bytes, *, read_float: Callable[[str], float] = float) -> Any:
+    """Returns the value of JSON that others wrote.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, holds NaN or infinity, or names something twice.
+    """
+    try:
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=lambda number: _finite(read_float(number), number),
+            object_pairs_hook=_without_repeats,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON does not have; write null, or leave the field out")
+
+
+def _finite(number: float, text: str) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f"it holds {text[:40]}, which is too large a number; write it as a text")
+    return number
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise ValueError(f"an object has the name {twice!r} twice; keep one of them")
+    return fields
 
 
 def read_json(path: Path) -> Any:
-    """Returns the value of a JSON file; raises ValueError if it holds something else."""
+    """Returns the value of a JSON file of ours; raises ValueError if it holds something else."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -99,7 +172,7 @@ def claim_folder(
     Raises:
         ValueError: it holds the output of other settings, or files without a manifest.
     """
-    path, wanted = folder / manifest, json.loads(json.dumps(wanted))
+    path, wanted = folder / manifest, json.loads(to_json(wanted))
     has_files = any(not left.name.endswith(PARTIAL) for left in folder.glob("*"))
     found = read_json(path) if path.exists() else None  # read last: another process may claim meanwhile
     if found == wanted:

@@ -7,7 +7,6 @@ broken package does not stop this command.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -17,6 +16,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from data_pipeline.files import to_json
 
 State = Literal["ok", "missing", "broken"]
 
@@ -51,7 +52,7 @@ def run_doctor(*, as_json: bool = False) -> int:
     blocking = [finding.name for finding in findings if finding.blocks]
     if as_json:
         parts = [asdict(finding) for finding in findings]
-        print(json.dumps({"cpu_path": not blocking, "blocking": blocking, "parts": parts}, indent=2))
+        print(to_json({"cpu_path": not blocking, "blocking": blocking, "parts": parts}, indent=2))
     else:
         print_screen(findings, blocking)
     return 1 if blocking else 0

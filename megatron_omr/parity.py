@@ -6,7 +6,6 @@ the one training step. Legend: T packed tokens, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
+from data_pipeline.files import to_json, without_nan
 from data_pipeline.loader.packing import merge
 from data_pipeline.tables import text_table
 from data_pipeline.types import PackedBatch
@@ -55,7 +55,9 @@ def run_parity(config: ParityConfig, *, rank: int, world_size: int, init_method:
     )
     report = measure(config, ranks)
     if rank == 0:
-        print(json.dumps(asdict(report)) if config.json else format_report(report, config), flush=True)
+        print(
+            to_json(without_nan(asdict(report))) if config.json else format_report(report, config), flush=True
+        )
     shutdown()
     return report.passed
 

@@ -7,7 +7,6 @@ real one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from data_pipeline.config import check_at_least
 from data_pipeline.errors import BadSample, ErrorBudget
-from data_pipeline.files import atomic_folder, atomic_writer
+from data_pipeline.files import atomic_folder, atomic_writer, to_json
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import load_samples
 from data_pipeline.types import IMAGE_MARK
@@ -161,7 +160,7 @@ def create_tiny_model(
         bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]
     ).save_pretrained(out)
     with atomic_writer(out / "preprocessor_config.json") as file:
-        file.write(json.dumps(_PREPROCESSOR, indent=2).encode() + b"\n")
+        file.write(to_json(_PREPROCESSOR, indent=2).encode() + b"\n")
     return model.num_parameters(), len(tokenizer)
 
 

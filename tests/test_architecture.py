@@ -311,6 +311,13 @@ def _is(value: bool, node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
 
+def json_elsewhere(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        for node in ast.walk(source.tree) if source.path != "data_pipeline/files.py" else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
+                yield f"{source.path}:{node.lineno}: writes NaN as if JSON had it; use to_json of files.py"
+
+
 ALL = {
     f"{kind} {name}": recipe
     for kind, recipes in {
@@ -335,6 +342,7 @@ RULES: list[Rule] = [
     too_deep,
     broad_excepts,
     unsafe,
+    json_elsewhere,
 ]
 
 BREAKS = {
@@ -355,6 +363,7 @@ BREAKS = {
         "rl/x.py": "def f():\n    try:\n        g()\n    except (OSError, Exception):\n        pass\n"
     },
     "unsafe": {"rl/x.py": "load(x, trust_remote_code=True)\n"},
+    "json_elsewhere": {"rl/x.py": "def f(x):\n    return json.dumps(x)\n"},
 }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.distill.responses import ResponseStats, ShardSummary, TeacherResponse, summary_path
-from data_pipeline.files import atomic_writer, write_json
+from data_pipeline.files import atomic_writer, to_json, write_json
 
 Key = tuple[str, int]
 
@@ -75,7 +74,7 @@ class ResponseLog:
                 file.writelines(response.to_json() for response in group)
                 stats.setdefault(group[0].source, ResponseStats()).add(group)
                 failed += sum(response.is_failed or response.reason == "not_judged" for response in group)
-                digest.update(json.dumps([response.decisive for response in group]).encode())
+                digest.update(to_json([response.decisive for response in group]).encode())
         summary = ShardSummary(
             sha256=sha256, k=k, checker=checker, failed=failed, digest=digest.hexdigest(), stats=stats
         )

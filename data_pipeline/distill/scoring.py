@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipeline.distill.config import AskConfig
 from data_pipeline.distill.responses import TeacherResponse, read_shard_responses
-from data_pipeline.files import atomic_writer
+from data_pipeline.files import atomic_writer, to_json
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.types import Sample
 
@@ -28,7 +28,7 @@ def write_scores(config: AskConfig) -> Path:
     with atomic_writer(path) as file:
         for number in range(len(index.shards)):
             for id, rate in compute_pass_rates(read_shard_responses(config.out, index, number)).items():
-                file.write(json.dumps({"id": id, "pass_rate": rate}).encode() + b"\n")
+                file.write(to_json({"id": id, "pass_rate": rate}).encode() + b"\n")
     return path
 
 

@@ -8,14 +8,13 @@ drop_lists/counts.json        counts, and digests of the lists; written last
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.files import atomic_writer, read_json, write_json
+from data_pipeline.files import atomic_writer, read_json, to_json, write_json
 from data_pipeline.types import Sample
 
 DUPLICATES, DROP_LISTS, COUNTS = "duplicates.jsonl", "drop_lists", "counts.json"
@@ -134,7 +133,7 @@ def write_drop_lists(
         listed = {"readable": readable[corpus][shard], "drops": drops}
         write_json(_list_path(duplicates, corpus, shard), listed)
     with atomic_writer(duplicates) as file:
-        file.writelines(json.dumps(asdict(each), ensure_ascii=False).encode() + b"\n" for each in found)
+        file.writelines(to_json(asdict(each), ascii=False).encode() + b"\n" for each in found)
     digests = {corpus: _lists_digest(duplicates, corpus) for corpus in readable}
     return {duplicates.name: _sha256(duplicates), **digests}
 

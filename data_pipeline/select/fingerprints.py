@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.errors import BadSample
-from data_pipeline.files import atomic_writer
+from data_pipeline.files import atomic_writer, to_json
 from data_pipeline.select.encoders import IMAGE_DIM, encode_image, load_text_encoder
 from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, Sample
 
@@ -57,7 +57,7 @@ class Fingerprints:
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         names = {name: arrays.pop(name) for name in _NAMES}
         with atomic_writer(path, shared=True) as file:
-            np.savez(file, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
+            np.savez(file, names=np.frombuffer(to_json(names).encode(), dtype=np.uint8), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Fingerprints:

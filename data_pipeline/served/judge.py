@@ -9,10 +9,10 @@ its field, and nothing in it is parsed.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Sequence
 
+from data_pipeline.files import to_json
 from data_pipeline.served.client import ChatClient, NoResponse
 from data_pipeline.served.config import ServerConfig
 
@@ -48,7 +48,7 @@ async def judge(client: ChatClient, question: str, answer: str, candidate: str) 
     body = {
         "messages": [
             {"role": "system", "content": INSTRUCTIONS},
-            {"role": "user", "content": json.dumps(fields, indent=0)},
+            {"role": "user", "content": to_json(fields, indent=0)},
         ],
         "temperature": 0.0,
         "seed": 0,

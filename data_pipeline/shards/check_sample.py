@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.files import parse_json
 from data_pipeline.shards.format import FIELDS, find_wrong_fields
 from data_pipeline.shards.tar_walk import TarMember
 from data_pipeline.types import IMAGE_MARK
@@ -111,11 +111,11 @@ def read_fields(file: BinaryIO, record: Record, found: Findings) -> dict | None:
     problem = f"{member.size} bytes of json, more than {MAX_JSON}"
     if member.size <= MAX_JSON:
         try:
-            fields = json.loads(_read(file, member))
+            fields = parse_json(_read(file, member))
             if isinstance(fields, dict):
                 return fields
             problem = "no JSON object"
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             problem = f"no JSON: {error}"
     found.add("json", problem, place=member.place, sample=record.key)
     return None

@@ -10,7 +10,6 @@ id is in the json member, which holds everything of a sample except the bytes of
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, describe
+from data_pipeline.files import parse_json
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.storage import join, read_range
 from data_pipeline.types import ROLES, Message, Sample, SampleRef
@@ -57,7 +57,7 @@ def parse_sample(data: bytes, ref: SampleRef) -> Sample:
         sample = _read_members(data)
     except BadSample:
         raise
-    except (tarfile.TarError, ValueError, RecursionError) as error:
+    except (tarfile.TarError, ValueError) as error:
         raise BadSample("unreadable", f"{_place(ref)}: {error}") from error
     if sample.id != ref.id:
         raise BadSample("unreadable", f"{_place(ref)}: found {sample.id!r}; the index is of another shard")
@@ -122,7 +122,7 @@ def to_fields(sample: Sample, image_names: list[str]) -> dict:
 
 def _read_members(data: bytes) -> Sample:
     text, place = _read_member(data, 0, ".json")
-    fields = json.loads(text)
+    fields = parse_json(text)
     if not isinstance(fields, dict):
         raise BadSample("schema", f"its json member is {describe(fields)}, not an object")
     if wrong := next(find_wrong_fields(fields), None):

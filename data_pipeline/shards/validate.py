@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.files import to_json
 from data_pipeline.parts import run_parts
 from data_pipeline.shards.check_sample import KEPT, Findings, Problem, printable
 from data_pipeline.shards.check_shard import ShardJob, check_shard, sample_ids
@@ -53,7 +53,7 @@ class ValidationReport:
 
     @property
     def json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        return to_json(asdict(self), indent=1)
 
 
 def validate(config: ValidateConfig) -> ValidationReport:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import math
 import tarfile
 import zlib
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.image_header import image_format, image_size
 from data_pipeline.errors import BadSample
-from data_pipeline.files import atomic_writer, read_json
+from data_pipeline.files import atomic_writer, read_json, to_json
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import to_fields
 from data_pipeline.shards.index import INDEX, VERSION, Shard, ShardIndex, rows_path
@@ -201,4 +200,4 @@ def _scale_image(image: bytes, max_pixels: int) -> tuple[bytes, int]:
 
 
 def _json(value: dict) -> bytes:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    return to_json(value, ascii=False, sort_keys=True, compact=True).encode()

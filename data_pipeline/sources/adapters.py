@@ -19,10 +19,12 @@ from data_pipeline.sources.rows import (
     build_sample,
     clean_answer,
     find_answer,
+    label,
     list_images,
     read_conversation,
     read_text,
 )
+from data_pipeline.sources.text_values import is_missing, read_value
 from data_pipeline.types import Message, Sample
 
 Adapter = Callable[[Row], Sample]
@@ -43,16 +45,15 @@ class Conversations:
         listed = list_images(row)
         if inside and listed:
             raise column_error("images", "images in the messages or in a column", listed, "keep one of both")
-        given = row.fields.get("answer")
-        is_given = given not in (None, "") and given == given  # no NaN
+        is_given = not is_missing(row.fields.get("answer"))
         response = turns[-1].content if turns[-1].role == "assistant" else ""
         return build_sample(
             row,
             messages=turns,
             images=inside or listed,
-            answer=clean_answer(str(given)) if is_given else self.read_answer(response),
-            row_id=row.fields.get("id"),
-            kind=row.fields.get("kind"),
+            answer=clean_answer(read_text(row, "answer")) if is_given else self.read_answer(response),
+            row_id=label(row, "id"),
+            kind=label(row, "kind"),
             keep=("source", "score"),
             teacher=self.teacher,
         )
@@ -72,9 +73,8 @@ class Questions:
 
     def __call__(self, row: Row) -> Sample:
         column = next((name for name in self.question if name in row.fields), self.question[0])
-        ids = (row.fields.get(name) for name in self.row_id)
         turns = [Message(role="user", content=read_text(row, column))]
-        if row.fields.get(self.response) or not self.answer:
+        if not is_missing(row.fields.get(self.response)) or not self.answer:
             turns.append(Message(role="assistant", content=read_text(row, self.response)))
         found = clean_answer(read_text(row, self.answer)) if self.answer else find_answer(turns[-1].content)
         return build_sample(
@@ -82,8 +82,8 @@ class Questions:
             messages=turns,
             images=list_images(row),
             answer=found,
-            row_id="/".join(str(own) for own in ids if own is not None),
-            kind=row.fields.get(self.kind),
+            row_id="/".join(filter(None, (label(row, name) for name in self.row_id))),
+            kind=label(row, self.kind),
             keep=self.keep,
             teacher=self.teacher,
         )
@@ -99,7 +99,8 @@ class Choices:
         options = row.fields.get("options")
         if not isinstance(options, (list, tuple)) or not 2 <= len(options) <= len(LETTERS):
             raise column_error("options", f"a list of 2 to {len(LETTERS)} texts", options, "drop the row")
-        listed, answer = [str(option).strip() for option in options], read_text(row, "answer")
+        listed = [read_value("options", option) for option in options]
+        answer = read_text(row, "answer")
         if answer not in listed:
             raise BadSample("answer", f"answer: wanted one of {listed}, saw {answer!r}; drop the row")
         lines = (f"{letter}. {option}" for letter, option in zip(LETTERS, listed, strict=False))
@@ -114,13 +115,14 @@ def read_verl_row(row: Row) -> Sample:
     reward = row.fields.get("reward_model")
     if not isinstance(reward, Mapping) or "ground_truth" not in reward:
         raise column_error("reward_model", "{ground_truth, style}", reward, "put the reference answer there")
+    given = reward["ground_truth"]
     return build_sample(
         row,
         messages=turns,
         images=inside or list_images(row),
-        answer="" if reward["ground_truth"] is None else clean_answer(str(reward["ground_truth"])),
+        answer="" if given is None else clean_answer(read_value("reward_model.ground_truth", given)),
         # No row_id: `ids` and extra_info.index are places in a reading order, not names.
-        kind=row.fields.get("data_source"),
+        kind=label(row, "data_source"),
         keep=("data_source", "ability", "ids", "avg_reward"),
     )
 

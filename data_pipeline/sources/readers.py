@@ -8,6 +8,7 @@ A file that cannot be read is a ValueError.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, column_error
+from data_pipeline.files import parse_json
+from data_pipeline.sources.text_values import WrittenNumber
 
 Fields = Mapping[str, object]
 """The columns of a row."""
@@ -27,7 +30,7 @@ SUFFIXES = (".parquet", ".jsonl", ".tar", ".json")
 _SAVED = ("dataset_dict.json", "state.json")  # written by Dataset.save_to_disk
 _DESCRIPTIONS = ("index.json", "infos.json", "info.json", "import.json", "_report.json")  # of data, not rows
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_BOM = b"\xef\xbb\xbf"
+_BOM, _UTF_16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _PARQUET_BUFFER, _PARQUET_ROWS = 1 << 20, 64
 
 
@@ -135,7 +138,10 @@ def _errors_naming(source: str | Path) -> Iterator[None]:
 
 def _is_array(path: Path) -> bool:
     with _errors_naming(path), path.open("rb") as file:
-        return file.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
+        start = file.read(4096)
+        if start.startswith(_UTF_16):
+            raise ValueError(f"it is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > FILE")
+    return start.removeprefix(_BOM).lstrip().startswith(b"[")
 
 
 def _read_lines(path: Path) -> Iterator[LoadRow]:
@@ -146,8 +152,8 @@ def _read_lines(path: Path) -> Iterator[LoadRow]:
 
 def _parse_line(line: str, number: int) -> Fields:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line, read_float=WrittenNumber)
+    except ValueError as error:
         raise BadSample("unreadable", f"line {number} is not JSON: {error}") from error
     return _as_fields(value)
 
@@ -159,7 +165,7 @@ def _read_array(path: Path) -> Iterator[LoadRow]:
         if file.read(len(_BOM)) != _BOM:
             file.seek(0)
         try:
-            yield from (partial(_parse_item, item) for item in ijson.items(file, "item"))
+            yield from (partial(_parse_item, item) for item in ijson.items(file, "item", map_type=_Object))
         except ijson.JSONError as error:
             cause = str(error).partition("\n")[0]
             raise ValueError(f"{cause}; write the JSON array again, or convert it to JSON lines") from error
@@ -167,18 +173,37 @@ def _read_array(path: Path) -> Iterator[LoadRow]:
 
 def _parse_item(item: object) -> Fields:
     try:
-        return _as_fields(_plain(item))
-    except RecursionError as error:
-        raise BadSample("unreadable", f"the item is nested too deeply: {error}") from error
+        value = _plain(item)
+    except (ValueError, RecursionError) as error:
+        cause = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise BadSample("unreadable", f"the item cannot be read: {cause}") from error
+    return _as_fields(value)
+
+
+class _Object(dict):
+    """An object that ijson fills; it keeps the last name that was there already."""
+
+    repeated: str | None = None
+
+    def __setitem__(self, name: str, value: object) -> None:
+        self.repeated = name if name in self else self.repeated
+        super().__setitem__(name, value)
 
 
 def _plain(value: object) -> object:
-    """Returns the value with floats in place of ijson's Decimals."""
-    if isinstance(value, dict):
+    """Returns the value with floats in place of ijson's Decimals; raises ValueError where JSON lines do."""
+    if isinstance(value, _Object):
+        if value.repeated is not None:
+            raise ValueError(f"an object has the name {value.repeated!r} twice; keep one of them")
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return float(value) if isinstance(value, Decimal) else value
+    if isinstance(value, Decimal):
+        number = WrittenNumber(str(value))
+        if not math.isfinite(number):
+            raise ValueError(f"it holds {value}, which is too large a number; write it as a text")
+        return number
+    return value
 
 
 def _as_fields(value: object) -> Fields:

@@ -7,12 +7,15 @@ The only input besides the row are the files of images that it names by path.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, column_error
 from data_pipeline.sources.image_values import read_image
+from data_pipeline.sources.text_values import read_label, read_value
 from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
 from data_pipeline.verify.released import find_marked_answer, trim
 
@@ -37,16 +40,14 @@ def read_text(row: Row, column: str) -> str:
     """Returns the text of a required column; numbers count as text.
 
     Raises:
-        BadSample: the column is missing or empty, or does not hold text.
+        BadSample: the column is missing or empty, or does not hold one text.
     """
-    value = row.fields.get(column)
     if column not in row.fields:
         raise column_error(column, "a text column", None, f"this row has {', '.join(row.fields) or 'none'}")
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value != value:  # NaN
-        raise column_error(column, "text", value, "convert it, or choose the corpus that has this column")
-    if not str(value).strip():
+    text = read_value(column, row.fields[column])
+    if not text:
         raise BadSample("text", f"{column}: wanted text, saw an empty one; drop the row")
-    return str(value).strip()
+    return text
 
 
 def clean_answer(value: str) -> str:
@@ -59,16 +60,23 @@ def find_answer(value: str) -> str:
     return trim((find_marked_answer(value) or "").strip())
 
 
+def label(row: Row, column: str) -> str:
+    """Returns an id, a kind or another description of the row; "" where it has none."""
+    return read_label(column, row.fields.get(column))
+
+
 def _lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
     """Returns the row that a sample comes from, and those of `columns` that hold a text or a number."""
     found: dict[str, str | int | float] = {"corpus": row.corpus, "split": row.split, "row": row.number}
     found |= {"file": row.file} if row.file else {}
     for column in columns:
         value = row.fields.get(column)
-        if isinstance(value, (list, tuple)):
-            value = "; ".join(map(str, value))
-        if isinstance(value, (str, int, float)) and value != "" and value == value:  # no NaN
+        if isinstance(value, (float, Decimal)):
+            found |= {column: float(value)} if math.isfinite(value) else {}
+        elif isinstance(value, int):
             found[column] = value
+        elif text := read_label(column, value):
+            found[column] = text
     return found
 
 
@@ -141,8 +149,8 @@ def build_sample(
     messages: Sequence[Message],
     images: Sequence[object],
     answer: str,
-    row_id: object = "",
-    kind: object = None,
+    row_id: str = "",
+    kind: str = "",
     keep: Sequence[str] = (),
     teacher: str = "",
 ) -> Sample:
@@ -157,9 +165,8 @@ def build_sample(
     if not has_response and not answer:
         raise BadSample("answer", "neither a response to learn from nor a reference answer; drop the row")
     digest = _digest(turns, encoded, answer)
-    own = "" if row_id is None else str(row_id)  # 0 is an id, too
-    name = f"{own}-{digest[:8]}" if own else digest[:16]
-    named = {"row_id": own, "teacher": teacher if has_response else "", "kind": str(kind or "")}
+    name = f"{row_id}-{digest[:8]}" if row_id else digest[:16]
+    named = {"row_id": row_id, "teacher": teacher if has_response else "", "kind": kind}
     metadata = _lineage(row, keep) | {key: value for key, value in named.items() if value}
     if row.system and turns[0].role != "system":
         turns.insert(0, Message(role="system", content=row.system))

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from threading import RLock
 from typing import cast
 
+from data_pipeline.files import to_json
 from data_pipeline.verify.check import Verdict, check_text, is_equal_math, needs_math, with_outcome
 from data_pipeline.verify.config import CheckerConfig
 
@@ -115,7 +116,7 @@ class VerifyPool:
     def _send_batch(self, worker: _Worker, waiting: deque[_Task]) -> None:
         batch = self._take_batch(waiting)
         try:
-            worker.connection.send_bytes(json.dumps([(t.extracted, t.answer) for t in batch]).encode())
+            worker.connection.send_bytes(to_json([(t.extracted, t.answer) for t in batch]).encode())
         except OSError:  # it died while idle: no task crashed it
             waiting.extendleft(reversed(batch))
             self._replace_worker(worker)

@@ -20,6 +20,7 @@ from types import UnionType
 from typing import Self, TypeVar, get_args, get_type_hints
 
 from data_pipeline.errors import describe
+from data_pipeline.files import to_json
 from data_pipeline.verify.check import Verdict
 
 R = TypeVar("R", bound="ScoredResponse")
@@ -71,7 +72,7 @@ class ScoredResponse(Verdict):
 
     def to_json(self) -> bytes:
         """Returns the record as a line, in ASCII: a response may hold half a surrogate pair."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        return to_json(asdict(self)).encode() + b"\n"
 
 
 def read_responses(path: Path, record: type[R] = ScoredResponse) -> Iterator[R]:

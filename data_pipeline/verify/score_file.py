@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from data_pipeline.errors import BadSample, ErrorBudget, column_error
-from data_pipeline.files import atomic_writer
+from data_pipeline.files import atomic_writer, parse_json, to_json
 from data_pipeline.served.config import ServerConfig
 from data_pipeline.served.judge import judge_pairs
 from data_pipeline.verify.check import Verdict, check_reference
@@ -73,7 +72,7 @@ def score_file(config: VerifyConfig) -> ScoreSummary:
                 summary.not_judged += _ask_judge(config.judge.server, chunk, verdicts)
             summary.add(verdicts)
             for row, verdict in zip(chunk, verdicts, strict=True):
-                scored.write(json.dumps(row | asdict(verdict)).encode() + b"\n")
+                scored.write(to_json(row | asdict(verdict)).encode() + b"\n")
             bar.set_postfix(responses=summary.responses, right=summary.right, bad=budget.total)
     summary.bad_lines = budget.total
     return summary
@@ -99,11 +98,9 @@ def _read_rows(source: Path, lines: BinaryIO, budget: ErrorBudget, bar: tqdm) ->
 def _parse(line: bytes) -> dict:
     """Returns a line's object; raises BadSample if it is not JSON, or lacks a response or an answer."""
     try:
-        row = json.loads(line)
-    except RecursionError as error:
-        raise BadSample("unreadable", "nested too deep") from error
+        row = parse_json(line)
     except ValueError as error:  # of JSON, or of UTF-8
-        raise BadSample("unreadable", "not JSON") from error
+        raise BadSample("unreadable", f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise BadSample("schema", "not a JSON object")
     response, answer = row.get("response"), row.get("answer")

@@ -6,7 +6,6 @@ light and dark; pixels are those of a 520 wide view box that the page scales.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from html import escape
 from itertools import pairwise
 
 from markupsafe import Markup
+
+from data_pipeline.files import to_json
 
 WIDTH, HEIGHT = 520, 236
 TOP, BOTTOM, LEFT, RIGHT = 14, 208, 50, 506
@@ -236,7 +237,7 @@ def _decayed_sums(values: Sequence[float], decay: float) -> list[tuple[float, fl
 
 
 def _svg(label: str, body: str, height: float, hover: list[list[str | float]]) -> Markup:
-    rows = f" data-hover='{escape(json.dumps(hover, separators=(',', ':')))}'" if hover else ""
+    rows = f" data-hover='{escape(to_json(hover, compact=True))}'" if hover else ""
     box = f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}"'
     return Markup(f'<svg {box} data-top="{TOP}" data-bottom="{BOTTOM}"{rows}>{body}</svg>')
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_pipeline.files import to_json
 from megatron_omr.convert.names import modern_name
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -88,7 +89,7 @@ def write_tensors(weights: Iterable[tuple[str, Tensor]], folder: Path, max_bytes
         weight_map |= dict.fromkeys(sizes, name)
     total = sum(size for sizes in files for size in sizes.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / _INDEX).write_text(to_json(index, indent=2, sort_keys=True) + "\n")
 
 
 def copy_template(template: str | Path, out: Path) -> None:

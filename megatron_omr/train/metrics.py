@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.files import atomic_writer
+from data_pipeline.files import atomic_writer, to_json, without_nan
 from megatron_omr.config import LogConfig
 
 
@@ -58,11 +58,12 @@ class JsonLines:
         if path.exists():
             kept = [row for row in read_json_lines(path) if row["step"] < first_step]
             with atomic_writer(path) as file:
-                file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
+                file.writelines(to_json(without_nan(row)).encode() + b"\n" for row in kept)
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        """Adds a line; NaN and infinity, which JSON does not have, become null."""
+        self._file.write(to_json(without_nan({"step": step, **row})) + "\n")
 
     def close(self) -> None:
         self._file.close()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.files import check_settings, read_json, write_json
+from data_pipeline.files import check_settings, read_json, to_json, write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,7 +41,7 @@ def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
     Raises:
         ValueError: the run resumes, and a field outside MAY_CHANGE differs from the one it began with.
     """
-    path, new = run / "config.json", json.loads(json.dumps(asdict(config)))
+    path, new = run / "config.json", json.loads(to_json(asdict(config)))
     if resumes and path.exists():
         check_settings(run, _decisive(read_json(path)), _decisive(new))
     write_json(path, new)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,10 @@ from data_pipeline.files import (
     atomic_folder,
     atomic_writer,
     claim_folder,
+    parse_json,
     read_json,
     remove_leftovers,
+    without_nan,
     write_json,
 )
 
@@ -111,6 +115,37 @@ def test_json_round_trip_and_a_broken_file(tmp_path: Path):
     path.write_bytes(b"{torn")
     with pytest.raises(ValueError, match="x.json is not valid JSON .* delete it and run again"):
         read_json(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_of_ours_never_holds_nan(tmp_path: Path, value: float):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": [1, value]})
+    assert list(tmp_path.iterdir()) == []
+    assert without_nan({"a": [1, value], "b": (value, "x")}) == {"a": [1, None], "b": [None, "x"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": NaN}', "holds NaN, which JSON does not have"),
+        ("[Infinity]", "holds Infinity"),
+        ("[-Infinity]", "holds -Infinity"),
+        ("[1e999]", "holds 1e999, which is too large"),
+        ('[{"a": 1, "b": 2, "a": 1}]', "has the name 'a' twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": 1', "Expecting"),
+        (b'{"a": "\xff"}', "utf-8"),
+    ],
+)
+def test_json_of_others_is_refused_with_its_fault(text: str | bytes, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+
+
+def test_json_of_others_is_read_like_any_other():
+    text = '{"π": [1, -2.5e3, null, true, "NaN", {"a": {}, "b": []}], "big": 123456789012345678901234567890}'
+    assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
 
 
 def test_claim_is_repeatable(tmp_path: Path):

@@ -103,6 +103,12 @@ EDITS: dict[str, tuple[str, Callable[[Members], Members], str]] = {
     # name: (kind, edit, what the problem must name)
     "json that does not parse": ("json", lambda m: [*m[:4], (m[4][0], b'{"id": '), *m[5:]], KEY),
     "json nested too deep": ("json", lambda m: [*m[:4], (m[4][0], b"[" * 100_000), *m[5:]], KEY),
+    "json with NaN": ("json", edited_json(metadata={"score": float("nan")}), KEY),
+    "json with a name twice": (
+        "json",
+        lambda m: [*m[:4], (m[4][0], m[4][1][:-1] + b',"answer":"7"}'), *m[5:]],
+        KEY,
+    ),
     "json that is a list": ("json", lambda m: [*m[:4], (m[4][0], b"[1]"), *m[5:]], KEY),
     "a field of the wrong type": ("fields", edited_json(messages="Hi"), ID),
     "a turn without content": ("fields", edited_json(messages=[{"role": "user"}]), ID),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import random
 import sys
 import tarfile
@@ -52,7 +53,63 @@ def test_array_numbers_are_python_numbers(tmp_path: Path):
     row = {"whole": 7, "large": 2**70, "part": -0.1, "power": 1e300, "inside": [{"x": [1.5, True, None]}]}
     path.write_text(json.dumps([row]))
     (found,) = loaded(read_file(path))
-    assert found == row and type(found["part"]) is float and type(found["large"]) is int
+    assert found == row and isinstance(found["part"], float) and type(found["large"]) is int
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_numbers_keep_how_they_were_written(tmp_path: Path, name: str):
+    lines = [
+        '{"x": 3.0, "y": [0.10]}',
+        '{"x": 3.14159265358979323846264338327950288, "y": [-12345678901234567890]}',
+    ]
+    path = tmp_path / name
+    path.write_text("\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]")
+    first, second = loaded(read_file(path))
+    assert (str(first["x"]), str(first["y"][0])) == ("3.0", "0.10") and first["x"] == 3
+    assert str(second["x"]) == "3.14159265358979323846264338327950288" and second["y"] == [
+        -12345678901234567890
+    ]
+    copied = pickle.loads(pickle.dumps(first["y"][0]))
+    assert copied == 0.1 and str(copied) == "0.10" and json.dumps(first) == '{"x": 3.0, "y": [0.1]}'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"answer": 1, "answer": 2}', "has the name 'answer' twice"),
+        ('{"a": [{"b": 1, "c": 2, "b": 1}]}', "has the name 'b' twice"),
+        ('{"answer": 1e999}', "too large a number"),
+    ],
+)
+def test_ambiguous_object_is_a_bad_row(tmp_path: Path, name: str, line: str, message: str):
+    path = tmp_path / name
+    path.write_text(f"{line}\n" + '{"x": 1}' if name == "a.jsonl" else f'[{line}, {{"x": 1}}]')
+    bad, good = read_file(path)
+    with pytest.raises(BadSample, match=f"unreadable: .*{message}"):
+        bad()
+    assert good() == {"x": 1}
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_nan_in_a_line_is_a_bad_row(tmp_path: Path, name: str):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"answer": {name}}}\n')
+    with pytest.raises(BadSample, match=f"line 1 is not JSON: it holds {name}, .*write null"):
+        loaded(read_file(path))
+
+
+def test_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"".join(json.dumps(row).encode() + b"\r\n" for row in ROWS))
+    assert loaded(read_file(path)) == ROWS
+
+
+def test_utf_16_is_named(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"a\.jsonl cannot be read: it is UTF-16; convert it: iconv"):
+        loaded(read_file(path))
 
 
 def test_large_array_is_read_in_constant_memory(tmp_path: Path):

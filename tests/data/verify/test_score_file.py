@@ -32,7 +32,7 @@ BAD = {
     b'{"response": "1"}': "answer: wanted a text or a number, saw nothing",
     b'{"response": "1", "answer": true}': "answer: wanted a text or a number, saw bool True",
     b'{"response": "1", "answer": " "}': "answer: ' ' is no reference",
-    b"[" * 100_000: "nested too deep",
+    b"[" * 100_000: "not JSON: it is nested too deeply",
 }
 
 
