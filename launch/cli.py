@@ -22,7 +22,8 @@ from launch.launcher import launched_by_cluster, rank_environment, run_local
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.config import ConvertConfig, ModelConfig, ParallelConfig, ParityConfig, SFTConfig
+from megatron_omr.config import ConvertConfig, ParallelConfig, ParityConfig, SFTConfig
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
 from rl.config import EvalConfig, RLConfig
 

@@ -1,121 +1,15 @@
-"""Configs of model, layout, optimizer, checkpoints and supervised fine-tuning (standard library only)."""
+"""Configs of layout, optimizer, checkpoints and supervised fine-tuning (standard library only)."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
-from megatron_omr.dtypes import Precision, precision_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """The vision tower, under the names of Hugging Face's `vision_config`."""
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    patch_size: int
-    temporal_patch_size: int
-    in_channels: int
-    spatial_merge_size: int
-    window_size: int  # pixels
-    fullatt_block_indexes: tuple[int, ...]
-    out_hidden_size: int
-
-    @classmethod
-    def from_hf(cls, vision: dict[str, Any]) -> VisionConfig:
-        """Reads a config.json's `vision_config`; raises KeyError with the name of a missing field."""
-        values = {"in_channels": vision.get("in_chans", 3)} | vision  # some releases say in_chans
-        values["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A Qwen2.5-VL, read from a Hugging Face `config.json`: any size, tied or untied."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, ...]
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    precision: Precision  # of the weights on disk
-    vision: VisionConfig
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def vision_token_ids(self) -> tuple[int, ...]:
-        """Tokens that only a prompt may hold; rollouts must never sample them."""
-        return (
-            self.image_token_id,
-            self.video_token_id,
-            self.vision_start_token_id,
-            self.vision_end_token_id,
-        )
-
-    @classmethod
-    def from_hf(cls, folder: str | Path) -> ModelConfig:
-        """Reads `folder`/config.json as transformers 4 or 5 wrote it.
-
-        Raises:
-            ValueError: not a Qwen2.5-VL folder, or a field is missing.
-        """
-        path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist; give a Hugging Face folder of a Qwen2.5-VL model")
-        hf = json.loads(path.read_text())
-        if hf.get("model_type") != "qwen2_5_vl":
-            raise ValueError(
-                f"{path}: model_type={hf.get('model_type')!r}, but only 'qwen2_5_vl' is supported"
-            )
-        text = hf.get("text_config", hf)  # transformers 4 kept the language model's fields on top
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        named = (part.get(key) for part in (hf, text) for key in ("dtype", "torch_dtype"))
-        precision = precision_of(next(filter(None, named), "float32"), of=f"{path}: dtype")
-        try:
-            return cls(
-                vocab_size=text["vocab_size"],
-                hidden_size=text["hidden_size"],
-                intermediate_size=text["intermediate_size"],
-                num_layers=text["num_hidden_layers"],
-                num_heads=text["num_attention_heads"],
-                num_kv_heads=text["num_key_value_heads"],
-                rms_norm_eps=text["rms_norm_eps"],
-                rope_theta=rope.get("rope_theta") or text["rope_theta"],
-                mrope_section=tuple(rope["mrope_section"]),
-                max_position_embeddings=text["max_position_embeddings"],
-                tie_word_embeddings=hf.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
-                image_token_id=hf["image_token_id"],
-                video_token_id=hf["video_token_id"],
-                vision_start_token_id=hf["vision_start_token_id"],
-                vision_end_token_id=hf["vision_end_token_id"],
-                precision=precision,
-                vision=VisionConfig.from_hf(hf["vision_config"]),
-            )
-        except KeyError as missing:
-            raise ValueError(
-                f"{path} has no field {missing}; is it a complete Qwen2.5-VL config?"
-            ) from missing
+from megatron_omr.dtypes import Precision
+from megatron_omr.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_omr import parallel
-from megatron_omr.config import ConvertConfig, ModelConfig
+from megatron_omr.config import ConvertConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.convert.load import load_hf
 from megatron_omr.model.build import build_model
 from megatron_omr.model.vlm import Qwen25VL
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.train.checkpoint import load_weights, read_state, save_weights
 
 

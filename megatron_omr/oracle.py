@@ -14,7 +14,7 @@ from data_pipeline.encode.images import PATCH_PIXELS, normalise
 from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.types import Example, PackedBatch
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig
+from megatron_omr.model_config import ModelConfig
 
 _PACKS = ((0, 1, 2), (0, 0), (2, 1), (3,))
 """Images of each sample of each micro-batch; one micro-batch is text only."""

@@ -19,7 +19,8 @@ from data_pipeline.loader.packing import merge
 from data_pipeline.tables import text_table
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig, OptimConfig, ParityConfig
+from megatron_omr.config import OptimConfig, ParityConfig
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.oracle import Oracle, draw_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order
 from megatron_omr.train.logprobs import gather_zigzag, token_logprobs

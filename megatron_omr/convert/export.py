@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from data_pipeline.files import atomic_folder
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig
 from megatron_omr.convert.hf_folder import copy_template, write_tensors
 from megatron_omr.convert.mapping import Rule, build_rules, collect_parameters, partition_dim
 from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import uncut
 from megatron_omr.dtypes import torch_dtype
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 
 _BUCKET_BYTES = 64 * 2**20  # of one rank's parameters, gathered in one call

@@ -16,6 +16,7 @@ from data_pipeline.files import to_json
 from megatron_omr.convert.names import modern_name
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
 _COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 
 
@@ -42,11 +43,19 @@ class HfTensors:
             have = _list_names(sorted(self._places))
             raise ValueError(f"{self.folder} lacks {_list_names(missing)}; have {have}")
         # files of tied models may repeat the embedding as lm_head; old ones stored rotary frequencies
-        known = {*wanted, "lm_head.weight"}
+        known = {*wanted, _HEAD}
         if unexpected := [n for n in self._places if n not in known and not n.endswith("inv_freq")]:
             raise ValueError(
                 f"{self.folder} has {_list_names(sorted(unexpected))}, which this model does not have; "
                 f"check config.json (layers, tied embeddings, biases)"
+            )
+
+    def check_tied(self, embedding: str) -> None:
+        """Raises ValueError if the folder holds an output layer of its own, other than `embedding`."""
+        if _HEAD in self._places and not torch.equal(self.read(_HEAD), self.read(embedding)):
+            raise ValueError(
+                f"{self.folder}/config.json says tie_word_embeddings=true, but {_HEAD} differs from {embedding}; "
+                f"set it to false, or delete {_HEAD}"
             )
 
     def read(self, name: str) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from megatron_omr.config import ModelConfig
 from megatron_omr.convert.hf_folder import HfTensors
 from megatron_omr.convert.mapping import (
     EMBEDDING,
@@ -19,6 +18,7 @@ from megatron_omr.convert.mapping import (
     partition_dim,
 )
 from megatron_omr.convert.ops import cut, uncut
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 
 
@@ -29,7 +29,8 @@ def load_hf(chunks: Sequence[nn.Module], folder: str | Path, model: ModelConfig,
     Reads either spelling of the names, from one file or an index of many.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, or has another shape than `model` says.
+        ValueError: a tensor is missing, unexpected, or has another shape than `model` says; or the model is tied,
+            and the folder holds another output layer.
     """
     table = build_rules(model)
     source = HfTensors(Path(folder))
@@ -37,6 +38,7 @@ def load_hf(chunks: Sequence[nn.Module], folder: str | Path, model: ModelConfig,
     by_name = {rule.megatron: rule for rule in table}
     if model.tie_word_embeddings:  # the last pipeline stage holds a copy under the name of the output layer
         by_name[OUTPUT_LAYER] = by_name[EMBEDDING]
+        source.check_tied(*by_name[EMBEDDING].hf)
     for name, parameter in collect_parameters(chunks).items():
         _fill(parameter, by_name[name], source, ranks)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import nn
 
-from megatron_omr.config import ModelConfig
 from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Same
 from megatron_omr.model.spec import FUSED_NORM_KEYS
+from megatron_omr.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

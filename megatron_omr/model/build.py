@@ -5,8 +5,10 @@ from __future__ import annotations
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr import cpu
+from megatron_omr.config import ParallelConfig
 from megatron_omr.dtypes import Precision
+from megatron_omr.model.rotary import rotary_frequencies
 from megatron_omr.model.spec import build_block_spec, choose_backend
 from megatron_omr.model.transformer_config import (
     build_language_config,
@@ -15,6 +17,7 @@ from megatron_omr.model.transformer_config import (
 )
 from megatron_omr.model.vision import VisionModel
 from megatron_omr.model.vlm import Qwen25VL
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 
 
@@ -39,9 +42,9 @@ def build_model(
         parallel_output=True,
         share_embeddings_and_output_weights=model.tie_word_embeddings,
         position_embedding_type="mrope",
-        rotary_base=int(model.rope_theta),
         scatter_embedding_sequence_parallel=False,  # images go in first
     )
+    language_model.rotary_pos_emb.inv_freq = rotary_frequencies(model)[0].to(cpu.device())
     vision_model = None
     if ranks.is_first_stage:
         vision_model = VisionModel(

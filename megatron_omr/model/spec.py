@@ -122,7 +122,7 @@ def _te_backend() -> Backend:
         ) -> Tensor:
             packed: PackedSequences = kwargs.pop("packed_seq_params")
             if packed.parents is not None:  # its kernels have no sequences with a shared beginning
-                return attend(query, key, value, packed.plan, causal=True)
+                return attend(query, key, value, packed.plan, causal=True, scale=self.config.softmax_scale)
             params = PackedSeqParams(
                 qkv_format="thd",
                 cu_seqlens_q=packed.cu_seqlens_q,

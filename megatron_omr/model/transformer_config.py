@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_omr import cpu
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.config import ParallelConfig
 from megatron_omr.dtypes import Precision, torch_dtype
+from megatron_omr.model.rotary import rotary_frequencies
+from megatron_omr.model_config import ModelConfig
 
 _VISION_NORM_EPS = 1e-6  # fixed in Qwen2.5-VL, not part of its config
 
@@ -32,9 +34,11 @@ def build_language_config(
         num_attention_heads=model.num_heads,
         num_query_groups=model.num_kv_heads,
         kv_channels=model.head_dim,
+        # queries and keys are both multiplied by YaRN's factor
+        softmax_scale=rotary_frequencies(model)[1] ** 2 / model.head_dim**0.5,
         add_bias_linear=False,
         layernorm_epsilon=model.rms_norm_eps,
-        mrope_section=list(model.mrope_section),
+        mrope_section=list(model.rope.mrope_section),
         pipeline_model_parallel_size=parallel.pp,
         context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sp,

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from data_pipeline.encode.images import normalise
 from megatron_omr import cpu
-from megatron_omr.config import VisionConfig
 from megatron_omr.model.attention import PackedSequences
 from megatron_omr.model.spec import Backend, build_block_spec, build_mlp_submodules
 from megatron_omr.model.transformer_config import VisionTransformerConfig
+from megatron_omr.model_config import VisionConfig
 
 _ROPE_THETA = 10_000.0  # fixed in Qwen2.5-VL's vision tower
 

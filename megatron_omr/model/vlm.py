@@ -15,9 +15,9 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from data_pipeline.types import PackedBatch
-from megatron_omr.config import ModelConfig
 from megatron_omr.model.attention import PackedSequences
 from megatron_omr.model.vision import VisionModel
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks, zigzag_order
 
 

@@ -11,10 +11,11 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from megatron_omr.config import ModelConfig, OptimConfig, ParallelConfig
+from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.convert.load import load_hf
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.build import build_model
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
 

@@ -12,7 +12,7 @@ from launch.recipes.data import DATA_RECIPES
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.config import ModelConfig
+from megatron_omr.model_config import ModelConfig
 from rl.config import AlgorithmConfig
 
 # The fields that layouts depend on, from the published config.json of each size.
@@ -53,6 +53,7 @@ QWEN_3B = QWEN_7B | {
     "num_hidden_layers": 36,
     "num_attention_heads": 16,
     "num_key_value_heads": 2,
+    "vision_config": QWEN_7B["vision_config"] | {"out_hidden_size": 2_048},
 }
 
 

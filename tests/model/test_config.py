@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.config import ParallelConfig
+from megatron_omr.model_config import ModelConfig
 
 HF: dict[str, Any] = {
     "model_type": "qwen2_5_vl",
@@ -52,7 +53,7 @@ def read(folder: Path, **changes: Any) -> ModelConfig:
 
 def test_config_of_transformers_5(tmp_path: Path) -> None:
     model = read(tmp_path)
-    assert (model.precision, model.rope_theta, model.head_dim) == ("bf16", 1e6, 32)
+    assert (model.precision, model.rope.theta, model.head_dim) == ("bf16", 1e6, 32)
     assert model.vision.in_channels == 3 and model.vision.fullatt_block_indexes == (3,)
     assert model.vision_token_ids == (5, 6, 3, 4)
 
@@ -65,12 +66,32 @@ def test_config_of_transformers_4_says_the_same(tmp_path: Path) -> None:
     assert ModelConfig.from_hf(tmp_path) == read(tmp_path)
 
 
+def test_fields_in_two_places_mean_what_transformers_reads(tmp_path: Path) -> None:
+    text = HF["text_config"] | {"tie_word_embeddings": True, "num_key_value_heads": None}
+    model = read(tmp_path, tie_word_embeddings=False, text_config=text, hidden_act="gelu", hidden_size=7)
+    assert model.tie_word_embeddings and model.hidden_size == 128 and model.num_kv_heads == 4
+    flat = {k: v for k, v in HF.items() if k != "text_config"} | HF["text_config"] | {"text_config": None}
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    assert ModelConfig.from_hf(tmp_path) == read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type='llama', but only 'qwen2_5_vl'"),
+        ({"model_type": "llama"}, "model_type='llama' is not supported; only 'qwen2_5_vl' is"),
         ({"dtype": "float16"}, "config.json: dtype is float16; weights must be float32 or bfloat16"),
         ({"vision_config": {"depth": 4}}, "has no field 'fullatt_block_indexes'"),
+        ({"vision_config": None}, "config.json: vision_config is None, not a JSON object"),
+        ({"text_config": HF["text_config"] | {"hidden_act": "gelu"}}, "hidden_act='gelu' is not supported"),
+        ({"text_config": HF["text_config"] | {"hidden_size": "128"}}, "hidden_size='128' must be a whole"),
+        ({"text_config": HF["text_config"] | {"use_sliding_window": True}}, "only False is"),
+        (
+            {
+                "text_config": HF["text_config"]
+                | {"rope_scaling": {"rope_theta": 5, "mrope_section": [4, 6, 6]}}
+            },
+            "rope_scaling=.* and rope_parameters=.* differ; delete one",
+        ),
     ],
 )
 def test_wrong_config_is_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

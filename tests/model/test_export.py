@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.config import ParallelConfig
+from megatron_omr.model_config import ModelConfig
 from tests.helpers.ranks import init_ranks, run_ranks
 
 pytestmark = pytest.mark.heavy

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_omr.config import ModelConfig, VisionConfig
-from megatron_omr.flops import language_forward_flops, peak_flops, train_step_flops, vision_forward_flops
+from megatron_omr.model_config import ModelConfig, RopeConfig, VisionConfig
+from megatron_omr.train.flops import (
+    language_forward_flops,
+    peak_flops,
+    train_step_flops,
+    vision_forward_flops,
+)
 
 QWEN_7B = ModelConfig(
     vocab_size=152_064,
@@ -17,8 +22,7 @@ QWEN_7B = ModelConfig(
     num_heads=28,
     num_kv_heads=4,
     rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    mrope_section=(16, 24, 24),
+    rope=RopeConfig(theta=1e6, mrope_section=(16, 24, 24)),
     max_position_embeddings=128_000,
     tie_word_embeddings=False,
     image_token_id=151_655,

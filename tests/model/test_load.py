@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.config import ParallelConfig
+from megatron_omr.model_config import ModelConfig
 from tests.helpers.ranks import init_ranks, run_ranks
 
 pytestmark = pytest.mark.heavy
@@ -31,6 +32,14 @@ def test_wrong_shape_is_named_with_both_shapes(tiny_hf: Path, tmp_path: Path) ->
     message = load_error(tiny_hf, tmp_path, lambda weights: weights.update({DOWN: torch.ones(128, 255)}))
     assert "layers.0.mlp.down_proj.weight" in message
     assert "[128, 255]" in message and "[128, 256]" in message
+
+
+def test_other_output_layer_of_a_tied_model_is_refused(tiny_tied_hf: Path, tmp_path: Path) -> None:
+    def untie(weights):
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+
+    message = load_error(tiny_tied_hf, tmp_path, untie)
+    assert "tie_word_embeddings=true, but lm_head.weight differs" in message
 
 
 def load_error(folder: Path, tmp_path: Path, change) -> str:

@@ -16,7 +16,8 @@ from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.encode.prompt_sharing import respond, share_prompt
 from data_pipeline.loader.packing import merge
 from data_pipeline.types import Example
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.config import ParallelConfig
+from megatron_omr.model_config import ModelConfig
 from tests.helpers.ranks import init_ranks, run_ranks
 
 forests = st.lists(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_omr.config import ModelConfig, ParallelConfig
+from megatron_omr.config import ParallelConfig
+from megatron_omr.model_config import ModelConfig
 from tests.helpers.ranks import init_ranks, run_ranks
 
 pytestmark = pytest.mark.heavy

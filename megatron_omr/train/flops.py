@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_omr.config import ModelConfig
+from megatron_omr.model_config import ModelConfig
 
 
 def language_forward_flops(
