@@ -14,7 +14,13 @@ from tyro.conf import Positional, Suppress
 from data_pipeline.curate.config import CurateConfig
 from data_pipeline.distill.config import AskConfig, DistillConfig, TeacherConfig
 from data_pipeline.loader.config import MixConfig
-from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, DedupRunConfig, SelectConfig
+from data_pipeline.select.config import (
+    DEDUP_PRESETS,
+    FILTER_PRESETS,
+    DedupRunConfig,
+    SelectConfig,
+    SplitConfig,
+)
 from data_pipeline.shards.config import InspectConfig, ShardConfig, ValidateConfig
 from data_pipeline.sources.config import CheckRowsConfig, ImportConfig, RowsConfig
 from data_pipeline.tables import text_table
@@ -211,6 +217,31 @@ def select(config: Annotated[SelectConfig, FLAT]) -> None:
         print(f"  {count} dropped: {reason}")
 
 
+def split(config: Annotated[SplitConfig, FLAT]) -> None:
+    """Divide shards into train and test, by image: omr data split SHARDS OUT.
+
+    No image of OUT/test is in OUT/train: samples with the same picture (equal pixels, whatever the file) go to one
+    part together, and so do those that are joined by a sample with several images. Samples without an image are
+    divided by their question. The same seed gives the same parts, and the same command continues.
+
+    Examples:
+      omr data split shards/mine shards/parts
+      omr data split shards/mine shards/parts --test 600 --seed 7
+      omr sft demo --loader.shards shards/parts/train --run runs/mine
+    """
+    from data_pipeline.select.split import split as split_samples
+
+    reports = split_samples(config)
+    total = sum(report.kept for report in reports.values())
+    rows = [
+        (f"{config.out}/{part}", report.kept, f"{report.kept / total:.1%}")
+        for part, report in reports.items()
+    ]
+    print(text_table(["part", "samples", "share"], rows))
+    if bad := sum(reports["train"].dropped.values()):
+        print(f"{bad} unreadable samples are left out")
+
+
 def mix(config: Annotated[MixConfig, FLAT]) -> None:
     """Mix folders of shards, by weights or counts: omr data mix SHARDS [SHARDS ...] --out OUT.
 
@@ -293,6 +324,7 @@ DATA = CommandGroup(
         "distill": distill,
         "score": with_config(score, AskConfig(shards=MISSING, out=MISSING, teacher=TeacherConfig(k=4))),
         "select": presets(select, _SELECT),
+        "split": split,
         "mix": mix,
         "inspect": inspect,
         "validate": validate,

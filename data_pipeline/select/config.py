@@ -109,6 +109,28 @@ class SelectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Divides shards into a part for training and one for testing, by image."""
+
+    shards: str
+    """Folder of shards to divide."""
+    out: str
+    """Folder that gets train/ and test/."""
+    test: int | float = 0.1
+    """Samples of the test part: a number (600) or a share (0.1), at most; samples that share an image stay together."""
+    seed: int = 42
+    """Decides which images are in the test part."""
+    max_bad_samples: int | float = 100
+    """Unreadable samples are left out and counted; past this many (100) or this share (0.01) it stops."""
+    writer: ShardConfig = field(default_factory=ShardConfig)
+    work: WorkConfig = field(default_factory=WorkConfig)
+
+    def __post_init__(self) -> None:
+        if self.test <= 0 or (isinstance(self.test, float) and self.test >= 1):
+            raise ValueError(f"test={self.test} must be a number of samples, e.g. 600, or a share, e.g. 0.1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DedupRunConfig:
     """Lists the samples of folders of shards that duplicate others, or a benchmark's."""
 

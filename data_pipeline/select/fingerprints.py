@@ -10,12 +10,13 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+from PIL import Image
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.errors import BadSample
@@ -100,10 +101,10 @@ def _fingerprint(sample: Sample) -> tuple[str, str, str, tuple[int, int, int, in
     text, answer = question_text(sample), "".join(sample.answer.casefold().split())
     pixels, vector = _encode_images(sample.images)
     hashes = (
-        _hash(text.encode(), *pixels),
+        hash_bytes(text.encode(), *pixels),
         _question_hash(sample),
-        _hash(" ".join(_SYMBOL.findall(text.casefold())).encode()),
-        _hash(answer.encode()) if answer else 0,
+        hash_bytes(" ".join(_SYMBOL.findall(text.casefold())).encode()),
+        hash_bytes(answer.encode()) if answer else 0,
     )
     return sample.id, sample.source, text, hashes, len(sample.images), vector
 
@@ -119,7 +120,14 @@ def _question_hash(sample: Sample) -> int:
     """Returns a hash of the question that a distilled sample answers, 0 of other samples."""
     if not {"question", "rollout", "teacher"} <= sample.metadata.keys():  # `question` alone may mean anything
         return 0
-    return _hash(sample.source.encode(), str(sample.metadata["question"]).encode())
+    return hash_bytes(sample.source.encode(), str(sample.metadata["question"]).encode())
+
+
+def hash_images(images: tuple[bytes, ...]) -> list[int]:
+    """Returns a hash of each image's size and pixels, or of its bytes where it cannot be decoded."""
+    return [
+        hash_bytes(_pixels(image) if isinstance(image, Image.Image) else image) for image in _decode(images)
+    ]
 
 
 def _encode_images(images: tuple[bytes, ...]) -> tuple[list[bytes], np.ndarray]:
@@ -127,23 +135,34 @@ def _encode_images(images: tuple[bytes, ...]) -> tuple[list[bytes], np.ndarray]:
 
     The vector is the sum of the images' vectors, each rotated by its number, so that their order matters.
     """
-    from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image  # imports torch
-
-    unscaled = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
     pixels, total, can_decode = list[bytes](), np.zeros(IMAGE_DIM, dtype=np.float32), True
-    for number, data in enumerate(images):
-        try:
-            image = load_image(data, unscaled, factor=1)
-        except BadSample:
-            pixels.append(data)
+    for number, image in enumerate(_decode(images)):
+        if isinstance(image, bytes):
+            pixels.append(image)
             can_decode = False
             continue
-        pixels.append(b"%d %d " % image.size + image.tobytes())
+        pixels.append(_pixels(image))
         total += np.roll(encode_image(image), 7 * number)
     return pixels, total * can_decode / max(float(np.linalg.norm(total)), 1e-9)
 
 
-def _hash(*parts: bytes) -> int:
+def _decode(images: tuple[bytes, ...]) -> Iterator[Image.Image | bytes]:
+    """Yields each image in its own size; its bytes where it cannot be decoded."""
+    from data_pipeline.encode.images import MAX_SOURCE_PIXELS, load_image  # imports torch
+
+    unscaled = ImageConfig(min_pixels=1, max_pixels=MAX_SOURCE_PIXELS)
+    for data in images:
+        try:
+            yield load_image(data, unscaled, factor=1)
+        except BadSample:
+            yield data
+
+
+def _pixels(image: Image.Image) -> bytes:
+    return b"%d %d " % image.size + image.tobytes()
+
+
+def hash_bytes(*parts: bytes) -> int:
     """Returns 64 bits, never 0."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
