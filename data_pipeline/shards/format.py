@@ -19,6 +19,7 @@ from pathlib import Path
 from data_pipeline.errors import BadSample, describe
 from data_pipeline.files import parse_json
 from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.tar_walk import find_compression
 from data_pipeline.storage import join, read_range
 from data_pipeline.types import ROLES, Message, Sample, SampleRef
 
@@ -52,13 +53,15 @@ def parse_sample(data: bytes, ref: SampleRef) -> Sample:
         BadSample: `checksum` or `unreadable`; `schema` where the json member is not as FIELDS.
     """
     if len(data) == ref.size and ref.crc32 not in (None, zlib.crc32(data)):
-        raise BadSample("checksum", f"{_place(ref)}: not the bytes that were written; copy the shard again")
+        cause = find_compression(data) or "not the bytes that were written; copy the shard again"
+        raise BadSample("checksum", f"{_place(ref)}: {cause}")
     try:
         sample = _read_members(data)
     except BadSample:
         raise
     except (tarfile.TarError, ValueError) as error:
-        raise BadSample("unreadable", f"{_place(ref)}: {error}") from error
+        cause = find_compression(data) or error  # of a whole shard, which is seen at its first sample
+        raise BadSample("unreadable", f"{_place(ref)}: {cause}") from error
     if sample.id != ref.id:
         raise BadSample("unreadable", f"{_place(ref)}: found {sample.id!r}; the index is of another shard")
     return sample
@@ -131,6 +134,10 @@ def _read_members(data: bytes) -> Sample:
     for name in fields["images"]:
         image, place = _read_member(data, place, f".{name}")
         images.append(image)
+    if place < len(data):
+        raise BadSample(
+            "schema", f"its json member does not name all of its members: {place} of {len(data)} bytes"
+        )
     return Sample(
         id=fields["id"],
         source=fields["source"],

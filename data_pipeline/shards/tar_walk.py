@@ -25,6 +25,16 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENSIONS = (_LONG_NAME, _LONG_LINK, *_PAX, tarfile.XGLTYPE)
 
 
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gzip -d"),
+    b"BZh91AY&SY": ("bzip2", "bzip2 -d"),
+    b"\xfd7zXZ\0": ("xz", "xz -d"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"PK\x03\x04": ("zip", "unzip, then tar"),
+}
+"""First bytes of compressed files -> format, and what undoes it."""
+
+
 class BadTar(ValueError):
     """The tar cannot be read further."""
 
@@ -56,10 +66,19 @@ def walk(file: BinaryIO, length: int) -> Iterator[TarMember]:
     Raises:
         BadTar: a header is broken, the file ends too early, or something follows its end.
     """
+    file.seek(0)
+    if cause := find_compression(file.read(16)):
+        raise BadTar("header", 0, cause)
     offset = 0
     while member := _next_member(file, length, offset):
         yield member
         offset = member.end
+
+
+def find_compression(start: bytes) -> str:
+    """Returns what is wrong with a file that begins with `start`, if it is compressed; else ""."""
+    found = (kind for magic, kind in _COMPRESSED.items() if start.startswith(magic))
+    return next((f"no plain tar: compressed with {name}; unpack it ({undo})" for name, undo in found), "")
 
 
 def _next_member(file: BinaryIO, length: int, start: int) -> TarMember | None:

@@ -1,4 +1,4 @@
-"""Reads rows from JSON lines, JSON arrays, Parquet, WebDataset tars, saved `datasets` folders and the hub.
+"""Reads rows from JSON lines, JSON arrays, Parquet, WebDataset tars, folders that `datasets` saved, and the hub.
 
 Everything is streamed: memory does not grow with the source. Images stay the bytes they are. A reader yields for each
 row a function that parses it, so that a bad row raises BadSample where it is counted, and reading continues behind it.
@@ -7,10 +7,8 @@ A file that cannot be read is a ValueError.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from data_pipeline.errors import BadSample, column_error
 from data_pipeline.files import parse_json
+from data_pipeline.sources.read_tar import load_record, read_tar
 from data_pipeline.sources.text_values import WrittenNumber
 
 Fields = Mapping[str, object]
@@ -26,6 +25,7 @@ Fields = Mapping[str, object]
 LoadRow = Callable[[], Fields]
 """Parses one row; raises BadSample."""
 SUFFIXES = (".parquet", ".jsonl", ".tar", ".json")
+_GZIPPED_TARS = (".tar.gz", ".tgz")
 """Of a folder's files those of one kind are read: the first of these that it holds."""
 _SAVED = ("dataset_dict.json", "state.json")  # written by Dataset.save_to_disk
 _DESCRIPTIONS = ("index.json", "infos.json", "info.json", "import.json", "_report.json")  # of data, not rows
@@ -60,7 +60,7 @@ def read_file(path: Path) -> Iterator[LoadRow]:
     Raises:
         ValueError: the file is of another kind, or cannot be read; the latter as late as while iterating.
     """
-    suffix = path.suffix.lower()
+    suffix = _kind(path)
     if suffix == ".parquet":
         return _read_parquet(path)
     if suffix == ".tar":
@@ -100,13 +100,18 @@ def _choose_split(splits: list[str], split: str) -> str:
     return chosen
 
 
+def _kind(path: Path) -> str:
+    """Returns the lower-case suffix that says what a file holds; .tar also for a gzipped one."""
+    return ".tar" if path.name.lower().endswith(_GZIPPED_TARS) else path.suffix.lower()
+
+
 def _data_files(folder: Path, split: str) -> list[Path]:
     """Returns the folder's files of one kind, sorted by name; with a split those that are named after it."""
     found = sorted(file for file in folder.rglob("*") if _is_data(file.relative_to(folder)))
     if not found:
         raise ValueError(f"{folder} holds no {', '.join(SUFFIXES)} file; give the folder that does")
-    kind = min((file.suffix for file in found), key=SUFFIXES.index)
-    files = [file for file in found if file.suffix == kind]
+    kind = min(map(_kind, found), key=SUFFIXES.index)
+    files = [file for file in found if _kind(file) == kind]
     if not split:
         return files
     named = [file for file in files if _is_of_split(file.relative_to(folder), split)]
@@ -118,7 +123,7 @@ def _data_files(folder: Path, split: str) -> list[Path]:
 
 def _is_data(name: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in name.parts)
-    return name.suffix in SUFFIXES and not is_hidden and not name.name.endswith(_DESCRIPTIONS)
+    return _kind(name) in SUFFIXES and not is_hidden and not name.name.endswith(_DESCRIPTIONS)
 
 
 def _is_of_split(name: Path, split: str) -> bool:
@@ -132,7 +137,7 @@ def _errors_naming(source: str | Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ValueError(f"{source} cannot be read: {error}; install that package with pip") from error
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:  # also Arrow's and the hub's
+    except (OSError, EOFError, ValueError) as error:  # also Arrow's and the hub's
         raise ValueError(f"{source} cannot be read: {error}") from error
 
 
@@ -224,35 +229,4 @@ def _read_parquet(path: Path) -> Iterator[LoadRow]:
 
 def _read_tar(path: Path) -> Iterator[LoadRow]:
     with _errors_naming(path):
-        import webdataset
-
-        _check_end(path)
-        url = str(path.resolve())  # absolute, so that nothing in it is taken for a command
-        records = webdataset.WebDataset([url], shardshuffle=False, empty_check=False)
-        yield from (partial(_parse_record, record) for record in records)
-
-
-def _check_end(path: Path) -> None:
-    """Refuses a truncated tar: a whole one ends in empty blocks, and webdataset reads others without an error."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
-        if file.read().strip(b"\0") or file.tell() < tarfile.BLOCKSIZE:
-            raise ValueError("the tar is truncated; write or download it again")
-
-
-def _parse_record(record: Mapping[str, bytes]) -> Fields:
-    """Returns the fields of a WebDataset sample's json, its other texts by extension, and its images in order."""
-    key = record["__key__"]
-    members = {name: data for name, data in record.items() if not name.startswith("__")}
-    try:
-        fields = json.loads(members.pop("json", b"{}"))
-        texts = {name: members.pop(name).decode() for name in ("txt", "text", "cls") if name in members}
-    except (ValueError, RecursionError) as error:
-        raise BadSample("unreadable", f"{key}: {error}") from error
-    if not isinstance(fields, Mapping):
-        raise column_error(f"{key}.json", "an object of columns", fields, "write one object per sample")
-    named = fields.get("images")
-    in_order = sorted(members, key=lambda name: (len(name.partition(".")[0]), name))  # 2.png before 10.png
-    order = named if isinstance(named, list) and sorted(map(str, named)) == sorted(members) else in_order
-    images = {"images": [members[name] for name in order]} if members else {}
-    return {"id": key, **texts, **fields, **images}
+        yield from (partial(load_record, found) for found in read_tar(path))

@@ -79,6 +79,13 @@ def test_a_torn_image_is_refused(folder):
         read_sample(folder, refs[6])
 
 
+def test_a_member_that_the_json_does_not_name_is_refused(folder):
+    refs = ShardIndex.load(folder)
+    both = replace(refs[0], size=refs[0].size + refs[1].size, crc32=None)
+    with pytest.raises(BadSample, match="schema: its json member does not name all of its members"):
+        read_sample(folder, both)
+
+
 def test_any_damage_to_a_header_is_caught(folder):
     ref = ShardIndex.load(folder)[2]
     path = folder / ref.shard

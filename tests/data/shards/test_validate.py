@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from data_pipeline.errors import BadSample
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.shards.config import ShardConfig, ValidateConfig
@@ -136,6 +138,13 @@ EDITS: dict[str, tuple[str, Callable[[Members], Members], str]] = {
     "a hard link": ("link", inserted(member(f"{KEY}.png", kind=tarfile.LNKTYPE)), f"{KEY}.png"),
     "a device": ("link", inserted(member(f"{KEY}.png", kind=tarfile.CHRTYPE)), f"{KEY}.png"),
     "a pipe": ("link", inserted(member(f"{KEY}.png", kind=tarfile.FIFOTYPE)), f"{KEY}.png"),
+    "a companion of macOS": ("companion", inserted(member("._x.json", b"\0\5\26\7")), "._x.json"),
+    "a companion in a folder": ("companion", inserted(member("x/._1.png", b"\0\5\26\7")), "x/._1.png"),
+    "a companion between two members": (
+        "companion",
+        lambda m: [*m[:5], member("__MACOSX/._x.png"), *m[5:]],
+        "__MACOSX/._x.png",
+    ),
     "a name without extension": ("name", inserted(member("README", b"hello")), "README"),
     "a decompression bomb": ("bomb", with_image(png_bomb()), ID),
     "an image just too large": ("bomb", with_image(png_bomb(10_000)), ID),
@@ -164,6 +173,22 @@ def test_problems_of_a_sample_are_found_and_named(folder: Path, name: str, has_i
     assert any(named in (p.sample, *p.place.split(" "), p.detail) for p in problems), problems
     if not has_index and "renamed" not in name and "mixed" not in name:
         assert set(report.counts) <= {kind, "image"}, "and no other problem is reported"
+
+
+def test_a_key_that_comes_back_names_both_places(folder: Path):
+    edit_tar(folder / SECOND, swapped(5, 6))
+    offset = ShardIndex.load(folder).rows(1).offsets[2]
+    problem = next(problem for problem in check(folder).problems if problem.kind == "member-order")
+    assert f"member {KEY}.0.png" in problem.place and f"begin at byte {offset}" in problem.detail
+
+
+def test_a_compressed_shard_is_named_as_such(folder: Path):
+    path = folder / SECOND
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    details = [problem.detail for problem in check(folder).problems if problem.kind == "header"]
+    assert details == ["no plain tar: compressed with gzip; unpack it (gzip -d)"]
+    with pytest.raises(BadSample, match=r"compressed with gzip; unpack it \(gzip -d\)"):
+        list(read_shards(folder))
 
 
 def test_a_missing_field_is_found_in_a_folder_with_an_index(folder: Path):
