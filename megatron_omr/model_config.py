@@ -7,12 +7,12 @@ generation or video, or transformers does not read them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import parse_json
 from megatron_omr.dtypes import Precision, precision_of
 
 _SILU = ("silu", "swish")  # two names of one function
@@ -221,7 +221,7 @@ class ModelConfig:
         if not path.is_file():
             raise ValueError(f"{path} does not exist; give a Hugging Face folder of a Qwen2.5-VL model")
         try:
-            return cls._from_fields(_object({"the file": json.loads(path.read_bytes())}, "the file"))
+            return cls._from_fields(_object({"the file": parse_json(path.read_bytes())}, "the file"))
         except KeyError as missing:
             raise ValueError(
                 f"{path} has no field {missing}; is it a complete Qwen2.5-VL config?"

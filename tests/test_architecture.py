@@ -225,7 +225,7 @@ def heavy_configs(sources: list[Source]) -> Iterator[str]:
         for found in imports(source) if source.path in CONFIGS else ():
             name = found.names[0]
             light = name.split(".")[0] in sys.stdlib_module_names or name.endswith(
-                (".config", ".model_config", ".dtypes")
+                (".config", ".model_config", ".dtypes", ".files")
             )
             if not light:
                 yield f"{source.path}:{found.line}: a config must not import {name}"

@@ -6,7 +6,6 @@ the same tokens.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -20,8 +19,10 @@ from PIL import Image
 from data_pipeline.encode import images as vision
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.positions import mrope_position_ids
+from data_pipeline.encode.processor import check_image_processor
 from data_pipeline.encode.prompt_sharing import respond
 from data_pipeline.errors import BadSample
+from data_pipeline.files import parse_json
 from data_pipeline.types import IMAGE_MARK, ROLES, Example, Message, Sample
 
 if TYPE_CHECKING:
@@ -62,17 +63,8 @@ class ChatEncoder:
         Raises:
             ValueError: with its template or image processor, trainer and engine would see different prompts.
         """
-        from transformers import AutoTokenizer
-
-        _check_processor(Path(folder), image)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if None in (tokenizer.eos_token, tokenizer.pad_token) or IMAGE_TOKEN not in tokenizer.get_vocab():
-            raise ValueError(
-                f"the tokenizer of {folder} has eos_token={tokenizer.eos_token}, "
-                f"pad_token={tokenizer.pad_token} and {len(tokenizer)} tokens; it must have both and "
-                f"{IMAGE_TOKEN}, as Qwen2.5-VL's"
-            )
-        encoder = cls(tokenizer, image)
+        check_image_processor(Path(folder), image)
+        encoder = cls(_load_tokenizer(Path(folder)), image)
         encoder._check_template()
         return encoder
 
@@ -184,27 +176,28 @@ def _parts(content: str) -> str | list[dict[str, str]]:
     return [{"type": "image"} if piece == IMAGE_MARK else {"type": "text", "text": piece} for piece in pieces]
 
 
-def _check_processor(folder: Path, image: ImageConfig) -> None:
-    """Raises ValueError where the folder's image processor, which the engine uses, would change images."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; give a complete Qwen2.5-VL folder")
-    processor = json.loads(path.read_text())
-    size = processor.get("size") or {}
-    smallest = processor.get("min_pixels") or size.get("shortest_edge") or 0
-    largest = processor.get("max_pixels") or size.get("longest_edge") or image.max_pixels
-    if not smallest <= image.min_pixels <= image.max_pixels <= largest:
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Returns the folder's tokenizer, with the chat template from wherever transformers saved it.
+
+    Raises:
+        ValueError: there is no template, or its tokens are not those of Qwen2.5-VL or of the folder's config.json.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = folder / "chat_template.json"  # saved with the processor by the first releases that had one
+    if tokenizer.chat_template is None and template.is_file():
+        tokenizer.chat_template = parse_json(template.read_bytes())["chat_template"]
+    if tokenizer.chat_template is None:
+        raise ValueError(f"{folder} has no chat template; add chat_template.jinja of Qwen2.5-VL")
+    if None in (tokenizer.eos_token, tokenizer.pad_token) or IMAGE_TOKEN not in tokenizer.get_vocab():
         raise ValueError(
-            f"image.min_pixels={image.min_pixels} and image.max_pixels={image.max_pixels} must lie between "
-            f"{smallest} and {largest}, the limits of {path}: the engine would resize images again"
+            f"the tokenizer of {folder} has eos_token={tokenizer.eos_token}, "
+            f"pad_token={tokenizer.pad_token} and {len(tokenizer)} tokens; it must have both and "
+            f"{IMAGE_TOKEN}, as Qwen2.5-VL's"
         )
-    wanted = {
-        "patch_size": vision.PATCH,
-        "merge_size": vision.MERGE,
-        "temporal_patch_size": vision.TEMPORAL,
-        "image_mean": list(vision.MEAN),
-        "image_std": list(vision.STD),
-    }
-    for name, value in wanted.items():
-        if processor.get(name, value) != value:
-            raise ValueError(f"{path}: {name}={processor[name]}, but Qwen2.5-VL's processor has {value}")
+    config, own = folder / "config.json", tokenizer.get_vocab()[IMAGE_TOKEN]
+    named = parse_json(config.read_bytes()).get("image_token_id", own) if config.is_file() else own
+    if named != own:
+        raise ValueError(f"{config}: image_token_id={named}, but {IMAGE_TOKEN} of its tokenizer is {own}")
+    return tokenizer

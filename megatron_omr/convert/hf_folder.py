@@ -12,11 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.files import to_json
+from data_pipeline.encode.processor import pixel_limits, read_image_processor
+from data_pipeline.files import to_json, write_json
 from megatron_omr.convert.names import modern_name
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
+_PROCESSOR = "preprocessor_config.json"
 _COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 
 
@@ -102,8 +104,15 @@ def write_tensors(weights: Iterable[tuple[str, Tensor]], folder: Path, max_bytes
 
 
 def copy_template(template: str | Path, out: Path) -> None:
-    """Copies all of a Hugging Face folder but its weights: config, tokenizer, processor, chat template."""
+    """Copies all of a Hugging Face folder but its weights: config, tokenizer, processor, chat template.
+
+    Of a folder saved by transformers 5, the image processor is also written as transformers 4 reads it.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for file in Path(template).iterdir():
         if file.is_file() and file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):
             shutil.copyfile(file, out / file.name)
+    if (out / "processor_config.json").is_file() and not (out / _PROCESSOR).is_file():
+        _, processor = read_image_processor(out)
+        smallest, largest = pixel_limits(processor)
+        write_json(out / _PROCESSOR, {**processor, "min_pixels": smallest, "max_pixels": largest})

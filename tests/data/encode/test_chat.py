@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
@@ -155,6 +155,9 @@ def test_a_response_with_image_tokens_is_refused(encoder):
         ),
         ("chat_template.jinja", "<|image_pad|>", "", "one <|image_pad|>"),
         ("preprocessor_config.json", '"max_pixels": 4194304', '"max_pixels": 100000', "resize images again"),
+        ("preprocessor_config.json", '"do_rescale": true', '"do_rescale": false', "do_rescale=False"),
+        ("preprocessor_config.json", "{", "[", "not a JSON object"),
+        ("config.json", '"image_token_id": 5', '"image_token_id": 6', "image_token_id=6, but .* is 5"),
         ("preprocessor_config.json", '"patch_size": 14', '"patch_size": 16', "patch_size=16"),
     ],
 )
@@ -185,6 +188,32 @@ def test_the_published_template_encodes_as_ours(tiny_hf, tmp_path):
     assert qwen.encode(CASES["image"]).input_ids.tolist() == ours.encode(CASES["image"]).input_ids.tolist()
     ids, _ = qwen.engine_prompt(conversation(("user", "hi")))
     assert qwen.decode(ids).startswith("system\nYou are a helpful assistant.\nuser\nhi")
+
+
+def test_folders_of_transformers_5_and_of_its_first_templates_are_read(tiny_hf, tmp_path):
+    folder = _copy_without_weights(tiny_hf, tmp_path)
+    AutoProcessor.from_pretrained(folder).save_pretrained(folder)
+    (folder / "preprocessor_config.json").unlink()
+    template = folder / "chat_template.jinja"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+    template.unlink()
+    ours, theirs = (ChatEncoder.from_hf(f, ImageConfig()) for f in (tiny_hf, folder))
+    assert theirs.encode(CASES["image"]).input_ids.tolist() == ours.encode(CASES["image"]).input_ids.tolist()
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor["image_processor"]["size"]["longest_edge"] = 10_000
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match="the limits of .*processor_config.json: the engine would"):
+        ChatEncoder.from_hf(folder, ImageConfig())
+    (folder / "chat_template.json").unlink()
+    with pytest.raises(ValueError, match="has no chat template"):
+        ChatEncoder.from_hf(folder, ImageConfig(min_pixels=784, max_pixels=10_000))
+
+
+def test_folder_without_a_processor_is_refused(tiny_hf, tmp_path):
+    folder = _copy_without_weights(tiny_hf, tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="neither preprocessor_config.json nor image_processor"):
+        ChatEncoder.from_hf(folder, ImageConfig())
 
 
 def _copy_without_weights(tiny_hf: Path, tmp_path: Path) -> Path:

@@ -1,0 +1,68 @@
+"""Reads a model folder's image processor, which the engine uses, and checks that it leaves our images as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.encode import images
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.files import parse_json
+
+_DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # transformers'
+_WANTED = {
+    "patch_size": images.PATCH,
+    "merge_size": images.MERGE,
+    "temporal_patch_size": images.TEMPORAL,
+    "image_mean": list(images.MEAN),
+    "image_std": list(images.STD),
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+
+
+def read_image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the settings of the image processor and their file, as transformers 5 chooses it.
+
+    transformers 5 saves them in processor_config.json under `image_processor`, 4 in preprocessor_config.json.
+
+    Raises:
+        ValueError: neither file has them, or one is not JSON.
+    """
+    for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            found = parse_json(path.read_bytes())
+            found = found.get(key) if key else found
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is not a JSON object: {error}") from error
+        if isinstance(found, dict):
+            return path, found
+    raise ValueError(
+        f"{folder} has neither preprocessor_config.json nor image_processor in processor_config.json; "
+        "give a complete Qwen2.5-VL folder"
+    )
+
+
+def pixel_limits(processor: dict[str, Any]) -> tuple[int, int]:
+    """Returns the smallest and largest area of an image that the processor does not resize."""
+    size = processor.get("size") or _DEFAULT_SIZE
+    smallest = processor.get("min_pixels") or size.get("shortest_edge") or 0
+    return smallest, processor.get("max_pixels") or size.get("longest_edge") or _DEFAULT_SIZE["longest_edge"]
+
+
+def check_image_processor(folder: Path, image: ImageConfig) -> None:
+    """Raises ValueError where the folder's image processor would change images of the sizes in `image`."""
+    path, processor = read_image_processor(folder)
+    smallest, largest = pixel_limits(processor)
+    if not smallest <= image.min_pixels <= image.max_pixels <= largest:
+        raise ValueError(
+            f"image.min_pixels={image.min_pixels} and image.max_pixels={image.max_pixels} must lie between "
+            f"{smallest} and {largest}, the limits of {path}: the engine would resize images again"
+        )
+    for name, value in _WANTED.items():
+        if processor.get(name, value) != value:
+            raise ValueError(f"{path}: {name}={processor[name]}, but Qwen2.5-VL's processor has {value}")
