@@ -17,7 +17,9 @@ from pathlib import Path
 
 from benchmarks.environment import write_result
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.chat_format import ChatFormat
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.files import to_json
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.loader import Loader
@@ -63,7 +65,9 @@ def link_shards(index: ShardIndex, folder: Path, count: int) -> None:
 
 def measure(folder: str) -> dict[str, float]:
     """Returns the costs of one folder, in this process."""
-    encoder = ChatEncoder(train_tokenizer(digit_texts(), TinyConfig()), ImageConfig())
+    encoder = ChatEncoder(
+        ModelLimits(chat=ChatFormat(train_tokenizer(digit_texts(), TinyConfig())), image=ImageConfig())
+    )
     config = LoaderConfig(shards=folder, global_batch_size=32, pack_length=8_192, num_workers=0)
     encoder.encode(
         next(digit_samples("train", 1, 0, cell=28))

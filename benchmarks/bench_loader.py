@@ -26,8 +26,10 @@ from PIL import Image
 
 from benchmarks.environment import write_result
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.chat_format import ChatFormat
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import final_size
+from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.loader import Loader
 from data_pipeline.shards.index import ShardIndex
@@ -44,7 +46,9 @@ ROUNDS = 5
 def main() -> dict[str, object]:
     """Measures, prints, writes benchmarks/results/loader.json, and returns its content."""
     torch.set_num_threads(1)
-    encoder = ChatEncoder(train_tokenizer(digit_texts(), TinyConfig()), ImageConfig())
+    encoder = ChatEncoder(
+        ModelLimits(chat=ChatFormat(train_tokenizer(digit_texts(), TinyConfig())), image=ImageConfig())
+    )
     corpora = {"digits": digit_samples("train", 40 * BATCH, 0), "photographs": photographs(10 * BATCH)}
     results: dict[str, dict[str, float]] = {}
     for name, samples in corpora.items():

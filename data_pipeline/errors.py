@@ -81,6 +81,10 @@ class ErrorBudget:
             f"{self.cases()}\n{self.fix}"
         )
 
+    def metrics(self, prefix: str) -> dict[str, int]:
+        """Returns the number of bad records under `prefix`, and of each reason under `prefix`_REASON."""
+        return {prefix: self.total} | {f"{prefix}_{reason}": n for reason, n in sorted(self.counts.items())}
+
     def cases(self) -> str:
         """Returns a line per reason, the most frequent first: the count and the first case."""
         ordered = sorted(self.counts.items(), key=lambda item: -item[1])

@@ -5,10 +5,11 @@ Accuracy is averaged over the `n` responses to a question first (avg@n); the boo
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
 from rl.groups import build_records, score_groups
-from rl.prompts import build_question_error, read_prompts
+from rl.prompts import Question, load_prompt_limits, read_prompts
 from rl.rollout.engine import Engine
-from rl.types import Group, Prompt, Responses, Rollout
+from rl.types import Group, Responses
+
+log = logging.getLogger(__name__)
 
 Interval = tuple[float, float]
 
@@ -58,17 +61,19 @@ class EvalSummary(Score):
     length: Lengths
     truncated: int  # responses cut off at the token limit
     decided_by: dict[str, int]  # responses by the rule of the checker that decided
+    bad_questions: dict[str, int]  # those that could not be asked, which count as wrong, by reason
 
 
 def evaluate(config: EvalConfig) -> EvalSummary:
     """Asks the questions; writes `out`/responses.jsonl while it runs and `out`/summary.json at the end.
 
+    A question that cannot be asked is named and counts as wrong.
+
     Raises:
-        ValueError: `shards` holds no questions, or one that cannot be asked.
+        ValueError: `shards` holds no questions, or none that can be asked.
     """
-    prompts = read_prompts(config.shards, config.limit, image=config.image)
-    if not prompts:
-        raise ValueError(f"shards={config.shards} holds no questions; write shards there with `omr data`")
+    questions = read_prompts(config.shards, load_prompt_limits(config), config.limit)
+    _check_any(config.shards, questions)
     out = Path(config.out)
     (out / "summary.json").unlink(missing_ok=True)  # an old one would describe other responses
     save_config(config, out, resumes=False)
@@ -78,21 +83,22 @@ def evaluate(config: EvalConfig) -> EvalSummary:
         closing(Engine(config)) as engine,
         # written in place, so that it can be followed; summary.json says that it is complete
         (out / "responses.jsonl").open("wb") as lines,
-        tqdm(total=len(prompts), desc="eval", unit="question", dynamic_ncols=True) as bar,
+        tqdm(total=len(questions), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
         size = max(1, config.engine.max_num_seqs // config.sampling.n)  # as many as it generates at once
-        for chunk in (prompts[start : start + size] for start in range(0, len(prompts), size)):
-            asked = [
-                (prompt, _rollouts(prompt, responses))
-                for prompt, responses in zip(chunk, engine.generate(chunk, config.sampling, 0), strict=True)
-            ]
-            for group in score_groups(pool, config.reward, asked):
+        for chunk in (questions[start : start + size] for start in range(0, len(questions), size)):
+            for group in _ask(engine, pool, config, chunk):
                 lines.writelines(record.to_json() for record in build_records(group))
                 groups.append(group)
             lines.flush()
             bar.update(len(chunk))
     summary = summarize(groups, seed=config.seed)
     write_json(out / "summary.json", asdict(summary))
+    if bad := summary.bad_questions:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in bad.items())
+        log.warning(
+            f"{sum(bad.values())} of {summary.count} questions could not be asked and count as wrong: {reasons}"
+        )
     return summary
 
 
@@ -100,12 +106,12 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
     """Returns the numbers over all questions, and by kind."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     verdicts = [reward.verdict for group in groups for reward in group.rewards]
-    lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+    lengths = np.array([len(rollout.token_ids) for rollout in rollouts] or [0])
     kinds = sorted({group.prompt.kind for group in groups})
     return EvalSummary(
         **vars(_score(groups, seed)),
         by_kind={kind: _score([g for g in groups if g.prompt.kind == kind], seed) for kind in kinds},
-        format=float(np.mean([verdict.format for verdict in verdicts])),
+        format=float(np.mean([verdict.format for verdict in verdicts] or [0.0])),
         length=Lengths(
             mean=float(lengths.mean()),
             p50=float(np.median(lengths)),
@@ -114,6 +120,7 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
         ),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
         decided_by=dict(sorted(Counter(verdict.decided_by for verdict in verdicts).items())),
+        bad_questions=dict(sorted(Counter(group.fault.reason for group in groups if group.fault).items())),
     )
 
 
@@ -147,14 +154,37 @@ def paired_difference(
     return float(np.mean(gains)), bootstrap_ci95(gains, seed=seed)
 
 
-def _rollouts(prompt: Prompt, responses: Responses) -> tuple[Rollout, ...]:
-    if responses.fault:
-        raise build_question_error(prompt.ref, BadSample(responses.fault, responses.detail))
-    return responses.rollouts
+def _check_any(shards: str, questions: Sequence[Question]) -> None:
+    """Raises ValueError unless a question can be asked."""
+    if not questions:
+        raise ValueError(f"shards={shards} holds no questions; write shards there with `omr data`")
+    if all(fault for _, fault in questions):
+        prompt, fault = questions[0]
+        raise ValueError(
+            f"none of the {len(questions)} questions of shards={shards} can be asked, the first, {prompt.ref.id}: "
+            f"{fault}; `omr data validate` with --model finds them"
+        )
+
+
+def _ask(engine: Engine, pool: VerifyPool, config: EvalConfig, questions: Sequence[Question]) -> list[Group]:
+    """Returns the scored responses to each question, none for those that cannot be asked."""
+    prompts = [prompt for prompt, fault in questions if not fault]
+    replies = dict(zip(prompts, engine.generate(prompts, config.sampling, 0), strict=True))
+    asked, faults = [], []
+    for prompt, fault in questions:
+        responses = replies.get(prompt, Responses())
+        asked.append((prompt, responses.rollouts))
+        faults.append(BadSample(responses.fault, responses.detail) if responses.fault else fault)
+        if faults[-1]:
+            log.warning(f"question {prompt.ref.id} cannot be asked and counts as wrong: {faults[-1]}")
+    groups = score_groups(pool, config.reward, asked)
+    return [replace(group, fault=fault) for group, fault in zip(groups, faults, strict=True)]
 
 
 def _score(groups: Sequence[Group], seed: int) -> Score:
-    accuracies = [float(np.mean([reward.verdict.accuracy for reward in group.rewards])) for group in groups]
+    accuracies = [
+        float(np.mean([reward.verdict.accuracy for reward in group.rewards] or [0.0])) for group in groups
+    ]
     return Score(
         accuracy=float(np.mean(accuracies)), ci95=bootstrap_ci95(accuracies, seed=seed), count=len(groups)
     )

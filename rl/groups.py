@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from data_pipeline.verify.pool import VerifyPool
-from data_pipeline.verify.record import ScoredResponse
 from rl.algorithms.advantage import compute_advantages, has_signal
 from rl.config import AlgorithmConfig, RewardConfig
 from rl.rewards import compute_reward
-from rl.types import Group, Prompt, Rollout, TrainRollout
+from rl.types import AskedResponse, Group, Prompt, Rollout, TrainRollout
 
 log = logging.getLogger(__name__)
 
@@ -105,16 +104,16 @@ class SignalWatch:
         self._has_learned, self._accuracies = False, []
 
 
-def build_records(group: Group) -> list[ScoredResponse]:
-    """Returns the records of a group's responses, as they are written to disk."""
+def build_records(group: Group) -> list[AskedResponse]:
+    """Returns the records of a group's responses, or of its fault, as they are written to disk."""
     prompt = group.prompt
+    blank = AskedResponse(id=prompt.ref.id, source=prompt.source, kind=prompt.kind, answer=prompt.answer)
+    if group.fault:
+        return [replace(blank, fault=str(group.fault))]
     return [
-        ScoredResponse(
-            id=prompt.ref.id,
+        replace(
+            blank,
             rollout=number,
-            source=prompt.source,
-            kind=prompt.kind,
-            answer=prompt.answer,
             response=rollout.response,
             response_len=len(rollout.token_ids),
             finish_reason=rollout.finish_reason,

@@ -84,7 +84,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
                 )
             with timer.phase("sync"):
                 engines.update_weights(trainers.send_weights(version=step + 1))
-            counts = {"skipped_prompts": prompts.num_skipped, "engine_restarts": engines.restarts}
+            counts = {**prompts.skipped, "engine_restarts": engines.restarts}
             values = compute_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
             log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)
             for group in groups[:LOGGED_GROUPS]:

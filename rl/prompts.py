@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from data_pipeline.encode.config import ImageConfig
-from data_pipeline.encode.image_header import image_size
-from data_pipeline.encode.images import final_size
+from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex, load_samples
 from data_pipeline.types import IMAGE_MARK, SampleRef
 from data_pipeline.verify.check import check_reference
-from rl.config import RLConfig
+from rl.config import EvalConfig, RLConfig
 from rl.types import Prompt, Responses, Rollout
 
 log = logging.getLogger(__name__)
+
+Question = tuple[Prompt, BadSample | None]
+"""A prompt, and why it cannot be asked, if so."""
 
 
 class PromptStream:
@@ -30,6 +31,7 @@ class PromptStream:
 
     def __init__(self, config: RLConfig) -> None:
         self._config = config
+        self._limits = load_prompt_limits(config)
         self._bad = ErrorBudget(
             limit=config.max_bad_samples,
             option="max_bad_samples",
@@ -37,12 +39,13 @@ class PromptStream:
             records="prompts",
         )
         self._index = load_samples(config.shards)
+        self._refused: dict[SampleRef, BadSample] = {}  # by an engine, which sees more than the limits
         self._go_to(0, 0)
 
     @property
-    def num_skipped(self) -> int:
-        """Prompts that could not be asked, since this process began."""
-        return self._bad.total
+    def skipped(self) -> dict[str, int]:
+        """Metrics: prompts that could not be asked since this process began, all and by reason."""
+        return self._bad.metrics("skipped_prompts")
 
     def ask(
         self, generate: Callable[[list[Prompt]], Sequence[Responses]]
@@ -50,33 +53,50 @@ class PromptStream:
         """Returns the prompts of one step with their rollouts; the next prompts replace those with a fault.
 
         Raises:
-            ValueError: more than `max_bad_samples` are bad.
+            ValueError: more than `max_bad_samples` are bad, or all of them.
         """
         asked = []
         while missing := self._config.prompts_per_step - len(asked):
             prompts = self.take(missing)
             for prompt, responses in zip(prompts, generate(prompts), strict=True):
                 if responses.fault:
-                    self._skip(prompt.ref, BadSample(responses.fault, responses.detail))
+                    error = BadSample(responses.fault, responses.detail)
+                    self._refused[prompt.ref] = error
+                    self._skip(prompt.ref, error)
                 else:
                     asked.append((prompt, responses.rollouts))
         return asked
 
     def take(self, count: int) -> list[Prompt]:
-        """Returns the next `count` prompts that can be read, without decoding their images.
+        """Returns the next `count` prompts that can be asked, without decoding their images.
 
         Raises:
-            ValueError: more than `max_bad_samples` are bad.
+            ValueError: more than `max_bad_samples` are bad, or all of them.
         """
-        prompts = []
+        prompts, bad_in_a_row = list[Prompt](), 0
         while len(prompts) < count:
             ref, _, self._epoch, self._position = next(self._order)
             self._bad.seen += 1
             try:
-                prompts.append(read_prompt(self._config.shards, ref, self._config.image))
+                prompts.append(self._read(ref))
+                bad_in_a_row = 0
             except BadSample as error:
                 self._skip(ref, error)
+                bad_in_a_row += 1
+            if bad_in_a_row >= 2 * len(self._index):  # a whole epoch, wherever it began
+                raise ValueError(
+                    f"none of the prompts of shards={self._config.shards} can be asked:\n{self._bad.cases()}\n"
+                    "`omr data validate` with --model finds them; fix them, or give others"
+                )
         return prompts
+
+    def _read(self, ref: SampleRef) -> Prompt:
+        if error := self._refused.get(ref):
+            raise BadSample(error.reason, error.args[1])
+        prompt, error = read_prompt(self._config.shards, ref, self._limits)
+        if error:
+            raise error
+        return prompt
 
     def _skip(self, ref: SampleRef, error: BadSample) -> None:
         log.warning("skipped prompt %s: %s", ref.id, error)
@@ -109,42 +129,45 @@ class PromptStream:
         self._order = iterate_draws(self._index, self._config.seed, epoch, position)
 
 
-def read_prompt(shards: str | Path, ref: SampleRef, image: ImageConfig) -> Prompt:
-    """Returns the prompt of the sample at `ref`. Of its images only the headers are read: engines decode them.
+def load_prompt_limits(config: RLConfig | EvalConfig) -> ModelLimits:
+    """Returns what the model and the engine's settings take as a prompt; at least one token is left to respond."""
+    engine = config.engine
+    return ModelLimits.from_hf(
+        config.model,
+        config.image,
+        max_tokens=engine.max_model_len - 1,
+        max_images=engine.max_images,
+        tokens_field="engine.max_model_len - 1",
+        images_field="engine.max_images",
+    )
 
-    Raises:
-        BadSample: it cannot be read, holds a file that is no image or whose size does not fit `image`,
-            or has no reference answer.
+
+def read_prompt(shards: str | Path, ref: SampleRef, limits: ModelLimits) -> Question:
+    """Returns the prompt of the sample at `ref`, and why it cannot be asked, if so.
+
+    Of its images only the headers are read: engines decode them. Of a sample that cannot be read, the prompt has
+    nothing but its place.
     """
-    sample = read_sample(shards, ref)
-    check_reference(sample.answer)
-    for data in sample.images:
-        final_size(*image_size(data), image)
+    try:
+        sample = read_sample(shards, ref)
+    except BadSample as error:
+        return Prompt(ref=ref, answer=""), error
     question = next((m.content for m in sample.messages if m.role == "user"), "")
-    return Prompt(
+    prompt = Prompt(
         ref=ref,
         answer=sample.answer,
         source=sample.source,
         kind=str(sample.metadata.get("kind", "")),
         question=question.replace(IMAGE_MARK, "").strip(),
     )
+    try:
+        check_reference(sample.answer)
+        limits.tokenize_prompt(sample)
+    except BadSample as error:
+        return prompt, error
+    return prompt, None
 
 
-def read_prompts(shards: str | Path, limit: int = 0, *, image: ImageConfig) -> list[Prompt]:
-    """Returns the prompts of `shards` in their order; the first `limit` of them when it is not 0.
-
-    Raises:
-        ValueError: one cannot be read; names it.
-    """
-    prompts = []
-    for ref in islice(ShardIndex.load(shards), limit or None):
-        try:
-            prompts.append(read_prompt(shards, ref, image))
-        except BadSample as error:
-            raise build_question_error(ref, error) from error
-    return prompts
-
-
-def build_question_error(ref: SampleRef, error: BadSample) -> ValueError:
-    """Returns the error of an evaluation that meets a bad sample: scores on other questions do not compare."""
-    return ValueError(f"question {ref.id} cannot be asked: {error}; fix it, or drop it for all models")
+def read_prompts(shards: str | Path, limits: ModelLimits, limit: int = 0) -> list[Question]:
+    """Returns what read_prompt does of all of `shards` in their order, or of the first `limit` when it is not 0."""
+    return [read_prompt(shards, ref, limits) for ref in islice(ShardIndex.load(shards), limit or None)]

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from data_pipeline.errors import BadSample
 from data_pipeline.types import PackedBatch, SampleRef
 from data_pipeline.verify.check import Verdict
+from data_pipeline.verify.record import ScoredResponse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +63,16 @@ class Group:
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     rewards: tuple[Reward, ...]
+    fault: BadSample | None = (
+        None  # in evaluation: why the prompt could not be asked, so that it has no rollouts
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedResponse(ScoredResponse):
+    """A response as RL and evaluation write it to disk."""
+
+    fault: str = ""  # why the question could not be asked; then there is one record without a response
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+LossOn = Literal["all", "last"]
+"""The turns of the assistant that are learned."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from data_pipeline.types import Example, Tree
 
 
 def respond(prompt: Example, response: Sequence[int], *, id: str) -> Example:
-    """Returns the prompt followed by a response, of which every token is to be learned."""
+    """Returns the prompt followed by a response, of which every token is to be learned; the prompt's mask stays."""
     return _continue(prompt, 0, response, id)
 
 
@@ -43,15 +43,16 @@ def share_prompt(
 
 def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Example:
     """Returns the prompt from token `cut` on, then the response, whose positions continue after the largest."""
-    tail, count = len(prompt) - cut, len(response)
+    count = len(response)
     input_ids = np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)
+    loss_mask = np.concatenate([prompt.loss_mask.numpy()[cut:], np.ones(count, np.float32)])
     positions = prompt.position_ids.numpy()
     following = np.arange(count) + (positions.max() + 1)
     pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else empty_patches()
     return Example(
         id=id,
         input_ids=torch.from_numpy(input_ids),
-        loss_mask=torch.from_numpy(np.repeat(np.array([0, 1], np.float32), (tail, count))),
+        loss_mask=torch.from_numpy(loss_mask),
         position_ids=torch.from_numpy(np.concatenate([positions[:, cut:], [following] * 3], axis=1)),
         pixels=pixels,
         image_grid_thw=image_grid_thw,

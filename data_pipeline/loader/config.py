@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_pipeline.config import check_at_least
+from data_pipeline.encode.config import LossOn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,8 @@ class LoaderConfig:
     """Samples per optimizer step, over all data-parallel ranks."""
     pack_length: int = 61_440
     """Most tokens in one packed micro-batch; longer samples are dropped and counted."""
+    loss_on: LossOn = "all"
+    """Learn all turns of the assistant, or only the last of each conversation."""
     seed: int = 42
     """Seeds the order of every epoch."""
     max_bad_samples: int | float = 100

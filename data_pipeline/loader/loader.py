@@ -11,6 +11,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -18,7 +19,7 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.order import Draw, iterate_draws
-from data_pipeline.loader.packing import balance, build_blank, pack, padded_length
+from data_pipeline.loader.packing import balance, build_blank, pack
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import load_samples
 from data_pipeline.types import Example, PackedBatch, SampleRef
@@ -62,7 +63,9 @@ class Loader:
                 f"dp_rank={dp_rank} of dp_size={dp_size} with loader.global_batch_size={config.global_batch_size}: "
                 "every rank needs at least one sample a step; raise the batch size or use fewer ranks"
             )
-        self._config, self._encoder, self._pin = config, encoder, pin
+        most = config.pack_length // multiple * multiple
+        limits = replace(encoder.limits, max_tokens=most, tokens_field="loader.pack_length")
+        self._config, self._encoder, self._pin = config, ChatEncoder(limits), pin
         self._dp_rank, self._dp_size, self._multiple = dp_rank, dp_size, multiple
         self._index = load_samples(config.shards)
         self._epoch, self._position = 0, 0
@@ -132,11 +135,7 @@ class Loader:
 
     def _encode(self, ref: SampleRef) -> Example:
         """Reads and encodes a sample. Threads call this and _pack, so neither changes the loader."""
-        example = self._encoder.encode(read_sample(self._index.folder, ref))
-        length, limit = padded_length(len(example), self._multiple), self._config.pack_length
-        if length > limit:
-            raise BadSample("too_long", f"{length} tokens, more than loader.pack_length={limit}")
-        return example
+        return self._encoder.encode(read_sample(self._index.folder, ref), self._config.loss_on)
 
     def _pack(self, refs: Sequence[SampleRef], encoded: Sequence[Callable[[], Example]]) -> Packed:
         """Packs the samples that can be encoded, and logs and counts the others."""

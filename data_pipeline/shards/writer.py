@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -200,4 +201,8 @@ def _scale_image(image: bytes, max_pixels: int) -> tuple[bytes, int]:
 
 
 def _json(value: dict) -> bytes:
-    return to_json(value, ascii=False, sort_keys=True, compact=True).encode()
+    dump = partial(to_json, value, sort_keys=True, compact=True)
+    try:
+        return dump(ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair; `omr data validate` reports it
+        return dump(ascii=True).encode()

@@ -17,6 +17,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_sample
 from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
+from rl.prompts import load_prompt_limits
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.manifest import WeightManifest
 
@@ -51,7 +52,7 @@ class Engine:
         """
         self.version: int | None = 0
         self._config = config
-        self._encoder = ChatEncoder.from_hf(config.model, config.image)
+        self._encoder = ChatEncoder(load_prompt_limits(config))
         self._llm = _start_vllm(config.engine, config.model, exact=config.sampling.temperature in (0.0, 1.0))
 
     def generate(
@@ -59,7 +60,7 @@ class Engine:
     ) -> list[Responses]:
         """Returns `sampling.n` rollouts of each prompt, in order. They do not depend on the other prompts.
 
-        A prompt whose text or images cannot be used is returned with its fault.
+        A prompt that the limits refuse, or whose images cannot be decoded, is returned with its fault.
 
         Raises:
             RuntimeError: the last weight update failed, so there are no weights to generate with.

@@ -47,7 +47,7 @@ def oracle_rollouts(config: RLConfig) -> list[TrainRollout]:
     """Returns two responses to each of two prompts, with their logprobs under the weights of `config.model`."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(config.model, dtype=torch.float32)
     encoder = ChatEncoder.from_hf(config.model, config.image)
-    refs = [prompt.ref for prompt in read_prompts(config.shards, image=config.image)][:2]
+    refs = [prompt.ref for prompt, _ in read_prompts(config.shards, encoder.limits)][:2]
     rollouts = []
     for number, token_ids in enumerate(RESPONSES):
         ref = refs[number // 2]

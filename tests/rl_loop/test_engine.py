@@ -16,6 +16,7 @@ from vllm import RequestOutput
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import normalise
+from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.encode.prompt_sharing import respond
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
@@ -37,6 +38,11 @@ Weights = list[tuple[str, Tensor]]
 def engine_config(model: Path, shards: Path, *, temperature: float) -> EvalConfig:
     sampling = SamplingConfig(temperature=temperature)
     return EvalConfig(model=str(model), shards=str(shards), out="", seed=3, engine=CONFIG, sampling=sampling)
+
+
+def questions(model: Path, shards: Path) -> list[Prompt]:
+    """Returns all prompts, also those that cannot be asked."""
+    return [prompt for prompt, _ in read_prompts(shards, ModelLimits.from_hf(model, ImageConfig()))]
 
 
 SAME, OTHER = 2e-5, 1e-3
@@ -137,8 +143,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prompts(shards: Path) -> list[Prompt]:
-    return read_prompts(shards, image=ImageConfig(min_pixels=784))
+def prompts(tiny_hf: Path, shards: Path) -> list[Prompt]:
+    return questions(tiny_hf, shards)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +301,7 @@ def test_prompts_that_cannot_be_read_are_returned_with_their_fault(
     samples[1] = replace(samples[1], images=(samples[1].images[0][:-40],))  # its header is whole
     samples[3] = replace(samples[3], images=())
     write_shards(samples, tmp_path)
-    broken = read_prompts(tmp_path, image=ImageConfig(min_pixels=784))
+    broken = questions(Path(engine._config.model), tmp_path)
     whole = generate(engine, [prompts[0], prompts[2]], step_seed=1)
     config = engine._config
     engine._config = replace(config, shards=str(tmp_path))

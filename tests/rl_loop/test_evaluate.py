@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.record import read_responses
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.evaluate import bootstrap_ci95, evaluate, paired_difference, summarize
+from rl.types import AskedResponse
+from tests.helpers.bad_samples import bad_questions
 from tests.helpers.groups import make_group, make_prompt
 
 
@@ -33,7 +37,7 @@ def test_accuracy_is_the_mean_over_questions_and_by_kind() -> None:
     }
     assert summary.by_kind["count"].ci95 == (0.0, 0.0)
     assert summary.ci95[0] < 0.5 < summary.ci95[1]
-    assert summary.decided_by == {"exact": 3, "none": 3}
+    assert summary.decided_by == {"exact": 3, "none": 3} and not summary.bad_questions
     assert (summary.length.mean, summary.length.p50, summary.length.max) == (pytest.approx(19 / 3), 5.0, 9.0)
 
 
@@ -78,34 +82,57 @@ def test_runs_of_other_questions_are_not_compared() -> None:
         paired_difference({}, {})
 
 
-def test_shards_without_questions_are_refused(tmp_path: Path) -> None:
+def test_shards_without_questions_are_refused(tiny_hf: Path, tmp_path: Path) -> None:
     write_shards([], tmp_path / "shards")
     with pytest.raises(ValueError, match="holds no questions"):
-        evaluate(EvalConfig(model="unused", shards=str(tmp_path / "shards"), out=str(tmp_path)))
+        evaluate(EvalConfig(model=str(tiny_hf), shards=str(tmp_path / "shards"), out=str(tmp_path)))
+
+
+def test_shards_without_a_question_that_can_be_asked_are_refused(tiny_hf: Path, tmp_path: Path) -> None:
+    write_shards([replace(s, answer=" ") for s in digit_samples("test", 2, 0)], tmp_path / "shards")
+    with pytest.raises(
+        ValueError, match=r"none of the 2 questions .* the first, digits/test/\S+ no_reference"
+    ):
+        evaluate(EvalConfig(model=str(tiny_hf), shards=str(tmp_path / "shards"), out=str(tmp_path)))
 
 
 @pytest.mark.heavy
-def test_model_folder_is_scored_through_vllm(tiny_hf: Path, tmp_path: Path) -> None:
-    samples = list(digit_samples("test", 20, 0))
-    write_shards(samples, tmp_path / "shards")
+def test_model_folder_is_scored_through_vllm(
+    tiny_hf: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Questions that cannot be asked, each for another cause, are named and count as wrong; the others are asked."""
+    samples = list(digit_samples("test", 20, 0, cell=28))
+    bad = bad_questions(samples[0])
+    write_shards([*samples[:9], *(sample for sample, _ in bad.values()), *samples[9:]], tmp_path / "shards")
     config = EvalConfig(
         model=str(tiny_hf),
         shards=str(tmp_path / "shards"),
         out=str(tmp_path / "out"),
-        limit=18,
-        engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=8, cpu_kv_cache_gib=0.1),
+        limit=18 + len(bad),
+        engine=EngineConfig(
+            precision="fp32", max_model_len=1_500, max_num_seqs=8, max_images=1, cpu_kv_cache_gib=0.1
+        ),
+        image=ImageConfig(min_pixels=784),
         sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=12),
     )
     summary = evaluate(config)
-    records = list(read_responses(tmp_path / "out" / "responses.jsonl"))
-    assert [(r.id, r.rollout, r.source, r.kind, r.answer) for r in records] == [
+    records = list(read_responses(tmp_path / "out" / "responses.jsonl", AskedResponse))
+    good = [record for record in records if not record.fault]
+    assert [(r.id, r.rollout, r.source, r.kind, r.answer) for r in good] == [
         (s.id, 0, s.source, s.metadata["kind"], s.answer) for s in samples[:18]
     ]
-    assert all(1 <= record.response_len <= 12 for record in records)
-    assert summary.truncated == sum(record.finish_reason == "length" for record in records)
+    assert all(1 <= record.response_len <= 12 for record in good)
+    assert summary.truncated == sum(record.finish_reason == "length" for record in good)
+    refused = {record.id: record for record in records if record.fault}
+    assert len(records) == len(good) + len(refused)
+    for name, (sample, words) in bad.items():
+        record = refused.pop(sample.id)
+        assert record.fault.startswith(words) and record.response is None and record.accuracy == 0
+        assert f"question bad/{name} cannot be asked and counts as wrong: {words}" in caplog.text
+    assert not refused
+    assert summary.bad_questions == {"image": 4, "no_reference": 1, "text": 3, "too_long": 1}
     written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["bad_questions"] == summary.bad_questions
     assert written["accuracy"] == summary.accuracy == np.mean([r.accuracy for r in records])
-    assert written["count"] == 18 == sum(kind["count"] for kind in written["by_kind"].values())
-    assert written["ci95"] == list(summary.ci95) and list(written["by_kind"]) == sorted(
-        {r.kind for r in records}
-    )
+    assert written["count"] == len(records) == sum(kind["count"] for kind in written["by_kind"].values())
+    assert written["ci95"] == list(summary.ci95)

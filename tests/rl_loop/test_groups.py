@@ -9,7 +9,6 @@ import pytest
 from data_pipeline.types import SampleRef
 from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
-from data_pipeline.verify.record import ScoredResponse
 from rl.config import AlgorithmConfig, RewardConfig
 from rl.groups import (
     SignalWatch,
@@ -21,6 +20,7 @@ from rl.groups import (
     select_groups,
     split_groups,
 )
+from rl.types import AskedResponse
 from tests.helpers.groups import make_group, make_prompt, make_rollout
 
 
@@ -87,7 +87,7 @@ def test_row_of_a_group_holds_the_reference_of_its_images_and_scored_responses()
     row = json.loads(json.dumps(build_row(group)))
     assert SampleRef(**row["ref"]) == group.prompt.ref
     assert (row["question"], row["policy_version"]) == ("How many?", 4)
-    records = [ScoredResponse.from_json(json.dumps(record)) for record in row["responses"]]
+    records = [AskedResponse.from_json(json.dumps(record)) for record in row["responses"]]
     assert records == build_records(group)
     assert [(r.id, r.rollout, r.kind, r.answer) for r in records] == [
         ("3", 0, "count", "7"),

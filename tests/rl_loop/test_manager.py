@@ -21,7 +21,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement import build_engine_calls
-from rl.prompts import read_prompts
+from rl.prompts import load_prompt_limits, read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.manifest import WeightManifest
@@ -191,7 +191,7 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
         engine=EngineConfig(precision="bf16", max_model_len=512, max_num_seqs=16, cpu_kv_cache_gib=0.1),
         sampling=SamplingConfig(n=4, max_tokens=200),
     )
-    prompts = read_prompts(config.shards, image=config.image)
+    prompts = [prompt for prompt, _ in read_prompts(config.shards, load_prompt_limits(config))]
     start_ray()
     try:
         calls = build_engine_calls(config)

@@ -77,7 +77,7 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
         (60, 61, 62, 63, 64, 65, 66, 67, 68, 2),
         (70, 2),
     ]
-    refs = [p.ref for p in read_prompts(shards, image=IMAGE)][:2]
+    refs = [p.ref for p, _ in read_prompts(shards, encoder.limits)][:2]
     rollouts = [
         TrainRollout(
             ref=refs[k % 2], token_ids=ids, logprobs=tuple(-float(t) for t in ids), advantage=k + 1.0

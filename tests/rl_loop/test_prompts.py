@@ -8,32 +8,42 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import ImageFile
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.types import Sample
-from rl.config import RLConfig
-from rl.prompts import PromptStream, read_prompts
+from rl.config import EngineConfig, RLConfig
+from rl.prompts import PromptStream, load_prompt_limits, read_prompts
 from rl.types import Prompt, Responses
+from tests.helpers.bad_samples import bad_questions
 
 IMAGE = ImageConfig(min_pixels=784)
+ENGINE = EngineConfig(max_model_len=1_500, max_images=1)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
+def config(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
     folder = tmp_path_factory.mktemp("prompts") / "train"
     samples = digit_samples("train", 7, seed=5, cell=28)
     write_shards(samples, folder, ShardConfig(samples_per_shard=3))
-    return RLConfig(run="", model="", shards=str(folder), seed=1, prompts_per_step=3, image=IMAGE)
+    return RLConfig(
+        run="", model=str(tiny_hf), shards=str(folder), seed=1, prompts_per_step=3, image=IMAGE, engine=ENGINE
+    )
 
 
-def write_with_one_bad(config: RLConfig, folder: Path, **fault: object) -> tuple[RLConfig, list[Sample]]:
-    """Writes four samples, of which the second gets `fault`."""
-    samples = list(digit_samples("train", 4, seed=5))
-    write_shards([samples[0], replace(samples[1], **fault), *samples[2:]], folder)
-    return replace(config, shards=str(folder)), samples
+def write_with_bad(config: RLConfig, folder: Path, *, good: int) -> tuple[RLConfig, set[str]]:
+    """Writes all kinds of bad questions among `good` others; returns the ids of these."""
+    samples = list(digit_samples("train", max(1, good), seed=5, cell=28))
+    write_shards([*(sample for sample, _ in bad_questions(samples[0]).values()), *samples[:good]], folder)
+    return replace(config, shards=str(folder)), {sample.id for sample in samples[:good]}
+
+
+def answer(prompts: Sequence[Prompt]) -> list[Responses]:
+    """Answers as an engine that finds the broken pixels."""
+    torn = Responses(fault="image", detail="cannot decode")
+    return [torn if prompt.ref.id == "bad/torn" else Responses() for prompt in prompts]
 
 
 def ids(prompts: Sequence[Prompt]) -> list[str]:
@@ -65,7 +75,8 @@ def test_cursor_of_another_seed_is_refused(config: RLConfig) -> None:
 
 def test_prompt_holds_the_question_without_its_images(config: RLConfig) -> None:
     samples = {sample.id: sample for sample in digit_samples("train", 7, seed=5, cell=28)}
-    for prompt in read_prompts(config.shards, image=IMAGE):
+    for prompt, fault in read_prompts(config.shards, load_prompt_limits(config)):
+        assert fault is None
         sample = samples[prompt.ref.id]
         assert (prompt.answer, prompt.source) == (sample.answer, sample.source)
         assert prompt.kind == sample.metadata["kind"]
@@ -73,18 +84,45 @@ def test_prompt_holds_the_question_without_its_images(config: RLConfig) -> None:
         assert prompt.question in sample.messages[1].content
 
 
-def test_file_that_is_no_image_is_skipped_and_counted(config: RLConfig, tmp_path: Path) -> None:
-    config, samples = write_with_one_bad(config, tmp_path / "s", images=(b"no image",))
+def test_bad_prompts_are_skipped_named_and_counted(
+    config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In two epochs; one whose pixels are broken is found by the engine, once."""
+    config, good = write_with_bad(config, tmp_path / "s", good=6)
     stream = PromptStream(config)
-    assert set(ids(stream.take(3))) == {s.id for s in samples} - {samples[1].id}
-    assert stream.num_skipped == 1
+    seen = [prompt.ref.id for _ in range(4) for prompt, _ in stream.ask(answer)]
+    assert set(seen[:6]) == set(seen[6:]) == good
+    counts = {"image": 4, "no_reference": 1, "text": 3, "too_long": 1}
+    assert all(n <= stream.skipped[f"skipped_prompts_{name}"] <= 2 * n for name, n in counts.items())
+    assert stream.skipped["skipped_prompts"] == stream._bad.total > 9
+    for name, (_, words) in bad_questions(next(digit_samples("train", 1, seed=5, cell=28))).items():
+        assert f"skipped prompt bad/{name}: {words}" in caplog.text
+    resumed = PromptStream(config)
+    resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert {prompt.ref.id for _ in range(2) for prompt, _ in resumed.ask(answer)} == good
 
 
-def test_prompt_without_a_reference_is_skipped_and_counted(config: RLConfig, tmp_path: Path) -> None:
-    config, samples = write_with_one_bad(config, tmp_path / "s", answer=" ")
-    stream = PromptStream(config)
-    assert len(stream.take(len(samples) - 1)) == len(samples) - 1
-    assert stream.num_skipped == 1
+def test_images_are_not_decoded(config: RLConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("the driver decodes an image")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
+    assert len(PromptStream(config).take(7)) == 7
+
+
+@pytest.mark.parametrize("good", [0, 1])
+@pytest.mark.parametrize("limit", [1.0, 1_000_000])
+def test_run_ends_when_no_prompt_can_be_asked(
+    config: RLConfig, tmp_path: Path, good: int, limit: float
+) -> None:
+    """Whatever the limit allows; one good prompt among nine bad ones is enough to go on."""
+    config, _ = write_with_bad(config, tmp_path / "s", good=good)
+    stream = PromptStream(replace(config, max_bad_samples=limit))
+    if good:
+        assert len(stream.ask(answer)) == 3
+    else:
+        with pytest.raises(ValueError, match=r"(?s)none of the prompts of .* can be asked:.*bad/.*--model"):
+            stream.ask(answer)
 
 
 def test_prompt_that_the_engine_cannot_read_is_replaced_by_the_next(config: RLConfig) -> None:
@@ -97,7 +135,7 @@ def test_prompt_that_the_engine_cannot_read_is_replaced_by_the_next(config: RLCo
     stream, plain = PromptStream(config), PromptStream(config)
     asked = [prompt for prompt, _ in stream.ask(generate)]
     assert ids(asked) == [name for name in ids(plain.take(4)) if name != bad]
-    assert stream.num_skipped == 1
+    assert stream.skipped == {"skipped_prompts": 1, "skipped_prompts_image": 1}
     assert stream.state_dict() == plain.state_dict()  # so that a resumed run goes on behind it
 
 
@@ -107,9 +145,3 @@ def test_too_many_bad_prompts_stop_the_run(config: RLConfig) -> None:
 
     with pytest.raises(ValueError, match=r"5 of 6 prompts are bad, more than max_bad_samples=4.*\n.*5 text"):
         PromptStream(replace(config, max_bad_samples=4)).ask(generate)
-
-
-def test_evaluation_names_the_question_that_cannot_be_asked(config: RLConfig, tmp_path: Path) -> None:
-    config, samples = write_with_one_bad(config, tmp_path / "s", images=(b"no image",))
-    with pytest.raises(ValueError, match=f"question {samples[1].id} cannot be asked: image"):
-        read_prompts(config.shards, image=IMAGE)

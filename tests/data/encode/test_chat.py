@@ -69,9 +69,11 @@ def test_ids_equal_the_rendered_template(encoder, tokenizer, name):
     assert counts == []
     wanted = tokenizer(text.removesuffix("\n"))["input_ids"]
     assert example.input_ids.tolist() == wanted
-    learned = example.input_ids[example.loss_mask == 1].tolist()
-    assert tokenizer.decode(learned) == RESPONSE + "<|im_end|>"
-    assert example.input_ids[-len(learned) :].tolist() == learned
+    responses = [message.content + "<|im_end|>" for message in sample.messages if message.role == "assistant"]
+    for loss_on, texts in (("all", responses), ("last", responses[-1:])):
+        one = encoder.encode(sample, loss_on)
+        assert tokenizer.decode(one.input_ids[one.loss_mask == 1]) == "".join(texts)
+        assert one.input_ids.tolist() == wanted and one.loss_mask[-1] == 1
     assert example.position_ids.shape == (3, len(example))
     assert example.pixels.shape == (int(example.image_grid_thw.prod(1).sum()), 3 * 14 * 14)
 
@@ -131,7 +133,7 @@ def test_halves_of_a_special_token_around_an_image_remain_text(encoder, tokenize
         (conversation(("user", "hi"), answer=None), "nothing to learn"),
         (conversation(("user", "hi"), answer="see <image>"), "responses hold no images"),
         (conversation(("user\n<|im_start|>system", "hi")), "role"),
-        (conversation(("user", "<image>"), images=(b"nonsense",)), "cannot decode"),
+        (conversation(("user", "<image>"), images=(b"nonsense",)), "are no image"),
     ],
 )
 def test_bad_samples_say_what_is_wrong(encoder, sample, message):
@@ -230,5 +232,5 @@ TEXTS = st.lists(st.one_of(MARKS, st.text(max_size=9))).map("".join)
 @settings(deadline=None)
 @given(text=TEXTS)
 def test_cached_pieces_give_the_ids_of_the_whole_text(encoder, text):
-    whole = encoder._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-    assert encoder._tokenize(text) == whole == encoder._tokenize(text)
+    whole = encoder.limits.chat._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert encoder.limits.chat.tokenize(text) == whole == encoder.limits.chat.tokenize(text)

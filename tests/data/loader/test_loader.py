@@ -260,7 +260,7 @@ def test_too_many_bad_samples_stop_the_loader(encoder, tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
     "place",
-    ["encode.chat.ChatEncoder.engine_prompt", "shards.format._read_members", "encode.images.cut_patches"],
+    ["encode.limits.ModelLimits.tokenize", "shards.format._read_members", "encode.images.cut_patches"],
 )
 def test_programming_errors_are_not_swallowed(config, encoder, monkeypatch, num_workers, place):
     def broken(*args):

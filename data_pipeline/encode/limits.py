@@ -1,0 +1,146 @@
+"""What a model and the settings of its trainer or engine refuse: the one check of samples, from texts and headers.
+
+Import, `omr data validate`, SFT, RL and evaluation use it. No pixel is decoded here; a broken image is found later,
+where it is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from data_pipeline.encode import images as vision
+from data_pipeline.encode.chat_format import ChatFormat
+from data_pipeline.encode.config import ImageConfig, LossOn
+from data_pipeline.encode.image_header import image_size
+from data_pipeline.encode.processor import check_image_processor
+from data_pipeline.encode.turns import check_text, check_turns, split_response
+from data_pipeline.errors import BadSample
+from data_pipeline.types import Message, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTokens:
+    """A prompt's tokens, and the sizes of its images."""
+
+    ids: list[int]  # one for each image
+    learned: list[bool] | None  # of each id; None: nothing is learned
+    image_sizes: list[tuple[int, int]]  # width and height in pixels, final but for the image's orientation
+    num_tokens: int  # with all tokens of the images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLimits:
+    """What a model takes."""
+
+    chat: ChatFormat
+    image: ImageConfig
+    max_tokens: int | None = None  # of a prompt, or a prompt with its response; None: any number
+    max_images: int | None = None  # of a sample; None: any number
+    tokens_field: str = "max_tokens"  # names of the options that set them, for messages
+    images_field: str = "max_images"
+
+    @classmethod
+    def from_hf(
+        cls,
+        folder: str | Path,
+        image: ImageConfig,
+        *,
+        max_tokens: int | None = None,
+        max_images: int | None = None,
+        tokens_field: str = "max_tokens",
+        images_field: str = "max_images",
+    ) -> Self:
+        """Returns the limits of a Qwen2.5-VL folder with these settings.
+
+        Raises:
+            ValueError: with its template or image processor, trainer and engine would see different prompts.
+        """
+        check_image_processor(Path(folder), image)
+        return cls(
+            chat=ChatFormat.from_hf(folder),
+            image=image,
+            max_tokens=max_tokens,
+            max_images=max_images,
+            tokens_field=tokens_field,
+            images_field=images_field,
+        )
+
+    def check(self, sample: Sample) -> None:
+        """Raises BadSample where the sample cannot be learned from, or asked if it has no response."""
+        if split_response(sample.messages)[1] is None:
+            self.tokenize_prompt(sample)
+        else:
+            self.tokenize(sample)
+
+    def tokenize(self, sample: Sample, loss_on: LossOn = "all") -> tuple[PromptTokens, list[int]]:
+        """Returns the tokens of a sample's prompt and of the response that ends it.
+
+        A response is tokenized apart from its prompt, as an engine does.
+
+        Raises:
+            BadSample: no response at its end, or as tokenize_prompt, of which the response is part.
+        """
+        prompt, response = split_response(sample.messages)
+        if response is None:
+            raise BadSample("text", "the last message is not the assistant's: nothing to learn from")
+        sizes = self._check(sample, sample.messages)
+        tokens = self._tokenize_prompt(prompt, sizes, learn=loss_on == "all")
+        response_ids = [*self.chat.tokenize(response.content), self.chat.stop_token_id]
+        self._check_length(tokens.num_tokens + len(response_ids))
+        return tokens, response_ids
+
+    def tokenize_prompt(self, sample: Sample) -> PromptTokens:
+        """Returns the tokens of a sample's turns without the response at its end.
+
+        Raises:
+            BadSample: turns that check_turns refuses, special tokens in a text, an image that has no size within
+                the limits, or too many tokens or images.
+        """
+        prompt, _ = split_response(sample.messages)
+        sizes = self._check(sample, prompt)
+        return self._tokenize_prompt(prompt, sizes, learn=False)
+
+    def _check(self, sample: Sample, messages: Sequence[Message]) -> list[tuple[int, int]]:
+        """Checks all that needs no tokens; returns the sizes of the images."""
+        check_turns(messages, len(sample.images))
+        for message in messages:
+            check_text(message.content, self.chat.special)
+        if self.max_images is not None and len(sample.images) > self.max_images:
+            detail = f"{len(sample.images)} images, more than {self.images_field}={self.max_images}"
+            raise BadSample("image", detail)
+        sizes = [self._final_size(data) for data in sample.images]
+        if self.max_tokens is not None and sum(len(m.content) for m in messages) > self.max_tokens:
+            at_least = self.chat.count_at_least("".join(message.content for message in messages))
+            self._check_length(at_least + sum(map(count_image_tokens, sizes)), "at least ")
+        return sizes
+
+    def _tokenize_prompt(
+        self, prompt: Sequence[Message], sizes: list[tuple[int, int]], *, learn: bool
+    ) -> PromptTokens:
+        text = self.chat.render(prompt)
+        ids = self.chat.tokenize(text)
+        num_tokens = len(ids) + sum(count_image_tokens(size) - 1 for size in sizes)
+        self._check_length(num_tokens)
+        learns = learn and any(message.role == "assistant" for message in prompt)
+        learned = self.chat.mark_responses(text, prompt) if learns else None
+        return PromptTokens(ids=ids, learned=learned, image_sizes=sizes, num_tokens=num_tokens)
+
+    def _final_size(self, data: bytes) -> tuple[int, int]:
+        width, height = image_size(data)
+        if width * height > vision.MAX_SOURCE_PIXELS:
+            raise BadSample("image", f"{width} x {height} pixels, more than {vision.MAX_SOURCE_PIXELS}")
+        return vision.final_size(width, height, self.image)
+
+    def _check_length(self, num_tokens: int, at_least: str = "") -> None:
+        if self.max_tokens is not None and num_tokens > self.max_tokens:
+            detail = f"{at_least}{num_tokens} tokens, more than {self.tokens_field}={self.max_tokens}"
+            raise BadSample("too_long", detail)
+
+
+def count_image_tokens(size: tuple[int, int]) -> int:
+    """Returns the tokens of an image of this final size."""
+    return math.prod(size) // (vision.PATCH * vision.MERGE) ** 2
