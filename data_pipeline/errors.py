@@ -18,7 +18,9 @@ class BadSample(ValueError):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)  # both, so that it can be pickled
-        self.reason = reason  # unreadable | checksum | schema | image | text | answer | too_long
+        self.reason = (
+            reason  # unreadable | checksum | schema | image | text | answer | no_reference | too_long
+        )
 
     def __str__(self) -> str:
         return ": ".join(self.args)
