@@ -21,6 +21,7 @@ COMMON = [
     "safetensors",
     "scikit-learn",
     "scipy",
+    "simplejpeg>=1.8",  # decodes JPEG faster; without it Pillow does
     "tensorboard",
     "tokenizers",
     "torchvision",

@@ -5,7 +5,8 @@ decoding, resizing and moving pixels dominate. Time is processor time, so the nu
 between the ways, and the best of each counts, because other work can only slow one down.
 
 "tar, PIL decode, Qwen's size" reads the tar, decodes to RGB and resizes to the model's size, with Pillow alone: the
-least that any loader must do. The loader also tokenises, cuts patches and packs.
+least that any loader must do with it. The loader also tokenises, cuts patches and packs; it decodes JPEG with
+simplejpeg and resizes with torch, and is measured again with Pillow in place of the one and of both.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks.environment import write_result
+from data_pipeline.encode import images
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.chat_format import ChatFormat
 from data_pipeline.encode.config import ImageConfig
@@ -71,6 +75,10 @@ def measure(index: ShardIndex, encoder: ChatEncoder) -> dict[str, float]:
         ALLOWED: lambda: read_tar(index, decode=True, resize=True),
         "webdataset": lambda: read_webdataset(index),
         "loader": lambda: run_loader(config, encoder, len(index)),
+        "loader, Pillow decodes": lambda: run_with_pillow(config, encoder, len(index), resize=False),
+        "loader, Pillow decodes and resizes": lambda: run_with_pillow(
+            config, encoder, len(index), resize=True
+        ),
         "loader, one thread ahead": lambda: run_loader(threads, encoder, len(index)),
     }
     best = dict.fromkeys(ways, float("inf"))
@@ -81,7 +89,8 @@ def measure(index: ShardIndex, encoder: ChatEncoder) -> dict[str, float]:
             best[name] = min(best[name], time.process_time() - start)
             assert samples == len(index), f"{name} gave {samples} of {len(index)} samples"
     speeds = {name: len(index) / seconds for name, seconds in best.items()}
-    ratios = {f"loader / {name}": speeds["loader"] / speeds[name] for name in list(ways)[:4]}
+    ratios = {f"loader / {name}": speeds["loader"] / speeds[name] for name in ways if "loader" not in name}
+    ratios |= {f"loader / {name}": speeds["loader"] / speeds[name] for name in ways if "Pillow" in name}
     memory = {"peak memory grown in a further epoch, MiB": memory_growth(threads, encoder, len(index))}
     return {name: round(value, 3) for name, value in (speeds | ratios | memory).items()}
 
@@ -128,6 +137,19 @@ def run_loader(config: LoaderConfig, encoder: ChatEncoder, count: int) -> int:
     loader = Loader(config, encoder, dp_rank=0, dp_size=1)
     steps = islice(loader, count // BATCH)
     return sum(batch.num_sequences for batches in steps for batch in batches)
+
+
+def run_with_pillow(config: LoaderConfig, encoder: ChatEncoder, count: int, *, resize: bool) -> int:
+    """Runs one epoch without simplejpeg, and with `resize` without torch's resizing: what the loader replaced."""
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(images, "decode_jpeg", None))
+        if resize:
+            patches.enter_context(patch.object(images, "_resize", resize_with_pillow))
+        return run_loader(config, encoder, count)
+
+
+def resize_with_pillow(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def photographs(count: int) -> Iterator[Sample]:

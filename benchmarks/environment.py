@@ -21,6 +21,7 @@ PACKAGES = (
     "webdataset",
     "numpy",
     "pillow",
+    "simplejpeg",
 )
 
 

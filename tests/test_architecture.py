@@ -58,6 +58,7 @@ CONFINED = {
     "model2vec": ("data_pipeline/select/encoders.py",),
     "pyarrow": ("data_pipeline/sources/readers.py",),
     "ijson": ("data_pipeline/sources/readers.py",),
+    "simplejpeg": ("data_pipeline/encode/images.py",),
     "math_verify": ("data_pipeline/verify/math.py",),
     "wandb": ("megatron_omr/train/metrics.py",),
     "tyro": ("launch/",),
@@ -73,7 +74,7 @@ PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate/curate.py", 
 
 BROAD_EXCEPTS = {
     # decoding a sample: image decoders raise all sorts of errors; the loader counts it and names the sample
-    "data_pipeline/encode/images.py": {"load_image"},
+    "data_pipeline/encode/images.py": {"load_pixels"},
     # the same, where the broken image is a finding
     "data_pipeline/shards/check_sample.py": {"_check_image"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from data_pipeline.encode import images as vision
 from data_pipeline.encode.config import ImageConfig, LossOn
@@ -56,8 +55,8 @@ class ChatEncoder:
         if banned := sorted(set(token_ids) & set(self.banned_token_ids)):
             raise ValueError(f"the response holds the special tokens {banned}; ban them while sampling")
 
-    def engine_prompt(self, sample: Sample) -> tuple[list[int], list[Image.Image]]:
-        """Returns the prompt's ids with one token per image, and the images in final size, as vLLM takes them."""
+    def engine_prompt(self, sample: Sample) -> tuple[list[int], list[np.ndarray]]:
+        """Returns the prompt's ids with one token per image, and the images [H, W, 3] uint8 in final size."""
         tokens = self.limits.tokenize_prompt(sample)
         return tokens.ids, self._load_images(sample, tokens)
 
@@ -83,10 +82,11 @@ class ChatEncoder:
             image_grid_thw=grids,
         )
 
-    def _load_images(self, sample: Sample, tokens: PromptTokens) -> list[Image.Image]:
-        images = [vision.load_image(data, self.limits.image) for data in sample.images]
+    def _load_images(self, sample: Sample, tokens: PromptTokens) -> list[np.ndarray]:
+        images = [vision.load_pixels(data, self.limits.image) for data in sample.images]
         for image, size in zip(images, tokens.image_sizes, strict=True):
-            if sorted(image.size) != sorted(size):  # its orientation may turn it
-                detail = f"it becomes {image.size} pixels, by its header {size}; convert it to PNG"
+            height, width, _ = image.shape
+            if sorted((width, height)) != sorted(size):  # its orientation may turn it
+                detail = f"it becomes {(width, height)} pixels, by its header {size}; convert it to PNG"
                 raise BadSample("image", detail)
         return images

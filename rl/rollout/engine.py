@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from PIL import Image
+
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_sample
@@ -126,7 +128,7 @@ class Engine:
         token_ids, images = self._encoder.engine_prompt(read_sample(self._config.shards, prompt.ref))
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if images:
-            request["multi_modal_data"] = {"image": images}
+            request["multi_modal_data"] = {"image": [Image.fromarray(image) for image in images]}
         return request
 
     def _params(self, prompt: Prompt, sampling: SamplingConfig, step_seed: int) -> SamplingParams:

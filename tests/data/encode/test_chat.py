@@ -94,8 +94,8 @@ def test_engine_prompt_has_one_token_per_image(encoder, tokenizer):
     assert ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>")) == len(images) == 3
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
     example = encoder.encode(CASES["images inside"])
-    sizes = [(14 * w, 14 * h) for _, h, w in example.image_grid_thw.tolist()]
-    assert [image.size for image in images] == sizes
+    shapes = [(14 * h, 14 * w, 3) for _, h, w in example.image_grid_thw.tolist()]
+    assert [image.shape for image in images] == shapes
 
 
 def test_decode_drops_special_tokens_and_banned_ids_exclude_stop_tokens(encoder, tokenizer):

@@ -13,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
 
+from data_pipeline.encode import images as vision
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.image_header import image_size
-from data_pipeline.encode.images import cut_patches, final_size, load_image, normalise
+from data_pipeline.encode.images import cut_patches, final_size, load_image, load_pixels, normalise
 from data_pipeline.errors import BadSample
 
 CONFIG = ImageConfig(max_pixels=300_000)
@@ -32,6 +33,12 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def rotation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 @settings(deadline=None)
@@ -49,17 +56,25 @@ def test_final_size_equals_smart_resize_and_is_stable(width, height):
 @pytest.mark.parametrize("size", [(56, 56), (112, 56), (100, 77), (20, 33), (900, 700)])
 def test_pixels_and_patches_equal_the_processor(size):
     original = noise(*size)
-    image = load_image(encode(original), CONFIG)
-    got_pixels, got_grid = cut_patches([image])
-    processor = Qwen2VLImageProcessorPil(min_pixels=CONFIG.min_pixels, max_pixels=CONFIG.max_pixels)
-    for given_image in (original, image):  # the processor does not resize ours
+    pixels = load_pixels(encode(original), CONFIG)
+    got_pixels, got_grid = cut_patches([pixels])
+    processor = Qwen2VLImageProcessor(min_pixels=CONFIG.min_pixels, max_pixels=CONFIG.max_pixels)
+    for given_image in (original, Image.fromarray(pixels)):  # the processor does not resize ours
         wanted = processor(images=[given_image], return_tensors="pt")
         assert torch.equal(got_grid, wanted["image_grid_thw"])
         assert got_pixels.dtype == torch.uint8 and torch.equal(normalise(got_pixels), wanted["pixel_values"])
 
 
+@pytest.mark.parametrize("size", [(100, 77), (20, 33), (900, 700), (3_000, 60), (1_500, 1_500)])
+def test_resized_pixels_are_near_pillows(size):
+    original = noise(*size)
+    pixels = load_pixels(encode(original, compress_level=1), CONFIG)
+    wanted = original.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
+    assert np.abs(pixels.astype(int) - np.asarray(wanted, dtype=int)).max() <= 2
+
+
 def test_patches_of_several_images_and_of_no_image():
-    images = [noise(56, 84, 1), noise(112, 28, 2)]
+    images = [np.asarray(noise(56, 84, 1)), np.asarray(noise(112, 28, 2))]
     values, grid = cut_patches(images)
     assert grid.tolist() == [[1, 6, 4], [1, 2, 8]]
     assert torch.equal(values, torch.cat([cut_patches([image])[0] for image in images]))
@@ -97,6 +112,43 @@ def test_damaged_files_are_bad_samples_or_images():
             assert load_image(bytes(damaged), CONFIG).mode == "RGB"
         except BadSample:
             continue
+
+
+JPEGS = {
+    "colour": encode(noise(61, 47), "JPEG"),
+    "full colour": encode(noise(61, 47), "JPEG", subsampling=0, restart_marker_blocks=2),
+    "progressive": encode(noise(61, 47), "JPEG", progressive=True),
+    "rgb": encode(noise(61, 47), "JPEG", keep_rgb=True),
+    "grey": encode(noise(61, 47).convert("L"), "JPEG"),
+    "cmyk": encode(noise(61, 47).convert("CMYK"), "JPEG"),
+    "several frames": encode(noise(61, 47), "MPO", save_all=True, append_images=[noise(61, 47, 1)]),
+    "rotated": encode(noise(61, 47), "JPEG", exif=rotation(6)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about damaged tags
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpegs_are_pillows_with_and_without_simplejpeg(kind, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    good, rng = JPEGS[kind], np.random.default_rng(0)
+    damaged = [bytearray(good) for _ in range(150)]
+    for data in damaged:
+        data[int(rng.integers(2, len(good)))] ^= int(rng.integers(1, 256))
+    cut = [good[:length] for length in range(0, len(good) // 3, 20)]  # of the first frame
+    files = [good, *map(bytes, damaged), *cut]
+    fast = [decode(data) for data in files]
+    monkeypatch.setattr(vision, "decode_jpeg", None)
+    for data, pixels in zip(files, fast, strict=True):
+        assert np.array_equal(pixels, decode(data))
+    assert fast[0].size and not any(pixels.size for pixels in fast[-len(cut) :])
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Returns the pixels, none of a file that is refused."""
+    try:
+        return load_pixels(data, ImageConfig(min_pixels=1), factor=1)
+    except BadSample:
+        return np.empty(0)
 
 
 def test_elongated_and_too_small_limits_are_refused_with_reason():
