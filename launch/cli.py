@@ -130,9 +130,21 @@ def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
       omr eval qwen2_5_vl_7b_greedy --limit 500
     """
     ModelConfig.from_hf(config.model)  # finds a wrong folder before Ray and vLLM start
+    from rl.evaluate import describe_seen
     from rl.evaluate import evaluate as evaluate_model
 
-    evaluate_model(config)
+    found = evaluate_model(config)
+    low, high = found.ci95
+    print(
+        f"{found.accuracy:.1%} of {found.count:,} questions are right, 95 % CI {100 * low:.1f} to {100 * high:.1f}"
+    )
+    if found.baseline is None:
+        print(
+            "no baseline: give the training shards as --train_shards to compare with their most frequent answers"
+        )
+        return
+    print(found.baseline.sentence)
+    print(describe_seen(found.baseline, found.count))
 
 
 def verify(config: Annotated[VerifyConfig, FLAT]) -> None:

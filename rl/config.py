@@ -156,6 +156,11 @@ class EvalConfig:
     """Shards with the held-out samples: a folder, or an address."""
     out: str
     """Folder for responses.jsonl and summary.json."""
+    train_shards: tuple[str, ...] = ()
+    """Shards of the training, for the baseline: the most frequent answer to each question text, and to each kind. By
+    default those of the run that `model` is the hf/ of, and of the runs before it, as their config.json say."""
+    baseline_samples: int = 100_000
+    """Training samples that are read for the baseline, and searched for the questions; 0 leaves it out."""
     limit: int = 0
     """Questions asked, in the order of the shards; 0 asks all."""
     seed: int = 42
@@ -168,4 +173,4 @@ class EvalConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
 
     def __post_init__(self) -> None:
-        check_at_least(self, limit=0)
+        check_at_least(self, limit=0, baseline_samples=0)

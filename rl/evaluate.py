@@ -17,8 +17,11 @@ from tqdm import tqdm
 
 from data_pipeline.errors import BadSample
 from data_pipeline.files import write_json
+from data_pipeline.select.baseline import guess_answers
+from data_pipeline.shards.format import read_sample
+from data_pipeline.types import Sample, SampleRef
 from data_pipeline.verify.pool import VerifyPool
-from megatron_omr.train.run_folder import save_config
+from megatron_omr.train.run_folder import list_train_shards, save_config
 from rl.config import EvalConfig
 from rl.groups import build_records, score_groups
 from rl.prompts import Question, load_prompt_limits, read_prompts
@@ -53,6 +56,29 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A mean difference of two accuracies of the same questions."""
+
+    value: float
+    ci95: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What the most frequent training answers score on the same questions, and what of these was trained on."""
+
+    train_shards: tuple[str, ...]
+    train_samples: int  # that were read
+    is_complete: bool  # these are all training samples
+    by_text: Score  # the most frequent answer to each question's text
+    by_kind: Score  # the most frequent answer to each kind of question
+    difference: Difference  # the model less the better of the two, paired by question
+    questions_seen: int  # questions that training samples ask: the same text with the same image files
+    images_seen: int  # questions with an image that training samples have
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalSummary(Score):
     """The content of summary.json."""
 
@@ -62,6 +88,7 @@ class EvalSummary(Score):
     truncated: int  # responses cut off at the token limit
     decided_by: dict[str, int]  # responses by the rule of the checker that decided
     bad_questions: dict[str, int]  # those that could not be asked, which count as wrong, by reason
+    baseline: Baseline | None = None  # None without training shards
 
 
 def evaluate(config: EvalConfig) -> EvalSummary:
@@ -92,7 +119,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
                 groups.append(group)
             lines.flush()
             bar.update(len(chunk))
-    summary = summarize(groups, seed=config.seed)
+        summary = replace(summarize(groups, seed=config.seed), baseline=score_baseline(config, pool, groups))
     write_json(out / "summary.json", asdict(summary))
     if bad := summary.bad_questions:
         reasons = ", ".join(f"{reason} {count}" for reason, count in bad.items())
@@ -122,6 +149,74 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
         decided_by=dict(sorted(Counter(verdict.decided_by for verdict in verdicts).items())),
         bad_questions=dict(sorted(Counter(group.fault.reason for group in groups if group.fault).items())),
     )
+
+
+def score_baseline(config: EvalConfig, pool: VerifyPool, groups: Sequence[Group]) -> Baseline | None:
+    """Scores the most frequent training answers on the questions of `groups`; None without training shards.
+
+    Raises:
+        ValueError: `config.train_shards` names a folder that holds no shards.
+    """
+    shards = config.train_shards or tuple(list_train_shards(config.model))
+    if not shards or not config.baseline_samples:
+        return None
+    questions = [_read_question(config.shards, group.prompt.ref) for group in groups]
+    guesses, samples, is_complete = guess_answers(questions, shards, limit=config.baseline_samples)
+    answers = [group.prompt.answer for group in groups]
+    asked = [(f"<answer>{g.by_text}</answer>", a) for g, a in zip(guesses, answers, strict=True)]
+    asked += [(f"<answer>{g.by_kind}</answer>", a) for g, a in zip(guesses, answers, strict=True)]
+    accuracies = [verdict.accuracy for verdict in pool.check_many(asked)]
+    by_text, by_kind = accuracies[: len(groups)], accuracies[len(groups) :]
+    best = max(by_text, by_kind, key=sum)
+    gains = [ours - theirs for ours, theirs in zip(map(_accuracy, groups), best, strict=True)]
+    difference = Difference(value=float(np.mean(gains)), ci95=bootstrap_ci95(gains, seed=config.seed))
+    name = "question text" if best is by_text else "kind of question"
+    return Baseline(
+        train_shards=shards,
+        train_samples=samples,
+        is_complete=is_complete,
+        by_text=_score_accuracies(by_text, config.seed),
+        by_kind=_score_accuracies(by_kind, config.seed),
+        difference=difference,
+        questions_seen=sum(guess.question_seen for guess in guesses),
+        images_seen=sum(guess.image_seen for guess in guesses),
+        sentence=_compare(float(np.mean(best)), name, difference),
+    )
+
+
+def _compare(accuracy: float, name: str, difference: Difference) -> str:
+    """Returns whether the model beats the baseline."""
+    low, high = difference.ci95
+    if low > 0:
+        verdict = "the model beats it"
+    elif high < 0:
+        verdict = "the model is worse than that"
+    else:
+        verdict = "the model is not better than that, as far as these questions tell"
+    return (
+        f"The most frequent training answer to each {name} is right {accuracy:.1%} of the time; {verdict}: "
+        f"{100 * difference.value:+.1f} points, 95 % CI {100 * low:+.1f} to {100 * high:+.1f}."
+    )
+
+
+def describe_seen(baseline: Baseline, count: int) -> str:
+    """Returns how many of the `count` questions and of their images the training samples hold."""
+    searched = f"{baseline.train_samples:,} training samples"
+    searched = f"the {searched}" if baseline.is_complete else f"the {searched} that were searched (not all)"
+    if not baseline.questions_seen and not baseline.images_seen:
+        return f"None of the questions is among {searched}, nor an image of theirs."
+    return (
+        f"Among {searched} are {baseline.questions_seen:,} of the {count:,} questions (the same text and images), and "
+        f"images of {baseline.images_seen:,}."
+    )
+
+
+def _read_question(shards: str, ref: SampleRef) -> Sample:
+    """Returns the sample at `ref`; one without a text where it cannot be read."""
+    try:
+        return read_sample(shards, ref)
+    except BadSample:
+        return Sample(id=ref.id, source="", messages=())
 
 
 def bootstrap_ci95(values: Sequence[float], *, seed: int = 0) -> Interval:
@@ -181,10 +276,17 @@ def _ask(engine: Engine, pool: VerifyPool, config: EvalConfig, questions: Sequen
     return [replace(group, fault=fault) for group, fault in zip(groups, faults, strict=True)]
 
 
+def _accuracy(group: Group) -> float:
+    """Returns the mean accuracy of the responses to a question; 0 where it could not be asked."""
+    return float(np.mean([reward.verdict.accuracy for reward in group.rewards] or [0.0]))
+
+
 def _score(groups: Sequence[Group], seed: int) -> Score:
-    accuracies = [
-        float(np.mean([reward.verdict.accuracy for reward in group.rewards] or [0.0])) for group in groups
-    ]
+    return _score_accuracies(list(map(_accuracy, groups)), seed)
+
+
+def _score_accuracies(accuracies: Sequence[float], seed: int) -> Score:
+    """Returns the mean of the accuracies of questions."""
     return Score(
-        accuracy=float(np.mean(accuracies)), ci95=bootstrap_ci95(accuracies, seed=seed), count=len(groups)
+        accuracy=float(np.mean(accuracies)), ci95=bootstrap_ci95(accuracies, seed=seed), count=len(accuracies)
     )

@@ -148,6 +148,14 @@ def rows_path(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
+def holds_shards(place: str) -> bool:
+    """Returns whether an index can be loaded there."""
+    try:
+        return bool(len(ShardIndex.load(place)))
+    except (OSError, ValueError):
+        return False
+
+
 def load_samples(place: str | Path) -> ShardIndex:
     """Loads an index as ShardIndex.load; raises ValueError also if an epoch would draw no sample."""
     index = ShardIndex.load(place)

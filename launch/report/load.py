@@ -68,6 +68,18 @@ class RunSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What the most frequent training answers score on an evaluation's questions, and what of these was trained on."""
+
+    by_text: Score
+    by_kind: Score
+    sentence: str  # whether the model beats them
+    train_samples: int
+    is_complete: bool  # these are all training samples
+    questions_seen: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class _EvaluationSummary:
     """The fields of eval/NAME/summary.json that are shown beside the accuracy."""
 
@@ -75,6 +87,7 @@ class _EvaluationSummary:
     length: Numbers = field(default_factory=dict)
     count: int | None = None
     truncated: int | None = None
+    baseline: Baseline | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,7 @@ class Evaluation:
     by_kind: dict[str, Interval] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)  # questions, truncated, length p50, ...
     accuracy_by_id: dict[str, float] = field(default_factory=dict)
+    baseline: Baseline | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +228,7 @@ def _evaluation(folder: Path, overall: Interval, summary: _EvaluationSummary, no
         by_kind=dict(sorted(summary.by_kind.items())),
         facts=facts | {f"length {key}": value for key, value in summary.length.items()},
         accuracy_by_id=accuracy_by_id(records),
+        baseline=summary.baseline,
     )
 
 

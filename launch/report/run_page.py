@@ -103,9 +103,24 @@ def _tiles(run: Run) -> list[Tile]:
 
 def _accuracy(run: Run) -> Section:
     figures = [_accuracy_figure(run.evaluations)] if run.evaluations else []
-    if any(e.facts for e in run.evaluations):
+    if any(e.facts or e.baseline for e in run.evaluations):
         figures.append(_evaluation_figure(run.evaluations))
-    return Section("Accuracy", "Greedy responses to questions that no training step has seen.", figures)
+    return Section("Accuracy", _describe_questions(run.evaluations), figures)
+
+
+def _describe_questions(evaluations: Sequence[Evaluation]) -> str:
+    """Returns whether the questions were trained on, as far as that was searched, and whether baselines are beaten."""
+    found = [(e, e.baseline) for e in evaluations if e.baseline]
+    if len(found) < len(evaluations) or not found:
+        seen = "Whether training saw the questions was not searched in each evaluation (--train_shards)."
+    elif count := max(baseline.questions_seen for _, baseline in found):
+        seen = f"Training samples ask {count:,} of the questions: the same text and images."
+    elif all(baseline.is_complete for _, baseline in found):
+        seen = "No training sample has the text and images of one of the questions."
+    else:
+        searched = min(baseline.train_samples for _, baseline in found)
+        seen = f"None of the {searched:,} training samples that were searched (not all) asks one of the questions."
+    return " ".join([seen, *(f"{_label(e).capitalize()}: {baseline.sentence}" for e, baseline in found)])
 
 
 def _accuracy_figure(evaluations: Sequence[Evaluation]) -> Figure:
@@ -126,6 +141,10 @@ def _evaluation_figure(evaluations: Sequence[Evaluation]) -> Figure:
         )
         for fact in facts
     ]
+    for name, label in (("by_text", "question text"), ("by_kind", "kind")):
+        cells = [f"{getattr(e.baseline, name).value:.1%}" if e.baseline else "–" for e in evaluations]
+        if any(e.baseline for e in evaluations):
+            rows.append((f"right by the most frequent answer to each {label}", cells))
     table = Table("Evaluations", ["", *map(_label, evaluations)], rows)
     return Figure("evaluation", "Questions and responses", "", table=table, note=_count_changes(evaluations))
 

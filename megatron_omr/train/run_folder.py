@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.files import check_settings, read_json, to_json, write_json
+from data_pipeline.shards.index import holds_shards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,6 +31,9 @@ MAY_CHANGE = (
 )
 """Fields that a resumed run may change: length, layout, how often to save, and limits past which a run stops.
 All others decide the result."""
+
+MAX_RUNS = 10
+"""Runs of one after the other that list_train_shards follows; a model folder may name itself."""
 
 CHECKPOINT_NAME = f"step-{'[0-9]' * 8}"
 """Pattern of the names of checkpoints; everything else beside them is the user's."""
@@ -60,3 +64,23 @@ def _decisive(config: dict[str, object], section: str = "") -> dict[str, object]
 def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the complete checkpoints under `folder`, oldest first; none where there is no folder."""
     return sorted(path for path in folder.glob(CHECKPOINT_NAME) if path.is_dir())
+
+
+def list_train_shards(model: str | Path) -> list[str]:
+    """Returns the places of the shards that the model folder `model`, a RUN/hf, was trained on, the last run's first.
+
+    A run's config.json also names the model that it began with: those of the runs before follow. Places that no
+    longer hold shards are left out.
+    """
+    places: dict[str, None] = {}  # in their order, each once
+    for _ in range(MAX_RUNS):
+        path = Path(model).parent / "config.json"
+        config = read_json(path) if path.is_file() else {}
+        if not isinstance(config, dict) or not {"run", "model"} <= config.keys():
+            break
+        loader = config.get("loader")
+        place = config.get("shards") or (loader.get("shards") if isinstance(loader, dict) else None)
+        if place and holds_shards(str(place)):
+            places[str(place)] = None
+        model = str(config["model"])
+    return list(places)

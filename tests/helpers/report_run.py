@@ -148,6 +148,18 @@ def _response(answer: int, number: int, *, right: bool) -> dict[str, object]:
     }
 
 
+def make_baseline(*, is_complete: bool = True, questions_seen: int = 0) -> dict[str, object]:
+    """Returns the baseline of a summary.json."""
+    return {
+        "train_samples": 24,
+        "is_complete": is_complete,
+        "by_text": {"accuracy": 0.25, "ci95": [0.2, 0.3], "count": 402},
+        "by_kind": {"accuracy": 0.2, "ci95": [0.15, 0.25], "count": 402},
+        "questions_seen": questions_seen,
+        "sentence": "The most frequent training answer is right 25.0% of the time; the model beats it.",
+    }
+
+
 def _write_evaluation(out: Path, accuracy: float, *, right: int) -> None:
     kinds = ("count", "difference", "largest", "position", "smallest", "sum")
     by_kind = {}
@@ -156,7 +168,9 @@ def _write_evaluation(out: Path, accuracy: float, *, right: int) -> None:
         by_kind[kind] = {"accuracy": value, "ci95": [value - 0.08, min(1.0, value + 0.08)], "count": 67}
     length = {"mean": 21.4, "p50": 21, "p95": 30}
     total = {"accuracy": accuracy, "ci95": [accuracy - 0.048, accuracy + 0.047], "count": 402, "truncated": 3}
-    write_json(out / "summary.json", total | {"by_kind": by_kind, "length": length})
+    write_json(
+        out / "summary.json", total | {"by_kind": by_kind, "length": length, "baseline": make_baseline()}
+    )
     records = [
         ScoredResponse(id=f"q{i}", kind=kinds[i % 6], accuracy=float(i * 37 % 402 < right))
         for i in range(402)

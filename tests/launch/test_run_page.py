@@ -13,7 +13,15 @@ import pytest
 
 from launch.report.run_page import write_report
 from tests.helpers.browser import ParsedPage, contrast, open_page, text_colors, texts_outside
-from tests.helpers.report_run import HOSTILE, rl_row, sft_row, write_json, write_lines, write_run
+from tests.helpers.report_run import (
+    HOSTILE,
+    make_baseline,
+    rl_row,
+    sft_row,
+    write_json,
+    write_lines,
+    write_run,
+)
 
 CHARTS = {
     "accuracy": {"chart-accuracy"},
@@ -25,6 +33,26 @@ CHARTS = {
     },
     "speed": {"chart-rl-seconds", "chart-sft-tokens", "chart-rl-tokens", "chart-seconds"},
 }
+
+
+@pytest.mark.parametrize(
+    ("changed", "claim"),
+    [
+        ({}, "No training sample has the text and images of one of the questions."),
+        ({"questions_seen": 3}, "Training samples ask 3 of the questions"),
+        ({"is_complete": False}, "None of the 24 training samples that were searched (not all)"),
+        (None, "Whether training saw the questions was not searched"),
+    ],
+)
+def test_page_claims_that_questions_are_unseen_only_where_it_was_searched(
+    changed: dict[str, int] | None, claim: str, tmp_path: Path
+):
+    score = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
+    more = {} if changed is None else {"baseline": make_baseline(**changed)}
+    write_json(tmp_path / "eval/sft/summary.json", score | more)
+    page = write_report(tmp_path).read_text()
+    assert claim in page and ("the model beats it" in page) == (changed is not None)
+    assert ("answer to each question text" in page) == (changed is not None)
 
 
 # --- in the browser

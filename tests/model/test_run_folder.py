@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_omr.train.run_folder import list_checkpoints, save_config
+from data_pipeline.files import write_json
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from megatron_omr.train.run_folder import list_checkpoints, list_train_shards, save_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +56,27 @@ def test_only_folders_of_our_own_names_are_checkpoints(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in list_checkpoints(tmp_path)] == ours
     assert list_checkpoints(tmp_path / "none") == []
+
+
+def test_training_shards_are_those_of_the_run_and_of_the_runs_before(tmp_path: Path) -> None:
+    for name in ("sft-data", "rl-data"):
+        write_shards(digit_samples("train", 2, 0), tmp_path / name)
+    sft, rl = tmp_path / "sft", tmp_path / "rl"
+    begin = {
+        "run": str(sft),
+        "model": str(tmp_path / "base"),
+        "loader": {"shards": str(tmp_path / "sft-data")},
+    }
+    write_json(sft / "config.json", begin)
+    write_json(
+        rl / "config.json", {"run": str(rl), "model": str(sft / "hf"), "shards": str(tmp_path / "rl-data")}
+    )
+    assert list_train_shards(rl / "hf") == [str(tmp_path / "rl-data"), str(tmp_path / "sft-data")]
+    assert list_train_shards(sft / "hf") == [str(tmp_path / "sft-data")]
+    assert list_train_shards(tmp_path / "base") == []
+    gone = begin | {
+        "loader": {"shards": str(tmp_path / "gone")},
+        "model": str(sft / "hf"),
+    }  # names itself, too
+    write_json(sft / "config.json", gone)
+    assert list_train_shards(sft / "hf") == []

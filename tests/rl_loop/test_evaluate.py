@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from data_pipeline.types import Sample
+from data_pipeline.verify.config import CheckerConfig
+from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import read_responses
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
-from rl.evaluate import bootstrap_ci95, evaluate, paired_difference, summarize
+from rl.evaluate import bootstrap_ci95, describe_seen, evaluate, paired_difference, score_baseline, summarize
 from rl.types import AskedResponse
 from tests.helpers.bad_samples import bad_questions
 from tests.helpers.groups import make_group, make_prompt
@@ -39,6 +43,45 @@ def test_accuracy_is_the_mean_over_questions_and_by_kind() -> None:
     assert summary.ci95[0] < 0.5 < summary.ci95[1]
     assert summary.decided_by == {"exact": 3, "none": 3} and not summary.bad_questions
     assert (summary.length.mean, summary.length.p50, summary.length.max) == (pytest.approx(19 / 3), 5.0, 9.0)
+
+
+def write_questions(folder: Path) -> tuple[Path, Path]:
+    """Writes training shards in which the answer to one question text is mostly 7, and 60 questions of that text."""
+    texts = list(digit_samples("train", 1, 0))[0].messages
+    samples = [
+        Sample(id=f"{n}", source="digits", messages=texts, answer="7" if n % 3 else "8") for n in range(90)
+    ]
+    write_shards(samples[:30], folder / "train")
+    write_shards([replace(s, id=f"test/{s.id}") for s in samples[30:]], folder / "test")
+    return folder / "train", folder / "test"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"),
+    [
+        (1.0, "the model beats it: +33.3 points"),
+        (None, "not better than that"),
+        (0.0, "worse than that: -66.7"),
+    ],
+)
+def test_baseline_says_whether_the_model_beats_the_most_frequent_answers(
+    accuracy: float | None, verdict: str, tmp_path: Path
+) -> None:
+    """Responses that are right always, as often as the baseline (on other questions), and never."""
+    train, test = write_questions(tmp_path)
+    config = EvalConfig(model="", shards=str(test), out="", train_shards=(str(train),))
+    groups = [
+        make_group(replace(make_prompt(n), ref=ref, answer="7" if n % 3 else "8"), (float(n % 3 < 2),))
+        if accuracy is None
+        else make_group(replace(make_prompt(n), ref=ref, answer="7" if n % 3 else "8"), (accuracy,))
+        for n, ref in enumerate(ShardIndex.load(test))
+    ]
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
+        found = score_baseline(config, pool, groups)
+        assert score_baseline(replace(config, baseline_samples=0), pool, groups) is None
+    assert found and found.by_text.accuracy == found.by_kind.accuracy == pytest.approx(2 / 3)
+    assert verdict in found.sentence and "is right 66.7% of the time" in found.sentence
+    assert found.questions_seen == 60 and "30 training samples are 60 of the 60" in describe_seen(found, 60)
 
 
 def test_interval_equals_that_of_scipy() -> None:
