@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from data_pipeline.errors import BadSample, column_error
+from data_pipeline.sources.conversations import list_images, read_conversation
 from data_pipeline.sources.readers import Fields
 from data_pipeline.sources.rows import (
     Row,
@@ -20,8 +21,6 @@ from data_pipeline.sources.rows import (
     clean_answer,
     find_answer,
     label,
-    list_images,
-    read_conversation,
     read_text,
 )
 from data_pipeline.sources.text_values import is_missing, read_value
@@ -42,15 +41,12 @@ class Conversations:
     def __call__(self, row: Row) -> Sample:
         column = "messages" if "messages" in row.fields else "conversations"
         turns, inside = read_conversation(row.fields.get(column), column)
-        listed = list_images(row)
-        if inside and listed:
-            raise column_error("images", "images in the messages or in a column", listed, "keep one of both")
         is_given = not is_missing(row.fields.get("answer"))
         response = turns[-1].content if turns[-1].role == "assistant" else ""
         return build_sample(
             row,
             messages=turns,
-            images=inside or listed,
+            images=list_images(row.fields, inside),
             answer=clean_answer(read_text(row, "answer")) if is_given else self.read_answer(response),
             row_id=label(row, "id"),
             kind=label(row, "kind"),
@@ -80,7 +76,7 @@ class Questions:
         return build_sample(
             row,
             messages=turns,
-            images=list_images(row),
+            images=list_images(row.fields),
             answer=found,
             row_id="/".join(filter(None, (label(row, name) for name in self.row_id))),
             kind=label(row, self.kind),
@@ -119,7 +115,7 @@ def read_verl_row(row: Row) -> Sample:
     return build_sample(
         row,
         messages=turns,
-        images=inside or list_images(row),
+        images=list_images(row.fields, inside),
         answer="" if given is None else clean_answer(read_value("reward_model.ground_truth", given)),
         # No row_id: `ids` and extra_info.index are places in a reading order, not names.
         kind=label(row, "data_source"),

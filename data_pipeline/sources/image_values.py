@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
-from data_pipeline.encode.image_header import image_size
+from PIL import Image
+
+from data_pipeline.encode.image_header import image_format, image_size
 from data_pipeline.errors import BadSample, column_error
 
 
 def read_image(value: object, folder: Path | None) -> bytes:
-    """Returns the bytes of an image file, untouched: from bytes, {bytes, path}, {url}, a data URL or a path.
+    """Returns the bytes of an image file, untouched: from bytes, {bytes, path}, {url}, a data URL, a path, file:///path.
 
     Raises:
-        BadSample: it is none of these, cannot be read, lies outside `folder`, or is no image.
+        BadSample: it is none of these, cannot be read, lies outside `folder`, is no image, or has several pages.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path") or value.get("url")
@@ -25,7 +29,20 @@ def read_image(value: object, folder: Path | None) -> bytes:
     else:
         raise column_error("image", "bytes, {bytes, path}, a path or a data URL", value, "convert it")
     image_size(data)  # refuses what is not an image; the loader finds what is broken after the header
+    if image_format(data) != "jpg" and _has_pages(data):
+        raise BadSample(
+            "image", "several pages or frames, of which one would be used; save the one that is meant"
+        )
     return data
+
+
+def _has_pages(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as file:
+        try:
+            file.seek(1)
+        except (EOFError, OSError, SyntaxError, ValueError):
+            return False
+        return True
 
 
 def _from_data_url(url: str) -> bytes:
@@ -38,7 +55,21 @@ def _from_data_url(url: str) -> bytes:
         raise BadSample("image", f"the data URL is not base64 ({error}); encode the file again") from error
 
 
+def _from_file_url(url: str) -> str:
+    """Returns the path of file:///path or file:path; raises BadSample for one on another machine."""
+    path, machine = url[len("file:") :], ""
+    if path.startswith("//"):
+        machine, slash, rest = path[2:].partition("/")
+        path = slash + rest
+    if machine not in ("", "localhost"):
+        detail = f"{url[:200]!r} names the machine {machine!r}; write file:///PATH, or a path without file:"
+        raise BadSample("image", detail)
+    return unquote(path)
+
+
 def _from_path(name: str, folder: Path | None) -> bytes:
+    if name.lower().startswith("file:"):
+        name = _from_file_url(name)
     if "://" in name:
         raise BadSample(
             "image", f"{name[:200]} is an address, which is not fetched; download it, give its path"

@@ -14,13 +14,11 @@ from decimal import Decimal
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, column_error
+from data_pipeline.sources.conversations import add_marks, add_system
 from data_pipeline.sources.image_values import read_image
 from data_pipeline.sources.text_values import read_label, read_value
-from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
+from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
 from data_pipeline.verify.released import find_marked_answer, trim
-
-ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
-"""Names of speakers in corpora -> roles of messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,69 +78,6 @@ def _lineage(row: Row, columns: Sequence[str]) -> dict[str, str | int | float]:
     return found
 
 
-def list_images(row: Row) -> list[object]:
-    """Returns the values of the column `images` or `image`, which holds one value or a list."""
-    found = row.fields.get("images") or row.fields.get("image")
-    if not found:
-        return []
-    return list(found) if isinstance(found, (list, tuple)) else [found]
-
-
-def read_conversation(turns: object, column: str) -> tuple[list[Message], list[object]]:
-    """Returns the messages of turns {role, content} or {from, value}, and the images inside their contents."""
-    if not isinstance(turns, (list, tuple)) or not turns:
-        raise column_error(column, "a list of turns", turns, "write [{role, content}, ...]")
-    messages, images = [], []
-    for turn in turns:
-        if not isinstance(turn, Mapping):
-            raise column_error(column, "turns of {role, content}", turn, "write {role, content}")
-        speaker = turn.get("role", turn.get("from"))
-        role = ROLES.get(str(speaker))
-        if role is None:
-            raise column_error(f"{column}.role", f"one of {', '.join(ROLES)}", speaker, "rename or drop it")
-        content, inside = _read_content(turn.get("content", turn.get("value")), column)
-        messages.append(Message(role=role, content=content))
-        images += inside
-    return messages, images
-
-
-def _read_content(content: object, column: str) -> tuple[str, list[object]]:
-    """Returns the text of a turn with a mark for each image, and the images that it holds."""
-    if isinstance(content, str):
-        return content, []
-    if not isinstance(content, (list, tuple)):
-        raise column_error(f"{column}.content", "text or a list of parts", content, "write a text")
-    texts: list[str | None] = []  # None in the place of an image
-    images: list[object] = []
-    for part in content:
-        if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
-            wanted = "parts of type text, image or image_url"
-            raise column_error(f"{column}.content", wanted, part, "drop the row")
-        if part["type"] == "text":
-            texts.append(part["text"] if isinstance(part.get("text"), str) else "")
-            continue
-        texts.append(None)
-        image = part.get("image_url") or part.get("image")
-        images += [] if image is None else [image]  # else a column of the row holds it
-    is_marked = any(IMAGE_MARK in text for text in texts if text)  # the text says already where images go
-    mark = "" if is_marked else IMAGE_MARK
-    return "".join(mark if text is None else text for text in texts), images
-
-
-def add_marks(messages: Sequence[Message], num_images: int) -> list[Message]:
-    """Returns the messages with one mark per image; missing marks go before the first question."""
-    if any(IMAGE_MARK in message.content for message in messages if message.role != "user"):
-        raise BadSample("text", f"{IMAGE_MARK} outside the user's turns, where no image can be; drop the row")
-    num_marks = sum(message.content.count(IMAGE_MARK) for message in messages)
-    if num_marks > num_images:
-        raise BadSample("image", f"{num_marks} marks {IMAGE_MARK} for {num_images} images; give all of them")
-    asked = next((n for n, message in enumerate(messages) if message.role == "user"), None)
-    if asked is None or not messages[asked].content.replace(IMAGE_MARK, "").strip():
-        raise BadSample("text", "no question; write a user turn with text, or drop the row")
-    question = IMAGE_MARK * (num_images - num_marks) + messages[asked].content
-    return [*messages[:asked], Message(role="user", content=question), *messages[asked + 1 :]]
-
-
 def build_sample(
     row: Row,
     *,
@@ -160,7 +95,7 @@ def build_sample(
     repeat their id for each response to a question, and ids of your own rows may repeat.
     """
     encoded = tuple(read_image(image, row.images) for image in images)
-    turns = add_marks(messages, len(encoded))
+    turns = add_marks(add_system(messages, row.fields), len(encoded))
     has_response = turns[-1].role == "assistant" and bool(turns[-1].content.strip())
     if not has_response and not answer:
         raise BadSample("answer", "neither a response to learn from nor a reference answer; drop the row")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 
 import pytest
+from PIL import Image
 
 from data_pipeline.errors import BadSample
 from data_pipeline.sources.image_values import read_image
@@ -26,6 +28,10 @@ URL = "data:image/png;base64," + base64.b64encode(TRIANGLE).decode()
         URL,
         "triangle.png",
         str(PATH.resolve()),
+        PATH.resolve().as_uri(),
+        {"url": "file://localhost" + str(PATH.resolve())},
+        "file:triangle.png",
+        "file:tri%61ngle.png",
     ],
 )
 def test_file_is_returned_untouched(value: object):
@@ -38,6 +44,11 @@ def test_file_is_returned_untouched(value: object):
         ("https://example.com/a.png", "which is not fetched"),
         ("../llava_cot.jsonl", "leads out of"),
         ("/etc/hostname", "leads out of"),
+        ("file:///etc/hostname", "leads out of"),
+        ("file:../llava_cot.jsonl", "leads out of"),
+        ("file://images/a.png", "names the machine 'images'; write file:///PATH"),
+        ("file:///missing/../../a.png", "leads out of"),
+        ("file://[a", "names the machine"),
         ("missing.png", "is rows.images the right folder?"),
         ("a\0b.png", "is not a path"),
         ("\ud800.png", "is not a path"),
@@ -54,6 +65,19 @@ def test_wrong_image_is_refused_with_a_hint(value: object, message: str):
     with pytest.raises(BadSample, match=re.escape(message)) as caught:
         read_image(value, IMAGES)
     assert caught.value.reason in ("image", "schema")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG", "AVIF"])
+def test_an_image_of_several_pages_is_refused_and_one_of_one_page_read(kind: str):
+    pages = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    for count in (1, 2):
+        file = io.BytesIO()
+        pages[0].save(file, kind, save_all=count > 1, append_images=pages[1:count])
+        if count == 1:
+            assert read_image(file.getvalue(), None) == file.getvalue()
+            continue
+        with pytest.raises(BadSample, match="several pages or frames, of which one would be used"):
+            read_image(file.getvalue(), None)
 
 
 def test_path_without_a_folder_is_refused_with_a_hint():
