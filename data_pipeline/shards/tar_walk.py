@@ -78,7 +78,7 @@ def walk(file: BinaryIO, length: int) -> Iterator[TarMember]:
 def find_compression(start: bytes) -> str:
     """Returns what is wrong with a file that begins with `start`, if it is compressed; else ""."""
     found = (kind for magic, kind in _COMPRESSED.items() if start.startswith(magic))
-    return next((f"no plain tar: compressed with {name}; unpack it ({undo})" for name, undo in found), "")
+    return next((f"it is compressed with {name}; unpack it ({undo})" for name, undo in found), "")
 
 
 def _next_member(file: BinaryIO, length: int, start: int) -> TarMember | None:

@@ -104,7 +104,7 @@ def list_images(fields: Mapping[str, object], inside: Sequence[object] = ()) -> 
 
 def _is_image(value: object) -> bool:
     if isinstance(value, (list, tuple)):
-        return any(map(_is_image, value))
+        return any(map(_is_image, value[:9]))  # tokens are longer lists
     data = value.get("bytes") if isinstance(value, Mapping) else value
     return isinstance(data, (bytes, bytearray)) and bool(image_format(bytes(data[:16])))
 

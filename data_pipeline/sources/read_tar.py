@@ -52,7 +52,9 @@ def read_tar(path: Path) -> Iterator[Mapping[str, object] | BadSample]:
         for _ in read_records(walk(file, size), note):
             pass
         for detail, count in left_out.items():
-            log.warning("%s: left out %d members, the first is %s: %s", path, count, first[detail], detail)
+            log.warning(
+                "%s: %d of its members left out, the first at %s: %s", path, count, first[detail], detail
+            )
         done: set[str] = set()
         for record in read_records(walk(file, size), lambda *_, **__: None):
             if record.key not in faults:

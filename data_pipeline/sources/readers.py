@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data_pipeline.errors import BadSample, column_error
 from data_pipeline.files import parse_json
+from data_pipeline.shards.tar_walk import find_compression
 from data_pipeline.sources.read_tar import load_record, read_tar
 from data_pipeline.sources.text_values import WrittenNumber
 
@@ -146,6 +147,8 @@ def _is_array(path: Path) -> bool:
         start = file.read(4096)
         if start.startswith(_UTF_16):
             raise ValueError(f"it is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > FILE")
+        if cause := find_compression(start):
+            raise ValueError(cause)
     return start.removeprefix(_BOM).lstrip().startswith(b"[")
 
 

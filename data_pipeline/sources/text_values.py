@@ -42,7 +42,7 @@ def read_value(column: str, value: object) -> str:
         inner = next(iter(inner.values() if isinstance(inner, Mapping) else inner))
     if isinstance(inner, bool):
         raise column_error(
-            column, "text", value, f"write the text that is meant, yes or no, {str(inner).lower()}, ..."
+            column, "text", value, f"write the text that is meant: {str(inner).lower()}, yes, no, ..."
         )
     if isinstance(inner, int) or (isinstance(inner, (float, Decimal)) and math.isfinite(inner)):
         return str(inner)

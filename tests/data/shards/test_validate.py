@@ -186,7 +186,7 @@ def test_a_compressed_shard_is_named_as_such(folder: Path):
     path = folder / SECOND
     path.write_bytes(gzip.compress(path.read_bytes()))
     details = [problem.detail for problem in check(folder).problems if problem.kind == "header"]
-    assert details == ["no plain tar: compressed with gzip; unpack it (gzip -d)"]
+    assert details == ["it is compressed with gzip; unpack it (gzip -d)"]
     with pytest.raises(BadSample, match=r"compressed with gzip; unpack it \(gzip -d\)"):
         list(read_shards(folder))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import pickle
 import random
 import sys
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow
@@ -103,6 +106,14 @@ def test_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"".join(json.dumps(row).encode() + b"\r\n" for row in ROWS))
     assert loaded(read_file(path)) == ROWS
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_lines_are_named(tmp_path: Path, compress: Callable[[bytes], bytes]):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(compress(b'{"a": 1}\n'))
+    with pytest.raises(ValueError, match=r"a\.jsonl cannot be read: it is compressed with .*; unpack it"):
+        loaded(read_file(path))
 
 
 def test_utf_16_is_named(tmp_path: Path):

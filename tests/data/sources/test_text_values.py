@@ -101,7 +101,7 @@ def test_everything_else_is_refused_by_name(read: Callable[[object], Sample], va
 
 
 def test_a_boolean_is_refused_with_what_to_write():
-    with pytest.raises(BadSample, match="saw bool False; write the text that is meant, yes or no, false"):
+    with pytest.raises(BadSample, match="saw bool False; write the text that is meant: false, yes, no"):
         read_question(False)
 
 
