@@ -84,6 +84,7 @@ BROAD_EXCEPTS = {
     # the same from a Ray Data task, to the process that asked for it
     "data_pipeline/parts.py": {"run"},
 }
+UNPICKLER = "megatron_omr/train/unpickling.py"  # whose job is to refuse
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith, ast.Match)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -290,7 +291,7 @@ def _catches_everything(node: ast.AST) -> bool:
 def unsafe(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for found in imports(source):
-            if found.names[0].split(".")[0] in UNSAFE_MODULES:
+            if found.names[0].split(".")[0] in UNSAFE_MODULES and source.path != UNPICKLER:
                 yield f"{source.path}:{found.line}: {found.names[0]} runs code from data; use JSON"
         for node in ast.walk(source.tree):
             for what in _unsafe_call(node) if isinstance(node, ast.Call) else ():

@@ -38,6 +38,7 @@ from megatron_omr.convert.hf_folder import copy_template
 from megatron_omr.parallel import Ranks, union_of_ranks
 from megatron_omr.train.run_folder import CHECKPOINT_NAME, list_checkpoints
 from megatron_omr.train.trainer import Trainer, unwrap_chunks
+from megatron_omr.train.unpickling import check_pickles
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -109,7 +110,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
     with_rng = saved["world_size"] == dist.get_world_size()
     loaded = _read(checkpoint, _sharded_state(trainer, is_loading=True, with_rng=with_rng))
     (chunk,) = unwrap_chunks(trainer)
-    chunk.load_state_dict(loaded["model"], strict=False)  # TE keeps extra states a CPU run lacks
+    _fill(chunk, loaded["model"])
     with torch.no_grad():  # the optimizer copies into views of leaf parameters
         trainer.optimizer.load_state_dict(loaded["optimizer"])
     trainer.scheduler.num_steps = 0  # the saved number is added to it
@@ -131,11 +132,18 @@ def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
     """Fills bare model chunks with a checkpoint's weights, whatever layout wrote it. Collective."""
     read_state(checkpoint)
     loaded = _read(checkpoint, {"model": chunks[0].sharded_state_dict(metadata=_METADATA)})
-    chunks[0].load_state_dict(loaded["model"], strict=False)
+    _fill(chunks[0], loaded["model"])
+
+
+def _fill(chunk: torch.nn.Module, weights: dict[str, Any]) -> None:
+    """Loads all but Transformer Engine's extra states, which only FP8 needs and which it unpickles."""
+    weights = {name: value for name, value in weights.items() if not name.endswith("_extra_state")}
+    chunk.load_state_dict(weights, strict=False)
 
 
 def _read(checkpoint: Path, sharded: dict[str, Any]) -> Any:
     try:
+        check_pickles(checkpoint)
         return dist_checkpointing.load(sharded, checkpoint)  # pyright: ignore[reportArgumentType] (needs a Path)
     except (CheckpointException, CheckpointingException) as error:
         raise _damaged(checkpoint) from error
