@@ -1,7 +1,7 @@
 """Shows on one screen what this machine can do, and what each missing part would add.
 
-Versions come from package metadata and GPUs from the driver's own tool, so nothing heavy is imported and a
-broken package does not stop this command.
+Versions come from package metadata, torchvision's soundness from its files and GPUs from the driver's own tool, so
+nothing heavy is imported and a broken package does not stop this command.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -138,20 +139,41 @@ def _find_vllm() -> str | None:
 
 
 def _check_torchvision(adds: str) -> Finding:
-    """Imports it in its own process: where its operators do not load, the import fails."""
-    found = find_version("torchvision")
-    if found is None:
-        return make_finding("torchvision", None, adds, required=True)
-    probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
-    last = (probe.stderr.strip().splitlines() or ["killed"])[-1]
+    found, problem = find_version("torchvision"), find_torchvision_problem()
     return make_finding(
         "torchvision",
-        f"{found}, import fails: {last}" if probe.returncode else found,
+        f"{found}, import fails: {problem}" if found and problem else found,
         adds,
-        f"{sys.executable} requirements/torchvision_ops.py",
+        f"{sys.executable} requirements/torchvision_ops.py" if problem else SETUP,
         required=True,
-        broken=probe.returncode != 0,
+        broken=bool(found and problem),
     )
+
+
+def find_torchvision_problem() -> str:
+    """Returns why `import torchvision` fails, "" if it does not; its files say so, importing takes seconds.
+
+    Operators of another build than torch's do not load, and registering functions for them then fails, unless
+    requirements/torchvision_ops.py has guarded the registrations.
+    """
+    registrations = _read_module("torchvision", "_meta_registrations.py")
+    if not re.search(r'^@torch\.library\.register_fake\("torchvision::nms"\)', registrations, re.M):
+        return ""
+    builds = [
+        re.findall(r"__version__ = '[^'+]*\+?([^']*)'", _read_module(name, "version.py"))
+        for name in ("torchvision", "torch")
+    ]
+    if builds[0] == builds[1]:
+        return ""
+    ours, torchs = (" ".join(build) or "unknown" for build in builds)
+    return f"operator torchvision::nms does not exist (its build is {ours}, torch's is {torchs})"
+
+
+def _read_module(package: str, file: str) -> str:
+    """Returns a file of an installed package, "" if there is none."""
+    spec = importlib.util.find_spec(package)
+    paths = [Path(folder) / file for folder in (spec and spec.submodule_search_locations) or ()]
+    return "".join(path.read_text() for path in paths if path.is_file())
 
 
 def _check_gpus() -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -80,13 +81,27 @@ def test_compiled_modules_of_apex_are_apex(tmp_path: Path):
     assert apex_state(tmp_path) == "ok"
 
 
-def test_broken_torchvision_fails_the_cpu_path_with_advice(tmp_path: Path):
-    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+def test_torchvision_that_does_not_import_fails_the_cpu_path_with_advice(tmp_path: Path):
+    """The installed package without the guards of requirements/torchvision_ops.py."""
+    import site
+
+    installed, copy = Path(site.getsitepackages()[0]) / "torchvision", tmp_path / "torchvision"
+    copy.mkdir()
+    for path in installed.iterdir():
+        (copy / path.name).symlink_to(path)
+    text = (installed / "_meta_registrations.py").read_text()
+    bare = re.sub(r"@\((torch\.library\.register_fake\([^)]*\)) if .*", r"@\1", text)
+    (copy / "_meta_registrations.py").unlink()
+    (copy / "_meta_registrations.py").write_text(bare)
+    imported = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
     done = doctor(path=tmp_path)
-    assert done.returncode == 1
-    assert "operator torchvision::nms does not exist" in done.stdout
-    assert "requirements/torchvision_ops.py" in done.stdout
-    assert "The CPU path cannot run here: torchvision." in done.stdout
+    assert ("requirements/torchvision_ops.py" in done.stdout) == (imported.returncode != 0)
+    if imported.returncode:
+        assert done.returncode == 1
+        assert "import fails: operator torchvision::nms does not exist" in done.stdout
+        assert "The CPU path cannot run here: torchvision." in done.stdout
 
 
 def test_machine_without_packages_gets_a_list_and_no_traceback(tmp_path: Path):
