@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.loader.loader import Loader
+from data_pipeline.shards.survey import warn_of_small_images
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu, parallel
 from megatron_omr.config import SFTConfig
@@ -99,4 +100,5 @@ def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:
     """Writes the resolved config and opens the metrics; for the one rank that logs."""
     run = Path(config.run)
     save_config(config, run, resumes=first_step > 0)
+    warn_of_small_images(config.loader.shards, config.image)
     return MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="sft")

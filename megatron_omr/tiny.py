@@ -13,10 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 from data_pipeline.config import check_at_least
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.files import atomic_folder, atomic_writer, to_json
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import load_samples
+from data_pipeline.shards.survey import warn_of_small_images
 from data_pipeline.types import IMAGE_MARK
 
 SPECIAL_TOKENS = (
@@ -114,6 +116,7 @@ def create_tiny_model_for(config: TinyRunConfig) -> tuple[int, int]:
     Raises:
         ValueError: the shards hold no samples, or more than 100 of them are unreadable.
     """
+    warn_of_small_images(config.shards, ImageConfig())
     with atomic_folder(Path(config.out)) as partial:
         return create_tiny_model(partial, _read_texts(config), config=config, seed=config.seed)
 

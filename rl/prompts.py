@@ -12,6 +12,7 @@ from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex, load_samples
+from data_pipeline.shards.survey import warn_of_small_images
 from data_pipeline.types import IMAGE_MARK, SampleRef
 from data_pipeline.verify.check import check_reference
 from rl.config import EvalConfig, RLConfig
@@ -40,6 +41,7 @@ class PromptStream:
         )
         self._index = load_samples(config.shards)
         self._refused: dict[SampleRef, BadSample] = {}  # by an engine, which sees more than the limits
+        warn_of_small_images(config.shards, config.image)
         self._go_to(0, 0)
 
     @property

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median_low
 
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.image_header import image_size
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
+from data_pipeline.storage import is_local
 from data_pipeline.types import Sample
 
+log = logging.getLogger(__name__)
+
+FEW_TOKENS = 4
+"""Images of at most so many tokens get a hint: 2 x 2 of 28 pixels, too few to tell shapes or digits apart."""
+MORE_TOKENS = 16
+LOOKED_AT = 64
+"""Samples that are drawn for the hint."""
 MAX_DRAWN = 1_000
 """Samples that are drawn: a share is then known to about three percentage points."""
 
@@ -77,3 +90,34 @@ def survey(config: InspectConfig) -> Survey:
         broken=tuple(broken),
         shown=tuple(shown),
     )
+
+
+def hint_small_images(sizes: Sequence[tuple[int, int]], image: ImageConfig) -> str:
+    """Returns the advice to scale images up where half of `sizes` (width, height) become few tokens, else ""."""
+    from data_pipeline.encode.images import MERGE, PATCH, final_size  # imports torch
+
+    area, counts = (PATCH * MERGE) ** 2, []
+    for size in sizes:
+        with suppress(BadSample):
+            counts.append((math.prod(final_size(*size, image)) // area, size))
+    if not counts or median_low(counts)[0] > FEW_TOKENS:
+        return ""
+    tokens, (width, height) = median_low(counts)
+    return (
+        f"images become few tokens: with image.min_pixels={image.min_pixels} half of {len(counts)} images that were "
+        f"looked at have at most {tokens} (such as {width} x {height} pixels); --image.min_pixels "
+        f"{MORE_TOKENS * area} makes it {MORE_TOKENS} or more; set it in sft, rl and eval alike"
+    )
+
+
+def warn_of_small_images(shards: str, image: ImageConfig) -> None:
+    """Logs hint_small_images for a draw of samples; not for shards at an address, where each costs a request."""
+    if not is_local(shards):
+        return
+    index = ShardIndex.load(shards)
+    sizes = []
+    for number in sorted(random.Random(0).sample(range(len(index)), min(len(index), LOOKED_AT))):
+        with suppress(BadSample):
+            sizes += map(image_size, read_sample(shards, index[number]).images)
+    if hint := hint_small_images(sizes, image):
+        log.warning(hint)

@@ -18,7 +18,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import load_image
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
-from data_pipeline.shards.survey import Survey, survey
+from data_pipeline.shards.survey import Survey, hint_small_images, survey
 from data_pipeline.types import Sample
 from launch.report.charts import draw_bars, format_number
 from launch.report.page import IMAGE_SIDE, Figure, Section, ShownImage, Tile, png_image, shorten, write_page
@@ -47,7 +47,7 @@ def write_gallery(config: InspectConfig) -> Path:
         title=f"{name} · samples",
         name=name,
         tiles=_tiles(found),
-        notes=["Not readable:", *notes] if notes else [],
+        notes=[*filter(None, [_hint(found)]), *(["Not readable:", *notes] if notes else [])],
         numbers=Section("Numbers", _basis(found), _figures(found)),
         drawn=f"{len(found.shown)} samples drawn with seed {config.seed}, in the order of the folder.",
         cards=[_card(sample) for sample in found.shown],
@@ -65,6 +65,11 @@ def _tiles(found: Survey) -> list[Tile]:
         Tile(_share(found.text_only, found), "text only", "without an image"),
         Tile(_share(found.unanswered, found), "without an answer", "to verify against"),
     ]
+
+
+def _hint(found: Survey) -> str:
+    hint = hint_small_images(found.image_sizes, ImageConfig())
+    return hint and f"{hint[0].upper()}{hint[1:]}."
 
 
 def _basis(found: Survey) -> str:
