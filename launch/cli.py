@@ -116,6 +116,7 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
       omr rl qwen2_5_vl_7b_gspo --trainers 4 --engine.num_engines 4
     """
     _check_layout(config.model, config.parallel, config.trainers)
+    _check_engine(config.model)
     from rl.loop import run_rl
 
     run_rl(config)
@@ -129,7 +130,7 @@ def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
       omr eval demo --model runs/demo/sft/hf --out runs/demo/eval/sft
       omr eval qwen2_5_vl_7b_greedy --limit 500
     """
-    ModelConfig.from_hf(config.model)  # finds a wrong folder before Ray and vLLM start
+    _check_engine(config.model)  # finds a wrong folder before Ray and vLLM start
     from rl.evaluate import describe_seen
     from rl.evaluate import evaluate as evaluate_model
 
@@ -253,6 +254,18 @@ def _check_layout(model: str, parallel: ParallelConfig, processes: int) -> None:
     """Checks the layout before any rank starts."""
     parallel.check_model(ModelConfig.from_hf(model))
     parallel.dp(rank_environment()[1] if launched_by_cluster() else processes)
+
+
+def _check_engine(model: str) -> None:
+    """Raises ValueError for a wrong folder, and for a model that vLLM computes otherwise than transformers.
+
+    Its tables for M-RoPE are four times as long as the original context, and make YaRN's frequencies from that length.
+    """
+    if ModelConfig.from_hf(model).rope.yarn is not None:
+        raise ValueError(
+            f"{model}/config.json: rope_type='yarn' works in SFT and conversion, but vLLM computes other frequencies; "
+            "use rope_type='default' for RL and evaluation"
+        )
 
 
 # ---- the functions that run in each rank ----

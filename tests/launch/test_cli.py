@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -123,6 +124,21 @@ def test_layout_that_cannot_hold_the_model_is_refused_before_any_rank_starts(tin
     done = omr("parity", str(tiny_hf), "--parallel.pp", "2", "--processes", "3")
     assert done.returncode == 2
     assert "3 processes cannot hold" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["rl", "eval"])
+def test_model_that_the_engine_computes_otherwise_is_refused(command: str, tiny_hf: Path, tmp_path: Path):
+    config = json.loads((tiny_hf / "config.json").read_text())
+    config["text_config"]["rope_parameters"] = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "rope_theta": 10.0,
+        "mrope_section": [4, 6, 6],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = omr(command, "demo", "--model", str(tmp_path))
+    assert done.returncode == 2
+    assert "rope_type='yarn' works in SFT and conversion, but vLLM" in done.stderr
 
 
 @pytest.mark.skipif(
