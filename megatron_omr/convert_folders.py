@@ -38,7 +38,7 @@ def to_hf(config: ConvertConfig, *, rank: int, world_size: int, init_method: str
 def _built(
     model: ModelConfig, config: ConvertConfig, *, rank: int, world_size: int, init_method: str
 ) -> Iterator[tuple[list[Qwen25VL], parallel.Ranks]]:
-    """Joins the world and yields this rank's chunks of a random model."""
+    """Joins the world and yields this rank's chunks, with weights yet to be loaded."""
     layout = config.parallel
     layout.check_model(model)
     ranks = parallel.initialize(layout, rank=rank, world_size=world_size, init_method=init_method, seed=0)

@@ -24,7 +24,7 @@ from megatron_omr.parallel import Ranks
 def build_model(
     model: ModelConfig, parallel: ParallelConfig, ranks: Ranks, *, precision: Precision
 ) -> list[Qwen25VL]:
-    """Returns the model chunks of this pipeline stage (always one), randomly initialised, on `cpu.device()`.
+    """Returns the model chunks of this pipeline stage (always one), on `cpu.device()`, with weights yet to be loaded.
 
     Raises:
         ValueError: the layout cannot hold the model.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from megatron_omr import cpu
 from megatron_omr.config import ParallelConfig
@@ -88,10 +89,17 @@ def _swiglu() -> dict[str, Any]:
     return dict(gated_linear_unit=True, activation_func=F.silu, add_qkv_bias=True)
 
 
+def _leave(weight: Tensor) -> None:
+    """Leaves a weight as memory was: all are loaded, and drawing them takes longer than reading them."""
+
+
 def _shared(parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:
     dtype = torch_dtype(precision)
     fields = dict(
         normalization="RMSNorm",
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
         tensor_model_parallel_size=parallel.tp,
         params_dtype=dtype,
         pipeline_dtype=dtype,
