@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+REASONS = ("unreadable", "checksum", "schema", "image", "text", "answer", "no_reference", "too_long")
 MIN_RECORDS = 100
 """Records that must have been seen before a share of them is judged; at the end any number is."""
 
@@ -18,9 +19,7 @@ class BadSample(ValueError):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)  # both, so that it can be pickled
-        self.reason = (
-            reason  # unreadable | checksum | schema | image | text | answer | no_reference | too_long
-        )
+        self.reason = reason  # one of REASONS
 
     def __str__(self) -> str:
         return ": ".join(self.args)
@@ -83,14 +82,16 @@ class ErrorBudget:
             f"{self.cases()}\n{self.fix}"
         )
 
-    def metrics(self, prefix: str) -> dict[str, int]:
-        """Returns the number of bad records under `prefix`, and of each reason under `prefix`_REASON."""
-        return {prefix: self.total} | {f"{prefix}_{reason}": n for reason, n in sorted(self.counts.items())}
-
     def cases(self) -> str:
         """Returns a line per reason, the most frequent first: the count and the first case."""
         ordered = sorted(self.counts.items(), key=lambda item: -item[1])
         return "\n".join(f"  {count} {reason}, the first: {self.first[reason]}" for reason, count in ordered)
+
+
+def name_counts(prefix: str, counts: Mapping[str, float]) -> dict[str, float]:
+    """Returns metrics: the number of all bad records under `prefix`, and of each reason under `prefix`_REASON."""
+    named = {f"{prefix}_{reason}": count for reason, count in sorted(counts.items()) if count}
+    return {prefix: sum(counts.values()), **named}
 
 
 def column_error(column: str, wanted: str, seen: object, fix: str) -> BadSample:

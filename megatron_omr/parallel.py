@@ -6,6 +6,7 @@ context-parallel rank holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,13 @@ def union_of_ranks(ids: set[str]) -> set[str]:
     gathered: list[set[str]] = [set() for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, ids)
     return set().union(*gathered)
+
+
+def sum_over_replicas(ranks: Ranks, values: Sequence[float]) -> list[float]:
+    """Returns the sums over the data-parallel replicas. Collective."""
+    sums = torch.tensor(values, dtype=torch.float64, device=cpu.device())
+    dist.all_reduce(sums, group=ranks.dp_group())
+    return sums.tolist()
 
 
 def zigzag_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.errors import REASONS, name_counts
 from data_pipeline.loader.loader import Loader
 from data_pipeline.shards.survey import warn_of_small_images
 from data_pipeline.types import PackedBatch
@@ -18,7 +19,7 @@ from megatron_omr import cpu, parallel
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.parallel import Ranks
-from megatron_omr.train.bad_steps import BadSteps
+from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import sft_loss
 from megatron_omr.train.metrics import MetricsLog
@@ -41,7 +42,8 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
         config.model, config.parallel, ranks, config.optim, precision=config.precision, steps=config.steps
     )
     loader = build_loader(config, ranks)
-    step, bad_steps = resume(trainer, loader, run)
+    step, bad_steps, empty_steps = resume(trainer, loader, run)
+    too_many_empty = min(config.steps, 2 * loader.steps_per_epoch)  # these hold a whole epoch
     metrics = open_log(config, first_step=step) if ranks.is_logger else None
     with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
@@ -49,12 +51,17 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
             result = train_step(trainer, [sft_micro_batch(batch) for batch in batches])
             ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
             bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
+            empty_steps = empty_steps.after(
+                result.num_learned, limit=too_many_empty, cases=lambda: loader.first_skipped
+            )
+            skipped = count_skipped(loader, ranks)
             if metrics is not None:
                 values = summarize_step(result, time.perf_counter() - started, world_size)
-                metrics.write(step, values | {"bad_steps": bad_steps.total}, show=SHOWN)
+                metrics.write(step, values | {"bad_steps": bad_steps.total, **skipped}, show=SHOWN)
             step += 1
             if step % config.checkpoint.every == 0 or step == config.steps:
-                state = {"loader": loader.state_dict(), "bad_steps": asdict(bad_steps)}
+                counts = {"bad_steps": asdict(bad_steps), "empty_steps": asdict(empty_steps)}
+                state = {"loader": loader.state_dict(), **counts}
                 save_checkpoint(
                     trainer,
                     run / "checkpoints",
@@ -86,14 +93,20 @@ def sft_micro_batch(batch: PackedBatch) -> MicroBatch:
     return MicroBatch(packed=packed, loss=partial(sft_loss, batch=packed))
 
 
-def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps]:
-    """Loads the newest sound checkpoint of `run`, if any; returns the steps done and the bad steps so far."""
+def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps, EmptySteps]:
+    """Loads the newest sound checkpoint of `run`, if any; returns the steps done, the bad and the empty ones so far."""
     step, state, damaged = load_newest(trainer, run)
     if damaged and trainer.ranks.is_logger:
         log.warning(damaged)
     if state:
         loader.load_state_dict(state["loader"])
-    return step, BadSteps(**state.get("bad_steps", {}))
+    return step, BadSteps(**state.get("bad_steps", {})), EmptySteps(**state.get("empty_steps", {}))
+
+
+def count_skipped(loader: Loader, ranks: Ranks) -> dict[str, float]:
+    """Returns metrics: the samples that all ranks skipped since they began, all and by reason."""
+    counts = parallel.sum_over_replicas(ranks, [loader.skipped[reason] for reason in REASONS])
+    return name_counts("skipped_samples", dict(zip(REASONS, counts, strict=True)))
 
 
 def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:

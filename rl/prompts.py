@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from data_pipeline.encode.limits import ModelLimits
-from data_pipeline.errors import BadSample, ErrorBudget
+from data_pipeline.errors import BadSample, ErrorBudget, name_counts
 from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex, load_samples
@@ -45,9 +45,9 @@ class PromptStream:
         self._go_to(0, 0)
 
     @property
-    def skipped(self) -> dict[str, int]:
+    def skipped(self) -> dict[str, float]:
         """Metrics: prompts that could not be asked since this process began, all and by reason."""
-        return self._bad.metrics("skipped_prompts")
+        return name_counts("skipped_prompts", self._bad.counts)
 
     def ask(
         self, generate: Callable[[list[Prompt]], Sequence[Responses]]

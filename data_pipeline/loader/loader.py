@@ -76,6 +76,15 @@ class Loader:
         """Bad samples of this rank since this process began, by reason."""
         return Counter(self._bad.counts)
 
+    @property
+    def first_skipped(self) -> str:
+        """The first of them for each reason, a line each."""
+        return self._bad.cases()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-sum(source.count for source in self._index.sources) // self._config.global_batch_size)
+
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         for step, (batches, bad) in self._ahead() if self._config.num_workers else self._in_line():
             self._bad.merge(bad)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
-from megatron_omr.parallel import Ranks
+from megatron_omr.parallel import Ranks, sum_over_replicas
 from megatron_omr.train.flops import peak_flops, train_step_flops
 from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
@@ -42,6 +42,7 @@ class StepResult:
     lr: float  # used by this step
     skipped: bool  # the gradient was NaN or infinite and nothing was changed
     num_tokens: float  # of all ranks, padding included
+    num_learned: float  # of these tokens
     flops: float  # of all ranks, see flops.py
     metrics: dict[str, float] = field(default_factory=dict)  # global means; empty without the last stage
 
@@ -62,7 +63,7 @@ def train_step(
     grad_norm, stepped = step_if_finite(trainer.optimizer)
     if stepped:
         trainer.scheduler.step(increment=1)
-    num_tokens, flops = _global_work(trainer, micro_batches)
+    num_tokens, num_learned, flops = _global_work(trainer, micro_batches)
     metrics = _global_means(trainer.ranks, outputs) if trainer.ranks.is_last_stage else {}
     return StepResult(
         loss=metrics.pop("loss", 0.0),
@@ -70,6 +71,7 @@ def train_step(
         lr=lr,
         skipped=not stepped,
         num_tokens=num_tokens,
+        num_learned=num_learned,
         flops=flops,
         metrics=metrics,
     )
@@ -162,8 +164,8 @@ def run_schedule(
     )
 
 
-def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple[float, float]:
-    """Returns tokens and FLOPs of this step over all data-parallel ranks."""
+def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> list[float]:
+    """Returns tokens, those that are learned, and FLOPs of this step over all data-parallel ranks."""
     packs = [m.packed for m in micro_batches]
     flops = sum(
         train_step_flops(
@@ -171,10 +173,8 @@ def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> tuple
         )
         for p in packs
     )
-    work = torch.tensor([sum(p.num_tokens for p in packs), flops], dtype=torch.float64, device=cpu.device())
-    dist.all_reduce(work, group=trainer.ranks.dp_group())
-    num_tokens, flops = work.tolist()
-    return num_tokens, flops
+    num_learned = sum(float(p.loss_mask.sum()) for p in packs)
+    return sum_over_replicas(trainer.ranks, [sum(p.num_tokens for p in packs), num_learned, flops])
 
 
 def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, float]:

@@ -18,8 +18,10 @@ from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from data_pipeline.types import Message
 from launch.launcher import LocalRank, start_ranks
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
+from tests.helpers.bad_samples import thin_image, with_question
 from tests.helpers.processes import wait_until
 from tests.helpers.ranks import run_ranks
 
@@ -166,3 +168,34 @@ def test_divergence_stops_and_names_the_samples(config: SFTConfig, tmp_path: Pat
         run_ranks(sft_rank, 2, replace(config, run=str(tmp_path), optim=optim))
     rows = metrics(tmp_path)
     assert [row["bad_steps"] for row in rows] == [0, 0, 1, 2]
+
+
+def test_skipped_samples_are_counted_and_a_run_that_learns_nothing_stops(
+    config: SFTConfig, tmp_path: Path
+) -> None:
+    """Counts are of all ranks. A step may be empty, a whole run may not; then there is no hf folder."""
+    good = list(digit_samples("train", 7, seed=3, cell=28))
+    blank = Message(role="assistant", content=" ")
+    bad = {
+        "text": replace(good[0], id="blank", messages=(*good[0].messages[:-1], blank)),
+        "image": replace(good[0], id="thin", images=(thin_image(),)),
+        "too_long": with_question(replace(good[0], id="long", images=()), "9 " * 1_024),
+        "text again": replace(
+            good[0], id="alone", images=(), messages=(Message(role="assistant", content="7"),)
+        ),
+        "surrogate": with_question(replace(good[0], id="half", images=()), "\ud800"),
+    }
+    write_shards([*bad.values(), *good], tmp_path / "shards")
+    few = replace(config, loader=replace(config.loader, shards=str(tmp_path / "shards")), steps=2)
+    run_ranks(sft_rank, 2, replace(few, run=str(tmp_path / "run")))
+    row = metrics(tmp_path / "run")[-1]
+    counts = {"": 5, "_image": 1, "_text": 3, "_too_long": 1}
+    assert {name: row[name] for name in row if "skipped" in name} == {
+        f"skipped_samples{reason}": count for reason, count in counts.items()
+    }
+    short = replace(few, run=str(tmp_path / "short"), loader=replace(few.loader, pack_length=64))
+    with pytest.raises(
+        RankError, match=r"(?s)nothing was learned in 2 steps.*too_long.*loader.pack_length=64"
+    ):
+        run_ranks(sft_rank, 2, short)
+    assert not (tmp_path / "short" / "hf").exists() and not (tmp_path / "short" / "checkpoints").exists()

@@ -27,7 +27,9 @@ def _mfu() -> tuple[float | None, float | None]:
     from megatron_omr import cpu
     from megatron_omr.train.step import StepResult, summarize_step
 
-    result = StepResult(loss=1, grad_norm=1, lr=1, skipped=False, num_tokens=8, flops=989e12 / 4)
+    result = StepResult(
+        loss=1, grad_norm=1, lr=1, skipped=False, num_tokens=8, num_learned=4, flops=989e12 / 4
+    )
     here = summarize_step(result, 2.0, 2).get("mfu")
     cpu.device_name = lambda: "NVIDIA H200"
     return summarize_step(result, 2.0, 2).get("mfu"), here
