@@ -53,7 +53,7 @@ def build_language_config(
 def build_vision_config(
     model: ModelConfig, parallel: ParallelConfig, precision: Precision
 ) -> VisionTransformerConfig:
-    """Returns the tower's config: tensor parallel only, on the first stage, with whole images on every CP rank."""
+    """Returns the tower's config: tensor parallel only, on the first stage; CP ranks share the images."""
     vision = model.vision
     return VisionTransformerConfig(
         num_layers=vision.depth,

@@ -91,7 +91,7 @@ class VisionLayer(TransformerLayer):
 
 
 class VisionModel(MegatronModule):
-    """Turns patches into embeddings of the language model's width. Replicated over context parallelism."""
+    """Turns patches into embeddings of the language model's width."""
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from megatron.core.transformer.enums import ModelType
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr.model.attention import PackedSequences
+from megatron_omr.model.image_split import embed_split_images, zero_depending_on
 from megatron_omr.model.vision import VisionModel
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks, zigzag_order
@@ -79,8 +79,13 @@ class Qwen25VL(MegatronModule):
                 f"where each token stands for {self.patches_per_token}; encode text and images with the same processor"
             )
         if num_patches == 0:
-            return embeddings_TD + _zero_depending_on(self.vision_model)
-        images = self.vision_model(batch.pixels, batch.image_grid_thw)
+            return embeddings_TD + zero_depending_on(self.vision_model)
+        if self.ranks.cp_size == 1:
+            images = self.vision_model(batch.pixels, batch.image_grid_thw)
+        else:
+            images = embed_split_images(
+                self.vision_model, batch.pixels, batch.image_grid_thw, self.patches_per_token, self.ranks
+            )
         return embeddings_TD.masked_scatter(is_image_T[:, None], images.to(embeddings_TD.dtype))
 
     def set_input_tensor(self, input_tensor: Any) -> None:
@@ -90,8 +95,3 @@ class Qwen25VL(MegatronModule):
     def shared_embedding_or_output_weight(self) -> Tensor:
         """Called by Megatron to sum the gradients of tied embeddings over the first and last stage."""
         return self.language_model.shared_embedding_or_output_weight()
-
-
-def _zero_depending_on(module: torch.nn.Module) -> Tensor:
-    """Returns a zero that depends on every parameter, so that gradient hooks fire without any image."""
-    return 0.0 * torch.stack([p.view(-1)[0] for p in module.parameters()]).sum()
