@@ -53,6 +53,7 @@ EXTRAS = {
     "dev": [
         "basedpyright",
         "codespell",
+        "easy-vqa==1.0",  # the corpus of docs/newcomer.md, MIT: 5,000 images of 64 x 64 pixels, 3 MB
         "hypothesis",
         "pre-commit",
         "psutil",
