@@ -25,9 +25,9 @@ from data_pipeline.sources.digits import digit_samples, digit_texts
 from data_pipeline.types import Example
 from megatron_omr import parallel
 from megatron_omr.config import OptimConfig, ParallelConfig
-from megatron_omr.sft import sft_micro_batch
 from megatron_omr.tiny import TinyConfig, create_tiny_model
-from megatron_omr.train.step import train_step
+from megatron_omr.train.losses import sft_loss
+from megatron_omr.train.step import MicroBatch, train_step
 from megatron_omr.train.trainer import build_trainer
 
 BATCH, ROUNDS = 16, 7
@@ -126,7 +126,7 @@ def megatron_step(
     batch = merge(examples, pad_token_id=pad_token_id)
 
     def step() -> None:
-        train_step(trainer, [sft_micro_batch(batch)])
+        train_step(trainer, [MicroBatch(packed=batch, loss=sft_loss)])
 
     return step, sum(p.numel() for chunk in trainer.chunks for p in chunk.parameters())
 

@@ -127,6 +127,10 @@ class PackedBatch:
         """Returns the batch on `device`; from pinned memory the copy does not block."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def without_pixels(self) -> PackedBatch:
+        """Returns the batch as later pipeline stages need it: images and their sizes stay on the first."""
+        return replace(self, pixels=self.pixels[:0])
+
     def pin(self) -> PackedBatch:
         """Returns the batch in pinned memory; raises RuntimeError without CUDA."""
         return self._map(lambda tensor: tensor.pin_memory())

@@ -7,7 +7,6 @@ the one training step. Legend: T packed tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -100,7 +99,7 @@ def _measure_ours(config: ParityConfig, batches: list[PackedBatch], ranks: Ranks
     images = _vision_outputs(trainer, batches)
     outputs = _outputs(trainer, batches)
     own = batches[ranks.dp_rank :: ranks.dp_size]
-    step = train_step(trainer, [MicroBatch(packed=b, loss=partial(sft_loss, batch=b)) for b in own])
+    step = train_step(trainer, [MicroBatch(packed=b, loss=sft_loss) for b in own])
     loss = torch.tensor(step.loss, dtype=torch.float64, device=cpu.device())
     dist.broadcast(loss, src=ranks.world_size - 1)  # the last rank is on the last stage
     return _Ours(images=images, outputs=outputs, loss=loss.item(), grad_norm=step.grad_norm)
@@ -125,8 +124,7 @@ def _outputs(trainer: Trainer, batches: list[PackedBatch]) -> list[Tensor]:
     ranks = trainer.ranks
     outputs: list[Tensor] = []
 
-    def keep(number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        batch = batches[number]
+    def keep(_number: int, batch: PackedBatch, logits: Tensor) -> tuple[Tensor, Tensor]:
         logprobs_T, _ = token_logprobs(logits, batch, ranks)
         whole = gather_from_tensor_model_parallel_region(logits.squeeze(1))
         if ranks.cp_size > 1:

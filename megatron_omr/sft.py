@@ -14,7 +14,6 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import REASONS, name_counts
 from data_pipeline.loader.loader import Loader
 from data_pipeline.shards.survey import warn_of_small_images
-from data_pipeline.types import PackedBatch
 from megatron_omr import cpu, parallel
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
@@ -48,7 +47,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
-            result = train_step(trainer, [sft_micro_batch(batch) for batch in batches])
+            result = train_step(trainer, [MicroBatch(packed=batch, loss=sft_loss) for batch in batches])
             ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
             bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
             empty_steps = empty_steps.after(
@@ -85,12 +84,6 @@ def build_loader(config: SFTConfig, ranks: Ranks) -> Loader:
         multiple=config.parallel.sequence_multiple,
         pin=cpu.pins_memory(),
     )
-
-
-def sft_micro_batch(batch: PackedBatch) -> MicroBatch:
-    """Moves `batch` to this rank's device; its loss is the token-mean cross entropy of its supervised tokens."""
-    packed = batch.to(cpu.device())
-    return MicroBatch(packed=packed, loss=partial(sft_loss, batch=packed))
 
 
 def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps, EmptySteps]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.shards.format import read_sample
+from data_pipeline.types import PackedBatch
 from megatron_omr import cpu, parallel
 from megatron_omr.convert.export import export_weights, save_hf
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
@@ -123,10 +124,9 @@ class TrainerWorker:
             image_token_id=self._encoder.image_token_id,
             share_prompts=self._config.share_prompts,
         )
-        batches = build_batches(
+        return build_batches(
             rollouts, lambda ref: self._encoder.encode_prompt(read_sample(self._config.shards, ref)), rules
         )
-        return [batch.to(cpu.device()) for batch in batches]
 
     def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
         logprobs = self._logprobs(batches)
@@ -141,9 +141,11 @@ class TrainerWorker:
         ]
         return train_step(self._trainer, micro_batches, temperature=self._config.sampling.temperature)
 
-    def _policy_loss(self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor) -> LossOutput:
-        output = self._loss(logprobs_T, batch)
-        mask_T = batch.packed.loss_mask
+    def _policy_loss(
+        self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor, packed: PackedBatch
+    ) -> LossOutput:
+        output = self._loss(logprobs_T, replace(batch, packed=packed).to(cpu.device()))
+        mask_T = packed.loss_mask
         entropy = ((entropy_T.detach() * mask_T).sum(), mask_T.sum())
         return replace(output, metrics=output.metrics | {"entropy": entropy})
 

@@ -30,8 +30,10 @@ from megatron_omr.train.trainer import Trainer
 class MicroBatch:
     """Input of one forward and backward pass: packed tokens, and a loss of their logprobs."""
 
-    packed: PackedBatch  # on this rank's device
-    loss: Callable[[Tensor, Tensor], LossOutput]  # (logprobs_T, entropy_T) -> sums
+    packed: PackedBatch  # on the host: it moves to this rank's device when it is its turn
+    loss: Callable[
+        [Tensor, Tensor, PackedBatch], LossOutput
+    ]  # (logprobs_T, entropy_T, packed) -> sums, on the device
     with_entropy: bool = False  # otherwise entropy_T is zero, which saves a pass over the logits
 
 
@@ -95,11 +97,11 @@ def summarize_step(result: StepResult, seconds: float, world_size: int) -> dict[
 def forward_logprobs(
     trainer: Trainer, batches: Sequence[PackedBatch], *, temperature: float = 1.0
 ) -> list[Tensor]:
-    """Returns logprobs of each batch's labels, [T] float32 a batch; an empty list without the last pipeline stage."""
+    """Returns logprobs of each batch's labels, [T] float32 on the host; an empty list without the last stage."""
     logprobs: list[Tensor] = []
 
-    def keep(logprobs_T: Tensor, entropy_T: Tensor) -> LossOutput:
-        logprobs.append(logprobs_T)
+    def keep(logprobs_T: Tensor, entropy_T: Tensor, packed: PackedBatch) -> LossOutput:
+        logprobs.append(logprobs_T.cpu())
         zero = logprobs_T.new_zeros(())
         return LossOutput(loss_sum=zero, count=zero, metrics={})
 
@@ -115,12 +117,12 @@ def _run(
     ranks = trainer.ranks
     outputs: list[LossOutput] = []
 
-    def reduce_loss(number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def reduce_loss(number: int, packed: PackedBatch, logits: Tensor) -> tuple[Tensor, Tensor]:
         micro_batch = micro_batches[number]
         logprobs_T, entropy_T = token_logprobs(
-            logits, micro_batch.packed, ranks, temperature=temperature, with_entropy=micro_batch.with_entropy
+            logits, packed, ranks, temperature=temperature, with_entropy=micro_batch.with_entropy
         )
-        output = micro_batch.loss(logprobs_T, entropy_T)
+        output = micro_batch.loss(logprobs_T, entropy_T, packed)
         outputs.append(output)
         # every CP rank computes the whole loss; only one of them may count it
         return output.loss_sum, output.count if ranks.cp_rank == 0 else torch.zeros_like(output.count)
@@ -132,26 +134,29 @@ def _run(
 def run_schedule(
     trainer: Trainer,
     packs: Sequence[PackedBatch],
-    reduce: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    reduce: Callable[[int, PackedBatch, Tensor], tuple[Tensor, Tensor]],
     *,
     forward_only: bool,
 ) -> None:
-    """Runs Megatron's schedule for this layout over `packs`.
+    """Runs Megatron's schedule for this layout over `packs`, which move to the device one at a time.
 
     Args:
-        reduce: turns the logits of the pack with this number into (loss sum, count); last stage only.
+        reduce: turns the number of a pack, the pack on the device and its logits into (loss sum, count); last stage
+            only.
     """
     if not packs:
         raise ValueError("a rank got no micro-batch; raise the batch size to at least one sample a rank")
 
     def forward_step(numbers: Iterator[int], chunk: torch.nn.Module):
         number = next(numbers)
+        pack = packs[number] if trainer.ranks.is_first_stage else packs[number].without_pixels()
+        packed = pack.to(cpu.device())
 
         def loss(logits: Tensor) -> tuple[Tensor, Tensor, dict]:
-            loss_sum, count = reduce(number, logits)
+            loss_sum, count = reduce(number, packed, logits)
             return loss_sum, count.to(torch.int), {}
 
-        return chunk(packs[number]), loss
+        return chunk(packed), loss
 
     get_forward_backward_func()(
         forward_step_func=forward_step,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -34,7 +33,7 @@ def random_micro_batches(trainer: Trainer, parallel: ParallelConfig, *, seed: in
 
     packs = draw_packs(trainer.model, seed)[trainer.ranks.dp_rank :: trainer.ranks.dp_size]
     batches = [merge(pack, multiple=parallel.sequence_multiple, pad_token_id=0) for pack in packs]
-    return [MicroBatch(packed=batch, loss=partial(sft_loss, batch=batch)) for batch in batches]
+    return [MicroBatch(packed=batch, loss=sft_loss) for batch in batches]
 
 
 def exported(trainer: Trainer) -> dict[str, Tensor]:

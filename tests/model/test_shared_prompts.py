@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -137,7 +136,7 @@ def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
     grads = []
     for pack in packs:
         trainer = build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=9)
-        step = MicroBatch(packed=pack, loss=partial(sft_loss, batch=pack))
+        step = MicroBatch(packed=pack, loss=sft_loss)
         train_step(trainer, [step])
         grads.append([p.main_grad.clone() for p in trainer.chunks[0].parameters()])
     largest = max(float(grad.abs().max()) for grad in grads[1])

@@ -57,8 +57,8 @@ def _poisoned_step(folder: str) -> dict[str, bool]:
     first, second, third = (random_micro_batches(trainer, ParallelConfig(), seed=s) for s in range(3))
     parameters = [p for chunk in trainer.chunks for p in chunk.parameters()]
 
-    def poison(good, logprobs_T, entropy_T) -> LossOutput:
-        output = good(logprobs_T, entropy_T)
+    def poison(good, *args) -> LossOutput:
+        output = good(*args)
         return replace(output, loss_sum=output.loss_sum * math.nan)
 
     train_step(trainer, first)
@@ -87,3 +87,34 @@ def _empty_step(folder: str) -> str:
     with pytest.raises(ValueError) as error:
         train_step(tiny_trainer(folder, ParallelConfig()), [])
     return str(error.value)
+
+
+def test_pixels_and_batches_move_only_where_and_when_they_are_needed(tiny_hf: Path) -> None:
+    first, last = run_ranks(_moved_batches, 2, str(tiny_hf), ParallelConfig(pp=2))
+    pixels, moved_at_once = first
+    assert sum(pixels) > 0 and moved_at_once == [1] * len(pixels)
+    assert last == ([0] * len(pixels), [1] * len(pixels))
+
+
+def _moved_batches(folder: str, parallel: ParallelConfig) -> tuple[list[int], list[int]]:
+    """Returns, at each forward pass of a step: the patches that the model gets, and the batches that moved for it."""
+    from data_pipeline.types import PackedBatch
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import unwrap_chunks
+
+    trainer = tiny_trainer(folder, parallel)
+    micro_batches = random_micro_batches(trainer, parallel, seed=1)
+    pixels, moved, to = [], [0], PackedBatch.to
+
+    def count(batch: PackedBatch, device: str) -> PackedBatch:
+        moved[-1] += 1
+        return to(batch, device)
+
+    def see(_, args) -> None:
+        pixels.append(len(args[0].pixels))
+        moved.append(0)
+
+    PackedBatch.to = count
+    unwrap_chunks(trainer)[0].register_forward_pre_hook(see)
+    train_step(trainer, micro_batches)
+    return pixels, moved[:-1]
