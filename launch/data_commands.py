@@ -13,6 +13,7 @@ from tyro.conf import Positional, Suppress
 
 from data_pipeline.curate.config import CurateConfig
 from data_pipeline.distill.config import AskConfig, DistillConfig, TeacherConfig
+from data_pipeline.encode.config import LimitsConfig
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.select.config import (
     DEDUP_PRESETS,
@@ -60,6 +61,9 @@ class _Import(ImportConfig):
     out: Suppress[str] = ""  # OUT of the command
 
 
+_NO_MODEL = LimitsConfig()
+
+
 def import_rows(
     path: Positional[str],
     out: Positional[str] = "",
@@ -67,6 +71,7 @@ def import_rows(
     config: Annotated[_Import, FLAT] = _Import(),
     check: bool = False,
     count: int = CheckRowsConfig.count,
+    limits: Annotated[LimitsConfig, FLAT] = _NO_MODEL,
     corpus: Suppress[str],
 ) -> None:
     """Read a public corpus, or your own rows, into shards: omr data import CORPUS PATH OUT.
@@ -80,9 +85,11 @@ def import_rows(
         out: Folder that gets index.json and the .tar shards.
         check: Compare the first rows with what the corpus should hold; write nothing.
         count: Rows that --check reads.
+        limits: What --check compares the rows with, besides.
 
     Examples:
       omr data import messages mine.jsonl --check
+      omr data import messages mine.jsonl --check --model Qwen2.5-VL-7B-Instruct
       omr data import messages mine.jsonl shards/mine
       omr data import llava_cot LLaVA-CoT-100k/train.jsonl shards/llava_cot --rows.images LLaVA-CoT-100k
       omr data import openmmreasoner_rl OpenMMReasoner/OpenMMReasoner-RL-74K shards/tqa --rows.subset tqa_train
@@ -91,9 +98,13 @@ def import_rows(
     if check:
         from data_pipeline.sources.check_rows import check_corpus
 
-        report = check_corpus(corpus, CheckRowsConfig(rows=rows, count=count))
+        report = check_corpus(corpus, CheckRowsConfig(rows=rows, count=count, **vars(limits)))
         print("\n".join(report.lines))
         sys.exit(0 if report.ok else 1)
+    if limits.model:
+        raise ValueError(
+            f"model={limits.model} is for --check; after the import `omr data validate OUT --model {limits.model}`"
+        )
     if not out:
         raise ValueError(f"out is missing: omr data import {corpus} {path} OUT, or --check to write nothing")
     from data_pipeline.shards.index import INDEX
@@ -122,6 +133,7 @@ def validate(config: Annotated[ValidateConfig, FLAT]) -> None:
       omr data validate shards/mine
       omr data validate shards/mine --images --work.workers 8
       omr data validate shards/mine --quick --json
+      omr data validate shards/mine --model Qwen2.5-VL-7B-Instruct --max_tokens 32768
     """
     from data_pipeline.shards.validate import validate as validate_shards
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.distill.teacher import build_target, clean_question, parse_response, question_turns
+from data_pipeline.encode.turns import SPECIAL_TOKENS, check_response
+from data_pipeline.errors import BadSample
 from data_pipeline.served.client import ChatClient
 from data_pipeline.served.judge import judge
 from data_pipeline.types import Sample
@@ -32,9 +34,19 @@ def check_responses(
         wrong = f"check_{verdict.decided_by}" if verdict.decided_by in ("timeout", "error") else "wrong"
         if cut:
             verdict = replace(verdict, accuracy=0.0, extracted="")
-        reason = cut or lacks or ("" if verdict.accuracy else wrong)
-        checked.append(replace(response.with_verdict(verdict), checker=checker, reason=reason, detail=""))
+        unfit = "" if cut or lacks else _find_unfit(build_target(thought, final))
+        reason = cut or lacks or (unfit and "text") or ("" if verdict.accuracy else wrong)
+        checked.append(replace(response.with_verdict(verdict), checker=checker, reason=reason, detail=unfit))
     return checked
+
+
+def _find_unfit(target: str) -> str:
+    """Returns why no student can learn the text: it holds special tokens, an image's mark, or half a character."""
+    try:
+        check_response(target, SPECIAL_TOKENS)
+    except BadSample as error:
+        return str(error)
+    return ""
 
 
 async def judge_response(client: ChatClient, sample: Sample, response: TeacherResponse) -> TeacherResponse:

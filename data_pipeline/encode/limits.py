@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
 from data_pipeline.encode import images as vision
 from data_pipeline.encode.chat_format import ChatFormat
-from data_pipeline.encode.config import ImageConfig, LossOn
+from data_pipeline.encode.config import ImageConfig, LimitsConfig, LossOn
 from data_pipeline.encode.image_header import image_size
 from data_pipeline.encode.processor import check_image_processor
 from data_pipeline.encode.turns import check_text, check_turns, split_response
@@ -139,6 +140,16 @@ class ModelLimits:
         if self.max_tokens is not None and num_tokens > self.max_tokens:
             detail = f"{at_least}{num_tokens} tokens, more than {self.tokens_field}={self.max_tokens}"
             raise BadSample("too_long", detail)
+
+
+@lru_cache(maxsize=1)
+def load_limits(config: LimitsConfig) -> ModelLimits | None:
+    """Returns the limits of the configured model, None where none is configured; raises as ModelLimits.from_hf."""
+    if not config.model:
+        return None
+    return ModelLimits.from_hf(
+        config.model, config.image, max_tokens=config.max_tokens, max_images=config.max_images
+    )
 
 
 def count_image_tokens(size: tuple[int, int]) -> int:

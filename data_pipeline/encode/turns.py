@@ -35,9 +35,10 @@ def check_turns(messages: Sequence[Message], num_images: int) -> None:
     for number, message in enumerate(messages):
         if message.role not in ROLES:
             raise BadSample("text", f"turn {number}: role {message.role!r} must be one of {', '.join(ROLES)}")
-        check_text(message.content)
         if message.role == "assistant":
-            _check_response(message.content, number)
+            check_response(message.content)
+        else:
+            check_text(message.content)
     if not any(message.role == "user" for message in messages):
         raise BadSample("text", "no user's turn: there is nothing to respond to; add the question")
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
@@ -55,10 +56,10 @@ def check_text(text: str, special: Collection[str] = ()) -> None:
             raise BadSample("text", f"holds the special token {token}; remove it from the data")
 
 
-def _check_response(text: str, number: int) -> None:
+def check_response(text: str, special: Collection[str] = ()) -> None:
+    """Raises BadSample for a turn of the assistant that is blank, holds an image's mark, or as check_text."""
     if not text.strip():
-        raise BadSample(
-            "text", f"turn {number}: the assistant's is blank and would teach to say nothing; drop it"
-        )
+        raise BadSample("text", "a turn of the assistant is blank and would teach to say nothing; drop it")
     if IMAGE_MARK in text:
-        raise BadSample("text", f"turn {number}: {IMAGE_MARK} in the assistant's; responses hold no images")
+        raise BadSample("text", f"{IMAGE_MARK} in the assistant's turn: responses hold no images")
+    check_text(text, special)

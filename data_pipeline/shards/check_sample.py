@@ -13,12 +13,14 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import ImageConfig, LimitsConfig
+from data_pipeline.encode.turns import check_text, check_turns
+from data_pipeline.errors import BadSample
 from data_pipeline.files import parse_json
 from data_pipeline.shards.format import FIELDS, find_wrong_fields
 from data_pipeline.shards.records import Record
 from data_pipeline.shards.tar_walk import TarMember
-from data_pipeline.types import IMAGE_MARK
+from data_pipeline.types import Message, Sample
 
 KEPT = 100
 """Problems of a kind that are kept of each shard; all are counted."""
@@ -64,23 +66,30 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:300])
 
 
-def check_sample(file: BinaryIO, record: Record, found: Findings, *, strict: bool, images: bool) -> str:
+def check_sample(
+    file: BinaryIO, record: Record, found: Findings, *, strict: bool, images: bool, limits: LimitsConfig
+) -> str:
     """Reports what is wrong with a sample, and returns its name: its id, or its key where it has none.
 
     Args:
         strict: check the fields of every json, not only of one that has all of FIELDS.
         images: decode images in full, not only their headers.
+        limits: a model, what it refuses is reported where nothing else is wrong.
     """
+    before = found.counts.total()
     fields = read_fields(file, record, found)
     name = sample_name(fields, record)
     report = partial(found.add, sample=name)
     if "json" not in record.members and strict:
         report("missing-member", f"{record.key}.json", place=record.place)
-    if fields is not None and (strict or FIELDS.keys() <= fields.keys()):
-        _check_fields(fields, record, report)
+    ours = fields if fields is not None and (strict or FIELDS.keys() <= fields.keys()) else None
+    if ours is not None:
+        _check_fields(ours, record, report)
     for member in _image_members(fields, record):
         found.images += 1
         _check_image(file, member, report, in_full=images)
+    if ours is not None and limits.model and found.counts.total() == before:
+        _check_limits(file, ours, record, report, limits)
     return name
 
 
@@ -123,10 +132,28 @@ def _check_fields(fields: dict, record: Record, report: Report) -> None:
     if list(record.members) != wanted and set(record.members) == set(wanted):
         order = f"{', '.join(record.members)}, wanted {', '.join(wanted)}"
         report("member-order", order, place=record.place)
-    marks = sum(turn["content"].count(IMAGE_MARK) for turn in fields["messages"])
-    if marks != len(fields["images"]):
-        detail = f"{marks} marks {IMAGE_MARK} for {len(fields['images'])} images"
-        report("marks", detail, place=record.place)
+    try:
+        check_turns(_messages(fields), len(fields["images"]))
+        check_text(f"{fields['id']} {fields['source']} {fields['answer']}")
+    except BadSample as error:
+        report(error.reason, error.args[1], place=record.place)
+
+
+def _check_limits(file: BinaryIO, fields: dict, record: Record, report: Report, config: LimitsConfig) -> None:
+    """Reports what the configured model refuses of a sample that is whole."""
+    from data_pipeline.encode.limits import load_limits
+
+    images = tuple(_read(file, record.members[name]) for name in fields["images"])
+    sample = Sample(id="", source="", messages=_messages(fields), images=images)
+    try:
+        if limits := load_limits(config):
+            limits.check(sample)
+    except BadSample as error:
+        report(error.reason, error.args[1], place=record.place)
+
+
+def _messages(fields: dict) -> tuple[Message, ...]:
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in fields["messages"])
 
 
 def _image_members(fields: dict | None, record: Record) -> list[TarMember]:

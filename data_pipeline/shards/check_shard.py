@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from data_pipeline.encode.config import LimitsConfig
 from data_pipeline.shards.check_sample import Findings, check_sample, read_fields, sample_name
 from data_pipeline.shards.index import Shard, ShardIndex, ShardRows
 from data_pipeline.shards.records import Record, read_records
@@ -30,6 +31,7 @@ class ShardJob:
     listed: Shard | None  # the index's row; None where there is no index
     quick: bool = False
     images: bool = False
+    limits: LimitsConfig = LimitsConfig()
 
     @property
     def path(self) -> Path:
@@ -130,7 +132,9 @@ def _check_samples(
     """Checks every sample, and yields its name."""
     expected = {o: (i, s) for i, o, s in zip(rows.ids, rows.offsets, rows.sizes, strict=True)} if rows else {}
     for record in _read_records(file, size, found):
-        name = check_sample(file, record, found, strict=job.listed is not None, images=job.images)
+        name = check_sample(
+            file, record, found, strict=job.listed is not None, images=job.images, limits=job.limits
+        )
         listed = expected.pop(record.offset, None)
         if rows and listed != (name, record.size):
             seen = f"{listed[0]!r} of {listed[1]} bytes" if listed else "nothing"

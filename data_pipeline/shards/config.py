@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from data_pipeline.config import WorkConfig, check_at_least
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import ImageConfig, LimitsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class ShardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateConfig:
+class ValidateConfig(LimitsConfig):
     """Finds what is broken in a folder of shards."""
 
     shards: str

@@ -61,6 +61,10 @@ def validate(config: ValidateConfig) -> ValidationReport:
     folder = Path(config.shards)
     if not folder.is_dir():
         raise ValueError(f"shards={folder} is not a folder; give one of .tar shards")
+    if config.model and not config.quick:
+        from data_pipeline.encode.limits import load_limits
+
+        load_limits(config)  # finds a wrong folder before any shard is read
     listed, problems = _read_index(folder)
     if listed is None:
         tars = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
@@ -70,7 +74,9 @@ def validate(config: ValidateConfig) -> ValidationReport:
     if not shards and not problems:
         problems.append(Problem(kind="empty", detail="the folder holds no shard"))
     jobs = [
-        ShardJob(folder=folder, file=file, listed=shard, quick=config.quick, images=config.images)
+        ShardJob(
+            folder=folder, file=file, listed=shard, quick=config.quick, images=config.images, limits=config
+        )
         for file, shard in shards
     ]
     found = run_parts(check_shard, jobs, work=config.work, desc="validate")

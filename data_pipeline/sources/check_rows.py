@@ -9,8 +9,8 @@ from itertools import islice
 
 from PIL import Image
 
-from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import load_image
+from data_pipeline.encode.limits import load_limits
 from data_pipeline.errors import BadSample
 from data_pipeline.sources.adapters import CORPORA
 from data_pipeline.sources.config import CheckRowsConfig
@@ -37,13 +37,16 @@ def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
     Raises:
         ValueError: the source cannot be read at all.
     """
+    limits = load_limits(config)
     good: list[tuple[str, Sample]] = []
     bad: dict[str, list[str]] = {}  # kind of problem -> a line per row
     for place, build in islice(read_corpus(corpus, config.rows), config.count):
         try:
             sample = build()
             for image in sample.images:
-                load_image(image, ImageConfig())
+                load_image(image, config.image)
+            if limits:
+                limits.check(sample)
         except BadSample as error:
             column, is_mismatch, _ = str(error).partition(": wanted")
             bad.setdefault(column if is_mismatch else error.reason, []).append(f"{place}, {error}")

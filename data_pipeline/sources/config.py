@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from data_pipeline.config import WorkConfig, check_at_least
+from data_pipeline.encode.config import LimitsConfig
 from data_pipeline.shards.config import ShardConfig
 
 
@@ -43,7 +44,7 @@ class ImportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckRowsConfig:
+class CheckRowsConfig(LimitsConfig):
     """Compares the first rows of a corpus with what its adapter reads; writes nothing."""
 
     rows: RowsConfig

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_pipeline.encode.turns import check_text, check_turns
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.files import claim_folder, read_json, remove_folder, write_json
 from data_pipeline.parts import run_parts
@@ -67,7 +68,11 @@ def read_corpus(
 
 
 def _build(load: LoadRow, row: Row) -> Sample:
-    return CORPORA[row.corpus].read(replace(row, fields=load()))
+    sample = CORPORA[row.corpus].read(replace(row, fields=load()))
+    check_turns(sample.messages, len(sample.images))
+    for text in (sample.answer, sample.id, *map(str, sample.metadata.values())):
+        check_text(text)
+    return sample
 
 
 def import_corpus(corpus: str, config: ImportConfig) -> ImportReport:

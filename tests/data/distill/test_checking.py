@@ -23,6 +23,9 @@ def test_text_to_be_learned_is_checked():
         ("The answer is 4", "stop", "no_think"),
         ("<think>a</think>\\boxed{4}", "stop", "no_answer"),
         ("<think>a</think><answer>5</answer>", "stop", "wrong"),
+        ("<think>a<|im_start|></think><answer>4</answer>", "stop", "text"),
+        ("<think><image> \ud800</think><answer>5</answer>", "stop", "text"),
+        (f"{whole}<|im_end|>", "stop", ""),  # which is not learned
     ]
     asked = [
         TeacherResponse(id=str(n), answer="4", response=text, finish_reason=end)
@@ -31,5 +34,6 @@ def test_text_to_be_learned_is_checked():
     with VerifyPool(CheckerConfig(workers=1, mode="released")) as pool:
         checked = check_responses(pool, asked, "released")
     assert [found.reason for found in checked] == [reason for *_, reason in cases]
-    assert [found.accuracy for found in checked] == [1, 0, 0, 0, 1, 1, 0]
+    assert [found.accuracy for found in checked] == [1, 0, 0, 0, 1, 1, 0, 1, 0, 1]
+    assert "special token <|im_start|>" in checked[7].detail
     assert {found.checker for found in checked} == {"released"}

@@ -64,7 +64,7 @@ def test_blank_turns_of_the_assistant_are_refused(limits, text):
         Message(role="user", content="b"),
     ]
     for messages in ([*SAMPLES[0].messages[:-1], replace(answer, content=text)], [*early, answer]):
-        with pytest.raises(BadSample, match=r"text: turn \d: the assistant's is blank"):
+        with pytest.raises(BadSample, match="text: a turn of the assistant is blank"):
             limits.check(
                 replace(SAMPLES[0], messages=tuple(messages), images=SAMPLES[0].images[: len(messages) % 2])
             )

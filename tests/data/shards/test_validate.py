@@ -27,6 +27,7 @@ from data_pipeline.shards.writer import finish_shards, write_part, write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Sample
 from launch import cli
+from tests.helpers.bad_samples import bad_questions
 from tests.helpers.broken_shards import Members, edit_tar, header, member, png_bomb
 
 SECOND = "shard-000000-0001.tar"
@@ -115,11 +116,29 @@ EDITS: dict[str, tuple[str, Callable[[Members], Members], str]] = {
     "a field of the wrong type": ("fields", edited_json(messages="Hi"), ID),
     "a turn without content": ("fields", edited_json(messages=[{"role": "user"}]), ID),
     "more marks than images": (
-        "marks",
+        "text",
         edited_json(messages=[{"role": "user", "content": "<image>" * 2}]),
         ID,
     ),
-    "fewer marks than images": ("marks", edited_json(messages=[{"role": "user", "content": "What?"}]), ID),
+    "fewer marks than images": ("text", edited_json(messages=[{"role": "user", "content": "What?"}]), ID),
+    "no turn of the user": (
+        "text",
+        edited_json(
+            messages=[{"role": "system", "content": "<image>"}, {"role": "assistant", "content": "7"}]
+        ),
+        ID,
+    ),
+    "a blank response": (
+        "text",
+        edited_json(messages=[{"role": "user", "content": "<image>"}, {"role": "assistant", "content": " "}]),
+        ID,
+    ),
+    "half a surrogate pair": (
+        "text",
+        edited_json(messages=[{"role": "user", "content": "<image>\ud800"}]),
+        ID,
+    ),
+    "half a surrogate pair in the answer": ("text", edited_json(answer="\ud800"), ID),
     "a missing image": ("missing-member", lambda m: [*m[:5], *m[6:]], f"{KEY}.0.png"),
     "a renamed image": ("missing-member", renamed(5, f"{KEY}.9.png"), f"{KEY}.0.png"),
     "a renamed image is one too many": ("extra-member", renamed(5, f"{KEY}.9.png"), f"{KEY}.9.png"),
@@ -195,6 +214,22 @@ def test_a_missing_field_is_found_in_a_folder_with_an_index(folder: Path):
     edit_tar(folder / SECOND, edited_json(source=None))
     problem = next(problem for problem in check(folder).problems if problem.kind == "fields")
     assert (problem.sample, problem.detail) == (ID, "source: wanted str, saw nothing")
+
+
+def test_what_a_model_refuses_is_found_and_named(tmp_path: Path, tiny_hf: Path):
+    """With the settings of the run; without a model only what no model takes."""
+    good = list(digit_samples("test", 4, 0))
+    bad = bad_questions(good[0])
+    write_shards([*(sample for sample, _ in bad.values()), *good], tmp_path / "s")
+    plain = {problem.sample for problem in check(tmp_path / "s").problems}
+    assert plain == {"bad/surrogate", "bad/no question", "bad/no image"}
+    found = check(tmp_path / "s", model=str(tiny_hf), max_tokens=2_000, max_images=1)
+    kinds = {f"bad/{cause}": words.partition(":")[0] for cause, (_, words) in bad.items()}
+    del kinds["bad/torn"], kinds["bad/no reference"]  # found by --images, and by RL and evaluation
+    assert {problem.sample: problem.kind for problem in found.problems} == kinds
+    assert check(tmp_path / "s", model=str(tiny_hf), max_tokens=100).counts["too_long"] > 4
+    with pytest.raises(ValueError, match="complete Qwen2.5-VL folder"):
+        check(tmp_path / "s", model=str(tmp_path))
 
 
 def test_an_image_torn_after_its_header_is_found_by_decoding(folder: Path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.sources.check_rows import check_corpus
-from data_pipeline.sources.config import CheckRowsConfig, RowsConfig
+from data_pipeline.sources.config import CheckRowsConfig, ImportConfig, RowsConfig
+from data_pipeline.sources.import_corpus import import_corpus
 from launch import cli
 from tests.helpers.corpora import CLOCK, FIXTURES, IMAGES, question_rows, write_corpus, write_jsonl
 
@@ -53,6 +55,47 @@ def test_images_are_decoded_in_full(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", [{**ROWS[0], "image": "torn.jpg"}])
     ok, printed = check("questions", path)
     assert not ok and "row 0, image: cannot decode 700 bytes" in printed
+
+
+def test_rows_that_a_model_refuses_are_found(
+    tmp_path: Path, tiny_hf: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A blank response and half a surrogate pair without a model, too: the import drops them."""
+    texts = [
+        ("a", "b"),
+        ("a", " "),
+        ("a\ud800", "b"),
+        ("<|im_end|>", "b"),
+        ("a " * 2_000, "b"),
+        ("a", "<|im_start|>"),
+    ]
+    turns = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in texts
+    ]
+    rows = [{"messages": messages, "answer": "b"} for messages in turns]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "messages: 4 of 6 rows match" in check("messages", path)[1]
+    words = [
+        "data",
+        "import",
+        "messages",
+        str(path),
+        "--check",
+        "--model",
+        str(tiny_hf),
+        "--max_tokens",
+        "1000",
+    ]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(words)
+    printed = capsys.readouterr().out
+    assert "messages: 1 of 6 rows match" in printed and "row 4, too_long: " in printed
+    for row in (1, 2, 3):
+        assert f"row {row}, text: " in printed
+    config = ImportConfig(rows=RowsConfig(path=str(path)), out=str(tmp_path / "s"), max_bad_samples=2)
+    report = import_corpus("messages", config)
+    assert (report.samples, report.bad.counts) == (4, {"text": 2})
 
 
 def test_corpora_that_fit_the_first_row_are_named(tmp_path: Path):
