@@ -19,6 +19,7 @@ from data_pipeline.verify.config import CheckerConfig
 from launch.launcher import rank_environment
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
+from tests.helpers.bad_samples import bad_questions
 from tests.helpers.processes import wait_for_process, wait_until
 from tests.helpers.ranks import run_ranks
 
@@ -180,6 +181,32 @@ def test_run_without_signal_checkpoints_resumes_and_says_why(
     assert all("2 prompts had equal accuracy (0 all right, 2 all wrong)" in message for message in said)
     weights, base = (load_file(f / "model.safetensors") for f in (tmp_path / "hf", Path(config.model)))
     assert all(torch.equal(weights[name], base[name]) for name in base)
+
+
+def test_bad_prompts_are_skipped_named_and_counted_also_after_a_restart(
+    config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each for another cause; two steps of three prompts ask the six good ones, the second in a new process's state."""
+    from rl.loop import run_rl
+
+    good = list(digit_samples("train", 6, seed=4, cell=28, kinds=("largest",), num_digits=(2, 2)))
+    bad = bad_questions(good[0])
+    write_shards([*(sample for sample, _ in bad.values()), *good], tmp_path / "shards")
+    config = replace(
+        config, run=str(tmp_path), shards=str(tmp_path / "shards"), prompts_per_step=3, trainers=1
+    )
+    config = replace(config, checkpoint=CheckpointConfig(every=1))
+    skipped = 0
+    for steps in (1, 2):
+        run_rl(replace(config, steps=steps))
+        row = rows(tmp_path)[-1]
+        reasons = [row[name] for name in row if name.startswith("skipped_prompts_")]
+        assert row["skipped_prompts"] == sum(reasons)
+        skipped += row["skipped_prompts"]
+    asked = [group["ref"]["id"] for group in rows(tmp_path, "rollouts")]
+    assert set(asked) <= {sample.id for sample in good} and len(asked) == len(set(asked)) == 4
+    named = {name for name, (_, words) in bad.items() if f"skipped prompt bad/{name}: {words}" in caplog.text}
+    assert len(named) == skipped >= len(bad) - 1  # the last may come behind the last good one
 
 
 def test_disagreement_stops_before_anything_is_trained(config: RLConfig, tmp_path: Path) -> None:
