@@ -18,7 +18,6 @@ from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.files import atomic_folder, atomic_writer, to_json
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import load_samples
-from data_pipeline.shards.survey import warn_of_small_images
 from data_pipeline.types import IMAGE_MARK
 
 SPECIAL_TOKENS = (
@@ -116,6 +115,8 @@ def create_tiny_model_for(config: TinyRunConfig) -> tuple[int, int]:
     Raises:
         ValueError: the shards hold no samples, or more than 100 of them are unreadable.
     """
+    from data_pipeline.shards.survey import warn_of_small_images  # Pillow, which `omr doctor` may find missing
+
     warn_of_small_images(config.shards, ImageConfig())
     with atomic_folder(Path(config.out)) as partial:
         return create_tiny_model(partial, _read_texts(config), config=config, seed=config.seed)
