@@ -14,6 +14,8 @@ ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system
 """Names of speakers in corpora -> roles of messages."""
 SYSTEM_COLUMNS = ("system", "system_prompt")
 _IMAGE_COLUMNS = ("images", "image")
+_LIKE_IMAGES = re.compile(r"image|img|picture|photo", re.IGNORECASE)
+_FILE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _PART_IMAGES = ("image_url", "image", "url", "path")  # of OpenAI, of Qwen, of transformers
 _WORD = re.compile(
     rf"""(["'`]){IMAGE_MARK}\1|[“‘«„]{IMAGE_MARK}[”’»“]|`[^`\n]*{IMAGE_MARK}[^`\n]*`|{IMAGE_MARK}\s*</image>"""
@@ -96,8 +98,9 @@ def list_images(fields: Mapping[str, object], inside: Sequence[object] = ()) -> 
         raise column_error("image", "images in one column", columns["image"], "put all of them into `images`")
     if inside and listed:
         raise column_error("images", "images in the messages or in a column", listed, "keep one of both")
+    has_none = not inside and not listed
     for name, value in fields.items():
-        if name not in _IMAGE_COLUMNS and _is_image(value):
+        if name not in _IMAGE_COLUMNS and (_is_image(value) or (has_none and _names_files(name, value))):
             raise column_error(name, "images in `images`", value, "put it there, or drop the column")
     return list(inside) or listed
 
@@ -107,6 +110,12 @@ def _is_image(value: object) -> bool:
         return any(map(_is_image, value[:9]))  # tokens are longer lists
     data = value.get("bytes") if isinstance(value, Mapping) else value
     return isinstance(data, (bytes, bytearray)) and bool(image_format(bytes(data[:16])))
+
+
+def _names_files(column: str, value: object) -> bool:
+    """Returns whether a column such as image_path or image_1 holds the name of an image file."""
+    first = next(iter(value), None) if isinstance(value, (list, tuple)) else value
+    return bool(_LIKE_IMAGES.search(column) and isinstance(first, str) and _FILE.search(first))
 
 
 def add_system(messages: Sequence[Message], fields: Mapping[str, object]) -> list[Message]:

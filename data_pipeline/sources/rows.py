@@ -18,6 +18,7 @@ from data_pipeline.sources.conversations import add_marks, add_system
 from data_pipeline.sources.image_values import read_image
 from data_pipeline.sources.text_values import read_label, read_value
 from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
+from data_pipeline.verify.check import check_reference
 from data_pipeline.verify.released import find_marked_answer, trim
 
 
@@ -50,7 +51,8 @@ def read_text(row: Row, column: str) -> str:
 
 def clean_answer(value: str) -> str:
     r"""Returns a reference answer without its `<answer>` tags or `\boxed{}`."""
-    return find_answer(value) or value.strip()
+    marked = find_marked_answer(value)
+    return value.strip() if marked is None else trim(marked.strip())
 
 
 def find_answer(value: str) -> str:
@@ -99,6 +101,8 @@ def build_sample(
     has_response = turns[-1].role == "assistant" and bool(turns[-1].content.strip())
     if not has_response and not answer:
         raise BadSample("answer", "neither a response to learn from nor a reference answer; drop the row")
+    if not has_response:
+        check_reference(answer)
     digest = _digest(turns, encoded, answer)
     name = f"{row_id}-{digest[:8]}" if row_id else digest[:16]
     named = {"row_id": row_id, "teacher": teacher if has_response else "", "kind": kind}

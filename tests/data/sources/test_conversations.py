@@ -104,6 +104,8 @@ def test_a_place_is_no_word(text: str):
         (dict(image=TRIANGLE, picture=CLOCK), "picture: wanted images in `images`, saw"),
         (dict(image=TRIANGLE, mask={"bytes": TRIANGLE, "path": None}), "mask: wanted images in `images`"),
         (dict(pictures=[{"bytes": TRIANGLE}]), "pictures: wanted images in `images`"),
+        (dict(image_path="a/1.PNG"), "image_path: wanted images in `images`"),
+        (dict(image_1="1.jpg", image_2="2.jpg"), "image_1: wanted images in `images`"),
     ],
 )
 @pytest.mark.parametrize("corpus", ["messages", "questions", "prompts"])
