@@ -29,7 +29,9 @@ def atomic_writer(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)

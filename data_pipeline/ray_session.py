@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 
 import ray
 from ray._private import ray_constants
@@ -23,6 +25,7 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # otherwise Ray keeps one in the user's folder
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -31,6 +34,8 @@ def start_ray() -> None:
         log_to_driver=False,  # actors' errors are raised here; their output stays in Ray's session folder
         _node_ip_address="127.0.0.1",
     )
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's aborts the process
 
 
 def stop_ray() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import time
 from pathlib import Path
 
@@ -21,6 +22,16 @@ _RETRYABLE = (408, 425, 429)  # HTTP statuses below 500
 
 def is_local(place: str | Path) -> bool:
     return "://" not in str(place)
+
+
+def check_address(place: str | Path) -> None:
+    """Raises ValueError if an address holds a query, or a name or key before an @: addresses are saved and logged."""
+    if found := re.search(r"(\w+)://([^/?@\s]*(@)|\S*\?)", str(place)):
+        part = "a name or key before its @" if found[3] else "a query after its ?"
+        raise ValueError(
+            f"the address {found[1]}://... has {part}, and addresses are saved and logged; keys belong into "
+            "environment variables: use api_key_env for a server, AWS_SECRET_ACCESS_KEY and the like for a store"
+        )
 
 
 def join(place: str | Path, name: str) -> str:
@@ -63,6 +74,7 @@ def _fetch(place: str, start: int | None = None, end: int | None = None) -> byte
     import aiohttp
     import fsspec
 
+    check_address(place)
     options = {}
     if place.startswith(("http://", "https://")):
         limits = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)

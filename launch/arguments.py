@@ -12,6 +12,8 @@ from typing import TypeAlias, TypeVar
 
 import tyro
 
+from data_pipeline.storage import check_address
+
 T = TypeVar("T")
 
 FLAT = tyro.conf.arg(name="")
@@ -102,6 +104,8 @@ def pick(kind: str, choices: Mapping[str, T], name: str) -> T:
 def _call(
     command: Callable[..., None], words: Sequence[str], *, prog: str, description: str, examples: str
 ) -> None:
+    for word in words:
+        check_address(word)
     markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     try:
         tyro.cli(

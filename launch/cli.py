@@ -14,11 +14,12 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from data_pipeline.failures import RankError
+from data_pipeline.scratch import scratch_folder
 from data_pipeline.verify.config import VerifyConfig
 from launch.arguments import FLAT, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
-from launch.launcher import launched_by_cluster, rank_environment, run_local
+from launch.launcher import launched_by_cluster, rank_environment, run_local, sigterm_exits
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
@@ -31,7 +32,8 @@ from rl.config import EvalConfig, RLConfig
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for a mistake in the command line or a config)."""
     try:
-        run(OMR, sys.argv[1:] if argv is None else argv)
+        with sigterm_exits(), scratch_folder():
+            run(OMR, sys.argv[1:] if argv is None else argv)
     except ValueError as mistake:
         print(f"omr: error: {mistake}", file=sys.stderr)
         return 2

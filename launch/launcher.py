@@ -93,7 +93,7 @@ def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float
         local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
         _set_rank(rank, local_rank, world_size, init_method)
         return [fn(*args)]
-    with _sigterm_exits(), start_ranks(fn, processes, *args) as ranks:
+    with sigterm_exits(), start_ranks(fn, processes, *args) as ranks:
         return _wait(ranks, timeout)
 
 
@@ -104,7 +104,7 @@ def start_ranks(fn: Callable[..., Any], processes: int, *args: Any) -> Iterator[
     context.set_forkserver_preload(PRELOAD)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     ranks: list[LocalRank] = []
-    with tempfile.TemporaryDirectory(prefix="omr-") as folder, _openmp_threads(threads):
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder, _openmp_threads(threads):
         try:
             for rank in range(processes):
                 reader, writer = context.Pipe(duplex=False)
@@ -213,7 +213,7 @@ def _kill(ranks: Sequence[LocalRank]) -> None:
 
 
 @contextmanager
-def _sigterm_exits() -> Iterator[None]:
+def sigterm_exits() -> Iterator[None]:
     """Turns SIGTERM into SystemExit, so that `finally` runs; only a main thread may, and needs to, do so."""
     if threading.current_thread() is not threading.main_thread():
         yield

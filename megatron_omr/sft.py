@@ -22,7 +22,7 @@ from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import sft_loss
 from megatron_omr.train.metrics import MetricsLog
-from megatron_omr.train.run_folder import save_config
+from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
 from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
 
@@ -37,6 +37,8 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
         config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
     )
     run = Path(config.run)
+    if ranks.rank == 0:
+        claim_run(config, run)
     trainer = build_trainer(
         config.model, config.parallel, ranks, config.optim, precision=config.precision, steps=config.steps
     )
@@ -103,8 +105,6 @@ def count_skipped(loader: Loader, ranks: Ranks) -> dict[str, float]:
 
 
 def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:
-    """Writes the resolved config and opens the metrics; for the one rank that logs."""
-    run = Path(config.run)
-    save_config(config, run, resumes=first_step > 0)
+    """Opens the metrics, and warns of small images; for the one rank that logs."""
     warn_of_small_images(config.loader.shards, config.image)
-    return MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="sft")
+    return MetricsLog(Path(config.run), config.log, steps=config.steps, first_step=first_step, name="sft")

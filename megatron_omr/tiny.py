@@ -115,7 +115,9 @@ def create_tiny_model_for(config: TinyRunConfig) -> tuple[int, int]:
     Raises:
         ValueError: the shards hold no samples, or more than 100 of them are unreadable.
     """
-    from data_pipeline.shards.survey import warn_of_small_images  # Pillow, which `omr doctor` may find missing
+    from data_pipeline.shards.survey import (
+        warn_of_small_images,  # Pillow, which `omr doctor` may find missing
+    )
 
     warn_of_small_images(config.shards, ImageConfig())
     with atomic_folder(Path(config.out)) as partial:

@@ -11,7 +11,7 @@ from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.metrics import JsonLines, MetricsLog
-from megatron_omr.train.run_folder import list_checkpoints, save_config
+from megatron_omr.train.run_folder import claim_run
 from rl.config import RLConfig
 from rl.groups import (
     SignalWatch,
@@ -39,15 +39,17 @@ SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step"
 def run_rl(config: RLConfig) -> None:
     """Trains until `config.steps`. A run that was killed continues from its newest checkpoint."""
     run = Path(config.run)
-    save_config(config, run, resumes=bool(list_checkpoints(run / "checkpoints")))
+    claim_run(config, run)
     start_ray()
     try:
         check_gpus(config)
         with (
             VerifyPool(config.reward.checker) as pool,
-            # the engines start while the trainers do
-            closing(RolloutManager(build_engine_calls(config), config.engine)) as engines,
+            # the trainers start while the engines do
             closing(TrainerGroup(config)) as trainers,
+            closing(
+                RolloutManager(build_engine_calls(config, watch=trainers.check_alive), config.engine)
+            ) as engines,
         ):
             run_sync(config, trainers, engines, pool)
             trainers.save_hf()

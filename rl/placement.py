@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
+from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
 from rl.config import RLConfig
 from rl.rollout.engine import ENGINE_ENV, Engine
 from rl.rollout.manager import EngineCalls, EngineDied
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TRAINER_ENV = {"GLOO_SOCKET_IFNAME": "lo"}  # on one machine; the cluster of RAY_ADDRESS has another network
+WATCH_SECONDS = 1.0
+"""Between two looks at the trainers while engines generate."""
 R = TypeVar("R")
 
 
@@ -30,10 +34,15 @@ def check_gpus(config: RLConfig) -> None:
         )
 
 
-def build_engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectRef]:
+def build_engine_calls(
+    config: RLConfig, *, watch: Callable[[], object] = lambda: None
+) -> EngineCalls[ActorHandle, ray.ObjectRef]:
     """Returns the manager's functions for engines that are Ray actors.
 
     Weights reach them through shared memory: they must run on the machine of the trainer's rank 0.
+
+    Args:
+        watch: called again and again while engines generate; what it raises ends the wait.
     """
     actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
     return EngineCalls(
@@ -41,7 +50,7 @@ def build_engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectR
         stop=ray.kill,
         ask=lambda engine, prompts, sampling, seed: engine.generate.remote(prompts, sampling, seed),
         update=lambda engine, manifest: engine.update_weights.remote(manifest),
-        wait=_wait,
+        wait=lambda replies: _wait(replies, watch),
         take=_take,
     )
 
@@ -49,24 +58,67 @@ def build_engine_calls(config: RLConfig) -> EngineCalls[ActorHandle, ray.ObjectR
 class TrainerProcess:
     """A TrainerWorker that is imported in its own process: the driver does not load Megatron."""
 
-    def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
-        from rl.trainer import TrainerWorker
+    def __init__(self, rank: int) -> None:
+        self._rank, self._name = rank, _name(rank)
+        self._worker: Any = None
 
-        self._worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=init_method)
+    def start(self, config: RLConfig, world_size: int, init_method: str) -> None | Failure:
+        """Loads the model and joins the other workers at `init_method` (file:// or tcp://)."""
 
-    def run(self, call: Callable[..., R], *args: Any) -> R:
-        """Returns `call(worker, *args)`."""
-        return call(self._worker, *args)
+        def build() -> None:
+            from rl.trainer import TrainerWorker
+
+            self._worker = TrainerWorker(
+                config, rank=self._rank, world_size=world_size, init_method=init_method
+            )
+
+        return call_or_fail(self._name, build)
+
+    def run(self, call: Callable[..., R], *args: Any) -> R | Failure:
+        """Returns `call(worker, *args)`, or what it raised."""
+        return call_or_fail(self._name, call, self._worker, *args)
 
 
-def start_trainers(config: RLConfig, *, init_method: str) -> list[ActorHandle]:
-    """Starts one TrainerProcess per rank; `init_method` is their rendezvous (file:// or tcp://)."""
+def create_trainers(count: int) -> list[ActorHandle]:
+    """Starts the processes of the trainer."""
     env = {} if os.environ.get("RAY_ADDRESS") else TRAINER_ENV
     actor: Any = ray.remote(TrainerProcess).options(**_options(env))
-    return [
-        actor.remote(config, rank=rank, world_size=config.trainers, init_method=init_method)
-        for rank in range(config.trainers)
-    ]
+    return [actor.remote(rank) for rank in range(count)]
+
+
+def collect(replies: Sequence[ray.ObjectRef], *, wait: bool = True) -> list[Any]:
+    """Returns the replies of trainers 0, 1, ... to one call; without `wait` those that have arrived.
+
+    Raises:
+        RankError: some failed or died; names the one that was the cause.
+    """
+    results: dict[ray.ObjectRef, Any] = {}
+    failures: list[Failure] = []
+    deadline = None if wait else time.monotonic()
+    while waiting := [reply for reply in replies if reply not in results]:
+        ready, _ = ray.wait(waiting, timeout=deadline and max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        results[ready[0]] = result = _result(ready[0], replies.index(ready[0]))
+        if isinstance(result, Failure):
+            deadline = deadline if failures else time.monotonic() + GRACE_SECONDS
+            failures.append(result)
+    if failures:
+        raise build_rank_error(failures)
+    return [results[reply] for reply in replies if reply in results]
+
+
+def _result(reply: ray.ObjectRef, rank: int) -> Any:
+    """Returns the reply of a trainer, or a Failure where its process has died."""
+    try:
+        return ray.get(reply)
+    except RayActorError:
+        death = "or crashed (SIGKILL often means that memory ran out)"  # Ray does not know the signal
+        return Failure(rank=_name(rank), time=time.time_ns(), death=death)
+
+
+def _name(rank: int) -> str:
+    return f"trainer rank {rank}"
 
 
 def _options(env: dict[str, str]) -> dict[str, Any]:
@@ -75,12 +127,19 @@ def _options(env: dict[str, str]) -> dict[str, Any]:
     return {"num_cpus": 0, "num_gpus": int(has_gpus), "runtime_env": {"env_vars": WORKER_ENV | env}}
 
 
-def _wait(replies: Sequence[ray.ObjectRef]) -> ray.ObjectRef:
-    return ray.wait(list(replies), num_returns=1)[0][0]
+def _wait(replies: Sequence[ray.ObjectRef], watch: Callable[[], object]) -> ray.ObjectRef:
+    while not (ready := ray.wait(list(replies), timeout=WATCH_SECONDS)[0]):
+        watch()
+    return ready[0]
 
 
 def _take(reply: ray.ObjectRef) -> Any:
     try:
         return ray.get(reply)
     except RayActorError as error:
-        raise EngineDied(str(error)) from error
+        lines = str(error).splitlines()  # the last one says what its start raised, if that was the cause
+        raise EngineDied(lines[-1] if error.actor_init_failed else lines[0]) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, (ValueError, OSError)):
+            raise error.cause from error  # its message alone, without the engine's traceback
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,7 @@ import ray
 
 from rl.config import RLConfig
 from rl.pack import split_by_rank
-from rl.placement import start_trainers
+from rl.placement import collect, create_trainers
 from rl.types import TrainRollout
 from rl.weight_sync.manifest import WeightManifest
 
@@ -31,16 +32,26 @@ class TrainerGroup:
     def __init__(self, config: RLConfig) -> None:
         run = Path(config.run).absolute()
         run.mkdir(parents=True, exist_ok=True)
+        for left in run.glob(".rendezvous-*"):  # by a run that was killed
+            left.unlink()
         self._rendezvous = run / f".rendezvous-{uuid.uuid4().hex}"
-        self._processes = start_trainers(config, init_method=f"file://{self._rendezvous}")
-        places = self._on_all(lambda worker: worker.place())
-        self._dp_ranks = [dp_rank for dp_rank, _ in places]
-        self._logger = next(i for i, (_, is_logger) in enumerate(places) if is_logger)
+        self._processes = create_trainers(config.trainers)
+        self._started = [
+            process.start.remote(config, config.trainers, f"file://{self._rendezvous}")
+            for process in self._processes
+        ]
+        self._looks = self._started
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
 
+    def check_alive(self) -> None:
+        """Raises RankError if a worker has died; does not wait for those that are busy."""
+        if len(collect(self._looks, wait=False)) == len(self._looks):
+            self._looks = [process.run.remote(lambda worker: None) for process in self._processes]
+
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Loads the newest sound checkpoint; returns (steps done, saved state), or (0, {}) when there is none."""
+        collect(self._started)  # the first to fail said why
         step, state, damaged = self._on_all(lambda worker: worker.resume())[0]
         if damaged:  # the workers' own output does not reach the console
             log.warning(damaged)
@@ -69,7 +80,8 @@ class TrainerGroup:
         """Runs one optimizer step per mini-batch; returns the metrics of the logging rank."""
         shares = [self._split(rollouts) for rollouts in minibatches]
         by_rank = [[share[dp_rank] for share in shares] for dp_rank in range(self._dp_size)]
-        return self._by_rank(lambda worker, share: worker.train(share), by_rank)[self._logger]
+        logger = next(i for i, (_, is_logger) in enumerate(self._places) if is_logger)
+        return self._by_rank(lambda worker, share: worker.train(share), by_rank)[logger]
 
     def send_weights(self, version: int) -> WeightManifest:
         """Writes the current weights into shared memory, where engines read them."""
@@ -90,17 +102,23 @@ class TrainerGroup:
         for process in self._processes:
             ray.kill(process)
 
+    @cached_property
+    def _places(self) -> list[tuple[int, bool]]:
+        """The data-parallel rank of each worker, and whether its results are logged; waits until all have started."""
+        collect(self._started)
+        return self._on_all(lambda worker: worker.place())
+
     @property
     def _dp_size(self) -> int:
-        return max(self._dp_ranks) + 1
+        return 1 + max(dp_rank for dp_rank, _ in self._places)
 
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
         return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts)
 
     def _on_all(self, call: Callable[[TrainerWorker], R]) -> list[R]:
-        return ray.get([process.run.remote(call) for process in self._processes])
+        return collect([process.run.remote(call) for process in self._processes])
 
     def _by_rank(self, call: Callable[[TrainerWorker, S], R], shares: Sequence[S]) -> list[R]:
         """Calls each worker with the share of its data-parallel rank."""
-        processes = zip(self._processes, self._dp_ranks, strict=True)
-        return ray.get([process.run.remote(call, shares[dp_rank]) for process, dp_rank in processes])
+        processes = zip(self._processes, self._places, strict=True)
+        return collect([process.run.remote(call, shares[dp_rank]) for process, (dp_rank, _) in processes])

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+os.environ.setdefault(
+    "PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir()
+)  # what tests write is kept for three sessions
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+from data_pipeline.scratch import scratch_folder
 from tests.helpers.browser import start_browser
 from tests.helpers.model_server import ModelServer
+
+_scratch = ExitStack()
+
+
+def pytest_configure() -> None:
+    """Gives the session a temporary folder, as `omr` does for a command."""
+    _scratch.enter_context(scratch_folder())
+
+
+def pytest_unconfigure() -> None:
+    _scratch.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,18 @@ ORDER = " <- ".join(CHAIN)
 
 ROOMS = {  # the modules and folders of a package; each imports only earlier ones
     "data_pipeline": [
-        *("types", "errors", "failures", "files", "storage", "tables", "config", "ray_session", "parts"),
+        *(
+            "types",
+            "errors",
+            "failures",
+            "files",
+            "scratch",
+            "storage",
+            "tables",
+            "config",
+            "ray_session",
+            "parts",
+        ),
         *("served", "verify", "encode", "shards", "loader", "sources", "distill", "select", "curate"),
     ],
     "megatron_omr": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_pipeline.config import check_at_least
+from data_pipeline.storage import check_address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,7 @@ class ServerConfig:
             raise ValueError(
                 f"base_url={self.base_url!r} must begin with http:// or https://; it usually ends in /v1"
             )
-        if "@" in self.base_url:
-            raise ValueError(
-                "base_url has a name or key before its @, and configs are saved; use api_key_env"
-            )
+        check_address(self.base_url)
         if not 1 <= self.concurrency <= 1_000:
             raise ValueError(f"concurrency={self.concurrency} must be between 1 and 1000")
         if self.timeout <= 0:

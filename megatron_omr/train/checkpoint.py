@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from queue import Queue
+from shutil import disk_usage
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -42,6 +43,8 @@ from megatron_omr.train.unpickling import check_pickles
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+_FULL = 2**20
+"""Bytes left on a disk where errors of torch's writer, which names no reason, are taken for a full disk."""
 
 # The writer reports to this process, which waits for it. Megatron's own queue is in another process, which outlives
 # a killed rank, costs 10 s of imports and, where it is forked, holds the rank's sockets: no peer would see it die.
@@ -181,11 +184,26 @@ def _write(folder: Path, sharded: dict[str, Any], state: dict[str, Any], templat
     is_first = dist.get_rank() == 0
     with atomic_folder(folder) if is_first else nullcontext(partial_folder(folder)) as partial:
         dist.barrier()
-        dist_checkpointing.save(sharded, str(partial), content_metadata=_METADATA, **_save_arguments())
+        try:
+            dist_checkpointing.save(sharded, str(partial), content_metadata=_METADATA, **_save_arguments())
+        except (CheckpointException, OSError, RuntimeError) as error:
+            free = disk_usage(partial.parent).free
+            if isinstance(error, RuntimeError) and free > _FULL:
+                raise
+            raise OSError(
+                f"{folder} could not be written{_reason(error)}; {free / 1e9:.3g} GB are free there without it. Free "
+                "space and run the same command again: it continues from the checkpoint before"
+            ) from error
         dist.barrier()
         if is_first:
             copy_template(template, partial / "hf")
             write_json(partial / "state.json", state)
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the last line of an error in brackets; nothing on the ranks that only hear that others failed."""
+    *_, line = str(error).splitlines() or [""]
+    return "" if line.startswith("CheckpointException") else f" ({line})"
 
 
 def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dict[str, Any]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from data_pipeline.files import check_settings, read_json, to_json, write_json
 from data_pipeline.shards.index import holds_shards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    class TrainingConfig(DataclassInstance, Protocol):
+        """Config of a run that writes checkpoints."""
+
+        @property
+        def model(self) -> str: ...
+
 
 MAY_CHANGE = (
     "run",
@@ -37,6 +45,28 @@ MAX_RUNS = 10
 
 CHECKPOINT_NAME = f"step-{'[0-9]' * 8}"
 """Pattern of the names of checkpoints; everything else beside them is the user's."""
+
+
+CHECKPOINT_PER_WEIGHTS = 3
+"""A checkpoint holds at least the weights and two moments of Adam: this many times the files of the model."""
+
+
+def claim_run(config: TrainingConfig, run: Path) -> None:
+    """Writes RUN/config.json, before the first step.
+
+    Raises:
+        OSError: the folder cannot be written, or has no room for one checkpoint.
+        ValueError: the run resumes, and a field outside MAY_CHANGE differs from the one it began with.
+    """
+    save_config(config, run, resumes=bool(list_checkpoints(run / "checkpoints")))
+    wanted = sum(file.stat().st_size for file in Path(config.model).glob("*.safetensors"))
+    wanted *= CHECKPOINT_PER_WEIGHTS
+    free = shutil.disk_usage(run).free
+    if free < wanted:
+        raise OSError(
+            f"{run} has {free / 1e9:.3g} GB free, and a checkpoint takes at least {wanted / 1e9:.3g} GB; free space, "
+            "or choose another folder with --run"
+        )
 
 
 def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from data_pipeline.failures import RankError
 from rl.config import EngineConfig, SamplingConfig
 from rl.types import Prompt, Responses
 from rl.weight_sync.manifest import WeightManifest
@@ -24,8 +25,8 @@ MAX_RESTARTS = 3
 """Engines that may die in one round of prompts; more deaths have a cause."""
 
 
-class EngineDied(Exception):
-    """Raised by EngineCalls.take: the engine has died, and its pending requests are lost."""
+class EngineDied(RankError):
+    """Raised by EngineCalls.take: the engine has died, and its pending requests are lost. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,9 @@ class RolloutManager(Generic[E, H]):
             try:
                 found.update(zip(asked[reply][1], self._calls.take(reply), strict=True))
                 del asked[reply]
-            except EngineDied:
+            except EngineDied as error:
                 deaths += 1
-                self._check_deaths(deaths, [prompts[i] for i in asked[reply][1]])
+                self._check_deaths(deaths, [prompts[i] for i in asked[reply][1]], error)
                 dead = asked[reply][0]
                 queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
                 asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
@@ -130,10 +131,10 @@ class RolloutManager(Generic[E, H]):
         if self._manifest is not None:
             self._calls.take(self._calls.update(self._engines[number], self._manifest))
 
-    def _check_deaths(self, deaths: int, prompts: Sequence[Prompt]) -> None:
+    def _check_deaths(self, deaths: int, prompts: Sequence[Prompt], last: EngineDied) -> None:
         if deaths > MAX_RESTARTS:
-            raise RuntimeError(
+            raise RankError(
                 f"{deaths} engines died in one round of prompts, allowed {MAX_RESTARTS}; "
-                f"the last was asked {prompts[0].ref.id} to {prompts[-1].ref.id}. Look at its log; if memory "
+                f"the last was asked {prompts[0].ref.id} to {prompts[-1].ref.id} ({last}). If memory "
                 "ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or engine.cpu_kv_cache_gib"
             )

@@ -17,7 +17,7 @@ from data_pipeline.shards.format import read_sample, read_shard, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.storage import join, read_bytes, read_range
+from data_pipeline.storage import check_address, join, read_bytes, read_range
 from data_pipeline.types import Sample
 from tests.helpers.http_shards import serve
 
@@ -56,6 +56,22 @@ def read_both_ways(place: str) -> tuple[list[Sample], list[Sample]]:
 )
 def test_names_join_places(place, name, joined):
     assert join(place, name) == joined
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "https://host/shards?sig=secret",
+        "s3://id:secret@bucket/shards",
+        "simplecache::https://secret@host/x.tar",
+    ],
+)
+def test_address_with_a_key_is_refused_without_repeating_it(place):
+    with pytest.raises(ValueError, match="keys belong into environment variables") as refused:
+        read_bytes(place)
+    assert "secret" not in str(refused.value)
+    for harmless in ("hf://datasets/owner/name@main/train", "What is 3 @ 4? See http://host"):
+        check_address(harmless)
 
 
 def test_http_reads_like_the_folder_with_one_request_per_sample(folder):

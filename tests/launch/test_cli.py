@@ -105,6 +105,7 @@ def test_typo_names_the_nearest_choice(args: list[str], nearest: str):
         (["sft", "demo", "--steps", "many"], "--steps"),
         (["sft", "demo", "--parallel.sp"], "parallel.sp=True needs parallel.tp > 1"),
         (["data", "import", "messages", "rows.jsonl"], "omr: error: out is missing"),
+        (["sft", "demo", "--loader.shards", "https://host/x?token=1"], "keys belong into environment"),
         (["parity"], "Missing"),
         (["sft"], "qwen2_5_vl_7b_sft"),
         ([], "usage: omr"),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +111,29 @@ def test_death_after_a_checkpoint_is_noticed(tiny_hf: Path, tmp_path: Path) -> N
         run_ranks(_save_and_lose_rank_1, 2, str(tiny_hf), str(tmp_path))
     assert [(tmp_path / f"children-{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
     assert float((tmp_path / "seconds").read_text()) < 2  # 0.01 s was seen; rank 0 is killed after 3 s
+
+
+def _save_until_full(folder: str, out: str) -> None:
+    from megatron_omr.train.checkpoint import save_checkpoint
+
+    trainer = tiny_trainer(folder, WRITER)
+    for step in range(1, 100):
+        save_checkpoint(trainer, Path(out), step=step, state=STATE, template=folder, keep=100)
+
+
+def test_full_disk_is_one_line_and_the_checkpoint_before_is_whole(tiny_hf: Path, tmp_path: Path) -> None:
+    model = (tiny_hf / "model.safetensors").stat().st_size
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={6 * model}", "none", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        with pytest.raises(RankError) as full:
+            run_ranks(_save_until_full, 2, str(tiny_hf), str(tmp_path))
+        assert "\n" not in str(full.value) and "could not be written" in str(full.value)
+        (checkpoint,) = tmp_path.iterdir()
+        assert checkpoint in list_checkpoints(tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from data_pipeline.files import write_json
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from megatron_omr.train.run_folder import list_checkpoints, list_train_shards, save_config
+from megatron_omr.train.run_folder import claim_run, list_checkpoints, list_train_shards, save_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Optim:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     run: str = "a"
+    model: str = "m"
     steps: int = 10
     optim: Optim = Optim()
 
@@ -33,6 +35,13 @@ def test_resumed_run_must_keep_its_settings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"made with other settings: optim.lr was 0.1, is 0.2;"):
         save_config(Config(optim=Optim(lr=0.2)), tmp_path, resumes=True)
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
+
+
+def test_folder_without_room_for_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(shutil.disk_usage(tmp_path).free // 2)  # takes no room itself
+    with pytest.raises(OSError, match=r"run has .* GB free, and a checkpoint takes at least .* GB"):
+        claim_run(Config(model=str(tmp_path)), tmp_path / "run")
 
 
 def test_resumed_run_may_raise_the_limits_that_stopped_it(tmp_path: Path) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.failures import RankError
 from data_pipeline.ray_session import start_ray, stop_ray
 from megatron_omr.convert.names import modern_name
 from rl.trainer_group import TrainerGroup
 from rl.types import TrainRollout
+from tests.helpers.processes import wait_until
 from tests.helpers.rl_training import oracle_rollouts, rl_config
 from tests.helpers.weights import received
 
@@ -77,3 +83,33 @@ def test_two_trainers_check_train_send_and_save(
     banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
     with pytest.raises(ValueError, match="ban them while sampling"):
         trainers.check_engines([replace(rollouts[0], token_ids=(banned, *rollouts[0].token_ids[1:]))])
+
+    trainers.check_alive()
+    places = trainers._on_all(lambda worker: (os.getpid(), dist.get_rank()))
+    (victim,) = [pid for pid, rank in places if rank == 1]
+    os.kill(victim, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(RankError) as death:
+        wait_until(trainers.check_alive, seconds=30)  # as while engines generate
+    assert str(death.value).startswith("trainer rank 1 was killed or crashed")
+    with pytest.raises(RankError, match="trainer rank 1 was killed"):
+        trainers.train([rollouts])
+    assert time.monotonic() - started < 30  # 7 s were seen, 6 of them for what rank 0 may have to say
+
+
+def test_failure_is_its_message_and_nothing_is_left(tiny_hf: Path, tmp_path: Path) -> None:
+    """Raised on all ranks when they start."""
+    config = rl_config(tiny_hf, tmp_path, trainers=2)
+    run = Path(config.run)
+    run.mkdir()
+    (run / ".rendezvous-of-a-killed-run").touch()
+    start_ray()
+    try:
+        group = TrainerGroup(replace(config, model=str(tmp_path / "nowhere")))
+        with pytest.raises(ValueError, match="nowhere") as mistake:
+            group.resume()
+        assert "\n" not in str(mistake.value)
+        group.close()
+    finally:
+        stop_ray()
+    assert not list(run.iterdir())

@@ -120,6 +120,7 @@ def test_missing_api_key_is_named():
     [
         ("base_url", "localhost:8000", "must begin with http"),
         ("base_url", "http://me:key@host/v1", "use api_key_env"),
+        ("base_url", "https://host/v1?api_key=secret", "use api_key_env"),
         ("concurrency", 0, "between 1 and 1000"),
         ("timeout", 0.0, "above 0"),
         ("unavailable_timeout", -1.0, "at least 0"),
