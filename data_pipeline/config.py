@@ -1,8 +1,10 @@
-"""Config of how a stage's parts are run, and a check that all configs share (standard library only)."""
+"""Config of how a stage's parts are run, and checks that all configs share (standard library only)."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -12,6 +14,16 @@ def check_at_least(config: object, section: str = "", **least: float) -> None:
         seen = getattr(config, name)
         if seen is not None and seen < value:
             raise ValueError(f"{section}{name}={seen} must be at least {value}")
+
+
+def check_address(place: str | Path) -> None:
+    """Raises ValueError if an address holds a query, or a name or key before an @: addresses are saved and logged."""
+    if found := re.search(r"(\w+)://([^/?@\s]*(@)|\S*\?)", str(place)):
+        part = "a name or key before its @" if found[3] else "a query after its ?"
+        raise ValueError(
+            f"the address {found[1]}://... has {part}, and addresses are saved and logged; keys belong into "
+            "environment variables: use api_key_env for a server, AWS_SECRET_ACCESS_KEY and the like for a store"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import time
 from pathlib import Path
+
+from data_pipeline.config import check_address
 
 ATTEMPTS, FIRST_WAIT = 6, 0.2
 """Attempts to read an address, and seconds before the second one; each wait is twice the last: 6 s in all."""
@@ -22,16 +23,6 @@ _RETRYABLE = (408, 425, 429)  # HTTP statuses below 500
 
 def is_local(place: str | Path) -> bool:
     return "://" not in str(place)
-
-
-def check_address(place: str | Path) -> None:
-    """Raises ValueError if an address holds a query, or a name or key before an @: addresses are saved and logged."""
-    if found := re.search(r"(\w+)://([^/?@\s]*(@)|\S*\?)", str(place)):
-        part = "a name or key before its @" if found[3] else "a query after its ?"
-        raise ValueError(
-            f"the address {found[1]}://... has {part}, and addresses are saved and logged; keys belong into "
-            "environment variables: use api_key_env for a server, AWS_SECRET_ACCESS_KEY and the like for a store"
-        )
 
 
 def join(place: str | Path, name: str) -> str:

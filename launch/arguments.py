@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 
 import tyro
 
-from data_pipeline.storage import check_address
+from data_pipeline.config import check_address
 
 T = TypeVar("T")
 

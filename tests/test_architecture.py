@@ -28,18 +28,8 @@ ORDER = " <- ".join(CHAIN)
 
 ROOMS = {  # the modules and folders of a package; each imports only earlier ones
     "data_pipeline": [
-        *(
-            "types",
-            "errors",
-            "failures",
-            "files",
-            "scratch",
-            "storage",
-            "tables",
-            "config",
-            "ray_session",
-            "parts",
-        ),
+        *("types", "errors", "failures", "config", "files", "scratch", "storage", "tables", "ray_session"),
+        "parts",
         *("served", "verify", "encode", "shards", "loader", "sources", "distill", "select", "curate"),
     ],
     "megatron_omr": [

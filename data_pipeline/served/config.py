@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_pipeline.config import check_at_least
-from data_pipeline.storage import check_address
+from data_pipeline.config import check_address, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)

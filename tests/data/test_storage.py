@@ -9,6 +9,7 @@ import fsspec
 import pytest
 
 from data_pipeline import storage
+from data_pipeline.config import check_address
 from data_pipeline.errors import BadSample
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
@@ -17,7 +18,7 @@ from data_pipeline.shards.format import read_sample, read_shard, read_shards
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from data_pipeline.storage import check_address, join, read_bytes, read_range
+from data_pipeline.storage import join, read_bytes, read_range
 from data_pipeline.types import Sample
 from tests.helpers.http_shards import serve
 

@@ -23,14 +23,13 @@ def wait_until(is_true: Callable[[], object], *, seconds: float = 120, every: fl
 
 def wait_for_process(title: str) -> list[psutil.Process]:
     """Returns the descendants of this process whose title begins with `title`, once there is one."""
-    found: list[psutil.Process] = []
+    wait_until(lambda: find_processes(title))
+    return find_processes(title)
 
-    def search() -> bool:
-        found[:] = [p for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)]
-        return bool(found)
 
-    wait_until(search)
-    return found
+def find_processes(title: str) -> list[psutil.Process]:
+    """Returns the descendants of this process whose title begins with `title`."""
+    return [p for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)]
 
 
 def _title(process: psutil.Process) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.failures import RankError
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
@@ -20,7 +22,7 @@ from launch.launcher import rank_environment
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 from tests.helpers.bad_samples import bad_questions
-from tests.helpers.processes import wait_for_process, wait_until
+from tests.helpers.processes import find_processes, wait_for_process, wait_until
 from tests.helpers.ranks import run_ranks
 
 pytestmark = [
@@ -150,6 +152,27 @@ def test_resume_and_a_killed_engine_change_nothing(finished: Path, config: RLCon
         # equal on one machine; the bound is a hundredth of what one step of lr 1e-4 moves a weight
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=1e-6, msg=name)
     assert responses(run) == responses(finished)
+
+
+def test_killed_trainer_ends_the_run_with_its_name(config: RLConfig, tmp_path: Path) -> None:
+    """After a checkpoint, whose writer must not hold the sockets that tell the others."""
+    from rl.loop import run_rl
+
+    run = tmp_path / "run"
+    killed_at: list[float] = []
+
+    def kill() -> None:
+        wait_until(lambda: (run / "checkpoints" / "step-00000002").exists())
+        victim, *_ = wait_for_process("ray::TrainerProcess")
+        victim.kill()
+        killed_at.append(time.monotonic())
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(RankError, match=r"trainer rank \d .*SIGKILL"):
+        run_rl(replace(config, run=str(run), steps=1000))
+    assert time.monotonic() - killed_at[0] < 60  # seen: 6 s; before, the others waited for ever
+    assert not find_processes("ray::TrainerProcess") and not find_processes("ray::Engine")
+    assert not list(run.glob(".rendezvous-*"))
 
 
 def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:
