@@ -152,6 +152,9 @@ class RopeConfig:
             } | rope
             _number(given, "factor", kind=float)
             _number(given, "original_max_position_embeddings")
+            for field in stretched - {"truncate"} & given.keys():
+                if given[field] is not None:
+                    _number(given, field, kind=float, least=0)
             yarn = YarnConfig(**{field: given[field] for field in stretched & given.keys()})
         theta = _number(rope, "rope_theta", kind=float)
         return cls(theta=theta, mrope_section=_numbers(rope, "mrope_section"), yarn=yarn)
@@ -260,9 +263,9 @@ class ModelConfig:
 def _check_text(text: Mapping[str, Any]) -> None:
     heads = _number(text, "hidden_size") // _number(text, "num_attention_heads")
     _check_fixed(text, _FIXED_TEXT | {"head_dim": (None, heads)}, "")
-    kinds = set(text.get("layer_types") or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(f"layer_types has {sorted(kinds)}; only 'full_attention' is supported")
+    kinds = text.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise ValueError(f"layer_types={kinds!r} is not supported; only 'full_attention' for each layer is")
 
 
 def _check_fixed(part: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], prefix: str) -> None:

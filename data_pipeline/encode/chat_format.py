@@ -205,11 +205,17 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Returns the folder's tokenizer, with the chat template from wherever transformers saved it.
 
     Raises:
-        ValueError: there is no template, or its tokens are not those of Qwen2.5-VL or of the folder's config.json.
+        ValueError: tokenizer or template are missing, or the tokens are not those of Qwen2.5-VL or of config.json.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise all sorts, some in several lines
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} has no tokenizer that can be read, such as tokenizer.json: {reason}"
+        ) from error
     template = folder / "chat_template.json"  # saved with the processor by the first releases that had one
     if tokenizer.chat_template is None and template.is_file():
         tokenizer.chat_template = parse_json(template.read_bytes())["chat_template"]

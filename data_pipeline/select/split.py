@@ -40,10 +40,12 @@ def split(config: SplitConfig) -> dict[str, StageReport]:
         ValueError: `out` holds another split, a part would be empty, or too many samples are unreadable.
     """
     out, index = Path(config.out), load_samples(config.shards)
-    claim_folder(out, MANIFEST, {"input": index.digest, "test": config.test, "seed": config.seed})
+    wanted = {"input": index.digest, "test": config.test, "seed": config.seed}
+    is_chosen = (out / GROUPS / TEST).exists()  # until then another size or seed may be tried
+    claim_folder(out, MANIFEST, wanted, replace=() if is_chosen else ("test", "seed"))
     numbers = range(len(index.shards))
     run_parts(partial(_hash_shard, config), numbers, work=config.work, desc="hash images")
-    if not (out / GROUPS / TEST).exists():
+    if not is_chosen:
         chosen = _choose_test(config)
         with atomic_writer(out / GROUPS / TEST) as file:
             np.save(file, chosen)

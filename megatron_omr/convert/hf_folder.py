@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,12 +28,12 @@ class HfTensors:
     """The tensors of a folder by the names of transformers' modules, each read when asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError where `folder` has no safetensors."""
+        """Raises ValueError where `folder` has no safetensors, or the file is damaged."""
         self.folder = folder
         if (folder / _INDEX).is_file():
             files: dict[str, str] = json.loads((folder / _INDEX).read_text())["weight_map"]
         elif (folder / _WEIGHTS).is_file():
-            with safe_open(folder / _WEIGHTS, framework="pt") as file:
+            with _open(folder / _WEIGHTS) as file:
                 files = dict.fromkeys(file.keys(), _WEIGHTS)
         else:
             raise ValueError(
@@ -61,10 +63,20 @@ class HfTensors:
             )
 
     def read(self, name: str) -> Tensor:
-        """Returns one tensor, on the CPU."""
+        """Returns one tensor, on the CPU; raises ValueError where its file is damaged."""
         stored, file_name = self._places[name]
-        with safe_open(self.folder / file_name, framework="pt") as file:
+        with _open(self.folder / file_name) as file:
             return file.get_tensor(stored)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, FileNotFoundError) as error:
+        reason = str(error) if path.is_file() else "it does not exist"
+        raise ValueError(f"{path} cannot be read: {reason}; fetch the file again") from error
 
 
 def _list_names(names: list[str]) -> str:

@@ -174,8 +174,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         read_json(checkpoint / "metadata.json")
         with ZipFile(checkpoint / "common.pt") as common:
             if common.testzip() is None:
-                return read_json(checkpoint / "state.json")
-    except (OSError, BadZipFile, ValueError) as error:
+                state = read_json(checkpoint / "state.json")
+                return {name: state[name] for name in ("step", "world_size", "state")}
+    except (OSError, BadZipFile, ValueError, LookupError, TypeError) as error:
         raise _damaged(checkpoint) from error
     raise _damaged(checkpoint)
 

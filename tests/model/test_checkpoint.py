@@ -252,11 +252,12 @@ def _fail_to_save(folder: str, out: str) -> Any:
 MISSING = "has no {}: not a complete checkpoint"
 DAMAGED = "cannot be loaded: a file is missing or damaged"
 SMALL = ("common.pt", "metadata.json", "state.json")
-FAULTS = [  # file, whether it is missing, cut short or empty, what is said
+FAULTS = [  # file, what is wrong with it, what is said
     *((name, "missing", MISSING.format(name)) for name in ("state.json", "metadata.json", "hf/config.json")),
     *((name, "missing", DAMAGED) for name in ("__0_0.distcp", ".metadata", "common.pt")),
     *((name, "cut", DAMAGED) for name in ("__0_0.distcp", ".metadata", *SMALL)),
     *((name, "empty", DAMAGED) for name in ("__0_0.distcp", ".metadata", *SMALL)),
+    ("state.json", "without fields", DAMAGED),
 ]
 
 
@@ -269,7 +270,8 @@ def test_incomplete_or_damaged_checkpoint_is_named(
         content = (copy / name).read_bytes()
         (copy / name).unlink()
         if fault != "missing":
-            (copy / name).write_bytes(content[: len(content) // 2 if fault == "cut" else 0])
+            left = {"cut": content[: len(content) // 2], "empty": b"", "without fields": b"{}"}
+            (copy / name).write_bytes(left[fault])
     messages = run_ranks(_load_errors, 1, str(tiny_hf), [str(copy) for copy in torn])[0]
     for message, copy, (_, _, wanted) in zip(messages, torn, FAULTS, strict=True):
         assert message.startswith(f"{copy} {wanted}")

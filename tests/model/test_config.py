@@ -45,6 +45,8 @@ HF: dict[str, Any] = {
     },
 }
 
+YARN = HF["text_config"]["rope_parameters"] | {"rope_type": "yarn", "factor": 2.0, "beta_fast": "32"}
+
 
 def read(folder: Path, **changes: Any) -> ModelConfig:
     (folder / "config.json").write_text(json.dumps(HF | changes))
@@ -85,6 +87,12 @@ def test_fields_in_two_places_mean_what_transformers_reads(tmp_path: Path) -> No
         ({"text_config": HF["text_config"] | {"hidden_act": "gelu"}}, "hidden_act='gelu' is not supported"),
         ({"text_config": HF["text_config"] | {"hidden_size": "128"}}, "hidden_size='128' must be a whole"),
         ({"text_config": HF["text_config"] | {"use_sliding_window": True}}, "only False is"),
+        ({"text_config": HF["text_config"] | {"layer_types": 5}}, "layer_types=5 is not supported"),
+        (
+            {"text_config": HF["text_config"] | {"layer_types": ["full_attention", "sliding_attention"]}},
+            "layer_types=.*'sliding_attention'.* is not supported",
+        ),
+        ({"text_config": HF["text_config"] | {"rope_parameters": YARN}}, "beta_fast='32' must be a number"),
         (
             {
                 "text_config": HF["text_config"]

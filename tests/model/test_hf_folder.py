@@ -18,6 +18,24 @@ def test_folder_without_weights_is_named(tmp_path: Path) -> None:
         HfTensors(tmp_path)
 
 
+def test_damaged_or_missing_weights_are_named(tmp_path: Path) -> None:
+    write_tensors(((name, torch.ones(4)) for name in "ab"), tmp_path, max_bytes=16)
+    first, second = sorted(tmp_path.glob("*.safetensors"))
+    first.write_bytes(first.read_bytes()[:-1])
+    second.unlink()
+    tensors = HfTensors(tmp_path)
+    for name, message in (
+        ("a", f"{first} cannot be read: Error while"),
+        ("b", f"{second} cannot be read: it does"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tensors.read(name)
+    first.rename(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match="model.safetensors cannot be read: .*; fetch the file again"):
+        HfTensors(tmp_path)
+
+
 def test_exported_processor_is_read_by_transformers_4_and_5(tiny_hf: Path, tmp_path: Path) -> None:
     five, out = tmp_path / "five", tmp_path / "out"
     AutoProcessor.from_pretrained(tiny_hf).save_pretrained(five)

@@ -124,6 +124,8 @@ def test_an_empty_part_is_refused(test: int, tmp_path: Path):
         ValueError, match=f"test={test} of 120 samples leaves an empty part: they form 40 groups"
     ):
         split(SplitConfig(shards=str(tmp_path / "all"), out=str(tmp_path / "out"), test=test))
+    other = split(SplitConfig(shards=str(tmp_path / "all"), out=str(tmp_path / "out"), test=30))
+    assert len(other["test"].index) == 30, "the size that the message asks for is taken in the same folder"
 
 
 def test_sizes_are_checked():
