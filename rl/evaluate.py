@@ -19,6 +19,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.files import write_json
 from data_pipeline.select.baseline import guess_answers
 from data_pipeline.shards.format import read_sample
+from data_pipeline.shards.index import load_samples
 from data_pipeline.types import Sample, SampleRef
 from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import list_train_shards, save_config
@@ -97,10 +98,12 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     A question that cannot be asked is named and counts as wrong.
 
     Raises:
-        ValueError: `shards` holds no questions, or none that can be asked.
+        ValueError: `shards` holds no questions, or none that can be asked; a folder of `train_shards` has no shards.
     """
     questions = read_prompts(config.shards, load_prompt_limits(config), config.limit)
     _check_any(config.shards, questions)
+    for train_shards in config.train_shards:
+        load_samples(train_shards)  # names a wrong folder before any question is asked
     out = Path(config.out)
     (out / "summary.json").unlink(missing_ok=True)  # an old one would describe other responses
     save_config(config, out, resumes=False)

@@ -139,6 +139,16 @@ def test_shards_without_a_question_that_can_be_asked_are_refused(tiny_hf: Path, 
         evaluate(EvalConfig(model=str(tiny_hf), shards=str(tmp_path / "shards"), out=str(tmp_path)))
 
 
+def test_wrong_training_shards_are_refused_before_any_question_is_asked(
+    tiny_hf: Path, tmp_path: Path
+) -> None:
+    write_shards(list(digit_samples("test", 2, 0)), tmp_path / "shards")
+    config = EvalConfig(model=str(tiny_hf), shards=str(tmp_path / "shards"), out=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate(replace(config, train_shards=(str(tmp_path / "nowhere"),)))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.heavy
 def test_model_folder_is_scored_through_vllm(
     tiny_hf: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
