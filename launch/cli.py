@@ -133,6 +133,8 @@ def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
       omr eval qwen2_5_vl_7b_greedy --limit 500
     """
     _check_engine(config.model)  # finds a wrong folder before Ray and vLLM start
+    # read when torch is imported: OpenMP's threads would keep their cores busy while they wait for each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rl.evaluate import describe_seen
     from rl.evaluate import evaluate as evaluate_model
 

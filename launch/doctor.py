@@ -23,7 +23,7 @@ from data_pipeline.files import to_json
 State = Literal["ok", "missing", "broken"]
 
 SETUP = "run `make setup`"
-MIN_MEMORY_GB = 6
+MIN_MEMORY_GB = 7
 MIN_DISK_GB = 3
 
 

@@ -12,7 +12,7 @@ from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, Sam
 
 
 def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
-    """Minutes on two cores: GSPO on the half-trained SFT policy, two Megatron workers and one vLLM engine."""
+    """Minutes on two cores: GSPO on the half-trained SFT policy, two Megatron workers and two vLLM engines."""
     return RLConfig(
         run=f"{root}/rl",
         model=f"{root}/sft/hf",
@@ -25,7 +25,14 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
         pack_length=4_096,
         share_prompts=True,
         max_mismatch=1e-4,
-        engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=256, max_images=1),
+        engine=EngineConfig(
+            num_engines=2,  # a core each while the trainers wait
+            precision="fp32",
+            max_model_len=512,
+            max_num_seqs=256,
+            max_images=1,
+            cpu_kv_cache_gib=0.5,
+        ),
         sampling=SamplingConfig(n=8, max_tokens=48),
         reward=RewardConfig(checker=CheckerConfig(mode="released")),
         image=ImageConfig(min_pixels=28 * 28, max_pixels=224 * 224),
