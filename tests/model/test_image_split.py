@@ -24,8 +24,6 @@ def test_each_image_is_computed_once_and_gradients_are_those_of_one_rank(tiny_hf
 
 def _step(folder: str, parallel: ParallelConfig) -> tuple[list[int], float]:
     """Returns the patches through this rank's tower in a step of three and of one image, and the gradient norm."""
-    from functools import partial
-
     import torch
 
     from data_pipeline.loader.packing import merge
@@ -40,7 +38,7 @@ def _step(folder: str, parallel: ParallelConfig) -> tuple[list[int], float]:
     seen: list[int] = []
     vision = unwrap_chunks(trainer)[0].vision_model
     vision.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    result = train_step(trainer, [MicroBatch(packed=b, loss=partial(sft_loss, batch=b)) for b in batches])
+    result = train_step(trainer, [MicroBatch(packed=b, loss=sft_loss) for b in batches])
     if len(seen) < len(batches):  # a rank without an image does not call the tower
         seen.append(0)
     return seen, result.grad_norm
