@@ -18,7 +18,8 @@ def check_at_least(config: object, section: str = "", **least: float) -> None:
 
 def check_address(place: str | Path) -> None:
     """Raises ValueError if an address holds a query, or a name or key before an @: addresses are saved and logged."""
-    if found := re.search(r"(\w+)://([^/?@\s]*(@)|\S*\?)", str(place)):
+    # not a text that mentions one: addresses hold no spaces
+    if found := re.fullmatch(r"\S*?(\w+)://([^/?@\s]*(@)|\S*\?)\S*", str(place)):
         part = "a name or key before its @" if found[3] else "a query after its ?"
         raise ValueError(
             f"the address {found[1]}://... has {part}, and addresses are saved and logged; keys belong into "

@@ -28,7 +28,7 @@ class RankMistake(RankError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What ended one rank."""
+    """Records what ended one rank."""
 
     rank: str  # its name, such as "rank 1"
     time: int  # nanoseconds since 1970

@@ -188,6 +188,10 @@ class ModelConfig:
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={heads}, "
                 f"and that of num_key_value_heads={groups}"
             )
+        if (highest := max(self.vision_token_ids)) >= self.vocab_size:
+            raise ValueError(
+                f"image and video token ids reach {highest}; they must be below vocab_size={self.vocab_size}"
+            )
         section = self.rope.mrope_section
         if len(section) != 3 or 2 * sum(section) != self.head_dim:
             raise ValueError(
@@ -250,7 +254,7 @@ class ModelConfig:
             rms_norm_eps=_number(text, "rms_norm_eps", kind=float, least=0),
             rope=RopeConfig.from_hf(text),
             max_position_embeddings=_number(text, "max_position_embeddings"),
-            tie_word_embeddings=any(part.get("tie_word_embeddings", False) for part in (hf, text)),
+            tie_word_embeddings=any(_flag(part, "tie_word_embeddings") for part in (hf, text)),
             image_token_id=_number(hf, "image_token_id", least=0),
             video_token_id=_number(hf, "video_token_id", least=0),
             vision_start_token_id=_number(hf, "vision_start_token_id", least=0),
@@ -273,6 +277,14 @@ def _check_fixed(part: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], 
     for name, allowed in fixed.items():
         if name in part and part[name] not in allowed:
             raise ValueError(f"{prefix}{name}={part[name]!r} is not supported; only {allowed[0]!r} is")
+
+
+def _flag(part: Mapping[str, Any], name: str) -> bool:
+    """Returns a field that is true or false, false where it is missing; raises ValueError for anything else."""
+    value = part.get(name)
+    if value not in (True, False, None):
+        raise ValueError(f"{name}={value!r} must be true or false")
+    return bool(value)
 
 
 def _object(part: Mapping[str, Any], name: str) -> dict[str, Any]:

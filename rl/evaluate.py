@@ -66,7 +66,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What the most frequent training answers score on the same questions, and what of these was trained on."""
+    """Scores of the most frequent training answers to the same questions, and how many of these were trained on."""
 
     train_shards: tuple[str, ...]
     train_samples: int  # that were read

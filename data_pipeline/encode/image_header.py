@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_pipeline.errors import BadSample
 
@@ -40,8 +40,9 @@ def image_size(data: bytes) -> tuple[int, int]:
             # without "exif", Pillow would decode a PNG to look behind its pixels; a TIFF's size is upright already
             turn = read_turn(header) if "exif" in header.info else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "of no format that is known" if isinstance(error, UnidentifiedImageError) else error
         is_heic = data[4:12] in _HEIC
-        cause = "a HEIC photo; convert it to JPEG" if is_heic else f"no image: {error}; fix or drop the file"
+        cause = "a HEIC photo; convert it to JPEG" if is_heic else f"no image: {reason}; fix or drop the file"
         raise BadSample("image", f"{len(data)} bytes are {cause}") from error
     return (height, width) if turn in [*_TURNS.values()][3:] else (width, height)
 

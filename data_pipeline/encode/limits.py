@@ -35,7 +35,7 @@ class PromptTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLimits:
-    """What a model takes."""
+    """Checks and tokenizes samples against a model's chat format and the limits of its trainer or engine."""
 
     chat: ChatFormat
     image: ImageConfig

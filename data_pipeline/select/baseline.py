@@ -20,7 +20,7 @@ from data_pipeline.types import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What the training samples say about one question."""
+    """Holds the most frequent training answers to one question, and whether it was trained on."""
 
     by_text: str  # the most frequent answer to questions of this text, else by_kind
     by_kind: (

@@ -17,7 +17,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.verify import math, reading, released, strict
 from data_pipeline.verify.config import Mode
 
-_CONTENT = re.compile(r"[^\s.$*`\"'\u200b\u2060\ufeff]")
+_MARKS = re.compile(r"</?answer>|\\(?:boxed|text)\s*\{\s*\}|[\s.$*`\"'\u200b\u2060\ufeff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,19 @@ class Verdict:
 
 
 def check_reference(answer: str) -> None:
-    """Refuses a reference that says nothing, such as "" or "$$": an empty answer would be right.
+    r"""Refuses a reference that says nothing, such as "", "$$" or \boxed{}: an empty answer would be right.
 
     Raises:
         BadSample: it says nothing; the reason is no_reference.
     """
-    if not _CONTENT.search(answer):
+    if _says_nothing(answer):
         raise BadSample(
             "no_reference", f"answer: {answer!r} is no reference to check against; fill or drop it"
         )
+
+
+def _says_nothing(answer: str) -> bool:
+    return not _MARKS.sub("", answer)
 
 
 def check_answer(response: str, answer: str, mode: Mode = "strict") -> Verdict:
@@ -57,7 +61,7 @@ def check_text(response: str, answer: str, mode: Mode = "strict") -> Verdict:
 
     `decided_by` may be "undecided"; without a reference it is "no_reference", and nothing is earned.
     """
-    if not _CONTENT.search(answer):
+    if _says_nothing(answer):
         return Verdict(accuracy=0.0, format=0.0, extracted="", decided_by="no_reference")
     if mode == "released":
         extracted, form = released.read(response)

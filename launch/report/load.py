@@ -69,7 +69,7 @@ class RunSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What the most frequent training answers score on an evaluation's questions, and what of these was trained on."""
+    """Scores of the most frequent training answers to an evaluation's questions, and how many were trained on."""
 
     by_text: Score
     by_kind: Score

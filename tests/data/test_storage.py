@@ -71,7 +71,11 @@ def test_address_with_a_key_is_refused_without_repeating_it(place):
     with pytest.raises(ValueError, match="keys belong into environment variables") as refused:
         read_bytes(place)
     assert "secret" not in str(refused.value)
-    for harmless in ("hf://datasets/owner/name@main/train", "What is 3 @ 4? See http://host"):
+    for harmless in (
+        "hf://datasets/owner/name@main/train",
+        "What is 3 @ 4? See http://host",
+        "read http://host?page=1 first",
+    ):
         check_address(harmless)
 
 

@@ -84,6 +84,8 @@ def test_fields_in_two_places_mean_what_transformers_reads(tmp_path: Path) -> No
         ({"dtype": "float16"}, "config.json: dtype is float16; weights must be float32 or bfloat16"),
         ({"vision_config": {"depth": 4}}, "has no field 'fullatt_block_indexes'"),
         ({"vision_config": None}, "config.json: vision_config is None, not a JSON object"),
+        ({"image_token_id": 10**9}, "must be below vocab_size"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes' must be true or false"),
         ({"text_config": HF["text_config"] | {"hidden_act": "gelu"}}, "hidden_act='gelu' is not supported"),
         ({"text_config": HF["text_config"] | {"hidden_size": "128"}}, "hidden_size='128' must be a whole"),
         ({"text_config": HF["text_config"] | {"use_sliding_window": True}}, "only False is"),

@@ -98,7 +98,9 @@ def test_cases_and_their_neighbours_are_decided_rightly(name):
 
 
 @pytest.mark.parametrize("mode", ["strict", "released"])
-@pytest.mark.parametrize("answer", ["", "  \n", "$$", "**", ".", "\u200b"])
+@pytest.mark.parametrize(
+    "answer", ["", "  \n", "$$", "**", ".", "\u200b", r"$\boxed{ }$", "<answer> </answer>"]
+)
 def test_empty_reference_is_refused(answer, mode):
     for response in ("", tagged(""), tagged("5"), tagged(answer)):
         verdict = check_text(response, answer, mode)
