@@ -80,7 +80,7 @@ setup(
     packages=find_packages(
         include=[f"{name}*" for name in ("data_pipeline", "megatron_omr", "rl", "launch")]
     ),
-    package_data={"launch.report": ["templates/*"]},
+    package_data={"launch.report": ["templates/*"], "megatron_omr.plan": ["configs/*/config.json"]},
     install_requires=["tyro>=1.0"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["omr = launch.cli:main"]},

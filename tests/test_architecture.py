@@ -34,7 +34,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
     ],
     "megatron_omr": [
         *("dtypes", "model_config", "config", "adam", "cpu", "parallel", "tiny", "oracle"),
-        *("model", "convert", "train", "preload", "convert_folders", "parity", "sft"),
+        *("model", "convert", "train", "plan", "preload", "convert_folders", "parity", "sft"),
     ],
     "rl": [
         *("config", "types", "timer", "prompts", "pack", "algorithms", "rewards", "groups", "weight_sync"),

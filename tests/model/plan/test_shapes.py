@@ -1,0 +1,28 @@
+"""The published shapes, against transformers' own models of them and the published numbers of parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_omr.plan.shapes import CONFIGS, PUBLISHED, published_shape
+
+PARAMETERS = dict(zip(PUBLISHED, (3_754_622_976, 8_292_166_656, 33_452_718_336, 73_410_777_344), strict=True))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_transformers_builds_the_published_number_of_parameters(name: str) -> None:
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(CONFIGS / name))
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_only_the_smallest_ties_its_embeddings() -> None:
+    assert [published_shape(name).tie_word_embeddings for name in PUBLISHED] == [True, False, False, False]
+
+
+def test_another_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'Qwen3'; there are Qwen2.5-VL-3B-Instruct"):
+        published_shape("Qwen3")
