@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.files import to_json
+from launch.gpus import list_gpus
 
 State = Literal["ok", "missing", "broken"]
 
@@ -177,10 +177,7 @@ def _read_module(package: str, file: str) -> str:
 
 
 def _check_gpus() -> Finding:
-    tool = shutil.which("nvidia-smi")
-    query = [tool or "", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True).stdout.strip() if tool else ""
-    names = [line.strip() for line in listed.splitlines()]
+    names = list_gpus()
     return make_finding(
         "GPUs",
         f"{len(names)} x {names[0]}" if names else None,

@@ -1,6 +1,6 @@
 """Starts the ranks of a run on this machine, and tells each rank its number, the world size and the rendezvous.
 
-No other module reads a cluster's environment variables. Nothing here depends on what the ranks compute.
+Nothing here depends on what the ranks compute.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, RankError, build_rank_error, call_or_fail
+from launch.cluster import Identity, find_identity
+from launch.gpus import count_gpus
 
 PRELOAD = ["megatron_omr.preload"]
 """Imported once by the fork server; every rank is then a copy that starts in a moment."""
@@ -56,28 +58,26 @@ def rank_environment() -> tuple[int, int, str]:
     Raises:
         ValueError: this process was not launched as a rank.
     """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["RANK"]), int(env["WORLD_SIZE"]), env.get("INIT_METHOD", "env://")
-    if "SLURM_STEP_NUM_TASKS" in env:  # set by srun, not by the batch script around it
-        return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), "env://"
-    raise ValueError(
-        f"RANK={env.get('RANK')} and WORLD_SIZE={env.get('WORLD_SIZE')}, but a rank needs both; "
-        "start it with run_local, torchrun or srun"
-    )
+    identity = find_identity()
+    if identity is None:
+        raise ValueError(
+            f"RANK={os.environ.get('RANK')} and WORLD_SIZE={os.environ.get('WORLD_SIZE')}, but a rank needs both; "
+            "start it with run_local, torchrun or srun"
+        )
+    return identity.rank, identity.world_size, identity.init_method
 
 
 def launched_by_cluster() -> bool:
     """Returns true if torchrun or srun started this process as a rank."""
-    return "SLURM_STEP_NUM_TASKS" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ)
+    return find_identity() is not None
 
 
 def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float | None = None) -> list[Any]:
     """Calls fn(*args) on `processes` ranks of this machine, waits for all and returns their results.
 
-    Under torchrun or srun this process already is a rank, and fn is called directly. Otherwise each rank has
-    RANK, LOCAL_RANK, WORLD_SIZE and INIT_METHOD in its environment. When one fails, or this process is
-    interrupted, terminated or killed, all ranks end, with the processes that they started.
+    Under torchrun or srun this process already is a rank, and fn is called directly. Every rank has RANK,
+    LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and INIT_METHOD in its environment. When one fails, or this process
+    is interrupted, terminated or killed, all ranks end, with the processes that they started.
 
     Args:
         fn: a module-level function (ranks import it by name); its arguments and results are pickled.
@@ -88,19 +88,27 @@ def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float
         RankError: a rank raised something else or was killed, or the time ran out.
         SystemExit: a rank called sys.exit(n) with n != 0; this process should end in the same way.
     """
-    if launched_by_cluster():
-        rank, world_size, init_method = rank_environment()
-        local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
-        _set_rank(rank, local_rank, world_size, init_method)
+    identity = find_identity()
+    if identity is not None:
+        os.environ.update(identity.variables())
         return [fn(*args)]
     with sigterm_exits(), start_ranks(fn, processes, *args) as ranks:
         return _wait(ranks, timeout)
 
 
+def choose_start_method(num_gpus: int) -> Literal["forkserver", "spawn"]:
+    """Returns how the ranks of a machine with so many GPUs start.
+
+    A fork server imports the heavy packages once for all ranks. Their imports ask CUDA whether there is a device, and
+    a process that has asked cannot use it after a fork: with GPUs, every rank starts as a process of its own.
+    """
+    return "spawn" if num_gpus else "forkserver"
+
+
 @contextmanager
 def start_ranks(fn: Callable[..., Any], processes: int, *args: Any) -> Iterator[list[LocalRank]]:
     """Starts the ranks of run_local; leaving the block kills them, with the processes that they started."""
-    context = mp.get_context("forkserver")
+    context: Any = mp.get_context(choose_start_method(count_gpus()))
     context.set_forkserver_preload(PRELOAD)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     ranks: list[LocalRank] = []
@@ -108,9 +116,15 @@ def start_ranks(fn: Callable[..., Any], processes: int, *args: Any) -> Iterator[
         try:
             for rank in range(processes):
                 reader, writer = context.Pipe(duplex=False)
-                identity = (rank, processes, f"file://{folder}/rendezvous", threads)
+                identity = Identity(
+                    rank=rank,
+                    world_size=processes,
+                    local_rank=rank,
+                    local_size=processes,
+                    init_method=f"file://{folder}/rendezvous",
+                )
                 process = context.Process(
-                    target=_rank, args=(writer, identity, fn, args), name=f"rank {rank}"
+                    target=_rank, args=(writer, identity, threads, fn, args), name=f"rank {rank}"
                 )
                 ranks.append(LocalRank(process, reader))
                 process.start()
@@ -118,12 +132,6 @@ def start_ranks(fn: Callable[..., Any], processes: int, *args: Any) -> Iterator[
             yield ranks
         finally:
             _kill(ranks)
-
-
-def _set_rank(rank: int, local_rank: int | str, world_size: int, init_method: str) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size), INIT_METHOD=init_method
-    )
 
 
 @contextmanager
@@ -138,15 +146,14 @@ def _openmp_threads(threads: str) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _rank(writer: Any, identity: tuple[int, int, str, str], fn: Callable[..., Any], args: tuple) -> None:
+def _rank(writer: Any, identity: Identity, threads: str, fn: Callable[..., Any], args: tuple) -> None:
     # Its own group: the terminal's Ctrl-C reaches the parent alone, which kills whole groups.
     os.setpgid(0, 0)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    rank, world_size, init_method, threads = identity
     os.environ["OMP_NUM_THREADS"] = threads
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks of one machine need not listen on others
-    _set_rank(rank, rank, world_size, init_method)
-    failure = call_or_fail(f"rank {rank}", lambda: writer.send(Outcome(fn(*args))))
+    os.environ.update(identity.variables())
+    failure = call_or_fail(f"rank {identity.rank}", lambda: writer.send(Outcome(fn(*args))))
     if failure is not None:
         writer.send(Outcome(failure=failure))
         sys.exit(1)

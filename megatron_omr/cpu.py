@@ -1,18 +1,23 @@
-"""Lets Megatron-Core run without CUDA, over gloo. On a machine with CUDA nothing is changed.
+"""Lets Megatron-Core run without CUDA, over gloo. On a machine with CUDA little is changed.
 
 The package's `__init__` wraps the import of megatron.core in `prepared`, in every process. Only callables that
-would raise on a machine without CUDA are replaced, so nothing that worked before behaves differently. No other
-module of the project asks which hardware it runs on.
+would raise on a machine without CUDA are replaced, so nothing that worked before behaves differently; Transformer
+Engine, which works on GPUs alone, is hidden. With CUDA, our Adam stands in where neither Transformer Engine nor apex
+brings one. No other module of the project asks which hardware it runs on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import importlib.util
+import os
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._device import _device_constructors
@@ -20,6 +25,7 @@ from torch.utils._device import _device_constructors
 from megatron_omr.adam import GroupStepAdam
 
 _CPU = torch.device("cpu")
+_LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 _prepared = False
 
 
@@ -31,6 +37,34 @@ def device() -> str:
 def device_name() -> str:
     """Returns the name of the device, e.g. "NVIDIA H200"; "cpu" where there is no GPU."""
     return torch.cuda.get_device_name() if device() == "cuda" else "cpu"
+
+
+def claim_device() -> None:
+    """Makes this rank's GPU the current device: the one with its number on this machine. Without CUDA nothing is done.
+
+    The launcher and torchrun say which in LOCAL_RANK and LOCAL_WORLD_SIZE. Under Ray both are absent, and each process
+    sees its own GPU alone, as a task of Slurm may.
+
+    Raises:
+        ValueError: there are more ranks on this machine than GPUs; NCCL allows one rank on each.
+    """
+    if device() == "cuda":
+        torch.cuda.set_device(choose_gpu(os.environ, torch.cuda.device_count()))
+
+
+def choose_gpu(env: Mapping[str, str], num_gpus: int) -> int:
+    """Returns the number of this rank's GPU among the visible ones; raises as claim_device."""
+    local_rank, local_size = (int(env.get(name, default)) for name, default in _LOCAL)
+    has_its_own = num_gpus == 1 and "SLURM_STEP_ID" in env  # e.g. by --gpus-per-task
+    if has_its_own:
+        return 0
+    ranks = max(local_size, local_rank + 1)
+    if ranks > num_gpus:
+        raise ValueError(
+            f"{ranks} ranks were started on this machine, visible GPUs: {num_gpus}, and each needs one of its own; "
+            "start fewer processes, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+    return local_rank
 
 
 def pins_memory() -> bool:
@@ -80,17 +114,56 @@ def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType]
     def run(module: ModuleType) -> None:
         global _prepared
         if device() == "cuda":
+            _check_transformer_engine()
             exec_module(module)
+            _use_own_adam()
             return
+        _hide_transformer_engine()
         _replace_torch_cuda()
         _silence_warnings()
         with _compiling_off():
             exec_module(module)
         _patch_rng()
-        _patch_optimizer()
+        _use_own_adam()
+        _use_cuda_type_names()
         _prepared = True
 
     return run
+
+
+def _check_transformer_engine() -> None:
+    """Raises ValueError where Transformer Engine is installed and its import fails in a way Megatron does not expect.
+
+    Megatron-Core takes an ImportError for "not installed"; anything else ends its own import in a traceback.
+    """
+    if importlib.util.find_spec("transformer_engine") is None:
+        return
+    error = find_import_error("transformer_engine.pytorch")
+    if error is not None and not isinstance(error, ImportError):
+        raise ValueError(
+            f"Transformer Engine is installed and does not work ({describe(error)}), and Megatron-Core cannot be "
+            "imported beside it; repair it, or run `pip uninstall transformer-engine`"
+        )
+
+
+def find_import_error(module: str) -> Exception | None:
+    """Returns what the import of a package raises, if it does."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken install raises nearly anything: missing symbols, cuDNN, driver
+        return error
+    return None
+
+
+def describe(error: Exception) -> str:
+    """Returns an error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _hide_transformer_engine() -> None:
+    """Makes Transformer Engine absent for this process: its layers need CUDA, and a broken one stops Megatron."""
+    if "transformer_engine" not in sys.modules:
+        sys.modules["transformer_engine"] = cast(ModuleType, None)  # importing it is an ImportError
 
 
 def _replace_torch_cuda() -> None:
@@ -169,14 +242,24 @@ def _patch_rng() -> None:
     random.CudaRNGStatesTracker = CpuRngStatesTracker
 
 
-def _patch_optimizer() -> None:
-    """Puts our Adam in FusedAdam's place, and CUDA's type names where the optimizer compares type names."""
+def _use_own_adam() -> None:
+    """Puts our Adam in FusedAdam's place where neither Transformer Engine nor apex has brought that.
+
+    Megatron would take torch's, whose state the distributed optimizer cannot load before the first step.
+    """
     import megatron.core.optimizer as package
+    from megatron.core.optimizer import distrib_optimizer
+
+    if not distrib_optimizer.HAVE_APEX_OR_TE:
+        package.Adam = distrib_optimizer.Adam = GroupStepAdam
+        package.USING_PYTORCH_OPTIMIZER = False
+        distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _use_cuda_type_names() -> None:
+    """Lets the optimizer see CUDA's type names where it compares type names."""
     from megatron.core.optimizer import distrib_optimizer, optimizer
 
-    package.Adam = distrib_optimizer.Adam = GroupStepAdam
-    package.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
     for cls in (distrib_optimizer.DistributedOptimizer, optimizer.Float16OptimizerWithFloat16Params):
         cls.__init__ = _with_cuda_type_names(cls.__init__)
     optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_type_names(optimizer.clip_grad_by_total_norm_fp32)

@@ -81,12 +81,11 @@ def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_metho
         init_method: the address of the rendezvous, e.g. "file:///path", "tcp://127.0.0.1:29500" or "env://".
 
     Raises:
-        ValueError: `world_size` is no multiple of tp x pp x cp.
+        ValueError: `world_size` is no multiple of tp x pp x cp, or this machine has fewer GPUs than ranks.
     """
     dp_size = config.dp(world_size)
     cpu.check_prepared()
-    if cpu.device() == "cuda":
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+    cpu.claim_device()
     dist.init_process_group(
         cpu.distributed_backend(), init_method=init_method, rank=rank, world_size=world_size
     )

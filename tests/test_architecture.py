@@ -41,7 +41,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
         *("rollout", "trainer", "placement", "trainer_group", "evaluate", "loop"),
     ],
     "launch": [
-        *("config", "recipes", "arguments", "doctor", "launcher", "report"),
+        *("config", "recipes", "arguments", "gpus", "cluster", "doctor", "launcher", "report"),
         *("stages", "summary", "demo", "data_commands", "cli"),
     ],
 }
@@ -81,7 +81,7 @@ BROAD_EXCEPTS = {
     # the same, where the broken image is a finding
     "data_pipeline/shards/check_sample.py": {"_check_image"},
     # asking for Transformer Engine: a broken install raises nearly anything; the reason is kept and shown
-    "megatron_omr/model/spec.py": {"te_problem"},
+    "megatron_omr/cpu.py": {"find_import_error"},
     # a rank's exception, sent to the process that started it
     "data_pipeline/failures.py": {"call_or_fail"},
     # the same from a Ray Data task, to the process that asked for it

@@ -6,7 +6,6 @@ checkpoint keys.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -80,11 +79,8 @@ def te_problem() -> str:
     """Returns why Transformer Engine cannot be used here; empty when it can."""
     if cpu.device() == "cpu":
         return "there is no CUDA device"
-    try:
-        importlib.import_module("transformer_engine.pytorch")
-    except Exception as error:  # a broken install raises nearly anything: missing symbols, cuDNN, driver
-        return f"import transformer_engine.pytorch: {type(error).__name__}: {error}"
-    return ""
+    error = cpu.find_import_error("transformer_engine.pytorch")
+    return "" if error is None else f"import transformer_engine.pytorch: {cpu.describe(error)}"
 
 
 def choose_backend() -> Backend:

@@ -35,6 +35,7 @@ from data_pipeline.files import (
     remove_leftovers,
     write_json,
 )
+from megatron_omr import cpu
 from megatron_omr.convert.hf_folder import copy_template
 from megatron_omr.parallel import Ranks, union_of_ranks
 from megatron_omr.train.run_folder import CHECKPOINT_NAME, list_checkpoints
@@ -43,6 +44,7 @@ from megatron_omr.train.unpickling import check_pickles
 
 # optimizer states are saved in the shape of the parameters, so that any layout can load them
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+_EXTRA_STATE = "_extra_state"
 _FULL = 2**20
 """Bytes left on a disk where errors of torch's writer, which names no reason, are taken for a full disk."""
 
@@ -63,7 +65,8 @@ def save_checkpoint(
     for part in trainer.optimizer.chained_optimizers:  # before the first step there is no state to save
         part.init_state_fn(part.optimizer, part.config)
     final = folder / f"step-{step:08d}"
-    saved = {"step": step, "world_size": dist.get_world_size(), "state": state}
+    world_size = dist.get_world_size()
+    saved = {"step": step, "world_size": world_size, "device": cpu.device(), "state": state}
     _write(final, _sharded_state(trainer, is_loading=False, with_rng=True), saved, template)
     if dist.get_rank() == 0:
         # later ones are damaged: they were passed over, or the run would have continued from them
@@ -110,7 +113,8 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
         ValueError: the folder is not a complete checkpoint of this model.
     """
     saved = read_state(checkpoint)
-    with_rng = saved["world_size"] == dist.get_world_size()
+    # generators of CPU and CUDA have different states; nothing is drawn but from seeds, so any will do
+    with_rng = (saved["world_size"], saved["device"]) == (dist.get_world_size(), cpu.device())
     loaded = _read(checkpoint, _sharded_state(trainer, is_loading=True, with_rng=with_rng))
     (chunk,) = unwrap_chunks(trainer)
     _fill(chunk, loaded["model"])
@@ -126,22 +130,32 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
 
 def save_weights(chunks: Sequence[torch.nn.Module], out: Path, template: str | Path) -> None:
     """Writes a checkpoint of weights alone, which cannot resume a run. Collective."""
-    weights = {"model": chunks[0].sharded_state_dict(metadata=_METADATA)}
-    _write(out, weights, {"step": 0, "world_size": 0, "state": {}}, template)
+    weights = {"model": _sharded_weights(chunks[0])}
+    _write(out, weights, {"step": 0, "world_size": 0, "device": cpu.device(), "state": {}}, template)
     dist.barrier()
 
 
 def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
     """Fills bare model chunks with a checkpoint's weights, whatever layout wrote it. Collective."""
     read_state(checkpoint)
-    loaded = _read(checkpoint, {"model": chunks[0].sharded_state_dict(metadata=_METADATA)})
+    loaded = _read(checkpoint, {"model": _sharded_weights(chunks[0])})
     _fill(chunks[0], loaded["model"])
 
 
+def _sharded_weights(chunk: Any) -> dict[str, Any]:
+    """Returns the weights as Megatron writes and reads them, without the layers' extra states.
+
+    Those are pickles of Transformer Engine, and only FP8 with delayed scaling, which is not offered, has anything in
+    them. Without them a checkpoint is the same whichever backend, device or FP8 recipe wrote it.
+    """
+    sharded = chunk.sharded_state_dict(metadata=_METADATA)
+    return {name: value for name, value in sharded.items() if not name.endswith(_EXTRA_STATE)}
+
+
 def _fill(chunk: torch.nn.Module, weights: dict[str, Any]) -> None:
-    """Loads all but Transformer Engine's extra states, which only FP8 needs and which it unpickles."""
-    weights = {name: value for name, value in weights.items() if not name.endswith("_extra_state")}
-    chunk.load_state_dict(weights, strict=False)
+    missing, unknown = chunk.load_state_dict(weights, strict=False)
+    wrong = [name for name in missing if not name.endswith(_EXTRA_STATE)] + list(unknown)
+    assert not wrong, f"the checkpoint lacks these of the model's names, or has others: {wrong}"
 
 
 def _read(checkpoint: Path, sharded: dict[str, Any]) -> Any:
@@ -175,7 +189,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         with ZipFile(checkpoint / "common.pt") as common:
             if common.testzip() is None:
                 state = read_json(checkpoint / "state.json")
-                return {name: state[name] for name in ("step", "world_size", "state")}
+                device = state.get("device", "cpu")  # those of before it was written are of CPUs
+                return {name: state[name] for name in ("step", "world_size", "state")} | {"device": device}
     except (OSError, BadZipFile, ValueError, LookupError, TypeError) as error:
         raise _damaged(checkpoint) from error
     raise _damaged(checkpoint)
@@ -209,7 +224,7 @@ def _reason(error: BaseException) -> str:
 
 def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dict[str, Any]:
     (chunk,) = unwrap_chunks(trainer)
-    model = chunk.sharded_state_dict(metadata=_METADATA)
+    model = _sharded_weights(chunk)
     metadata = _METADATA | {"dp_cp_group": trainer.ranks.dp_cp_group()}
     optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     state = {"model": model, "optimizer": optimizer, "scheduler": trainer.scheduler.state_dict()}

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.failures import RankError, RankMistake
-from launch.launcher import rank_environment, run_local, start_ranks
+from launch.gpus import count_gpus, list_gpus
+from launch.launcher import choose_start_method, rank_environment, run_local, start_ranks
 from tests.helpers.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -241,10 +242,45 @@ def test_under_torchrun_the_process_is_the_rank():
 
 def test_under_srun_the_process_is_the_rank():
     call = "run_local(lambda: print(rank_environment(), os.environ['LOCAL_RANK']), 2)"
-    said = run_as_rank(call, SLURM_PROCID="5", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="8")
-    assert said == "(5, 8, 'env://') 1"
+    said = run_as_rank(
+        call, SLURM_PROCID="5", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="8", SLURM_STEP_NODELIST="here"
+    )
+    assert said.startswith("(5, 8, 'tcp://here:") and said.endswith(") 1")
 
 
 def test_process_that_was_not_launched_is_no_rank():
     with pytest.raises(ValueError, match="start it with run_local, torchrun or srun"):
         rank_environment()
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A driver's tool that lists two GPUs; torch still finds none."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB'\necho 'NVIDIA H200, 143771 MiB'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    list_gpus.cache_clear()
+    yield
+    list_gpus.cache_clear()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch):
+    assert count_gpus() == 2 and list_gpus()[0].startswith("NVIDIA H200")
+    for visible, count in {"": 0, "-1": 0, "1": 1, "0,1": 2, "0,-1": 1, "GPU-8f3a": 1}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert count_gpus() == count, visible
+
+
+def loaded_packages() -> tuple[int, set[str]]:
+    names = {name for name in ("torch", "megatron.core") if name in sys.modules}
+    return os.getppid(), names
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_where_there_are_gpus_no_rank_is_a_fork():
+    """A fork server asks CUDA for a device while it imports, and its forks could not use one."""
+    assert choose_start_method(0) == "forkserver"
+    assert run_local(loaded_packages, 2, timeout=120) == [(os.getpid(), set())] * 2

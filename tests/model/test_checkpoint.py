@@ -16,11 +16,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.failures import RankError
+from data_pipeline.files import read_json, write_json
 from megatron_omr.config import ParallelConfig
 from megatron_omr.dtypes import Precision
 from megatron_omr.train.run_folder import list_checkpoints
 from tests.helpers.ranks import run_ranks
-from tests.helpers.trainers import exported, random_micro_batches, tiny_trainer
+from tests.helpers.trainers import OPTIM, exported, random_micro_batches, tiny_trainer
 
 pytestmark = pytest.mark.heavy
 
@@ -111,6 +112,66 @@ def test_death_after_a_checkpoint_is_noticed(tiny_hf: Path, tmp_path: Path) -> N
         run_ranks(_save_and_lose_rank_1, 2, str(tiny_hf), str(tmp_path))
     assert [(tmp_path / f"children-{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
     assert float((tmp_path / "seconds").read_text()) < 2  # 0.01 s was seen; rank 0 is killed after 3 s
+
+
+def _save_and_load_across_backends(folder: str, out: str) -> None:
+    """Plays Transformer Engine, whose norms have an extra state, as writer and as reader."""
+    import torch
+
+    from megatron_omr.model import spec
+    from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import build_trainer
+
+    class EngineNorm(spec.RMSNorm):
+        def get_extra_state(self) -> torch.Tensor:
+            return torch.empty(0, dtype=torch.uint8)
+
+        def set_extra_state(self, state: object) -> None:
+            raise AssertionError("Transformer Engine would unpickle it")
+
+    parallel = ParallelConfig()
+    plain = tiny_trainer(folder, parallel)
+    spec.RMSNorm = EngineNorm
+    engine = build_trainer(folder, parallel, plain.ranks, OPTIM, precision="fp32", steps=8)
+    for writer, reader in ((plain, engine), (engine, plain)):
+        train_step(writer, random_micro_batches(writer, parallel, seed=1))
+        saved = save_checkpoint(writer, Path(out), step=2, state=STATE, template=folder, keep=1)
+        wanted = exported(writer)
+        load_checkpoint(reader, saved)
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in exported(reader).items())
+        shutil.rmtree(saved)
+
+
+def test_checkpoint_of_one_backend_loads_into_the_other(tiny_hf: Path, tmp_path: Path) -> None:
+    """Transformer Engine's layers have extra states that ours lack, and the reverse."""
+    run_ranks(_save_and_load_across_backends, 1, str(tiny_hf), str(tmp_path))
+
+
+def _load_and_draw(folder: str, checkpoint: str) -> tuple[int, float]:
+    import torch
+
+    from megatron_omr.train.checkpoint import load_checkpoint
+
+    trainer = tiny_trainer(folder, WRITER)
+    torch.manual_seed(1)
+    step, _ = load_checkpoint(trainer, Path(checkpoint))
+    return step, torch.rand(()).item()
+
+
+def test_generators_of_another_device_are_left_alone(
+    tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path
+) -> None:
+    """Their states have other sizes: a checkpoint of GPUs resumes on CPUs, and the reverse."""
+    import torch
+
+    checkpoint = tmp_path / "step-00000002"
+    shutil.copytree(saved[0] / checkpoint.name, checkpoint)
+    state = read_json(checkpoint / "state.json")
+    assert state["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    write_json(checkpoint / "state.json", state | {"device": "another"})
+    drawn = torch.rand((), generator=torch.Generator().manual_seed(1)).item()
+    assert run_ranks(_load_and_draw, 2, str(tiny_hf), str(checkpoint)) == [(2, drawn)] * 2
 
 
 def _save_until_full(folder: str, out: str) -> None:

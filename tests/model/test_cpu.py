@@ -20,6 +20,7 @@ def test_nothing_changes_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_omr import cpu
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cpu, "_use_own_adam", lambda: None)  # of a Megatron that is not imported here
     factories = torch.zeros, torch.arange, torch.Tensor.cuda, torch.cuda.current_device, torch.compile
     executed: list[ModuleType] = []
     module = ModuleType("stand_in")
@@ -34,6 +35,42 @@ def test_nothing_changes_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     ) == factories
     assert cpu.transformer_overrides() == {}
     assert (cpu.device(), cpu.distributed_backend()) == ("cuda", "nccl")
+
+
+def test_broken_transformer_engine_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron-Core's import would end in a traceback about a missing symbol."""
+    from megatron_omr import cpu
+
+    package = tmp_path / "transformer_engine"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('undefined symbol:\\n cublasLt')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"\(OSError: undefined symbol: cublasLt\).*pip uninstall"):
+        cpu.prepared(lambda module: None)(sys)
+
+
+def gpu_of(num_gpus: int, **env: str) -> int:
+    from megatron_omr.cpu import choose_gpu
+
+    return choose_gpu(env, num_gpus)
+
+
+def test_each_rank_has_the_gpu_of_its_number_on_the_machine() -> None:
+    """Not of its number in the run: on the second of two machines with 6 ranks each, rank 6 has GPU 0 of 8."""
+    assert gpu_of(8, RANK="6", LOCAL_RANK="0", LOCAL_WORLD_SIZE="6") == 0
+    assert [gpu_of(2, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2") for rank in "01"] == [0, 1]
+    assert gpu_of(1) == 0  # an actor of Ray
+    assert (
+        gpu_of(1, LOCAL_RANK="3", LOCAL_WORLD_SIZE="4", SLURM_STEP_ID="0") == 0
+    )  # a task with a GPU of its own
+
+
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+def test_more_ranks_than_gpus_is_refused_on_every_rank(local_rank: str) -> None:
+    with pytest.raises(ValueError, match=r"^2 ranks .*visible GPUs: 1,.*CUDA_VISIBLE_DEVICES="):
+        gpu_of(1, LOCAL_RANK=local_rank, LOCAL_WORLD_SIZE="2")
 
 
 def test_importing_megatron_too_early_is_an_error(tmp_path: Path) -> None:
@@ -54,7 +91,7 @@ def test_importing_megatron_too_early_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("check", ["devices", "contexts", "compile", "generators", "types"])
+@pytest.mark.parametrize("check", ["devices", "contexts", "compile", "generators", "types", "engine", "adam"])
 def test_torch_after_installation(check: str) -> None:
     run_ranks(_CHECKS[check], 1)
 
@@ -113,7 +150,34 @@ def _check_types() -> None:
     assert cpu._with_cuda_type_names(lambda: torch.ones(1).type(torch.int32).dtype)() == torch.int32
 
 
+def _check_engine() -> None:
+    """Megatron's choices do not depend on a Transformer Engine that lies about: it needs CUDA."""
+    from megatron.core.extensions import transformer_engine as extension
+
+    assert sys.modules["transformer_engine"] is None
+    assert not extension.HAVE_TE
+
+
+def _check_adam() -> None:
+    """Without a fused Adam, Megatron's own choice is torch's, and resuming fails an assertion; also with CUDA."""
+    import megatron.core.optimizer as package
+    from megatron.core.optimizer import distrib_optimizer
+
+    from megatron_omr import cpu
+    from megatron_omr.adam import GroupStepAdam
+
+    assert package.Adam is distrib_optimizer.Adam is GroupStepAdam
+    package.Adam = distrib_optimizer.Adam = torch.optim.AdamW
+    cpu._use_own_adam()
+    assert package.Adam is torch.optim.AdamW  # a fused one stays
+    distrib_optimizer.HAVE_APEX_OR_TE = False
+    cpu._use_own_adam()
+    assert package.Adam is distrib_optimizer.Adam is GroupStepAdam and distrib_optimizer.HAVE_APEX_OR_TE
+
+
 _CHECKS = {
+    "engine": _check_engine,
+    "adam": _check_adam,
     "devices": _check_devices,
     "contexts": _check_contexts,
     "compile": _check_compile,
