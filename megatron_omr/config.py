@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
 from megatron_omr.dtypes import Precision
 from megatron_omr.model_config import ModelConfig
+
+Part = Literal["vision", "projector", "language"]
+"""Parts of the model: the vision tower, the projector behind it (the merger), and the language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +93,35 @@ class OptimConfig:
     """Largest global gradient norm; 0 turns clipping off."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite gradient are skipped; more than this many in a row stop the run."""
+    freeze: tuple[Part, ...] = ()
+    """Parts that keep their weights; they take no memory for gradients and optimizer."""
+    vision_lr: float | None = None
+    """The vision tower's learning rate, with the same schedule; None is `lr`."""
+    projector_lr: float | None = None
+    """The projector's learning rate, with the same schedule; None is `lr`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"optim.min_lr={self.min_lr} must lie between 0 and optim.lr={self.lr}")
         check_at_least(self, "optim.", warmup_steps=0, clip_grad=0, max_bad_steps=0)
+        if set(self.freeze) == set(get_args(Part)):
+            raise ValueError(f"optim.freeze={self.freeze} leaves nothing to train; name two parts at most")
+        for part, lr in self.own_lrs.items():
+            if not (lr > 0 and self.lr > 0):
+                raise ValueError(
+                    f"optim.{part}_lr={lr} and optim.lr={self.lr} must both be above 0; "
+                    f"optim.freeze keeps a part's weights"
+                )
+            if part in self.freeze:
+                raise ValueError(
+                    f"optim.{part}_lr={lr} has no effect with {part!r} in optim.freeze={self.freeze}; drop one"
+                )
+
+    @property
+    def own_lrs(self) -> dict[Part, float]:
+        """The learning rates that differ from `lr`, by part."""
+        lrs: dict[Part, float | None] = {"vision": self.vision_lr, "projector": self.projector_lr}
+        return {part: lr for part, lr in lrs.items() if lr not in (None, self.lr)}
 
 
 @dataclass(frozen=True, kw_only=True)

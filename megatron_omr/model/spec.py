@@ -54,9 +54,11 @@ class _Normalise(torch.autograd.Function):
         return normed * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         normed, scale, weight = ctx.saved_tensors
-        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        grad_weight = (grad * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None
         wide, grad_normed = normed.float(), (grad * weight).float()
         # the part of the gradient along x drops out: dx = (g - n mean(g n)) / rms
         along = (grad_normed * wide).mean(-1, keepdim=True)

@@ -12,15 +12,23 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer import optimizer as megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from data_pipeline.types import PackedBatch
-from megatron_omr.config import OptimConfig
+from megatron_omr.config import OptimConfig, Part
+from megatron_omr.model.parts import part_of
 
 
 def wrap_chunks(chunks: Sequence[MegatronModule]) -> list[DistributedDataParallel]:
@@ -44,26 +52,43 @@ def build_optimizer(
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """Returns AdamW over sharded fp32 states, without decay on norms and biases, and the schedule over `steps`."""
     model = get_model_config(chunks[0])
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.min_lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        clip_grad=optim.clip_grad,
+        bf16=model.bf16,
+        params_dtype=model.params_dtype,
+        use_distributed_optimizer=True,
+    )
     optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=optim.min_lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.beta1,
-            adam_beta2=optim.beta2,
-            adam_eps=optim.eps,
-            clip_grad=optim.clip_grad,
-            bf16=model.bf16,
-            params_dtype=model.params_dtype,
-            use_distributed_optimizer=True,
-        ),
+        config,
         cast("list[MegatronModule]", chunks),
+        get_standard_config_overrides(config) | _own_lrs(optim),
         use_gloo_process_groups=False,
     )
     model.finalize_model_grads_func = finalize_model_grads
     model.grad_scale_func = optimizer.scale_loss
     return optimizer, _build_scheduler(optimizer, optim, steps)
+
+
+def _own_lrs(optim: OptimConfig) -> dict[ParamKey, ParamGroupOverride]:
+    """Returns the groups of parameters with a learning rate of their own, whose schedule has the shape of `lr`'s."""
+
+    def select(part: Part) -> ParamKey:
+        is_in_part = ParamWithNamePredicate(name=part, fn=lambda parameter, name: part_of(name) == part)
+        return ParamKey(with_name_predicate=is_in_part)
+
+    overrides: dict[ParamKey, ParamGroupOverride] = {}
+    for part, lr in optim.own_lrs.items():
+        # lr_mult changes no learning rate: a resumed run finds its groups by it, and does not look at max_lr
+        group = {"max_lr": lr, "min_lr": optim.min_lr * lr / optim.lr, "lr_mult": lr / optim.lr}
+        overrides[select(part)] = cast("ParamGroupOverride", group)
+    return overrides
 
 
 def _build_scheduler(optimizer: MegatronOptimizer, optim: OptimConfig, steps: int) -> OptimizerParamScheduler:

@@ -60,7 +60,7 @@ def train_step(
     for chunk in trainer.chunks:
         chunk.zero_grad_buffer()
     trainer.optimizer.zero_grad()
-    lr = trainer.optimizer.param_groups[0]["lr"]
+    lr = trainer.scheduler.get_lr({})  # of the language model: a group of another part may be the first
     outputs = _run(trainer, micro_batches, temperature=temperature, forward_only=False)
     grad_norm, stepped = step_if_finite(trainer.optimizer)
     if stepped:

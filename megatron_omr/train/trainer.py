@@ -15,6 +15,7 @@ from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.convert.load import load_hf
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.build import build_model
+from megatron_omr.model.parts import freeze
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
@@ -48,6 +49,7 @@ def build_trainer(
     model = ModelConfig.from_hf(folder)
     chunks = build_model(model, parallel, ranks, precision=precision)
     load_hf(chunks, folder, model, ranks)
+    freeze(chunks, optim.freeze)
     wrapped = wrap_chunks(chunks)
     optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
     return Trainer(model=model, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler)

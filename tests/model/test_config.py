@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_omr.config import ParallelConfig
+from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.model_config import ModelConfig
 
 HF: dict[str, Any] = {
@@ -134,3 +134,21 @@ def test_sequences_are_padded_for_zigzag_and_sequence_parallelism() -> None:
     assert ParallelConfig(tp=2, cp=2, sp=True).sequence_multiple == 8
     with pytest.raises(ValueError, match="sp=True needs parallel.tp > 1"):
         ParallelConfig(sp=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"freeze": ("language", "vision", "projector")}, "optim.freeze=.* leaves nothing to train"),
+        ({"freeze": ("vision",), "vision_lr": 1e-6}, "optim.vision_lr=1e-06 has no effect with 'vision' in"),
+        ({"projector_lr": 0.0}, "optim.projector_lr=0.0 and optim.lr=5e-05 must both be above 0"),
+        ({"vision_lr": 1e-6, "lr": 0.0}, "optim.vision_lr=1e-06 and optim.lr=0.0 must both be above 0"),
+    ],
+)
+def test_useless_freezing_and_rates_are_errors(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**fields)
+
+
+def test_only_rates_that_differ_are_a_part_s_own() -> None:
+    assert OptimConfig(lr=1e-5, vision_lr=1e-5, projector_lr=1e-4).own_lrs == {"projector": 1e-4}

@@ -1,0 +1,203 @@
+"""Frozen parts and parts with their own learning rate: bytes, weights, layouts, checkpoints; against torch's AdamW."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_omr.config import OptimConfig, ParallelConfig, Part
+from tests.helpers.ranks import init_ranks, run_ranks
+from tests.helpers.trainers import exported, random_micro_batches
+
+pytestmark = pytest.mark.heavy
+
+# gradients that rounding alone makes must not decide an update
+OPTIM = OptimConfig(lr=1e-3, warmup_steps=1, weight_decay=0.1, eps=1e-4)
+FROZEN: list[tuple[Part, ...]] = [
+    (),
+    ("vision",),
+    ("vision", "projector"),
+    ("language",),
+    ("language", "vision"),
+    ("language", "projector"),
+]
+OWN_LRS = replace(OPTIM, vision_lr=1e-4, projector_lr=5e-3)
+# with the language model frozen, the last pipeline stage has nothing to train
+OPTIMS = [OWN_LRS, replace(OPTIM, freeze=("language",)), replace(OPTIM, freeze=("vision", "projector"))]
+
+
+def hf_part(name: str) -> Part:
+    if "visual." not in name:
+        return "language"
+    return "projector" if "visual.merger." in name else "vision"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_frozen_parts_keep_their_weights_and_take_no_memory(
+    tied: bool, request: pytest.FixtureRequest
+) -> None:
+    folder = str(request.getfixturevalue("tiny_tied_hf" if tied else "tiny_hf"))
+    for parts, seen in zip(FROZEN, run_ranks(_measure_freezing, 1, folder)[0], strict=True):
+        trained = {part for part in ("vision", "projector", "language") if part not in parts}
+        assert seen["changed"] == trained
+        # a parameter begins at a multiple of 64 elements, a buffer ends at one of 128
+        padded = math.ceil(sum(math.ceil(n / 64) * 64 for n in seen["trained_numels"]) / 128) * 128
+        assert seen["gradient_bytes"] == 4 * padded
+        assert seen["optimizer_bytes"] == 2 * 4 * sum(seen["trained_numels"])
+        tower_is_frozen = {"vision", "projector"} <= set(parts)
+        assert (seen["tower_saved"] == 0) == tower_is_frozen
+
+
+def _measure_freezing(folder: str) -> list[dict[str, Any]]:
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import build_trainer, unwrap_chunks
+    from tests.helpers.memory import saved_bytes
+
+    parallel = ParallelConfig()
+    ranks, seen = init_ranks(parallel), []
+    for parts in FROZEN:
+        optim = replace(OPTIM, freeze=parts, warmup_steps=0)
+        trainer = build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=8)
+        (chunk,) = unwrap_chunks(trainer)
+        before, batches = exported(trainer), random_micro_batches(trainer, parallel, seed=1)
+        train_step(trainer, batches)
+        changed = {hf_part(name) for name, t in exported(trainer).items() if not t.equal(before[name])}
+        pack = batches[0].packed
+        states = [t for state in trainer.optimizer.optimizer.state.values() for t in state.values()]
+        seen.append(
+            {
+                "changed": changed,
+                "trained_numels": [p.numel() for p in chunk.parameters() if p.requires_grad],
+                "gradient_bytes": sum(buffer.grad_data.nbytes for buffer in trainer.chunks[0].buffers),
+                "optimizer_bytes": sum(state.nbytes for state in states),
+                "tower_saved": saved_bytes(
+                    lambda tower=chunk.vision_model, pack=pack: tower(pack.pixels, pack.image_grid_thw),
+                    skip=chunk.parameters(),
+                ),
+            }
+        )
+    return seen
+
+
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(pp=2), ParallelConfig(tp=2, sp=True)], ids=["pp2", "tp2 sp"]
+)
+def test_layouts_agree_on_frozen_parts(tiny_tied_hf: Path, parallel: ParallelConfig) -> None:
+    (one,) = run_ranks(_train_frozen, 1, str(tiny_tied_hf), ParallelConfig())
+    *_, last = run_ranks(_train_frozen, 2, str(tiny_tied_hf), parallel)
+    for a, b in zip(one, last, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def _train_frozen(folder: str, parallel: ParallelConfig) -> list[list[float]]:
+    """Returns loss, gradient norm and learning rate of two steps, for each of OPTIMS."""
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import build_trainer
+
+    ranks, seen = init_ranks(parallel), []
+    for optim in OPTIMS:
+        trainer = build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=8)
+        results = [train_step(trainer, random_micro_batches(trainer, parallel, seed=s)) for s in (1, 2)]
+        seen.append([value for r in results for value in (r.loss, r.grad_norm, r.lr)])
+    return seen
+
+
+@pytest.mark.parametrize(
+    "optim", [OWN_LRS, replace(OPTIM, freeze=("language",), vision_lr=1e-4)], ids=["own rates", "frozen"]
+)
+def test_three_steps_equal_torch_adamw_with_groups(tiny_hf: Path, optim: OptimConfig) -> None:
+    differences, lrs = run_ranks(_steps_beside_torch, 1, str(tiny_hf), optim)[0]
+    assert lrs == pytest.approx([0, optim.lr, optim.lr * (1 + math.cos(math.pi / 7)) / 2])
+    for name, difference in differences.items():
+        # a step changes a weight by about its learning rate; the least difference of a weight of 1 is 1e-3 of 1e-4
+        assert difference < 1e-2 * optim.own_lrs.get(hf_part(name), optim.lr), name
+
+
+def _steps_beside_torch(folder: str, optim: OptimConfig) -> tuple[dict[str, float], list[float]]:
+    """Returns the differences from transformers' weights after three steps of torch's AdamW, and the learning rates."""
+    from megatron_omr.oracle import draw_packs
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import build_trainer
+
+    parallel = ParallelConfig()
+    trainer = build_trainer(folder, parallel, init_ranks(parallel), optim, precision="fp32", steps=8)
+    results = [train_step(trainer, random_micro_batches(trainer, parallel, seed=s)) for s in (1, 2, 3)]
+    lrs = [r.lr for r in results]
+    model, adamw = _torch_model(folder, optim)
+    for seed, lr in zip((1, 2, 3), lrs, strict=True):
+        for group in adamw.param_groups:
+            group["lr"] = lr * optim.own_lrs.get(group["part"], optim.lr) / optim.lr
+        examples = [example for pack in draw_packs(trainer.model, seed) for example in pack]
+        count = sum(float(e.loss_mask[1:].sum()) for e in examples)
+        losses = [_loss_sum(model, example) / count for example in examples]
+        sum(loss for loss in losses if loss.requires_grad).backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], optim.clip_grad)
+        adamw.step()
+        adamw.zero_grad()
+    ours, theirs = exported(trainer), dict(model.named_parameters())
+    return {name: float((ours[name] - theirs[name]).detach().abs().max()) for name in theirs}, lrs
+
+
+def _torch_model(folder: str, optim: OptimConfig) -> tuple[Any, torch.optim.AdamW]:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.model.language_model.embed_tokens.padding_idx = None  # random texts hold the token, and learn it
+    groups = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(hf_part(name) not in optim.freeze)
+        decay = optim.weight_decay if parameter.dim() > 1 else 0.0
+        groups.append({"params": [parameter], "part": hf_part(name), "weight_decay": decay})
+    betas = (optim.beta1, optim.beta2)
+    return model, torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
+
+
+def _loss_sum(model: Any, example: Any) -> torch.Tensor:
+    from data_pipeline.encode.images import normalise
+
+    ids, images = example.input_ids[None], {}
+    if len(example.image_grid_thw):
+        images = dict(pixel_values=normalise(example.pixels), image_grid_thw=example.image_grid_thw)
+        images["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    logits = model(input_ids=ids, **images).logits[0, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits, example.input_ids[1:], reduction="none")
+    return (losses * example.loss_mask[1:]).sum()
+
+
+def test_resumed_run_keeps_frozen_parts_and_rates(tiny_hf: Path, tmp_path: Path) -> None:
+    for same, lrs in run_ranks(_resume, 2, str(tiny_hf), str(tmp_path), ParallelConfig(pp=2)):
+        assert same
+        assert set(lrs) <= {1e-3, 1e-4, 5e-3}
+
+
+def _resume(folder: str, run: str, parallel: ParallelConfig) -> tuple[bool, list[float]]:
+    """Returns whether a resumed run makes the same steps and weights, bit for bit, and its peak learning rates."""
+    from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import build_trainer
+
+    ranks, same, lrs = init_ranks(parallel), True, []
+    for number, optim in enumerate(OPTIMS):
+
+        def build(optim: OptimConfig = optim) -> Any:
+            return build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=8)
+
+        def steps(trainer: Any, *seeds: int) -> list[tuple[float, float, float]]:
+            batches = (random_micro_batches(trainer, parallel, seed=seed) for seed in seeds)
+            return [(r.loss, r.grad_norm, r.lr) for r in (train_step(trainer, batch) for batch in batches)]
+
+        first, second = build(), build()
+        steps(first, 1)
+        place = Path(run) / str(number)
+        checkpoint = save_checkpoint(first, place, step=1, state={}, template=folder, keep=1)
+        load_checkpoint(second, checkpoint)
+        same &= steps(first, 2, 3) == steps(second, 2, 3)
+        weights = exported(first)
+        same &= all(tensor.equal(weights[name]) for name, tensor in exported(second).items())
+        lrs += [group["max_lr"] for group in second.optimizer.param_groups]
+    return same, lrs
