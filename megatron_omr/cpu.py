@@ -18,20 +18,57 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, cast
+from urllib.parse import parse_qs, urlparse
 
 import torch
 from torch.utils._device import _device_constructors
 
 from megatron_omr.adam import GroupStepAdam
 
-_CPU = torch.device("cpu")
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 _prepared = False
+_sizes_only = False
 
 
 def device() -> str:
-    """Returns the device of parameters and batches: "cuda" or "cpu"."""
+    """Returns the device of parameters and batches: "cuda", "cpu", or "meta" inside `sizes_only`."""
+    if _sizes_only:
+        return "meta"
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def sizes_only() -> Iterator[None]:
+    """Makes models, gradient buffers and optimizers of any size without memory: on the meta device, in a fake world.
+
+    `parallel.initialize` then makes this process one rank of any number, with "fake://" for the address: all sizes
+    are right, and nothing is sent or computed.
+
+    Raises:
+        ValueError: there is a GPU, for which this module replaces nothing.
+    """
+    global _sizes_only
+    if device() == "cuda":
+        raise ValueError("sizes are counted without a GPU; start the command with CUDA_VISIBLE_DEVICES=''")
+    _register_fake_world()
+    _sizes_only = True
+    try:
+        yield
+    finally:
+        _sizes_only = False
+
+
+def _register_fake_world() -> None:
+    """Registers torch's process group that only knows its size, and the address "fake://"."""
+    from torch.distributed.rendezvous import register_rendezvous_handler
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def rendezvous(url: str, **_: Any) -> Iterator[tuple[Any, int, int]]:
+        given = {name: int(value) for name, (value,) in parse_qs(urlparse(url).query).items()}
+        yield FakeStore(), given["rank"], given["world_size"]
+
+    with contextlib.suppress(RuntimeError):  # registered before
+        register_rendezvous_handler("fake", rendezvous)
 
 
 def device_name() -> str:
@@ -78,7 +115,8 @@ def logits_chunk_bytes() -> int:
 
 
 def distributed_backend() -> str:
-    return "nccl" if device() == "cuda" else "gloo"
+    """Returns the backend of torch's process groups on this device."""
+    return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device()]
 
 
 def transformer_overrides() -> dict[str, Any]:
@@ -168,7 +206,7 @@ def _hide_transformer_engine() -> None:
 
 def _replace_torch_cuda() -> None:
     """Makes "cuda" mean the CPU: current device, synchronisation, transfers, literal devices, generator."""
-    torch.cuda.current_device = lambda: _CPU
+    torch.cuda.current_device = lambda: torch.device(device())
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.current_stream = lambda device=None: None  # called by 0.19; only CUDA graphs use the result
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
@@ -188,7 +226,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     @functools.wraps(factory)
     def create(*args: Any, **kwargs: Any) -> torch.Tensor:
         if str(kwargs.get("device", "")).startswith("cuda"):
-            kwargs["device"] = _CPU
+            kwargs["device"] = torch.device(device())
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False
         return factory(*args, **kwargs)
@@ -266,12 +304,12 @@ def _use_cuda_type_names() -> None:
 
 
 def _with_cuda_type_names(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `fn`: while it runs, Tensor.type() returns "torch.cuda.FloatTensor" for a CPU tensor."""
+    """Wraps `fn`: while it runs, Tensor.type() returns "torch.cuda.FloatTensor" for a CPU or meta tensor."""
     original = torch.Tensor.type
 
     def cuda_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         out = original(self, *args, **kwargs)
-        return out.replace("torch.", "torch.cuda.", 1) if isinstance(out, str) else out
+        return f"torch.cuda.{out.rpartition('.')[2]}" if isinstance(out, str) else out
 
     @functools.wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:

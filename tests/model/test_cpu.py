@@ -90,8 +90,18 @@ def test_importing_megatron_too_early_is_an_error(tmp_path: Path) -> None:
     assert "import megatron_omr first" in done.stderr
 
 
+def test_sizes_are_not_counted_on_a_machine_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_omr import cpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=''"), cpu.sizes_only():
+        pass
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("check", ["devices", "contexts", "compile", "generators", "types", "engine", "adam"])
+@pytest.mark.parametrize(
+    "check", ["devices", "contexts", "compile", "generators", "types", "engine", "adam", "sizes"]
+)
 def test_torch_after_installation(check: str) -> None:
     run_ranks(_CHECKS[check], 1)
 
@@ -175,6 +185,25 @@ def _check_adam() -> None:
     assert package.Adam is distrib_optimizer.Adam is GroupStepAdam and distrib_optimizer.HAVE_APEX_OR_TE
 
 
+def _check_sizes() -> None:
+    """A rank of a fake world of 64 builds on the meta device; afterwards everything is as before."""
+    import torch.distributed as dist
+
+    from megatron_omr import cpu, parallel
+
+    for _ in range(2):
+        with cpu.sizes_only():
+            ranks = parallel.initialize(
+                ParallelConfig(tp=2, pp=4), rank=17, world_size=64, init_method="fake://", seed=0
+            )
+            assert (ranks.tp_rank, ranks.pp_rank, ranks.dp_rank, dist.get_backend()) == (1, 1, 0, "fake")
+            assert torch.zeros(2, device="cuda").device == torch.cuda.current_device() == torch.device("meta")
+            types = cpu._with_cuda_type_names(lambda: torch.ones(1, device="meta").bfloat16().type())
+            assert types() == "torch.cuda.BFloat16Tensor"
+            parallel.shutdown()
+    assert cpu.device() == torch.zeros(2, device="cuda").device.type == "cpu"
+
+
 _CHECKS = {
     "engine": _check_engine,
     "adam": _check_adam,
@@ -183,4 +212,5 @@ _CHECKS = {
     "compile": _check_compile,
     "generators": _check_generators,
     "types": _check_types,
+    "sizes": _check_sizes,
 }

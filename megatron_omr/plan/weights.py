@@ -1,0 +1,177 @@
+"""Lists the parameters of a pipeline stage, and sizes the buffers that Megatron makes of them. Pure arithmetic.
+
+A model chunk's trained parameters lie in one buffer (bytes of the precision), their gradients in a second one of the
+same length in float32; the optimizer's states are divided over the data- and context-parallel ranks. The order of the
+parameters is that of `named_parameters()`, which decides where buckets end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from megatron_omr.model_config import ModelConfig
+
+_PARAMETER_START = 64  # elements: Megatron begins each parameter at a multiple of this
+_BUCKET_END = 128  # and ends each bucket at a multiple of this and of the number of ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """The part of the model that one pipeline rank computes at a time: some layers, and what stands at the ends."""
+
+    num_layers: int
+    first: bool  # with embedding and vision tower
+    last: bool  # with final norm and output layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    part: str  # "vision", "projector" or "language", as in optim.freeze
+    size: int  # elements on one rank
+    shared: bool = (
+        False  # embeddings tied to the output layer of another pipeline rank: a bucket of their own
+    )
+
+
+def list_parameters(model: ModelConfig, chunk: Chunk, *, tp: int, pp: int) -> list[Parameter]:
+    """Returns the parameters of a chunk on one tensor-parallel rank, in Megatron's order."""
+    tied = model.tie_word_embeddings
+    embedding = model.vocab_size // tp * model.hidden_size
+    language = [embedding] if chunk.first else []
+    for _ in range(chunk.num_layers):
+        language += _language_layer(model, tp)
+    language += [model.hidden_size] if chunk.last else []
+    parameters = [Parameter(part="language", size=size) for size in language]
+    if tied and pp > 1 and chunk.first:
+        parameters[0] = Parameter(part="language", size=embedding, shared=True)
+    if chunk.last and not (tied and chunk.first):
+        parameters.append(Parameter(part="language", size=embedding, shared=tied and pp > 1))
+    return parameters + (list(_vision(model, tp)) if chunk.first else [])
+
+
+def _language_layer(model: ModelConfig, tp: int) -> list[int]:
+    hidden, ffn = model.hidden_size, model.intermediate_size // tp
+    queries = model.num_heads * model.head_dim // tp
+    qkv = queries + 2 * model.num_kv_heads * model.head_dim // tp
+    return [hidden, hidden * queries, qkv * hidden, qkv, hidden, 2 * ffn * hidden, hidden * ffn]
+
+
+def _vision(model: ModelConfig, tp: int) -> Iterator[Parameter]:
+    vision = model.vision
+    hidden, ffn = vision.hidden_size, vision.intermediate_size // tp
+    merged, qkv = hidden * vision.spatial_merge_size**2, 3 * hidden // tp
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    attention = [hidden, hidden * hidden // tp, hidden, qkv * hidden, qkv]
+    mlp = [hidden, 2 * ffn * hidden, 2 * ffn, hidden * ffn, hidden]
+    tower = [patch * hidden, *(attention + mlp) * vision.depth]
+    yield from (Parameter(part="vision", size=size) for size in tower)
+    out = vision.out_hidden_size
+    projector = [hidden, merged // tp * merged, merged // tp, out * merged // tp, out]
+    yield from (Parameter(part="projector", size=size) for size in projector)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """Where the trained parameters of a chunk lie, in elements."""
+
+    spans: tuple[tuple[int, int], ...]  # start and end of each parameter
+    buckets: tuple[tuple[int, int], ...]  # start and end of each bucket
+    num_shards: int
+
+    @property
+    def size(self) -> int:
+        return self.buckets[-1][1] if self.buckets else 0
+
+    def shard_size(self, shard: int) -> int:
+        """Returns the elements of parameters whose optimizer states one data-parallel rank holds."""
+        total = 0
+        for start, end in self.buckets:
+            width = (end - start) // self.num_shards
+            low, high = start + shard * width, start + (shard + 1) * width
+            total += sum(max(0, min(high, stop) - max(low, begin)) for begin, stop in self.spans)
+        return total
+
+
+def lay_out(parameters: Sequence[Parameter], num_shards: int, *, bucket_size: int | None) -> Buffer:
+    """Places parameters as Megatron's gradient buffer does: from the last to the first, in buckets.
+
+    Args:
+        num_shards: data-parallel times context-parallel ranks.
+        bucket_size: elements after which a bucket ends; None makes one bucket (but for tied embeddings).
+    """
+    spans: list[tuple[int, int]] = []
+    buckets: list[tuple[int, int]] = []
+    start_of_bucket = place = 0
+    multiple = math.lcm(num_shards, _BUCKET_END)
+
+    def close(end: int) -> int:
+        nonlocal start_of_bucket
+        buckets.append((start_of_bucket, _ceil(end, multiple)))
+        start_of_bucket = buckets[-1][1]
+        return start_of_bucket
+
+    for parameter in reversed(parameters):
+        start = _ceil(place, _PARAMETER_START)
+        if parameter.shared and spans and start > start_of_bucket:
+            start = close(start)
+        place = start + parameter.size
+        spans.append((start, place))
+        full = bucket_size is not None and place - start_of_bucket >= bucket_size
+        if full or parameter.shared:
+            place = close(place)
+    if place > start_of_bucket:
+        close(place)
+    return Buffer(spans=tuple(spans), buckets=tuple(buckets), num_shards=num_shards)
+
+
+def overlap_bucket_size(num_shards: int) -> int:
+    """Returns Megatron's elements in a bucket, where the reduction of gradients overlaps with backward."""
+    return max(40_000_000, 1_000_000 * num_shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticBytes:
+    """What a rank holds throughout training."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def count_static(
+    chunks: Sequence[Sequence[Parameter]],
+    *,
+    element: int,
+    num_shards: int,
+    shard: int = 0,
+    freeze: Collection[str] = (),
+    bucket_size: int | None = None,
+) -> StaticBytes:
+    """Returns the bytes of weights, gradients and optimizer states of one rank with these model chunks.
+
+    Args:
+        element: bytes of a weight; below 4 the optimizer keeps a float32 copy beside its two moments.
+        num_shards, bucket_size: as lay_out.
+        shard: the rank's number among the data- and context-parallel ranks.
+        freeze: parts without gradients and states.
+    """
+    trained = [[p for p in parameters if p.part not in freeze] for parameters in chunks]
+    frozen = sum(p.size for parameters in chunks for p in parameters if p.part in freeze)
+    buffers = [lay_out(parameters, num_shards, bucket_size=bucket_size) for parameters in trained]
+    size = sum(buffer.size for buffer in buffers)
+    states = 8 if element == 4 else 12
+    return StaticBytes(
+        weights=element * (size + frozen),
+        gradients=4 * size,
+        optimizer=states * sum(buffer.shard_size(shard) for buffer in buffers),
+    )
+
+
+def _ceil(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

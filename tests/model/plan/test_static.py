@@ -1,0 +1,68 @@
+"""Weights, gradients and optimizer states: the formula against the real model, built on the meta device."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_omr.config import OptimConfig, ParallelConfig
+from megatron_omr.dtypes import Precision
+from megatron_omr.plan.shapes import PUBLISHED, published_shape
+from megatron_omr.plan.weights import Chunk, StaticBytes, count_static, list_parameters
+from tests.helpers.ranks import run_ranks
+
+pytestmark = pytest.mark.heavy
+
+WORLD = 1_024
+LAYOUTS = {
+    "3B": [ParallelConfig(), ParallelConfig(tp=2, cp=2, sp=True), ParallelConfig(tp=2, pp=4)],
+    "7B": [ParallelConfig(tp=4, cp=2, sp=True), ParallelConfig(tp=2, pp=4, cp=4, sp=True)],
+    "32B": [ParallelConfig(tp=8, pp=2, sp=True), ParallelConfig(tp=4, pp=8)],
+    "72B": [ParallelConfig(tp=8, pp=4, cp=2, sp=True), ParallelConfig(tp=8, pp=16, sp=True)],
+}
+CASES = [(name, layout) for name in PUBLISHED for layout in LAYOUTS[name.split("-")[2]]]
+
+
+def test_formula_is_exact_for_every_stage_of_1024_ranks() -> None:
+    measured, expected = run_ranks(_measure, 1)[0], [_formula(*case) for case in _ranks()]
+    assert measured == expected
+
+
+def _ranks() -> list[tuple[str, ParallelConfig, Precision, tuple[str, ...], int, int]]:
+    """Lists the first rank of each pipeline stage; of some layouts also other shards, float32, and frozen parts."""
+    first = [(name, layout, "bf16", (), stage, 0) for name, layout in CASES for stage in range(layout.pp)]
+    shards = [(*CASES[0], "bf16", (), 0, shard) for shard in (1, 511, 1_023)]
+    fp32 = [(*CASES[2], "fp32", (), stage, 0) for stage in (0, 3)]
+    frozen = [
+        (*CASES[3], "bf16", parts, 0, 0) for parts in (("vision",), ("vision", "projector"), ("language",))
+    ]
+    return first + shards + fp32 + frozen
+
+
+def _measure() -> list[StaticBytes]:
+    from megatron_omr.plan.static import measure_static
+
+    return [
+        measure_static(
+            published_shape(name),
+            layout,
+            world_size=WORLD,
+            rank=stage * WORLD // layout.pp + shard * layout.tp,
+            precision=precision,
+            optim=OptimConfig(freeze=freeze),
+        )
+        for name, layout, precision, freeze, stage, shard in _ranks()
+    ]
+
+
+def _formula(
+    name: str, layout: ParallelConfig, precision: Precision, freeze: tuple[str, ...], stage: int, shard: int
+) -> StaticBytes:
+    model = published_shape(name)
+    chunk = Chunk(num_layers=model.num_layers // layout.pp, first=stage == 0, last=stage == layout.pp - 1)
+    return count_static(
+        [list_parameters(model, chunk, tp=layout.tp, pp=layout.pp)],
+        element=4 if precision == "fp32" else 2,
+        num_shards=WORLD // layout.tp // layout.pp,
+        shard=shard,
+        freeze=freeze,
+    )
