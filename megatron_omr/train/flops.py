@@ -1,16 +1,21 @@
 """FLOPs of a training step, for MFU: arithmetic on the model's shape and the batch's lengths.
 
-A matrix product of [m, k] and [k, n] costs 2mkn; backward costs twice the forward, so a step costs three
-forwards. Counted: language model without the embedding lookup, causal attention (half of the square), the
-vision tower with its real windows, its gated MLP, and the merger on merged patches. Not counted: norms,
-softmax, recomputation. Sum of squares of the *sequence* lengths, since attention never crosses samples.
+A matrix product of [m, k] and [k, n] costs 2mkn; its backward pass costs two such products, one where the left input
+needs no gradient. Counted: the language model without the embedding lookup, causal attention (half of the square), the
+vision tower with its real windows, its gated MLP, and the merger on merged patches. Not counted: norms, softmax, rotary
+tables. Squares are those of the *sequence* lengths, since attention never crosses samples. What recomputation adds is a
+function of its own: it is work of the hardware, not of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from megatron_omr.model_config import ModelConfig
+
+Grid = Sequence[int]
+"""Time, height and width of an image in patches."""
 
 
 def language_forward_flops(
@@ -20,43 +25,95 @@ def language_forward_flops(
 
     `prefix_lens`: tokens of another sequence that each sequence attends to besides its own.
     """
+    head = 2 * sum(seq_lens) * model.hidden_size * model.vocab_size
+    return head + language_layers_flops(model, seq_lens, prefix_lens)
+
+
+def language_layers_flops(
+    model: ModelConfig, seq_lens: Sequence[int], prefix_lens: Sequence[int] | None = None
+) -> float:
+    """Returns the FLOPs of one forward of the language model's layers, without the head."""
     prefix_lens = prefix_lens or [0] * len(seq_lens)
     hidden, kv = model.hidden_size, model.num_kv_heads * model.head_dim
-    weights = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * model.intermediate_size  # q, o; k, v; MLP
-    linear = 2 * sum(seq_lens) * (model.num_layers * weights + hidden * model.vocab_size)
+    projections = 2 * hidden * hidden + 2 * hidden * kv  # q, o; k, v
+    linear = 2 * sum(seq_lens) * model.num_layers * projections + language_mlp_flops(model, sum(seq_lens))
     # scores and weighted sum: 2 products of [L, L/2 + prefix] and [head_dim] a head
     pairs = sum(length**2 + 2 * length * prefix for length, prefix in zip(seq_lens, prefix_lens, strict=True))
-    attention = 2 * model.num_layers * hidden * pairs
-    return linear + attention
+    return linear + 2 * model.num_layers * hidden * pairs
 
 
-def vision_forward_flops(model: ModelConfig, grids: Sequence[tuple[int, int, int]]) -> float:
+def language_mlp_flops(model: ModelConfig, num_tokens: int) -> float:
+    """Returns the FLOPs of one forward of the gated MLPs of all layers."""
+    return 6 * num_tokens * model.num_layers * model.hidden_size * model.intermediate_size
+
+
+def vision_forward_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
     """Returns the FLOPs of one forward of the vision tower over images of `grids` (time, height, width) patches."""
-    v = model.vision
-    patches = [t * h * w for t, h, w in grids]
-    total = sum(patches)
+    v, total = model.vision, _count_patches(grids)
     merge = v.spatial_merge_size**2
-    patch_dim = v.in_channels * v.temporal_patch_size * v.patch_size**2
-    blocks = v.depth * (4 * v.hidden_size**2 + 3 * v.hidden_size * v.intermediate_size)
     merger = (merge * v.hidden_size) ** 2 + merge * v.hidden_size * v.out_hidden_size
-    linear = 2 * total * (patch_dim * v.hidden_size + blocks) + 2 * total // merge * merger
-    window = (v.window_size // v.patch_size) ** 2
-    full = len(v.fullatt_block_indexes)
-    spans = sum(
-        t * (full * (h * w) ** 2 + (v.depth - full) * h * w * min(window, h * w)) for t, h, w in grids
+    return patch_embed_flops(model, grids) + vision_layers_flops(model, grids) + 2 * total // merge * merger
+
+
+def patch_embed_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
+    """Returns the FLOPs of one forward of the projection of pixels; pixels need no gradient."""
+    v = model.vision
+    return 2 * _count_patches(grids) * v.in_channels * v.temporal_patch_size * v.patch_size**2 * v.hidden_size
+
+
+def vision_layers_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
+    """Returns the FLOPs of one forward of the vision tower's layers."""
+    v = model.vision
+    weights = 4 * v.hidden_size**2 + 3 * v.hidden_size * v.intermediate_size
+    side, full = v.window_size // v.patch_size, len(v.fullatt_block_indexes)
+    pairs = sum(
+        t * (full * (h * w) ** 2 + (v.depth - full) * _sum_of_squares(h, side) * _sum_of_squares(w, side))
+        for t, h, w in grids
     )
-    return linear + 4 * v.hidden_size * spans
+    return 2 * _count_patches(grids) * v.depth * weights + 4 * v.hidden_size * pairs
 
 
 def train_step_flops(
     model: ModelConfig,
     seq_lens: Sequence[int],
-    grids: Sequence[tuple[int, int, int]],
+    grids: Sequence[Grid],
     prefix_lens: Sequence[int] | None = None,
 ) -> float:
     """Returns the FLOPs of forward and backward over these sequences and images."""
-    language = language_forward_flops(model, seq_lens, prefix_lens)
-    return 3 * (language + vision_forward_flops(model, grids))
+    forward = language_forward_flops(model, seq_lens, prefix_lens) + vision_forward_flops(model, grids)
+    return 3 * forward - patch_embed_flops(model, grids)
+
+
+def recomputed_flops(
+    model: ModelConfig,
+    seq_lens: Sequence[int],
+    grids: Sequence[Grid],
+    prefix_lens: Sequence[int] | None = None,
+    *,
+    language: Literal["none", "mlp", "full"],
+    vision: Literal["none", "full"],
+) -> float:
+    """Returns the FLOPs that the backward pass of a step repeats of the forward pass, beside train_step_flops().
+
+    Args:
+        language: `compute.recompute`: the MLPs, or all of the layers. The head is never computed again.
+        vision: `compute.recompute_vision`: all of the layers. Patch embedding and merger are never computed again.
+    """
+    again = {
+        "none": 0.0,
+        "mlp": language_mlp_flops(model, sum(seq_lens)),
+        "full": language_layers_flops(model, seq_lens, prefix_lens),
+    }[language]
+    return again + (vision_layers_flops(model, grids) if vision == "full" else 0.0)
+
+
+def _count_patches(grids: Sequence[Grid]) -> int:
+    return sum(t * h * w for t, h, w in grids)
+
+
+def _sum_of_squares(length: int, part: int) -> int:
+    """Returns the sum of the squares of the parts of a length: as many of `part` as fit, and the rest."""
+    return length // part * part**2 + (length % part) ** 2
 
 
 PEAK_BF16_FLOPS = {
