@@ -1,49 +1,30 @@
-"""FLOPs against figures computed by hand for Qwen2.5-VL-7B, and against PyTorch's own counter."""
+"""FLOPs against figures computed by hand for Qwen2.5-VL-7B, and against PyTorch's own counter of matrix products."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from megatron_omr.model_config import ModelConfig, RopeConfig, VisionConfig
+from data_pipeline.types import Example
+from megatron_omr.model_config import ModelConfig
+from megatron_omr.plan.shapes import published_shape
 from megatron_omr.train.flops import (
     language_forward_flops,
+    patch_embed_flops,
     peak_flops,
     train_step_flops,
     vision_forward_flops,
 )
+from tests.helpers.ranks import run_ranks
 
-QWEN_7B = ModelConfig(
-    vocab_size=152_064,
-    hidden_size=3_584,
-    intermediate_size=18_944,
-    num_layers=28,
-    num_heads=28,
-    num_kv_heads=4,
-    rms_norm_eps=1e-6,
-    rope=RopeConfig(theta=1e6, mrope_section=(16, 24, 24)),
-    max_position_embeddings=128_000,
-    tie_word_embeddings=False,
-    image_token_id=151_655,
-    video_token_id=151_656,
-    vision_start_token_id=151_652,
-    vision_end_token_id=151_653,
-    precision="bf16",
-    vision=VisionConfig(
-        depth=32,
-        hidden_size=1_280,
-        intermediate_size=3_420,
-        num_heads=16,
-        patch_size=14,
-        temporal_patch_size=2,
-        in_channels=3,
-        spatial_merge_size=2,
-        window_size=112,
-        fullatt_block_indexes=(7, 15, 23, 31),
-        out_hidden_size=3_584,
-    ),
-)
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
+
+QWEN_7B = published_shape("Qwen2.5-VL-7B-Instruct")
 
 
 @pytest.mark.parametrize(
@@ -59,28 +40,96 @@ def test_language_model_of_7b_is_two_flops_a_parameter_and_token() -> None:
     assert per_token / 2 / 7.07e9 == pytest.approx(1.06, abs=0.01)
 
 
-def test_torch_counts_the_same_products(tiny_hf: Path) -> None:
-    """transformers' forward under torch's FlopCounterMode, which counts full squares where we count causal halves."""
+@pytest.mark.parametrize("side", [(8, 8), (16, 24), (10, 14), (4, 6), (22, 18), (2, 40)], ids=str)
+def test_torch_counts_the_same_products_of_the_tower(tiny_hf: Path, side: tuple[int, int]) -> None:
+    """transformers attends to each window by itself, whole or partial, so its counter sees no padding."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_hf, attn_implementation="eager")
-    ids = torch.randint(10, 200, (1, 96))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=ids)
-    config = ModelConfig.from_hf(tiny_hf)
-    full_square = 2 * config.num_layers * config.hidden_size * 96**2
-    assert counter.get_total_flops() == pytest.approx(
-        language_forward_flops(config, [96]) + full_square, rel=1e-2
+    height, width = side
+    grids = torch.tensor([[1, height, width], [1, 6, 4]])
+    pixels = torch.randn(int(grids.prod(dim=1).sum()), 3 * 2 * 14 * 14)
+    with count_flops() as counter, torch.no_grad():
+        model.model.visual(pixels, grid_thw=grids)
+    assert counter.get_total_flops() == vision_forward_flops(ModelConfig.from_hf(tiny_hf), grids.tolist())
+
+
+@pytest.mark.heavy
+def test_torch_counts_the_same_products_of_a_step(tiny_hf: Path) -> None:
+    """Our model, forward and backward, packs with and without images."""
+    for counted, computed in run_ranks(_count_steps, 1, str(tiny_hf))[0]:
+        assert counted == computed
+
+
+def _count_steps(folder: str) -> list[tuple[int, float]]:
+    """Returns the FLOPs of steps, as the counter sees them and as computed.
+
+    The counter sees full squares where causal attention needs half, the padding of sequences that attend in one
+    batch (so they are of equal length here), and the outer products of the language model's rotary table.
+    """
+    from data_pipeline.loader.packing import merge
+    from megatron_omr.config import ParallelConfig
+    from megatron_omr.train.losses import sft_loss
+    from megatron_omr.train.step import MicroBatch, train_step
+    from tests.helpers.trainers import tiny_trainer
+
+    trainer = tiny_trainer(folder, ParallelConfig())
+    model, seen = trainer.model, []
+    for grids in ([], [(1, 16, 8)], [(1, 8, 8), (1, 8, 16)]):
+        examples = [make_example(model, str(n), grids) for n in range(3)]
+        packed = merge(examples, pad_token_id=0)
+        with count_flops() as counter:
+            train_step(trainer, [MicroBatch(packed=packed, loss=sft_loss)])
+        lengths = packed.cu_seqlens.diff().tolist()
+        ours = train_step_flops(model, lengths, packed.image_grid_thw.tolist())
+        other_half = 3 * 2 * model.num_layers * model.hidden_size * sum(length**2 for length in lengths)
+        rotary = 3 * model.head_dim * sum(lengths)
+        seen.append((counter.get_total_flops(), ours + other_half + rotary))
+    return seen
+
+
+@contextmanager
+def count_flops() -> Iterator[FlopCounterMode]:
+    """Counts products, those of attention among them: forward two, backward four."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # the fused kernels compute the scores again in the backward pass, and on CPUs are not counted at all
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
+
+
+def make_example(model: ModelConfig, name: str, grids: list[tuple[int, int, int]]) -> Example:
+    """Returns a sample of 20 tokens and images of these sizes."""
+    import torch
+
+    from data_pipeline.encode.positions import mrope_position_ids
+
+    sizes = torch.tensor(grids, dtype=torch.int64).reshape(-1, 3)
+    images = [torch.full((t * h * w // 4,), model.image_token_id) for t, h, w in grids]
+    text = torch.arange(20 + len(grids)) + 30
+    ids = torch.cat(
+        [part for n, image in enumerate(images) for part in (text[n : n + 1], image)] + [text[-20:]]
+    )
+    return Example(
+        id=name,
+        input_ids=ids,
+        loss_mask=torch.ones(len(ids)),
+        position_ids=mrope_position_ids(
+            ids, sizes, image_token_id=model.image_token_id, spatial_merge_size=2
+        ),
+        pixels=torch.zeros(int(sizes.prod(dim=1).sum()), 3 * 14 * 14, dtype=torch.uint8),
+        image_grid_thw=sizes,
     )
 
 
-def test_step_is_three_forwards_and_packing_adds_up() -> None:
+def test_step_is_three_forwards_but_for_pixels_and_packing_adds_up() -> None:
     grids = [(1, 8, 8), (1, 4, 6)]
     apart = [train_step_flops(QWEN_7B, [n], [g]) for n, g in zip((100, 50), grids, strict=True)]
     assert train_step_flops(QWEN_7B, [100, 50], grids) == pytest.approx(sum(apart))
-    assert apart[0] == 3 * (language_forward_flops(QWEN_7B, [100]) + vision_forward_flops(QWEN_7B, grids[:1]))
+    forward = language_forward_flops(QWEN_7B, [100]) + vision_forward_flops(QWEN_7B, grids[:1])
+    assert apart[0] == 3 * forward - patch_embed_flops(QWEN_7B, grids[:1]), "pixels need no gradient"
 
 
 def test_branch_attends_to_its_root() -> None:
