@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import (
     bench_dedup,
+    bench_flops,
     bench_index,
     bench_loader,
     bench_train_step,
@@ -11,7 +12,7 @@ from benchmarks import (
     bench_weight_sync,
 )
 
-ALL = (bench_train_step, bench_loader, bench_index, bench_weight_sync, bench_verify, bench_dedup)
+ALL = (bench_train_step, bench_loader, bench_index, bench_weight_sync, bench_verify, bench_dedup, bench_flops)
 for benchmark in ALL:
     print(f"--- {benchmark.__name__}")
     benchmark.main()

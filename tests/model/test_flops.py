@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.bench_flops import markdown
+from benchmarks.peer_flops import PEERS
 from data_pipeline.types import Example
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.shapes import published_shape
@@ -16,6 +18,7 @@ from megatron_omr.train.flops import (
     language_forward_flops,
     patch_embed_flops,
     peak_flops,
+    recomputed_flops,
     train_step_flops,
     vision_forward_flops,
 )
@@ -142,3 +145,29 @@ def test_branch_attends_to_its_root() -> None:
 def test_peaks_are_known_by_name() -> None:
     assert peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("cpu") is None
+
+
+def test_docs_hold_the_errors_of_other_formulas() -> None:
+    assert markdown() in (Path(__file__).parents[2] / "docs" / "flops.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("side", "verl", "bridge"), [(24, -0.11, -0.16), (64, 0.26, 0.21), (128, 1.30, 1.26)]
+)
+def test_errors_of_other_formulas_on_images(side: int, verl: float, bridge: float) -> None:
+    """Against figures computed by hand, of the forward pass."""
+    exact = train_step_flops(QWEN_7B, [], [(1, side, side)])
+    for peer, error in (("verl", verl), ("Megatron-Bridge", bridge)):
+        assert PEERS[peer](QWEN_7B, [], [(1, side, side)]) / exact - 1 == pytest.approx(error, abs=0.01)
+
+
+def test_recomputation_is_part_of_a_forward() -> None:
+    whole = (QWEN_7B, [1_000, 200], [(1, 24, 30)])
+    mlp, layers, tower = (
+        recomputed_flops(*whole, language=language, vision=vision)
+        for language, vision in (("mlp", "none"), ("full", "none"), ("none", "full"))
+    )
+    assert recomputed_flops(*whole, language="none", vision="none") == 0
+    assert 0.8 < mlp / layers < 0.9  # 7B: 204 of 233 million weights a layer, less for attention
+    assert layers == language_forward_flops(*whole[:2]) - 2 * 1_200 * 3_584 * 152_064
+    assert 0.9 < tower / vision_forward_flops(QWEN_7B, whole[2]) < 1
