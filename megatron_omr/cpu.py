@@ -1,9 +1,9 @@
 """Lets Megatron-Core run without CUDA, over gloo. On a machine with CUDA little is changed.
 
 The package's `__init__` wraps the import of megatron.core in `prepared`, in every process. Only callables that
-would raise on a machine without CUDA are replaced, so nothing that worked before behaves differently; Transformer
-Engine, which works on GPUs alone, is hidden. With CUDA, our Adam stands in where neither Transformer Engine nor apex
-brings one. No other module of the project asks which hardware it runs on.
+would raise on a machine without CUDA are replaced, and SwiGLU, so nothing that worked before behaves differently;
+Transformer Engine, which works on GPUs alone, is hidden. With CUDA, our Adam stands in where neither Transformer Engine
+nor apex brings one. No other module of the project asks which hardware it runs on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from megatron_omr.adam import GroupStepAdam
+from megatron_omr.swiglu import bias_swiglu
 
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 _prepared = False
@@ -124,7 +125,6 @@ def transformer_overrides() -> dict[str, Any]:
     if device() == "cuda":
         return {}
     return dict(
-        bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         cross_entropy_loss_fusion=False,
@@ -164,6 +164,7 @@ def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType]
         _patch_rng()
         _use_own_adam()
         _use_cuda_type_names()
+        _use_own_swiglu()
         _prepared = True
 
     return run
@@ -292,6 +293,13 @@ def _use_own_adam() -> None:
         package.Adam = distrib_optimizer.Adam = GroupStepAdam
         package.USING_PYTORCH_OPTIMIZER = False
         distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _use_own_swiglu() -> None:
+    """Puts our SwiGLU in the place of Megatron's, which is slow and inexact without the compiler it is written for."""
+    from megatron.core.transformer import mlp
+
+    mlp.bias_swiglu_impl = bias_swiglu
 
 
 def _use_cuda_type_names() -> None:

@@ -86,7 +86,10 @@ def build_projector_config(
 
 
 def _swiglu() -> dict[str, Any]:
-    return dict(gated_linear_unit=True, activation_func=F.silu, add_qkv_bias=True)
+    # one kernel that keeps its input only; the projector's gelu would become the tanh form, so it stays in steps
+    return dict(
+        gated_linear_unit=True, activation_func=F.silu, add_qkv_bias=True, bias_activation_fusion=True
+    )
 
 
 def _leave(weight: Tensor) -> None:
