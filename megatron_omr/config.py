@@ -60,7 +60,6 @@ class ParallelConfig:
             "intermediate_size": model.intermediate_size,
             "vocab_size": model.vocab_size,
             "vision_config.num_heads": vision.num_heads,
-            "vision_config.intermediate_size": vision.intermediate_size,
         }
         for field_name, value in limits.items():
             if value % self.tp:

@@ -18,6 +18,7 @@ from megatron_omr.dtypes import Precision, precision_of
 _SILU = ("silu", "swish")  # two names of one function
 _NO = (False, None)
 _VISION_THETA = 10_000
+_WIDTH_MULTIPLE = 128  # of the tower's MLP: divides by any tp, and leaves rows that GPUs multiply fast
 _FIXED_TOP: dict[str, tuple[Any, ...]] = {"quantization_config": (None,), "per_layer_config": (None,)}
 _FIXED_TEXT: dict[str, tuple[Any, ...]] = {
     "hidden_act": _SILU,
@@ -75,6 +76,14 @@ class VisionConfig:
             )
         if self.window_size < side:
             raise ValueError(f"vision_config.window_size={self.window_size} must be at least {side} pixels")
+
+    @property
+    def padded_intermediate_size(self) -> int:
+        """The width of the MLPs with the zeros behind it: 3,456 for 3,420, which does not divide by 8.
+
+        It depends on the model alone, so that checkpoints fit every layout.
+        """
+        return -(-self.intermediate_size // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
 
     @classmethod
     def from_hf(cls, vision: Mapping[str, Any]) -> VisionConfig:

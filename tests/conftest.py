@@ -69,7 +69,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"left out: {count} test{'s' * (count > 1)}: {reason}", yellow=True)
 
 
-def make_tiny(out: Path, *, tied: bool) -> Path:
+def make_tiny(out: Path, *, tied: bool, **sizes: int) -> Path:
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -80,7 +80,7 @@ def make_tiny(out: Path, *, tied: bool) -> Path:
         for a in range(20)
         for b in range(20)
     ]
-    create_tiny_model(out, texts, config=TinyConfig(tied=tied))
+    create_tiny_model(out, texts, config=TinyConfig(tied=tied, **sizes))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

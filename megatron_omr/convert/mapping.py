@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import nn
 
-from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Same
+from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Pad, Same
 from megatron_omr.model.spec import FUSED_NORM_KEYS
 from megatron_omr.model_config import ModelConfig
 
@@ -54,9 +55,9 @@ _VISION_LAYER = {
         "self_attention.linear_proj.weight": ("same", "attn.proj.weight"),
         "self_attention.linear_proj.bias": ("same", "attn.proj.bias"),
         "pre_mlp_layernorm.weight": ("same", "norm2.weight"),
-        "mlp.linear_fc1.weight": ("gated", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
-        "mlp.linear_fc1.bias": ("gated", "mlp.gate_proj.bias", "mlp.up_proj.bias"),
-        "mlp.linear_fc2.weight": ("same", "mlp.down_proj.weight"),
+        "mlp.linear_fc1.weight": ("padded rows", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        "mlp.linear_fc1.bias": ("padded rows", "mlp.gate_proj.bias", "mlp.up_proj.bias"),
+        "mlp.linear_fc2.weight": ("padded columns", "mlp.down_proj.weight"),
         "mlp.linear_fc2.bias": ("same", "mlp.down_proj.bias"),
     }.items()
 }
@@ -108,7 +109,14 @@ def _vision_ops(model: ModelConfig) -> dict[str, Op]:
         num_groups=vision.num_heads, head_dim=vision.hidden_size // vision.num_heads, stacked=True
     )
     kernel = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    return {"same": Same(), "gated": Same(num_pieces=2), "qkv": qkv, "patch": FlattenPatch(kernel=kernel)}
+    pad = partial(Pad, size=vision.intermediate_size, padded_size=vision.padded_intermediate_size)
+    return {
+        "same": Same(),
+        "padded rows": pad(dim=0, num_pieces=2),
+        "padded columns": pad(dim=1),
+        "qkv": qkv,
+        "patch": FlattenPatch(kernel=kernel),
+    }
 
 
 def _fill(table: dict[str, tuple[str, ...]], num_layers: int, ops: dict[str, Op]) -> list[Rule]:

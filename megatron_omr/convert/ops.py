@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -76,6 +77,28 @@ class FlattenPatch:
 
     def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
         return [pieces[0].unflatten(1, self.kernel)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pad:
+    """Puts zeros behind `size` rows or columns of each piece, so that the layer's width divides by any tp.
+
+    They change nothing. A gated MLP's zero rows, biases included, put out silu(0) x 0 = 0, for which the zero columns
+    of the next layer wait. All their gradients are 0 too: of a gate row, silu'(0) x 0; of a linear row, silu(0) = 0; of
+    a column, the 0 that comes in. Adam's step and weight decay of 0 are 0.
+    """
+
+    dim: int
+    size: int
+    padded_size: int
+    num_pieces: int = 1
+
+    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
+        behind = [0, 0] * (tensors[0].dim() - 1 - self.dim) + [0, self.padded_size - self.size]  # last dim first
+        return [F.pad(t, behind) for t in tensors]
+
+    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
+        return [p.narrow(self.dim, 0, self.size) for p in pieces]
 
 
 def cut(pieces: list[Tensor], dim: int | None, rank: int, size: int) -> Tensor:

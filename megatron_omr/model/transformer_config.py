@@ -58,7 +58,7 @@ def build_vision_config(
     return VisionTransformerConfig(
         num_layers=vision.depth,
         hidden_size=vision.hidden_size,
-        ffn_hidden_size=vision.intermediate_size,
+        ffn_hidden_size=vision.padded_intermediate_size,
         num_attention_heads=vision.num_heads,
         kv_channels=vision.hidden_size // vision.num_heads,
         add_bias_linear=True,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Same, cut, uncut
+from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Pad, Same, cut, uncut
 
 small = st.integers(1, 4)
 
@@ -28,6 +28,8 @@ def ops_with_tensors(draw: st.DrawFn) -> tuple[Op, list[torch.Tensor], int]:
         (Same(num_pieces=2), fill((rows["q"], *tail), (rows["q"], *tail))),
         (InterleaveQKV(heads_per_group=heads, **qkv), fill(*((rows[r], *tail) for r in ("q", "kv", "kv")))),
         (InterleaveQKV(stacked=True, **qkv), fill((3 * rows["kv"], *tail))),
+        (Pad(dim=0, size=5, padded_size=8, num_pieces=2), fill((5, *tail), (5, *tail))),
+        (Pad(dim=1, size=5, padded_size=8), fill((rows["q"], 5))),
         (FlattenPatch(kernel=(3, 2, heads, heads)), fill((rows["q"], 3, 2, heads, heads))),
     ]
     return (*draw(st.sampled_from(cases)), size)
@@ -55,3 +57,10 @@ def test_qkv_rows_of_a_rank_are_whole_groups() -> None:
 def test_gate_and_up_are_cut_apart() -> None:
     second = cut(Same(num_pieces=2).to_megatron([torch.arange(4), torch.arange(10, 14)]), 0, 1, 2)
     assert second.tolist() == [2, 3, 12, 13]
+
+
+def test_padding_is_zero_behind_the_rows_or_columns() -> None:
+    (rows,) = Pad(dim=0, size=2, padded_size=3).to_megatron([torch.ones(2, 2)])
+    (columns,) = Pad(dim=1, size=2, padded_size=3).to_megatron([torch.ones(2, 2)])
+    assert rows.tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert columns.tolist() == [[1, 1, 0], [1, 1, 0]]
