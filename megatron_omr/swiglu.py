@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bias_swiglu(x: Tensor, bias: Tensor | None, fp8_input: bool = False, offload_input: bool = False) -> Tensor:
+def bias_swiglu(
+    x: Tensor, bias: Tensor | None, fp8_input: bool = False, offload_input: bool = False
+) -> Tensor:
     """Turns gate and linear half [..., 2 F], and a bias [2 F], into silu(gate) * linear [..., F].
 
     Has the arguments of megatron.core.fusions.fused_bias_swiglu.bias_swiglu_impl.

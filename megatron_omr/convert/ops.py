@@ -94,7 +94,10 @@ class Pad:
     num_pieces: int = 1
 
     def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
-        behind = [0, 0] * (tensors[0].dim() - 1 - self.dim) + [0, self.padded_size - self.size]  # last dim first
+        behind = [0, 0] * (tensors[0].dim() - 1 - self.dim) + [
+            0,
+            self.padded_size - self.size,
+        ]  # last dim first
         return [F.pad(t, behind) for t in tensors]
 
     def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:

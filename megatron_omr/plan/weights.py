@@ -60,7 +60,7 @@ def _language_layer(model: ModelConfig, tp: int) -> list[int]:
 
 def _vision(model: ModelConfig, tp: int) -> Iterator[Parameter]:
     vision = model.vision
-    hidden, ffn = vision.hidden_size, vision.intermediate_size // tp
+    hidden, ffn = vision.hidden_size, vision.padded_intermediate_size // tp
     merged, qkv = hidden * vision.spatial_merge_size**2, 3 * hidden // tp
     patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     attention = [hidden, hidden * hidden // tp, hidden, qkv * hidden, qkv]

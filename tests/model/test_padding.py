@@ -67,7 +67,9 @@ def _train(folder: str, parallel: ParallelConfig, out: str, start: str) -> dict[
         load_checkpoint(trainer, Path(start))
     mlps = [layer.mlp for layer in unwrap_chunks(trainer)[0].vision_model.decoder.layers]
     zeros = [(m.linear_fc1.weight == 0).all(1).sum() for m in mlps]
-    zeros += [(m.linear_fc1.bias == 0).sum() for m in mlps] + [(m.linear_fc2.weight == 0).all(0).sum() for m in mlps]
+    zeros += [(m.linear_fc1.bias == 0).sum() for m in mlps] + [
+        (m.linear_fc2.weight == 0).all(0).sum() for m in mlps
+    ]
     return {
         "parity": max(report.tower_max, report.merger_max, report.logits_max, report.logprob_max),
         "export_is_exact": theirs.keys() == source.keys() and all(theirs[n].equal(source[n]) for n in source),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from megatron_omr.config import ParallelConfig
 from megatron_omr.plan.shapes import CONFIGS, PUBLISHED, published_shape
 
 PARAMETERS = dict(zip(PUBLISHED, (3_754_622_976, 8_292_166_656, 33_452_718_336, 73_410_777_344), strict=True))
@@ -26,3 +27,19 @@ def test_only_the_smallest_ties_its_embeddings() -> None:
 def test_another_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'Qwen3'; there are Qwen2.5-VL-3B-Instruct"):
         published_shape("Qwen3")
+
+
+@pytest.mark.parametrize(("name", "heads"), zip(PUBLISHED, (2, 4, 8, 8), strict=True))
+def test_tensor_parallelism_reaches_the_number_of_key_heads(name: str, heads: int) -> None:
+    ParallelConfig(tp=heads).check_model(published_shape(name))
+    allowed = ", ".join(str(tp) for tp in (1, 2, 4, 8) if tp <= heads)
+    with pytest.raises(
+        ValueError, match=f"tp={2 * heads} must divide num_key_value_heads={heads}; .* tp = {allowed}$"
+    ):
+        ParallelConfig(tp=2 * heads).check_model(published_shape(name))
+
+
+def test_padding_makes_the_small_models_towers_as_wide_as_the_large_ones() -> None:
+    towers = [published_shape(name).vision for name in PUBLISHED]
+    assert [tower.intermediate_size for tower in towers] == [3420, 3420, 3456, 3456]
+    assert {tower.padded_intermediate_size for tower in towers} == {3456}
