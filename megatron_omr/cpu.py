@@ -23,8 +23,8 @@ from urllib.parse import parse_qs, urlparse
 import torch
 from torch.utils._device import _device_constructors
 
-from megatron_omr.adam import GroupStepAdam
-from megatron_omr.swiglu import bias_swiglu
+from megatron_omr.fallbacks.adam import GroupStepAdam
+from megatron_omr.fallbacks.swiglu import bias_swiglu
 
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 _prepared = False

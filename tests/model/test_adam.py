@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_omr.adam import GroupStepAdam
+from megatron_omr.fallbacks.adam import GroupStepAdam
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

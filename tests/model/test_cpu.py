@@ -174,7 +174,7 @@ def _check_adam() -> None:
     from megatron.core.optimizer import distrib_optimizer
 
     from megatron_omr import cpu
-    from megatron_omr.adam import GroupStepAdam
+    from megatron_omr.fallbacks.adam import GroupStepAdam
 
     assert package.Adam is distrib_optimizer.Adam is GroupStepAdam
     package.Adam = distrib_optimizer.Adam = torch.optim.AdamW

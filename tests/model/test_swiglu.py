@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_omr.config import ParallelConfig
-from megatron_omr.swiglu import bias_swiglu
+from megatron_omr.fallbacks.swiglu import bias_swiglu
 from tests.helpers.memory import peak_bytes, saved_bytes
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import tiny_trainer
