@@ -106,6 +106,7 @@ class PackedBatch:
     loss_mask: Tensor  # [T] float32, 1 where labels[t] is to be learned
     position_ids: Tensor  # [3, T] int64
     cu_seqlens: Tensor  # [S + 1] int32, 0 = first
+    real_lens: Tensor  # [S] int64, tokens of each sequence without padding; 0: a blank one
     pixels: Tensor  # [P, 14 * 14 * 3] uint8 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
     parents: Tensor | None = None  # [S] int64, the sequence that each continues or -1; None: all are -1
@@ -113,6 +114,11 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         return self.input_ids.numel()
+
+    @property
+    def num_real_tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.real_lens.sum())
 
     @property
     def num_sequences(self) -> int:

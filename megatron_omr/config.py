@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -39,8 +40,15 @@ class ParallelConfig:
 
     @property
     def sequence_multiple(self) -> int:
-        """Each packed sequence is padded to a multiple of this: 2 zigzag chunks a CP rank, tp rows for SP."""
-        return (2 * self.cp if self.cp > 1 else 1) * (self.tp if self.sp else 1)
+        """Each packed sequence is padded to a multiple of this: 2 zigzag chunks a CP rank."""
+        return 2 * self.cp if self.cp > 1 else 1
+
+    def pack_multiple(self, alignment: int = 1) -> int:
+        """Returns the multiple that a whole pack is padded to, at its tail.
+
+        Each CP rank's tokens are split over the TP ranks under SP; each part is then a multiple of `alignment`.
+        """
+        return math.lcm(self.sequence_multiple, self.cp * (self.tp if self.sp else 1) * alignment)
 
     def dp(self, world_size: int) -> int:
         """Returns the data-parallel degree of `world_size` processes."""

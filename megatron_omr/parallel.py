@@ -127,9 +127,15 @@ def union_of_ranks(ids: set[str]) -> set[str]:
 
 def sum_over_replicas(ranks: Ranks, values: Sequence[float]) -> list[float]:
     """Returns the sums over the data-parallel replicas. Collective."""
-    sums = torch.tensor(values, dtype=torch.float64, device=cpu.device())
-    dist.all_reduce(sums, group=ranks.dp_group())
-    return sums.tolist()
+    return [sum(column) for column in zip(*gather_over_replicas(ranks, values), strict=True)]
+
+
+def gather_over_replicas(ranks: Ranks, values: Sequence[float]) -> list[list[float]]:
+    """Returns the values of each data-parallel replica. Collective."""
+    own = torch.tensor(values, dtype=torch.float64, device=cpu.device())
+    gathered = own.new_empty(ranks.dp_size, len(values))
+    dist.all_gather(list(gathered.unbind(0)), own, group=ranks.dp_group())
+    return gathered.tolist()
 
 
 def zigzag_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:

@@ -66,8 +66,11 @@ def measure(config: ParityConfig, ranks: Ranks) -> ParityReport:
     """Returns the differences, the same on all ranks. Collective."""
     model = ModelConfig.from_hf(config.model)
     packs = draw_packs(model, config.seed, at_least=ranks.dp_size)
-    multiple = config.parallel.sequence_multiple
-    batches = [merge(pack, multiple=multiple, pad_token_id=0).to(cpu.device()) for pack in packs]
+    multiple, pack_multiple = config.parallel.sequence_multiple, config.parallel.pack_multiple()
+    batches = [
+        merge(pack, multiple=multiple, pack_multiple=pack_multiple, pad_token_id=0).to(cpu.device())
+        for pack in packs
+    ]
     ours = _measure_ours(config, batches, ranks)
     report: list[ParityReport | None] = [None]
     if ranks.rank == 0:

@@ -20,7 +20,7 @@ from megatron_omr.convert.export import save_hf
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
-from megatron_omr.train.losses import sft_loss
+from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
@@ -43,17 +43,18 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
         config.model, config.parallel, ranks, config.optim, precision=config.precision, steps=config.steps
     )
     loader = build_loader(config, ranks)
+    loss = SFT_LOSSES[config.loader.loss_mean]
     step, bad_steps, empty_steps = resume(trainer, loader, run)
     too_many_empty = min(config.steps, 2 * loader.steps_per_epoch)  # these hold a whole epoch
     metrics = open_log(config, first_step=step) if ranks.is_logger else None
     with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
-            result = train_step(trainer, [MicroBatch(packed=batch, loss=sft_loss) for batch in batches])
+            result = train_step(trainer, [MicroBatch(packed=batch, loss=loss) for batch in batches])
             ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
             bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
             empty_steps = empty_steps.after(
-                result.num_learned, limit=too_many_empty, cases=lambda: loader.first_skipped
+                result.work.num_learned, limit=too_many_empty, cases=lambda: loader.first_skipped
             )
             skipped = count_skipped(loader, ranks)
             if metrics is not None:
@@ -84,6 +85,7 @@ def build_loader(config: SFTConfig, ranks: Ranks) -> Loader:
         dp_rank=ranks.dp_rank,
         dp_size=ranks.dp_size,
         multiple=config.parallel.sequence_multiple,
+        pack_multiple=config.parallel.pack_multiple(),
         pin=cpu.pins_memory(),
     )
 

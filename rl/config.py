@@ -137,7 +137,7 @@ class RLConfig:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
             )
-        multiple = self.parallel.sequence_multiple
+        multiple = self.parallel.pack_multiple()
         longest = -(-self.engine.max_model_len // multiple) * multiple
         if longest > self.pack_length:
             raise ValueError(

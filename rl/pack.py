@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from data_pipeline.encode.prompt_sharing import respond, share_prompt
-from data_pipeline.loader.packing import balance, build_blank, first_fit, pack, padded_length
+from data_pipeline.loader.packing import balance, build_blank, first_fit, pack, pack_capacity, padded_length
 from data_pipeline.types import Example, PackedBatch, SampleRef, Tree
 from rl.types import RolloutBatch, TrainRollout
 
@@ -20,6 +20,7 @@ class PackRules:
 
     pack_length: int
     multiple: int  # every sequence's length is padded to it
+    pack_multiple: int = 1  # and a whole micro-batch's, at its tail
     pad_token_id: int
     image_token_id: int
     share_prompts: bool  # compute the prompt of a group once
@@ -52,11 +53,14 @@ def build_batches(
             encode_prompt(rollouts[members[0]].ref), {names[i]: rollouts[i].token_ids for i in members}, rules
         )
     ]
-    packs = pack(
-        trees, pack_length=rules.pack_length, multiple=rules.multiple, pad_token_id=rules.pad_token_id
-    )
+    padding = {
+        "multiple": rules.multiple,
+        "pack_multiple": rules.pack_multiple,
+        "pad_token_id": rules.pad_token_id,
+    }
+    packs = pack(trees, pack_length=rules.pack_length, **padding)
     if not packs:
-        packed = build_blank(multiple=rules.multiple, pad_token_id=rules.pad_token_id)
+        packed = build_blank(**padding)
         zeros_T = torch.zeros(packed.num_tokens)
         return [
             RolloutBatch(packed=packed, advantages_T=zeros_T, old_logprobs_T=None, rollout_logprobs_T=zeros_T)
@@ -82,7 +86,7 @@ def _trees(prompt: Example, responses: Mapping[str, Sequence[int]], rules: PackR
         yield from (Tree(root=respond(prompt, ids, id=name)) for name, ids in responses.items())
         return
     sizes = [padded_length(len(branch), rules.multiple) for branch in tree.branches]
-    for chosen in first_fit(sizes, rules.pack_length - len(tree.root)):
+    for chosen in first_fit(sizes, pack_capacity(rules.pack_length, rules.pack_multiple) - len(tree.root)):
         yield Tree(root=tree.root, branches=tuple(tree.branches[i] for i in chosen))
 
 
@@ -90,7 +94,7 @@ def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout]) -> Rollou
     advantages_T = torch.zeros(packed.num_tokens)
     logprobs_T = torch.zeros(packed.num_tokens)
     for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
-        if not name:  # a shared prompt
+        if not name:  # a shared prompt, or the blank tail
             continue
         rollout = rollouts[name]
         response = start + packed.loss_mask[start:end].nonzero().flatten()

@@ -79,7 +79,9 @@ class TrainerWorker:
             "grad_norm": sum(r.grad_norm for r in results) / len(results),
             "lr": results[-1].lr,
             "skipped_steps": float(sum(r.skipped for r in results)),
-            "train_tokens": sum(r.num_tokens for r in results),
+            "train_tokens": sum(r.work.num_tokens for r in results),
+            "padding": sum(r.work.padding for r in results) / len(results),
+            "excess": sum(r.work.excess for r in results) / len(results),
         }
 
     def send_weights(self, version: int) -> WeightManifest | None:
@@ -120,6 +122,7 @@ class TrainerWorker:
         rules = PackRules(
             pack_length=self._config.pack_length,
             multiple=self._config.parallel.sequence_multiple,
+            pack_multiple=self._config.parallel.pack_multiple(),
             pad_token_id=self._encoder.pad_token_id,
             image_token_id=self._encoder.image_token_id,
             share_prompts=self._config.share_prompts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import LossOn
@@ -18,6 +19,12 @@ class LoaderConfig:
     """Samples per optimizer step, over all data-parallel ranks."""
     pack_length: int = 61_440
     """Most tokens in one packed micro-batch; longer samples are dropped and counted."""
+    packing: Literal["first_fit", "next_fit"] = "first_fit"
+    """first_fit balances ranks by cost and fills packs well; next_fit, the released recipe's way, gives each rank an
+    equal number of samples in order, and opens a new pack where the next one does not fit."""
+    loss_mean: Literal["tokens", "packs"] = "tokens"
+    """The loss is the mean over the learned tokens of a step, or, as in the released recipe, the mean over its packs
+    of each pack's mean, in which tokens of a pack with few learned ones weigh more."""
     loss_on: LossOn = "all"
     """Learn all turns of the assistant, or only the last of each conversation."""
     seed: int = 42

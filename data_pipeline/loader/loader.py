@@ -19,7 +19,7 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.order import Draw, iterate_draws
-from data_pipeline.loader.packing import balance, build_blank, pack
+from data_pipeline.loader.packing import balance, build_blank, pack, pack_capacity
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import load_samples
 from data_pipeline.types import Example, PackedBatch, SampleRef
@@ -48,11 +48,13 @@ class Loader:
         dp_rank: int,
         dp_size: int,
         multiple: int = 1,
+        pack_multiple: int = 1,
         pin: bool = False,
     ) -> None:
         """
         Args:
             multiple: every packed sequence is padded to a multiple of this many tokens.
+            pack_multiple: and every micro-batch, at its tail, to a multiple of this; itself one of `multiple`.
             pin: yield batches in pinned memory, from which a GPU copies while it computes.
 
         Raises:
@@ -63,10 +65,19 @@ class Loader:
                 f"dp_rank={dp_rank} of dp_size={dp_size} with loader.global_batch_size={config.global_batch_size}: "
                 "every rank needs at least one sample a step; raise the batch size or use fewer ranks"
             )
-        most = config.pack_length // multiple * multiple
+        most = pack_capacity(config.pack_length, pack_multiple)
+        if most == 0:
+            raise ValueError(
+                f"loader.pack_length={config.pack_length} must be at least {pack_multiple}, which this layout pads to"
+            )
         limits = replace(encoder.limits, max_tokens=most, tokens_field="loader.pack_length")
         self._config, self._encoder, self._pin = config, ChatEncoder(limits), pin
-        self._dp_rank, self._dp_size, self._multiple = dp_rank, dp_size, multiple
+        self._dp_rank, self._dp_size = dp_rank, dp_size
+        self._padding = {
+            "multiple": multiple,
+            "pack_multiple": pack_multiple,
+            "pad_token_id": encoder.pad_token_id,
+        }
         self._index = load_samples(config.shards)
         self._epoch, self._position = 0, 0
         self._bad = self._new_budget()
@@ -138,7 +149,10 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def _share(self, step: Step) -> list[SampleRef]:
-        """Returns this rank's samples of a step."""
+        """Returns this rank's samples of a step, in order: of equal cost with first_fit, else of equal number."""
+        if self._config.packing == "next_fit":
+            first, last = (len(step) * rank // self._dp_size for rank in (self._dp_rank, self._dp_rank + 1))
+            return [draw.ref for draw in step[first:last]]
         mine = balance([draw.tokens for draw in step], self._dp_size)[self._dp_rank]
         return [step[i].ref for i in mine]
 
@@ -156,9 +170,9 @@ class Loader:
             except BadSample as error:
                 log.warning("skipped sample %s: %s", ref.id, error)
                 bad.count(error.reason, f"{ref.id}: {error}")
-        token, multiple = self._encoder.pad_token_id, self._multiple
-        batches = pack(examples, pack_length=self._config.pack_length, multiple=multiple, pad_token_id=token)
-        batches = batches or [build_blank(multiple=multiple, pad_token_id=token)]
+        length, packing = self._config.pack_length, self._config.packing
+        batches = pack(examples, pack_length=length, packing=packing, **self._padding)
+        batches = batches or [build_blank(**self._padding)]
         return [batch.pin() for batch in batches] if self._pin else batches, bad
 
     def _new_budget(self) -> ErrorBudget:

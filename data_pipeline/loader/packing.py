@@ -1,7 +1,10 @@
-"""Packs examples end to end into micro-batches, and balances work over ranks (pure); the only packer.
+"""Packs examples end to end into micro-batches (pure); the only packer.
 
-Bins are filled first-fit by decreasing length, which wastes little. They are then sorted by their earliest examples,
-and examples keep their order within a bin, so the result depends on the input alone.
+Two kinds of padding are computed and mean nothing: each sequence is padded to a multiple of `multiple` tokens, which
+context parallelism cuts in equal chunks, and a batch to a multiple of `pack_multiple`, by one blank sequence at its
+end: its tail. Room that is left in a pack is not padded: a batch is as long as what it holds.
+Bins of first-fit are sorted by their earliest examples, and examples keep their order within a bin, so the result
+depends on the input alone.
 Legend: T packed tokens, S sequences.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,29 +24,56 @@ from data_pipeline.types import Example, PackedBatch, Tree
 
 
 def pack(
-    items: Sequence[Example | Tree], *, pack_length: int, multiple: int = 1, pad_token_id: int
+    items: Sequence[Example | Tree],
+    *,
+    pack_length: int,
+    multiple: int = 1,
+    pack_multiple: int = 1,
+    pad_token_id: int,
+    packing: Literal["first_fit", "next_fit"] = "first_fit",
 ) -> list[PackedBatch]:
-    """Packs whole examples or trees into as few batches of at most `pack_length` tokens as first-fit finds.
+    """Packs whole examples or trees into batches of at most `pack_length` tokens, padding included.
+
+    Args:
+        packing: first_fit, by decreasing length, finds few packs; next_fit keeps the order and opens a new pack where
+            the next item does not fit the last one.
 
     Raises:
-        ValueError: an item, its examples padded to `multiple`, is longer than `pack_length`.
+        ValueError: an item, its examples padded to `multiple`, is longer than a pack.
     """
-    trees = _as_trees(items)
+    trees, capacity = _as_trees(items), pack_capacity(pack_length, pack_multiple)
     sizes = [sum(padded_length(len(example), multiple) for example in tree.examples) for tree in trees]
     for tree, size in zip(trees, sizes, strict=True):
-        if size > pack_length:
+        if size > capacity:
             names = [example.id for example in tree.examples if example.id]
-            raise ValueError(f"{names} take {size} tokens, more than pack_length={pack_length}; drop them")
+            whole = f", a multiple of {pack_multiple}" if pack_multiple > 1 else ""
+            raise ValueError(
+                f"{names} take {size} tokens, more than pack_length={capacity}{whole}; drop them"
+            )
+    fit = first_fit if packing == "first_fit" else next_fit
     return [
-        merge([trees[i] for i in chosen], multiple=multiple, pad_token_id=pad_token_id)
-        for chosen in first_fit(sizes, pack_length)
+        merge(
+            [trees[i] for i in chosen],
+            multiple=multiple,
+            pack_multiple=pack_multiple,
+            pad_token_id=pad_token_id,
+        )
+        for chosen in fit(sizes, capacity)
     ]
 
 
-def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+def pack_capacity(pack_length: int, pack_multiple: int) -> int:
+    """Returns the most tokens of sequences in a pack whose tail must fit `pack_length` too."""
+    return pack_length // pack_multiple * pack_multiple
+
+
+def merge(
+    items: Sequence[Example | Tree], *, multiple: int = 1, pack_multiple: int = 1, pad_token_id: int
+) -> PackedBatch:
     """Puts examples end to end in the given order, each padded at its end to a multiple of `multiple` tokens.
 
-    Pads are outside the loss; their positions continue after the last real one.
+    A blank sequence follows where the sum is no multiple of `pack_multiple`, itself a multiple of `multiple`. Pads
+    are outside the loss, and nothing attends to them but pads; their positions continue after the last real one.
 
     Raises:
         ValueError: the length of a root with branches is no multiple of `multiple`: its branches would see pads.
@@ -54,7 +85,14 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
                 f"the root of {tree.branches[0].id!r} has {len(tree.root)} tokens, no multiple of {multiple}; "
                 "cut it with share_prompt(multiple=...)"
             )
+    real_lens = [len(example) for tree in trees for example in tree.examples]
     padded = [_pad(example, multiple, pad_token_id) for tree in trees for example in tree.examples]
+    pixels = torch.from_numpy(np.concatenate([e.pixels.numpy() for e in padded]))
+    image_grid_thw = torch.cat([e.image_grid_thw for e in padded])
+    total = sum(len(example) for example in padded)
+    if tail := padded_length(total, pack_multiple) - total:
+        blank = _build_blank_example(tail, pad_token_id)
+        trees, padded, real_lens = [*trees, Tree(root=blank)], [*padded, blank], [*real_lens, 0]
     cu_seqlens = torch.tensor([0, *accumulate(len(e) for e in padded)], dtype=torch.int32)
     input_ids = torch.cat([e.input_ids for e in padded])
     return PackedBatch(
@@ -64,8 +102,9 @@ def merge(items: Sequence[Example | Tree], *, multiple: int = 1, pad_token_id: i
         loss_mask=_next(torch.cat([e.loss_mask for e in padded]), cu_seqlens),
         position_ids=torch.cat([e.position_ids for e in padded], dim=1),
         cu_seqlens=cu_seqlens,
-        pixels=torch.from_numpy(np.concatenate([e.pixels.numpy() for e in padded])),
-        image_grid_thw=torch.cat([e.image_grid_thw for e in padded]),
+        real_lens=torch.tensor(real_lens),
+        pixels=pixels,
+        image_grid_thw=image_grid_thw,
         parents=_parents(trees),
     )
 
@@ -85,18 +124,25 @@ def _parents(trees: Sequence[Tree]) -> Tensor | None:
     return torch.tensor(parents)
 
 
-def build_blank(*, multiple: int = 1, pad_token_id: int) -> PackedBatch:
+def build_blank(*, multiple: int = 1, pack_multiple: int = 1, pad_token_id: int) -> PackedBatch:
     """Returns a micro-batch of pads outside the loss, for a rank that has no sample."""
+    length = max(multiple, pack_multiple)
+    return replace(
+        merge([_build_blank_example(length, pad_token_id)], multiple=multiple, pad_token_id=pad_token_id),
+        real_lens=torch.zeros(1, dtype=torch.int64),
+    )
+
+
+def _build_blank_example(length: int, pad_token_id: int) -> Example:
     pixels, image_grid_thw = empty_patches()
-    pad = Example(
+    return Example(
         id="",
-        input_ids=torch.tensor([pad_token_id]),
-        loss_mask=torch.zeros(1),
-        position_ids=torch.zeros(3, 1, dtype=torch.int64),
+        input_ids=torch.full((length,), pad_token_id),
+        loss_mask=torch.zeros(length),
+        position_ids=torch.arange(length).expand(3, length),
         pixels=pixels,
         image_grid_thw=image_grid_thw,
     )
-    return merge([pad], multiple=multiple, pad_token_id=pad_token_id)
 
 
 def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -112,6 +158,19 @@ def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
         bins[fitting].append(i)
         room[fitting] -= sizes[i]
     return sorted(sorted(chosen) for chosen in bins)
+
+
+def next_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Returns bins of at most `capacity` as indices of `sizes` in input order: the released recipe's way."""
+    bins: list[list[int]] = []
+    room = 0
+    for i, size in enumerate(sizes):
+        if not bins or size > room:
+            bins.append([])
+            room = capacity
+        bins[-1].append(i)
+        room -= size
+    return bins
 
 
 def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:

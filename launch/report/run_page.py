@@ -200,7 +200,7 @@ def _speed(run: Run) -> Section:
     seconds = [(name, value) for name, value in run.summary.seconds.items() if value >= 0 and name != TOTAL]
     rows = [(name, value, format_seconds(value)) for name, value in seconds]
     bars = draw_bars("Time by phase of the whole run", rows) if rows else None
-    tokens, all_tokens = {"tokens_per_second": ""}, "All tokens of the batches."
+    tokens, all_tokens = {"tokens_per_second": ""}, "All tokens of the batches, without padding."
     of_responses = "Of responses, while engines generate."
     figures = [
         _phase_figure(run.rl),

@@ -31,3 +31,17 @@ def sft_loss(logprobs_T: Tensor, entropy_T: Tensor, batch: PackedBatch) -> LossO
     """Returns the cross entropy of the supervised tokens; the mean is over tokens of the whole global batch."""
     loss_sum = -masked_sum(logprobs_T, batch.loss_mask)
     return LossOutput(loss_sum=loss_sum, count=batch.loss_mask.sum(), metrics={})
+
+
+def pack_mean_loss(logprobs_T: Tensor, entropy_T: Tensor, batch: PackedBatch) -> LossOutput:
+    """Returns the mean cross entropy of the pack's supervised tokens; the mean is over packs.
+
+    That is the released recipe's loss. A pack without supervised tokens counts for nothing.
+    """
+    tokens = sft_loss(logprobs_T, entropy_T, batch)
+    has_any = (tokens.count > 0).to(tokens.count.dtype)
+    return LossOutput(loss_sum=tokens.loss_sum / tokens.count.clamp(min=1), count=has_any, metrics={})
+
+
+SFT_LOSSES = {"tokens": sft_loss, "packs": pack_mean_loss}
+"""The losses that `loader.loss_mean` names."""

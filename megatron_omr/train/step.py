@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
-from megatron_omr.parallel import Ranks, sum_over_replicas
+from megatron_omr.parallel import Ranks, gather_over_replicas
 from megatron_omr.train.flops import peak_flops, train_step_flops
 from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
@@ -38,14 +38,23 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a step computed, over all data-parallel ranks."""
+
+    num_tokens: float  # without padding
+    num_learned: float  # of these tokens
+    padding: float  # share of the computed tokens that are padding
+    flops: float  # of the model, see flops.py
+    excess: float  # of the rank with most FLOPs over the mean of ranks, relative: how long the others wait
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     loss: float  # global mean; 0 on ranks without the last pipeline stage
     grad_norm: float
     lr: float  # used by this step
     skipped: bool  # the gradient was NaN or infinite and nothing was changed
-    num_tokens: float  # of all ranks, padding included
-    num_learned: float  # of these tokens
-    flops: float  # of all ranks, see flops.py
+    work: Work
     metrics: dict[str, float] = field(default_factory=dict)  # global means; empty without the last stage
 
 
@@ -65,16 +74,14 @@ def train_step(
     grad_norm, stepped = step_if_finite(trainer.optimizer)
     if stepped:
         trainer.scheduler.step(increment=1)
-    num_tokens, num_learned, flops = _global_work(trainer, micro_batches)
+    work = _measure_work(trainer, [m.packed for m in micro_batches])
     metrics = _global_means(trainer.ranks, outputs) if trainer.ranks.is_last_stage else {}
     return StepResult(
         loss=metrics.pop("loss", 0.0),
         grad_norm=grad_norm,
         lr=lr,
         skipped=not stepped,
-        num_tokens=num_tokens,
-        num_learned=num_learned,
-        flops=flops,
+        work=work,
         metrics=metrics,
     )
 
@@ -85,12 +92,14 @@ def summarize_step(result: StepResult, seconds: float, world_size: int) -> dict[
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "lr": result.lr,
-        "tokens_per_second": result.num_tokens / seconds,
+        "tokens_per_second": result.work.num_tokens / seconds,
         "step_seconds": seconds,
+        "padding": result.work.padding,
+        "excess": result.work.excess,
         **result.metrics,
     }
     peak = peak_flops(cpu.device_name())
-    return values if peak is None else values | {"mfu": result.flops / seconds / (peak * world_size)}
+    return values if peak is None else values | {"mfu": result.work.flops / seconds / (peak * world_size)}
 
 
 @torch.no_grad()
@@ -169,17 +178,25 @@ def run_schedule(
     )
 
 
-def _global_work(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> list[float]:
-    """Returns tokens, those that are learned, and FLOPs of this step over all data-parallel ranks."""
-    packs = [m.packed for m in micro_batches]
+def _measure_work(trainer: Trainer, packs: Sequence[PackedBatch]) -> Work:
+    """Returns the work of a step with this rank's `packs`. Collective over the data-parallel ranks."""
     flops = sum(
         train_step_flops(
-            trainer.model, p.cu_seqlens.diff().tolist(), p.image_grid_thw.tolist(), p.prefix_lens().tolist()
+            trainer.model, p.real_lens.tolist(), p.image_grid_thw.tolist(), p.prefix_lens().tolist()
         )
         for p in packs
     )
-    num_learned = sum(float(p.loss_mask.sum()) for p in packs)
-    return sum_over_replicas(trainer.ranks, [sum(p.num_tokens for p in packs), num_learned, flops])
+    counts = [(p.num_real_tokens, float(p.loss_mask.sum()), p.num_tokens) for p in packs]
+    by_rank = gather_over_replicas(trainer.ranks, [flops, *map(sum, zip(*counts, strict=True))])
+    total, num_tokens, num_learned, num_computed = map(sum, zip(*by_rank, strict=True))
+    largest = max(flops for flops, *_ in by_rank)
+    return Work(
+        num_tokens=num_tokens,
+        num_learned=num_learned,
+        padding=1 - num_tokens / num_computed,
+        flops=total,
+        excess=largest * len(by_rank) / total - 1 if total else 0.0,
+    )
 
 
 def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, float]:

@@ -32,7 +32,8 @@ def random_micro_batches(trainer: Trainer, parallel: ParallelConfig, *, seed: in
     from megatron_omr.train.step import MicroBatch
 
     packs = draw_packs(trainer.model, seed)[trainer.ranks.dp_rank :: trainer.ranks.dp_size]
-    batches = [merge(pack, multiple=parallel.sequence_multiple, pad_token_id=0) for pack in packs]
+    multiples = {"multiple": parallel.sequence_multiple, "pack_multiple": parallel.pack_multiple()}
+    batches = [merge(pack, **multiples, pad_token_id=0) for pack in packs]
     return [MicroBatch(packed=batch, loss=sft_loss) for batch in batches]
 
 

@@ -130,8 +130,10 @@ def test_data_parallelism_is_the_rest_of_the_processes() -> None:
 
 
 def test_sequences_are_padded_for_zigzag_and_sequence_parallelism() -> None:
-    assert ParallelConfig().sequence_multiple == 1
-    assert ParallelConfig(tp=2, cp=2, sp=True).sequence_multiple == 8
+    one, sp, cp = ParallelConfig(), ParallelConfig(tp=4, sp=True), ParallelConfig(tp=4, cp=3, sp=True)
+    assert [p.sequence_multiple for p in (one, sp, cp)] == [1, 1, 6]
+    assert [p.pack_multiple() for p in (one, ParallelConfig(cp=3), sp, cp)] == [1, 6, 4, 12]
+    assert [p.pack_multiple(16) for p in (one, sp, cp)] == [16, 64, 192]
     with pytest.raises(ValueError, match="sp=True needs parallel.tp > 1"):
         ParallelConfig(sp=True)
 

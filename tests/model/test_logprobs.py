@@ -75,6 +75,7 @@ def make_batch() -> PackedBatch:
         loss_mask=torch.ones(num_tokens),
         position_ids=torch.zeros(3, num_tokens, dtype=torch.int64),
         cu_seqlens=torch.tensor([0, *LENGTHS]).cumsum(0).int(),
+        real_lens=torch.tensor(LENGTHS),
         pixels=torch.zeros(0, 1),
         image_grid_thw=torch.zeros(0, 3, dtype=torch.int64),
     )

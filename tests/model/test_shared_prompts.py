@@ -128,7 +128,8 @@ def _shared_and_separate(folder: str, parallel: ParallelConfig) -> Comparison:
         separate += [respond(prompt, ids, id=name) for name, ids in responses.items()]
     optim = OptimConfig(lr=1e-3)
     trainer = build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=9)
-    packs = [merge(items, multiple=parallel.sequence_multiple, pad_token_id=0) for items in (trees, separate)]
+    multiples = {"multiple": parallel.sequence_multiple, "pack_multiple": parallel.pack_multiple()}
+    packs = [merge(items, **multiples, pad_token_id=0) for items in (trees, separate)]
     found = [forward_logprobs(trainer, [pack]) for pack in packs]
     by_id = [_by_id(pack, got[0]) if got else {} for pack, got in zip(packs, found, strict=True)]
     assert by_id[0].keys() == by_id[1].keys()

@@ -25,11 +25,10 @@ def test_mfu_is_logged_where_the_peak_is_known() -> None:
 def _mfu() -> tuple[float | None, float | None]:
     """Returns the MFU of a step on two H200 and on this machine: FLOPs of a quarter of a second, in two seconds."""
     from megatron_omr import cpu
-    from megatron_omr.train.step import StepResult, summarize_step
+    from megatron_omr.train.step import StepResult, Work, summarize_step
 
-    result = StepResult(
-        loss=1, grad_norm=1, lr=1, skipped=False, num_tokens=8, num_learned=4, flops=989e12 / 4
-    )
+    work = Work(num_tokens=8, num_learned=4, padding=0.1, flops=989e12 / 4, excess=0.0)
+    result = StepResult(loss=1, grad_norm=1, lr=1, skipped=False, work=work)
     here = summarize_step(result, 2.0, 2).get("mfu")
     cpu.device_name = lambda: "NVIDIA H200"
     return summarize_step(result, 2.0, 2).get("mfu"), here

@@ -181,6 +181,7 @@ def rollout_batch(inputs: PolicyLossInputs, *, on_policy: bool) -> RolloutBatch:
             loss_mask=inputs.mask_T,
             position_ids=ids_T.expand(3, -1),
             cu_seqlens=inputs.cu_seqlens,
+            real_lens=inputs.cu_seqlens.diff(),
             pixels=torch.zeros(0, 1),
             image_grid_thw=torch.zeros(0, 3),
         ),

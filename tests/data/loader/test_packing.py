@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.loader.packing import balance, first_fit, merge, pack
-from data_pipeline.types import Example
+from benchmarks.recipe_batch import BATCH, PACK_LENGTH, draw_sizes
+from data_pipeline.loader.packing import balance, build_blank, first_fit, merge, next_fit, pack
+from data_pipeline.types import Example, PackedBatch, Tree
+from megatron_omr.config import ParallelConfig
 
 PAD = 0
 
@@ -23,7 +26,7 @@ def make_example(number: int, length: int, *, images: int = 0) -> Example:
         input_ids=1_000 * number + tokens + 1,
         loss_mask=((tokens + number) % 2 == 0).float() * (tokens > 0),
         position_ids=tokens.expand(3, length) + torch.tensor([[0], [2], [1]]),
-        pixels=torch.full((4 * images, 6), number, dtype=torch.uint8),
+        pixels=torch.full((4 * images, 6), number % 256, dtype=torch.uint8),
         image_grid_thw=torch.tensor([[1, 2, 2]] * images, dtype=torch.int64).reshape(-1, 3),
     )
 
@@ -32,14 +35,31 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=25)
 
 
 @settings(deadline=None)
-@given(lengths=lengths, multiple=st.sampled_from([1, 2, 4, 8]), pack_length=st.integers(40, 120))
-def test_every_token_is_kept_once_and_nothing_crosses(lengths, multiple, pack_length):
+@given(
+    lengths=lengths,
+    multiple=st.sampled_from([1, 2, 4]),
+    parts=st.sampled_from([1, 2, 4]),
+    pack_length=st.integers(48, 120),
+    packing=st.sampled_from(["first_fit", "next_fit"]),
+)
+def test_every_token_is_kept_once_and_nothing_crosses(lengths, multiple, parts, pack_length, packing):
     examples = [make_example(n, length, images=n % 3) for n, length in enumerate(lengths)]
-    batches = pack(examples, pack_length=pack_length, multiple=multiple, pad_token_id=PAD)
-    assert sorted(i for batch in batches for i in batch.ids) == sorted(e.id for e in examples)
+    batches = pack(
+        examples,
+        pack_length=pack_length,
+        multiple=multiple,
+        pack_multiple=multiple * parts,
+        pad_token_id=PAD,
+        packing=packing,
+    )
+    packed = [i for batch in batches for i in batch.ids if i]
+    names = [e.id for e in examples]
+    assert packed == names if packing == "next_fit" else sorted(packed) == sorted(names)
     by_id = {e.id: e for e in examples}
     for batch in batches:
-        assert batch.num_tokens <= pack_length
+        assert batch.num_tokens <= pack_length and batch.num_tokens % (multiple * parts) == 0
+        assert batch.num_real_tokens == sum(len(by_id[i]) for i in batch.ids if i)
+        batch = check_tail(batch, multiple * parts)
         assert batch.cu_seqlens.dtype == torch.int32
         bounds = batch.cu_seqlens.tolist()
         assert bounds[0] == 0 and bounds[-1] == batch.num_tokens and len(bounds) == batch.num_sequences + 1
@@ -48,6 +68,25 @@ def test_every_token_is_kept_once_and_nothing_crosses(lengths, multiple, pack_le
         members = [by_id[i] for i in batch.ids]
         assert torch.equal(batch.pixels, torch.cat([e.pixels for e in members]))
         assert torch.equal(batch.image_grid_thw, torch.cat([e.image_grid_thw for e in members]))
+
+
+def check_tail(batch: PackedBatch, pack_multiple: int) -> PackedBatch:
+    """Checks the blank sequence at the end, if there is one, and returns the batch without it."""
+    if batch.ids[-1]:
+        return batch
+    start, end = batch.cu_seqlens[-2:].tolist()
+    assert 0 < end - start < pack_multiple and batch.real_lens[-1] == 0
+    assert not batch.loss_mask[start:].any() and (batch.input_ids[start:] == PAD).all()
+    assert batch.position_ids[:, start:].tolist() == [list(range(end - start))] * 3
+    return replace(
+        batch,
+        ids=batch.ids[:-1],
+        cu_seqlens=batch.cu_seqlens[:-1],
+        input_ids=batch.input_ids[:start],
+        labels=batch.labels[:start],
+        loss_mask=batch.loss_mask[:start],
+        position_ids=batch.position_ids[:, :start],
+    )
 
 
 def check_sequence(batch, example: Example, where: slice, multiple: int) -> None:
@@ -85,6 +124,57 @@ def test_merge_of_one_by_hand():
 def test_an_example_longer_than_a_pack_is_refused_by_name():
     with pytest.raises(ValueError, match=r"example/3.*12 tokens.*pack_length=10"):
         pack([make_example(3, 9)], pack_length=10, multiple=4, pad_token_id=PAD)
+
+
+def test_the_tail_fits_the_pack():
+    """Of 11 tokens 8 are the largest multiple of 4."""
+    batches = pack([make_example(n, 4) for n in range(3)], pack_length=11, pack_multiple=4, pad_token_id=PAD)
+    assert [batch.num_tokens for batch in batches] == [8, 4]
+    with pytest.raises(ValueError, match=r"9 tokens, more than pack_length=8, a multiple of 4"):
+        pack([make_example(0, 9)], pack_length=11, pack_multiple=4, pad_token_id=PAD)
+
+
+def test_a_tree_keeps_its_parents_before_a_tail():
+    root, branches = make_example(0, 6), (make_example(1, 3), make_example(2, 2))
+    batch = merge([Tree(root=root, branches=branches)], pack_multiple=8, pad_token_id=PAD)
+    assert batch.cu_seqlens.tolist() == [0, 6, 9, 11, 16] and batch.real_lens.tolist() == [6, 3, 2, 0]
+    assert batch.parents is not None and batch.parents.tolist() == [-1, 0, 0, -1]
+    assert batch.prefix_lens().tolist() == [0, 6, 6, 0]
+
+
+def test_a_blank_batch_holds_nothing():
+    batch = build_blank(multiple=4, pack_multiple=16, pad_token_id=PAD)
+    assert batch.num_tokens == 16 and batch.num_real_tokens == 0 and not batch.loss_mask.any()
+    assert batch.ids == ("",)
+
+
+def test_next_fit_by_hand():
+    assert next_fit([4, 5, 2, 9, 1, 10], 10) == [[0, 1], [2], [3, 4], [5]]
+
+
+# tp, cp, sp and what float8 aligns to
+LAYOUTS = [(1, 1, 1), (4, 2, 1), (8, 1, 16), (8, 2, 128)]
+
+
+@pytest.mark.parametrize(("tp", "cp", "alignment"), LAYOUTS)
+@pytest.mark.parametrize("packing", ["first_fit", "next_fit"])
+def test_padding_of_the_recipe_is_below_two_percent(tp: int, cp: int, alignment: int, packing) -> None:
+    parallel = ParallelConfig(tp=tp, cp=cp, sp=tp > 1)
+    sizes = draw_sizes(BATCH, seed=1, images=False)
+    batches = pack(
+        [make_example(n, size.tokens) for n, size in enumerate(sizes)],
+        pack_length=PACK_LENGTH,
+        multiple=parallel.sequence_multiple,
+        pack_multiple=parallel.pack_multiple(alignment),
+        pad_token_id=PAD,
+        packing=packing,
+    )
+    real = sum(batch.num_real_tokens for batch in batches)
+    assert real == sum(size.tokens for size in sizes)
+    assert 1 - real / sum(batch.num_tokens for batch in batches) < 0.02
+    full = batches[:-1] if packing == "next_fit" else sorted(batches, key=lambda b: b.num_tokens)[1:]
+    fill = sum(batch.num_real_tokens for batch in full) / len(full) / PACK_LENGTH
+    assert fill > (0.98 if packing == "first_fit" else 0.9)
 
 
 def test_no_examples_give_no_packs():
