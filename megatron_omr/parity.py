@@ -156,7 +156,8 @@ def _compare(
     )
     logit_diffs, logprob_diffs = [], []
     for batch, output, references in zip(batches, ours.outputs, oracle.logits, strict=True):
-        for start, reference in zip(batch.cu_seqlens[:-1].tolist(), references, strict=True):
+        starts = batch.cu_seqlens[:-1][batch.real_lens > 0].tolist()  # without the blank tail
+        for start, reference in zip(starts, references, strict=True):
             sample = slice(start, start + len(reference))  # what follows is padding
             logit_diffs.append((output[sample, :-1] - reference).abs().max())
             wanted = reference.log_softmax(dim=1).gather(1, batch.labels[sample, None]).squeeze(1)
@@ -168,7 +169,7 @@ def _compare(
     sizes = f"tp {ranks.tp_size}, pp {ranks.pp_size}, cp {ranks.cp_size}, dp {ranks.dp_size}"
     return ParityReport(
         layout=sizes + (", sp" if config.parallel.sp else ""),
-        num_samples=sum(b.num_sequences for b in batches),
+        num_samples=sum(len(references) for references in oracle.logits),
         num_tokens=sum(len(reference) for references in oracle.logits for reference in references),
         tower_max=tower_max,
         merger_max=merger_max,

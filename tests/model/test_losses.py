@@ -24,7 +24,7 @@ def test_means_by_hand() -> None:
         logprobs = [(-torch.tensor(values)).requires_grad_() for values in losses]
         outputs = [loss(x, torch.zeros(4), pack) for x, pack in zip(logprobs, packs, strict=True)]
         total, count = sum(o.loss_sum for o in outputs), sum(o.count for o in outputs)
-        means[name] = float(total / count)
+        means[name] = float((total / count).detach())
         assert count == {"tokens": 4, "packs": 2}[name]
         total.backward()
         weight = 1.0 if name == "tokens" else 1 / 3
