@@ -53,14 +53,17 @@ def build_batches(
             encode_prompt(rollouts[members[0]].ref), {names[i]: rollouts[i].token_ids for i in members}, rules
         )
     ]
-    padding = {
-        "multiple": rules.multiple,
-        "pack_multiple": rules.pack_multiple,
-        "pad_token_id": rules.pad_token_id,
-    }
-    packs = pack(trees, pack_length=rules.pack_length, **padding)
+    packs = pack(
+        trees,
+        pack_length=rules.pack_length,
+        multiple=rules.multiple,
+        pack_multiple=rules.pack_multiple,
+        pad_token_id=rules.pad_token_id,
+    )
     if not packs:
-        packed = build_blank(**padding)
+        packed = build_blank(
+            multiple=rules.multiple, pack_multiple=rules.pack_multiple, pad_token_id=rules.pad_token_id
+        )
         zeros_T = torch.zeros(packed.num_tokens)
         return [
             RolloutBatch(packed=packed, advantages_T=zeros_T, old_logprobs_T=None, rollout_logprobs_T=zeros_T)

@@ -73,11 +73,7 @@ class Loader:
         limits = replace(encoder.limits, max_tokens=most, tokens_field="loader.pack_length")
         self._config, self._encoder, self._pin = config, ChatEncoder(limits), pin
         self._dp_rank, self._dp_size = dp_rank, dp_size
-        self._padding = {
-            "multiple": multiple,
-            "pack_multiple": pack_multiple,
-            "pad_token_id": encoder.pad_token_id,
-        }
+        self._multiple, self._pack_multiple = multiple, pack_multiple
         self._index = load_samples(config.shards)
         self._epoch, self._position = 0, 0
         self._bad = self._new_budget()
@@ -170,9 +166,21 @@ class Loader:
             except BadSample as error:
                 log.warning("skipped sample %s: %s", ref.id, error)
                 bad.count(error.reason, f"{ref.id}: {error}")
-        length, packing = self._config.pack_length, self._config.packing
-        batches = pack(examples, pack_length=length, packing=packing, **self._padding)
-        batches = batches or [build_blank(**self._padding)]
+        batches = pack(
+            examples,
+            pack_length=self._config.pack_length,
+            multiple=self._multiple,
+            pack_multiple=self._pack_multiple,
+            pad_token_id=self._encoder.pad_token_id,
+            packing=self._config.packing,
+        )
+        batches = batches or [
+            build_blank(
+                multiple=self._multiple,
+                pack_multiple=self._pack_multiple,
+                pad_token_id=self._encoder.pad_token_id,
+            )
+        ]
         return [batch.pin() for batch in batches] if self._pin else batches, bad
 
     def _new_budget(self) -> ErrorBudget:
