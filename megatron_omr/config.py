@@ -85,6 +85,18 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the layers compute: by which kernels, and what they compute twice to keep less. No weight depends on it."""
+
+    backend: Literal["auto", "local", "te"] = "auto"
+    """Layers of Transformer Engine (te) or plain torch (local); auto takes Transformer Engine where it works."""
+    recompute: Literal["none", "mlp", "full"] = "none"
+    """What the language model's layers compute again in the backward pass: nothing, their MLPs, or all."""
+    recompute_vision: Literal["none", "full"] = "none"
+    """The same for the layers of the vision tower."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and its schedule. Defaults are the published SFT recipe."""
 
@@ -175,6 +187,7 @@ class SFTConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -203,6 +216,8 @@ class ParityConfig:
     """Hugging Face folder."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """The layout of our model."""
+    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(backend="local"))
+    """Its layers. Transformer Engine multiplies fp32 in TF32, whose rounding is far above the limits."""
     processes: int = 0
     """Processes to start; 0 means as many as the layout needs, a multiple of that adds data parallelism."""
     json: bool = False

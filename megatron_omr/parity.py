@@ -98,6 +98,7 @@ def _measure_ours(config: ParityConfig, batches: list[PackedBatch], ranks: Ranks
         OptimConfig(lr=0.0, warmup_steps=0, schedule="constant", clip_grad=0.0),
         precision="fp32",
         steps=1,
+        compute=config.compute,
     )
     images = _vision_outputs(trainer, batches)
     outputs = _outputs(trainer, batches)

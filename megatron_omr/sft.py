@@ -40,7 +40,13 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     if ranks.rank == 0:
         claim_run(config, run)
     trainer = build_trainer(
-        config.model, config.parallel, ranks, config.optim, precision=config.precision, steps=config.steps
+        config.model,
+        config.parallel,
+        ranks,
+        config.optim,
+        precision=config.precision,
+        steps=config.steps,
+        compute=config.compute,
     )
     loader = build_loader(config, ranks)
     loss = SFT_LOSSES[config.loader.loss_mean]

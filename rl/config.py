@@ -8,7 +8,7 @@ from typing import Literal
 from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
-from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig
+from megatron_omr.config import CheckpointConfig, ComputeConfig, LogConfig, OptimConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
 
 
@@ -121,6 +121,7 @@ class RLConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-6, schedule="constant", warmup_steps=25, weight_decay=0.1)
     )

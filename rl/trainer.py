@@ -43,6 +43,7 @@ class TrainerWorker:
             config.optim,
             precision=config.precision,
             steps=config.steps * config.algorithm.num_minibatches,
+            compute=config.compute,
         )
         self._loss = build_policy_loss(config.algorithm)
         self._sender = WeightSender() if self._ranks.rank == 0 else None

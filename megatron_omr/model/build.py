@@ -6,7 +6,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megatron_omr import cpu
-from megatron_omr.config import ParallelConfig
+from megatron_omr.config import ComputeConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.rotary import rotary_frequencies
 from megatron_omr.model.spec import build_block_spec, choose_backend
@@ -14,6 +14,8 @@ from megatron_omr.model.transformer_config import (
     build_language_config,
     build_projector_config,
     build_vision_config,
+    recompute_fields,
+    shared_fields,
 )
 from megatron_omr.model.vision import VisionModel
 from megatron_omr.model.vlm import Qwen25VL
@@ -22,16 +24,22 @@ from megatron_omr.parallel import Ranks
 
 
 def build_model(
-    model: ModelConfig, parallel: ParallelConfig, ranks: Ranks, *, precision: Precision
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    ranks: Ranks,
+    *,
+    precision: Precision,
+    compute: ComputeConfig = ComputeConfig(),  # noqa: B008 (frozen)
 ) -> list[Qwen25VL]:
     """Returns the model chunks of this pipeline stage (always one), on `cpu.device()`, with weights yet to be loaded.
 
     Raises:
-        ValueError: the layout cannot hold the model.
+        ValueError: the layout cannot hold the model, or the backend does not work here.
     """
     parallel.check_model(model)
-    backend = choose_backend()
-    config = build_language_config(model, parallel, precision)
+    backend = choose_backend(compute.backend)
+    shared = shared_fields(parallel, precision, fuse_rotary=backend.fuses_rotary)
+    config = build_language_config(model, parallel, shared | recompute_fields(compute.recompute))
     language_model = GPTModel(
         config,
         build_block_spec(backend, get_num_layers_to_build(config), causal=True),
@@ -48,8 +56,8 @@ def build_model(
     vision_model = None
     if ranks.is_first_stage:
         vision_model = VisionModel(
-            build_vision_config(model, parallel, precision),
-            build_projector_config(model, parallel, precision),
+            build_vision_config(model, shared | recompute_fields(compute.recompute_vision)),
+            build_projector_config(model, shared),
             model.vision,
             backend,
         )

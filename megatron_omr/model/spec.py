@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -74,6 +74,7 @@ class Backend:
     norm_column_linear: Any | None  # norm and linear in one module; None where they stay two
     row_linear: Any
     core_attention: Any
+    fuses_rotary: bool  # whether Megatron has a kernel for rotary positions, which is Transformer Engine's
 
 
 @cache
@@ -85,9 +86,18 @@ def te_problem() -> str:
     return "" if error is None else f"import transformer_engine.pytorch: {cpu.describe(error)}"
 
 
-def choose_backend() -> Backend:
-    """Returns Transformer Engine where it can be used, else plain torch."""
-    return _local_backend() if te_problem() else _te_backend()
+def choose_backend(name: Literal["auto", "local", "te"] = "auto") -> Backend:
+    """Returns the backend of that name; "auto" is Transformer Engine where it can be used, else plain torch.
+
+    Raises:
+        ValueError: Transformer Engine is asked for and cannot be used.
+    """
+    problem = "" if name == "local" else te_problem()
+    if name == "te" and problem:
+        raise ValueError(
+            f"compute.backend=te: Transformer Engine cannot be used ({problem}); use auto or local"
+        )
+    return _local_backend() if name == "local" or problem else _te_backend()
 
 
 def _local_backend() -> Backend:
@@ -97,6 +107,7 @@ def _local_backend() -> Backend:
         norm_column_linear=None,
         row_linear=RowParallelLinear,
         core_attention=CoreAttention,
+        fuses_rotary=False,
     )
 
 
@@ -138,6 +149,7 @@ def _te_backend() -> Backend:
         norm_column_linear=te.column_parallel_layer_norm_linear(),
         row_linear=te.row_parallel_linear(),
         core_attention=PackedTEAttention,
+        fuses_rotary=True,
     )
 
 

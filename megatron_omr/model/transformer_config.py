@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -26,7 +26,7 @@ class VisionTransformerConfig(TransformerConfig):
 
 
 def build_language_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: Precision
+    model: ModelConfig, parallel: ParallelConfig, shared: dict[str, Any]
 ) -> TransformerConfig:
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -46,13 +46,11 @@ def build_language_config(
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # Megatron asks for it with variable lengths, dense models too
         **_swiglu(),
-        **_shared(parallel, precision),
+        **shared,
     )
 
 
-def build_vision_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: Precision
-) -> VisionTransformerConfig:
+def build_vision_config(model: ModelConfig, shared: dict[str, Any]) -> VisionTransformerConfig:
     """Returns the tower's config: tensor parallel only, on the first stage; CP ranks share the images."""
     vision = model.vision
     return VisionTransformerConfig(
@@ -65,13 +63,11 @@ def build_vision_config(
         layernorm_epsilon=_VISION_NORM_EPS,
         full_attention_layers=vision.fullatt_block_indexes,
         **_swiglu(),
-        **_shared(parallel, precision),
+        **shared,
     )
 
 
-def build_projector_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: Precision
-) -> TransformerConfig:
+def build_projector_config(model: ModelConfig, shared: dict[str, Any]) -> TransformerConfig:
     """Returns the config of the merger's two linear layers, from merged patches to the language model's width."""
     vision = model.vision
     return TransformerConfig(
@@ -81,7 +77,7 @@ def build_projector_config(
         num_attention_heads=vision.num_heads,  # unused, but must divide by tp
         add_bias_linear=True,
         activation_func=F.gelu,
-        **_shared(parallel, precision),
+        **shared,
     )
 
 
@@ -96,7 +92,23 @@ def _leave(weight: Tensor) -> None:
     """Leaves a weight as memory was: all are loaded, and drawing them takes longer than reading them."""
 
 
-def _shared(parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:
+def recompute_fields(recompute: Literal["none", "mlp", "full"]) -> dict[str, Any]:
+    """Returns what makes layers compute again in the backward pass. Megatron checks these when a config is made.
+
+    Not offered: "core_attn", which saves nothing, since no attention here keeps scores; and "mlp" in the tower, where
+    Megatron 0.16's calls itself without end.
+    """
+    match recompute:
+        case "none":
+            return {}
+        case "mlp":
+            return dict(recompute_granularity="selective", recompute_modules=["mlp"])
+        case "full":  # each layer by itself: only its input is kept
+            return dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+
+
+def shared_fields(parallel: ParallelConfig, precision: Precision, *, fuse_rotary: bool) -> dict[str, Any]:
+    """Returns the fields that language model, tower and projector have in common."""
     dtype = torch_dtype(precision)
     fields = dict(
         normalization="RMSNorm",
@@ -111,7 +123,10 @@ def _shared(parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
         calculate_per_token_loss=True,
-        apply_rope_fusion=False,  # the packed kernel restarts positions in each sequence: wrong for M-RoPE
+        # The kernel, Transformer Engine's, takes a table of angles [T, 1, 1, D] with a row for each token, which M-RoPE
+        # and the tower have: tokens go in as "sbhd" of batch 1 (PackedSequences). Its "thd" form would restart the
+        # positions of each sequence. It cannot scale, and need not: YaRN's factor is in softmax_scale.
+        apply_rope_fusion=fuse_rotary,
         deallocate_pipeline_outputs=True,
     )
     return fields | cpu.transformer_overrides()

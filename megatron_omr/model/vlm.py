@@ -66,7 +66,8 @@ class Qwen25VL(MegatronModule):
         embeddings = self._insert_images(embeddings, batch)
         hidden = embeddings.index_select(0, tokens).unsqueeze(1)
         if self.config.sequence_parallel:
-            hidden = scatter_to_sequence_parallel_region(hidden)
+            # a copy: as a view, a layer's kept input would keep the rows of all ranks
+            hidden = scatter_to_sequence_parallel_region(hidden).clone()
         return hidden
 
     def _insert_images(self, embeddings_TD: Tensor, batch: PackedBatch) -> Tensor:

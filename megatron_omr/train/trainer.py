@@ -11,7 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from megatron_omr.config import OptimConfig, ParallelConfig
+from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig
 from megatron_omr.convert.load import load_hf
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.build import build_model
@@ -40,6 +40,7 @@ def build_trainer(
     *,
     precision: Precision,
     steps: int,
+    compute: ComputeConfig = ComputeConfig(),  # noqa: B008 (frozen)
 ) -> Trainer:
     """Builds the model of a Hugging Face folder with its weights, AdamW, and the schedule over `steps`. Collective.
 
@@ -47,7 +48,7 @@ def build_trainer(
         ValueError: the layout cannot hold the model, or the folder's tensors do not fit its config.json.
     """
     model = ModelConfig.from_hf(folder)
-    chunks = build_model(model, parallel, ranks, precision=precision)
+    chunks = build_model(model, parallel, ranks, precision=precision, compute=compute)
     load_hf(chunks, folder, model, ranks)
     freeze(chunks, optim.freeze)
     wrapped = wrap_chunks(chunks)
