@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from benchmarks.environment import write_result
 from benchmarks.peer_flops import PEERS
 from benchmarks.recipe_batch import BATCH, draw_sizes
+from megatron_omr.flops import train_step_flops
 from megatron_omr.plan.shapes import published_shape
-from megatron_omr.train.flops import train_step_flops
 
 COLUMNS = (
     "whole step",

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
+from megatron_omr.flops import peak_flops, train_step_flops
 from megatron_omr.parallel import Ranks, gather_over_replicas
-from megatron_omr.train.flops import peak_flops, train_step_flops
 from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.optimizer import step_if_finite

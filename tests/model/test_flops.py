@@ -12,9 +12,7 @@ import pytest
 from benchmarks.bench_flops import markdown
 from benchmarks.peer_flops import PEERS
 from data_pipeline.types import Example
-from megatron_omr.model_config import ModelConfig
-from megatron_omr.plan.shapes import published_shape
-from megatron_omr.train.flops import (
+from megatron_omr.flops import (
     language_forward_flops,
     patch_embed_flops,
     peak_flops,
@@ -22,6 +20,8 @@ from megatron_omr.train.flops import (
     train_step_flops,
     vision_forward_flops,
 )
+from megatron_omr.model_config import ModelConfig
+from megatron_omr.plan.shapes import published_shape
 from tests.helpers.ranks import run_ranks
 
 if TYPE_CHECKING:
