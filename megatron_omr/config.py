@@ -28,6 +28,9 @@ class ParallelConfig:
     """Context parallelism: tokens of long sequences."""
     sp: bool = False
     """Sequence parallelism of norms and residuals inside a tensor-parallel group (needs tp > 1)."""
+    overlap: bool = False
+    """Reduce gradients while the backward pass runs, and gather weights while the next forward pass does; the results
+    are the same. For GPUs: over gloo, cores that communicate do not compute."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "parallel.", tp=1, pp=1, cp=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from megatron.core.distributed import (
@@ -31,13 +31,55 @@ from megatron_omr.config import OptimConfig, Part
 from megatron_omr.model.parts import part_of
 
 
-def wrap_chunks(chunks: Sequence[MegatronModule]) -> list[DistributedDataParallel]:
-    """Wraps model chunks in DDP with gradient buffers in fp32, sharded for the distributed optimizer."""
+def wrap_chunks(chunks: Sequence[MegatronModule], *, overlap: bool = False) -> list[DistributedDataParallel]:
+    """Wraps model chunks in DDP with gradient buffers in fp32, sharded for the distributed optimizer.
+
+    Args:
+        overlap: reduce gradients, in buckets, during the last backward pass, and gather weights during the forward
+            pass after a step: until then each rank holds only its own part of the new weights.
+    """
     config = get_model_config(chunks[0])
-    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
+        align_param_gather=overlap,  # modules wait for their weights; start_param_gathers starts the gathers
+    )
     if config.bf16:
         chunks = [_BF16Chunk(config, chunk) for chunk in chunks]
-    return [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
+    wrapped = [
+        DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
+    if overlap:  # gradients of all micro-batches but the last stay where they are
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = cast("Any", no_sync if len(no_sync) > 1 else no_sync[0])
+    return wrapped
+
+
+def start_param_gathers(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Starts to gather the weights of the last step where that is still to be done; modules wait for theirs.
+
+    All at once and in one order: left to its modules, a rank without images would gather the tower's weights at
+    another time than the others. Collective; without overlap there is nothing to do.
+    """
+    for chunk in chunks:
+        for group in _overlapping_groups(chunk):
+            if not group.param_gather_dispatched:
+                group.start_param_sync()
+
+
+def await_param_gathers(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Waits for the gathers that were started: also those of modules that had nothing to do, and did not wait."""
+    for chunk in chunks:
+        for group in _overlapping_groups(chunk):
+            if group.param_gather_handle is not None:
+                group.start_param_sync(force_sync=True)  # which only waits
+
+
+def _overlapping_groups(chunk: DistributedDataParallel) -> list[Any]:
+    return chunk.bucket_groups if chunk.ddp_config.overlap_param_gather else []
 
 
 class _BF16Chunk(Float16Module):
@@ -64,6 +106,7 @@ def build_optimizer(
         bf16=model.bf16,
         params_dtype=model.params_dtype,
         use_distributed_optimizer=True,
+        overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
     )
     optimizer = get_megatron_optimizer(
         config,

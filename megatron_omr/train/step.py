@@ -22,7 +22,7 @@ from megatron_omr.flops import peak_flops, train_step_flops
 from megatron_omr.parallel import Ranks, gather_over_replicas
 from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
-from megatron_omr.train.optimizer import step_if_finite
+from megatron_omr.train.optimizer import await_param_gathers, start_param_gathers, step_if_finite
 from megatron_omr.train.trainer import Trainer
 
 
@@ -167,6 +167,7 @@ def run_schedule(
 
         return chunk(packed), loss
 
+    start_param_gathers(trainer.chunks)
     get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iter(range(len(packs))),
@@ -176,6 +177,7 @@ def run_schedule(
         micro_batch_size=1,
         forward_only=forward_only,
     )
+    await_param_gathers(trainer.chunks)
 
 
 def _measure_work(trainer: Trainer, packs: Sequence[PackedBatch]) -> Work:

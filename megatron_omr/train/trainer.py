@@ -18,7 +18,12 @@ from megatron_omr.model.build import build_model
 from megatron_omr.model.parts import freeze
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
-from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
+from megatron_omr.train.optimizer import (
+    await_param_gathers,
+    build_optimizer,
+    start_param_gathers,
+    wrap_chunks,
+)
 
 
 @dataclass(kw_only=True)
@@ -51,12 +56,17 @@ def build_trainer(
     chunks = build_model(model, parallel, ranks, precision=precision, compute=compute)
     load_hf(chunks, folder, model, ranks)
     freeze(chunks, optim.freeze)
-    wrapped = wrap_chunks(chunks)
+    wrapped = wrap_chunks(chunks, overlap=parallel.overlap)
     optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
     return Trainer(model=model, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler)
 
 
 def unwrap_chunks(trainer: Trainer) -> list[torch.nn.Module]:
-    """Returns the model chunks without their DDP and precision wrappers, for conversion and checkpoints."""
+    """Returns the model chunks without their DDP and precision wrappers, for conversion and checkpoints.
+
+    Their weights are whole: with `parallel.overlap` this ends the gathers of the last step. Collective.
+    """
+    start_param_gathers(trainer.chunks)
+    await_param_gathers(trainer.chunks)
     chunks = [c.module.module if isinstance(c.module, Float16Module) else c.module for c in trainer.chunks]
     return cast("list[torch.nn.Module]", chunks)
