@@ -10,10 +10,7 @@ from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
 from megatron_omr.dtypes import Precision
-from megatron_omr.model_config import ModelConfig
-
-Part = Literal["vision", "projector", "language"]
-"""Parts of the model: the vision tower, the projector behind it (the merger), and the language model."""
+from megatron_omr.model_config import ModelConfig, Part
 
 
 @dataclass(frozen=True, kw_only=True)

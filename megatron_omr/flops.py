@@ -9,10 +9,10 @@ function of its own: it is work of the hardware, not of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
-from megatron_omr.model_config import ModelConfig
+from megatron_omr.model_config import ModelConfig, Part
 
 Grid = Sequence[int]
 """Time, height and width of an image in patches."""
@@ -33,13 +33,20 @@ def language_layers_flops(
     model: ModelConfig, seq_lens: Sequence[int], prefix_lens: Sequence[int] | None = None
 ) -> float:
     """Returns the FLOPs of one forward of the language model's layers, without the head."""
-    prefix_lens = prefix_lens or [0] * len(seq_lens)
     hidden, kv = model.hidden_size, model.num_kv_heads * model.head_dim
     projections = 2 * hidden * hidden + 2 * hidden * kv  # q, o; k, v
     linear = 2 * sum(seq_lens) * model.num_layers * projections + language_mlp_flops(model, sum(seq_lens))
+    return linear + attention_flops(model, seq_lens, prefix_lens)
+
+
+def attention_flops(
+    model: ModelConfig, seq_lens: Sequence[int], prefix_lens: Sequence[int] | None = None
+) -> float:
+    """Returns the FLOPs of one forward of the language model's products of queries, keys and values."""
+    prefix_lens = prefix_lens or [0] * len(seq_lens)
     # scores and weighted sum: 2 products of [L, L/2 + prefix] and [head_dim] a head
     pairs = sum(length**2 + 2 * length * prefix for length, prefix in zip(seq_lens, prefix_lens, strict=True))
-    return linear + 2 * model.num_layers * hidden * pairs
+    return 2 * model.num_layers * model.hidden_size * pairs
 
 
 def language_mlp_flops(model: ModelConfig, num_tokens: int) -> float:
@@ -49,10 +56,15 @@ def language_mlp_flops(model: ModelConfig, num_tokens: int) -> float:
 
 def vision_forward_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
     """Returns the FLOPs of one forward of the vision tower over images of `grids` (time, height, width) patches."""
-    v, total = model.vision, _count_patches(grids)
-    merge = v.spatial_merge_size**2
-    merger = (merge * v.hidden_size) ** 2 + merge * v.hidden_size * v.out_hidden_size
-    return patch_embed_flops(model, grids) + vision_layers_flops(model, grids) + 2 * total // merge * merger
+    tower = patch_embed_flops(model, grids) + vision_layers_flops(model, grids)
+    return tower + projector_flops(model, grids)
+
+
+def projector_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
+    """Returns the FLOPs of one forward of the merger."""
+    v, merge = model.vision, model.vision.spatial_merge_size**2
+    weights = (merge * v.hidden_size) ** 2 + merge * v.hidden_size * v.out_hidden_size
+    return 2 * _count_patches(grids) // merge * weights
 
 
 def patch_embed_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
@@ -78,10 +90,24 @@ def train_step_flops(
     seq_lens: Sequence[int],
     grids: Sequence[Grid],
     prefix_lens: Sequence[int] | None = None,
+    *,
+    freeze: Collection[Part] = (),
 ) -> float:
-    """Returns the FLOPs of forward and backward over these sequences and images."""
+    """Returns the FLOPs of forward and backward over these sequences and images.
+
+    Frozen parts have no gradients of weights, and those of inputs end at the first part that is trained, whose first
+    layer computes them for nothing.
+    """
     forward = language_forward_flops(model, seq_lens, prefix_lens) + vision_forward_flops(model, grids)
-    return 3 * forward - patch_embed_flops(model, grids)
+    total = 3 * forward - patch_embed_flops(model, grids)
+    if "vision" in freeze:
+        total -= patch_embed_flops(model, grids) + 2 * vision_layers_flops(model, grids)
+    if "projector" in freeze:
+        total -= (2 if "vision" in freeze else 1) * projector_flops(model, grids)
+    if "language" in freeze:
+        total -= language_forward_flops(model, seq_lens, prefix_lens)
+        total += attention_flops(model, seq_lens, prefix_lens)
+    return total
 
 
 def recomputed_flops(

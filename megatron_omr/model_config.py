@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.files import parse_json
 from megatron_omr.dtypes import Precision, precision_of
+
+Part = Literal["vision", "projector", "language"]
+"""Parts of the model: the vision tower, the projector behind it (the merger), and the language model."""
 
 _SILU = ("silu", "swish")  # two names of one function
 _NO = (False, None)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from megatron_omr.config import Part
+from megatron_omr.model_config import Part
 
 
 def part_of(name: str) -> Part:

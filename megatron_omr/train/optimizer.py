@@ -27,8 +27,9 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from data_pipeline.types import PackedBatch
-from megatron_omr.config import OptimConfig, Part
+from megatron_omr.config import OptimConfig
 from megatron_omr.model.parts import part_of
+from megatron_omr.model_config import Part
 
 
 def wrap_chunks(chunks: Sequence[MegatronModule], *, overlap: bool = False) -> list[DistributedDataParallel]:

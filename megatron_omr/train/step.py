@@ -184,7 +184,11 @@ def _measure_work(trainer: Trainer, packs: Sequence[PackedBatch]) -> Work:
     """Returns the work of a step with this rank's `packs`. Collective over the data-parallel ranks."""
     flops = sum(
         train_step_flops(
-            trainer.model, p.real_lens.tolist(), p.image_grid_thw.tolist(), p.prefix_lens().tolist()
+            trainer.model,
+            p.real_lens.tolist(),
+            p.image_grid_thw.tolist(),
+            p.prefix_lens().tolist(),
+            freeze=trainer.frozen,
         )
         for p in packs
     )

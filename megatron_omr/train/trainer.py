@@ -16,7 +16,7 @@ from megatron_omr.convert.load import load_hf
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.build import build_model
 from megatron_omr.model.parts import freeze
-from megatron_omr.model_config import ModelConfig
+from megatron_omr.model_config import ModelConfig, Part
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.optimizer import (
     await_param_gathers,
@@ -35,6 +35,7 @@ class Trainer:
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    frozen: tuple[Part, ...] = ()
 
 
 def build_trainer(
@@ -58,7 +59,14 @@ def build_trainer(
     freeze(chunks, optim.freeze)
     wrapped = wrap_chunks(chunks, overlap=parallel.overlap)
     optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
-    return Trainer(model=model, ranks=ranks, chunks=wrapped, optimizer=optimizer, scheduler=scheduler)
+    return Trainer(
+        model=model,
+        ranks=ranks,
+        chunks=wrapped,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        frozen=optim.freeze,
+    )
 
 
 def unwrap_chunks(trainer: Trainer) -> list[torch.nn.Module]:

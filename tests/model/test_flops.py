@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,19 @@ from megatron_omr.flops import (
 )
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.shapes import published_shape
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import init_ranks, run_ranks
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
+FROZEN = (
+    ("vision",),
+    ("projector",),
+    ("language",),
+    ("vision", "projector"),
+    ("vision", "language"),
+    ("projector", "language"),
+)
 QWEN_7B = published_shape("Qwen2.5-VL-7B-Instruct")
 
 
@@ -60,7 +69,7 @@ def test_torch_counts_the_same_products_of_the_tower(tiny_hf: Path, side: tuple[
 
 @pytest.mark.heavy
 def test_torch_counts_the_same_products_of_a_step(tiny_hf: Path) -> None:
-    """Our model, forward and backward, packs with and without images."""
+    """Our model, forward and backward, packs with and without images, some parts frozen."""
     for counted, computed in run_ranks(_count_steps, 1, str(tiny_hf))[0]:
         assert counted == computed
 
@@ -75,17 +84,22 @@ def _count_steps(folder: str) -> list[tuple[int, float]]:
     from megatron_omr.config import ParallelConfig
     from megatron_omr.train.losses import sft_loss
     from megatron_omr.train.step import MicroBatch, train_step
-    from tests.helpers.trainers import tiny_trainer
+    from megatron_omr.train.trainer import build_trainer
+    from tests.helpers.trainers import OPTIM
 
-    trainer = tiny_trainer(folder, ParallelConfig())
-    model, seen = trainer.model, []
-    for grids in ([], [(1, 16, 8)], [(1, 8, 8), (1, 8, 16)]):
+    ranks, seen = init_ranks(ParallelConfig()), []
+    cases = [((), [(1, 16, 8)]), ((), [(1, 8, 8), (1, 8, 16)])]
+    cases += [(freeze, [(1, 16, 8)]) for freeze in FROZEN] + [(freeze, []) for freeze in ((), *FROZEN)]
+    for freeze, grids in cases:
+        optim = replace(OPTIM, freeze=freeze)
+        trainer = build_trainer(folder, ParallelConfig(), ranks, optim, precision="fp32", steps=8)
+        model = trainer.model
         examples = [make_example(model, str(n), grids) for n in range(3)]
         packed = merge(examples, pad_token_id=0)
         with count_flops() as counter:
             train_step(trainer, [MicroBatch(packed=packed, loss=sft_loss)])
         lengths = packed.cu_seqlens.diff().tolist()
-        ours = train_step_flops(model, lengths, packed.image_grid_thw.tolist())
+        ours = train_step_flops(model, lengths, packed.image_grid_thw.tolist(), freeze=freeze)
         other_half = 3 * 2 * model.num_layers * model.hidden_size * sum(length**2 for length in lengths)
         rotary = 3 * model.head_dim * sum(lengths)
         seen.append((counter.get_total_flops(), ours + other_half + rotary))

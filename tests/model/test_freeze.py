@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_omr.config import OptimConfig, ParallelConfig, Part
+from megatron_omr.config import OptimConfig, ParallelConfig
+from megatron_omr.model_config import Part
 from tests.helpers.ranks import init_ranks, run_ranks
 from tests.helpers.trainers import exported, random_micro_batches
 

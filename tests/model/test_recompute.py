@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_omr.config import ComputeConfig, ParallelConfig
+from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
 from tests.helpers.ranks import init_ranks, run_ranks
 from tests.helpers.trainers import OPTIM, exported, random_micro_batches
@@ -33,7 +33,14 @@ def test_recomputing_changes_no_bit(tiny_tied_hf: Path, layout: str) -> None:
     assert run_ranks(_equal, processes, str(tiny_tied_hf), parallel) == [[True, True, True]] * processes
 
 
-def _equal(folder: str, parallel: ParallelConfig) -> list[bool]:
+def test_recomputing_under_frozen_parts_changes_no_bit(tiny_tied_hf: Path) -> None:
+    """Megatron's checkpointed layers have gradients only where their input has one."""
+    for parts in (("language",), ("vision",), ("language", "vision"), ("vision", "projector")):
+        optim = replace(OPTIM, freeze=parts)
+        assert run_ranks(_equal, 1, str(tiny_tied_hf), ParallelConfig(), optim)[0] == [True, True, True]
+
+
+def _equal(folder: str, parallel: ParallelConfig, optim: OptimConfig = OPTIM) -> list[bool]:
     """Returns for each mode whether two steps have the plain form's losses, entropies, norms, gradients and weights."""
     from megatron_omr.train.losses import LossOutput, sft_loss
     from megatron_omr.train.step import train_step
@@ -46,7 +53,7 @@ def _equal(folder: str, parallel: ParallelConfig) -> list[bool]:
         return replace(output, metrics={"entropy": (entropy_T.sum(), output.count)})
 
     def train(compute: ComputeConfig) -> tuple[list[Any], list[Any]]:
-        trainer = build_trainer(folder, parallel, ranks, OPTIM, precision="bf16", steps=8, compute=compute)
+        trainer = build_trainer(folder, parallel, ranks, optim, precision="bf16", steps=8, compute=compute)
         values: list[Any] = []
         for seed in (1, 2):
             batches = random_micro_batches(trainer, parallel, seed=seed)
