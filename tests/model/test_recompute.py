@@ -35,7 +35,7 @@ def test_recomputing_changes_no_bit(tiny_tied_hf: Path, layout: str) -> None:
 
 def test_recomputing_under_frozen_parts_changes_no_bit(tiny_tied_hf: Path) -> None:
     """Megatron's checkpointed layers have gradients only where their input has one."""
-    for parts in (("language",), ("vision",), ("language", "vision"), ("vision", "projector")):
+    for parts in (("language",), ("vision", "projector")):
         optim = replace(OPTIM, freeze=parts)
         assert run_ranks(_equal, 1, str(tiny_tied_hf), ParallelConfig(), optim)[0] == [True, True, True]
 
