@@ -7,12 +7,22 @@ from benchmarks import (
     bench_flops,
     bench_index,
     bench_loader,
+    bench_packing,
     bench_train_step,
     bench_verify,
     bench_weight_sync,
 )
 
-ALL = (bench_train_step, bench_loader, bench_index, bench_weight_sync, bench_verify, bench_dedup, bench_flops)
+ALL = (
+    bench_train_step,
+    bench_loader,
+    bench_index,
+    bench_weight_sync,
+    bench_verify,
+    bench_dedup,
+    bench_flops,
+    bench_packing,
+)
 for benchmark in ALL:
     print(f"--- {benchmark.__name__}")
     benchmark.main()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+from data_pipeline.loader.cost import CostModel
 from megatron_omr.model_config import ModelConfig, Part
 
 Grid = Sequence[int]
@@ -108,6 +109,21 @@ def train_step_flops(
         total -= language_forward_flops(model, seq_lens, prefix_lens)
         total += attention_flops(model, seq_lens, prefix_lens)
     return total
+
+
+def build_cost_model(model: ModelConfig, freeze: Collection[Part] = ()) -> CostModel:
+    """Returns the parts of a step's FLOPs, for balancing samples over ranks; exact for images of whole windows."""
+    one, two = (train_step_flops(model, [length], [], freeze=freeze) for length in (1, 2))
+    side = model.vision.window_size // model.vision.patch_size
+    window, pair = (train_step_flops(model, [], [(1, n * side, side)], freeze=freeze) for n in (1, 2))
+    token_pair = (two - 2 * one) / 2
+    patch_pair = (pair - 2 * window) / (2 * side**4)
+    return CostModel(
+        token=one - token_pair,
+        token_pair=token_pair,
+        patch=window / side**2 - patch_pair * side**2,
+        patch_pair=patch_pair,
+    )
 
 
 def recomputed_flops(

@@ -17,6 +17,7 @@ from data_pipeline.shards.survey import warn_of_small_images
 from megatron_omr import cpu, parallel
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
+from megatron_omr.flops import build_cost_model
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
@@ -48,7 +49,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
         steps=config.steps,
         compute=config.compute,
     )
-    loader = build_loader(config, ranks)
+    loader = build_loader(config, trainer)
     loss = SFT_LOSSES[config.loader.loss_mean]
     step, bad_steps, empty_steps = resume(trainer, loader, run)
     too_many_empty = min(config.steps, 2 * loader.steps_per_epoch)  # these hold a whole epoch
@@ -82,8 +83,9 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     parallel.shutdown()
 
 
-def build_loader(config: SFTConfig, ranks: Ranks) -> Loader:
+def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
     """Returns the loader of this data-parallel rank, with the model's own chat template."""
+    ranks = trainer.ranks
     encoder = ChatEncoder.from_hf(config.model, config.image)
     return Loader(
         config.loader,
@@ -92,6 +94,7 @@ def build_loader(config: SFTConfig, ranks: Ranks) -> Loader:
         dp_size=ranks.dp_size,
         multiple=config.parallel.sequence_multiple,
         pack_multiple=config.parallel.pack_multiple(),
+        cost=build_cost_model(trainer.model),
         pin=cpu.pins_memory(),
     )
 

@@ -37,7 +37,12 @@ def assign_advantages(group: Group) -> list[TrainRollout]:
     advantages_G = compute_advantages(torch.tensor([reward.total for reward in group.rewards]))
     return [
         TrainRollout(
-            ref=group.prompt.ref, token_ids=rollout.token_ids, logprobs=rollout.logprobs, advantage=advantage
+            ref=group.prompt.ref,
+            token_ids=rollout.token_ids,
+            logprobs=rollout.logprobs,
+            advantage=advantage,
+            prompt_tokens=group.prompt.num_tokens,
+            prompt_patches=group.prompt.patches,
         )
         for rollout, advantage in zip(group.rollouts, advantages_G.tolist(), strict=True)
     ]

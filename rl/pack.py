@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 
 from data_pipeline.encode.prompt_sharing import respond, share_prompt
+from data_pipeline.loader.cost import TOKENS_ALONE, CostModel
 from data_pipeline.loader.packing import balance, build_blank, first_fit, pack, pack_capacity, padded_length
 from data_pipeline.types import Example, PackedBatch, SampleRef, Tree
 from rl.types import RolloutBatch, TrainRollout
@@ -27,14 +28,14 @@ class PackRules:
 
 
 def split_by_rank(
-    rollouts: Sequence[TrainRollout], num_ranks: int, *, whole_groups: bool
+    rollouts: Sequence[TrainRollout], num_ranks: int, *, whole_groups: bool, cost: CostModel = TOKENS_ALONE
 ) -> list[list[TrainRollout]]:
-    """Returns the rollouts of each data-parallel rank, balanced by response tokens; with few, some ranks get none.
+    """Returns the rollouts of each data-parallel rank, balanced by their cost; with few, some ranks get none.
 
-    `whole_groups` keeps the responses to one prompt on one rank, where they can share it.
+    `whole_groups` keeps the responses to one prompt on one rank, where they share it.
     """
     groups = _by_prompt(rollouts) if whole_groups else [[i] for i in range(len(rollouts))]
-    costs = [sum(len(rollouts[i].token_ids) for i in group) for group in groups]
+    costs = [_estimate_cost([rollouts[i] for i in group], cost) for group in groups]
     return [[rollouts[i] for group in chosen for i in groups[group]] for chosen in balance(costs, num_ranks)]
 
 
@@ -70,6 +71,13 @@ def build_batches(
         ]
     by_name = dict(zip(names, rollouts, strict=True))
     return [_attach(packed, by_name) for packed in packs]
+
+
+def _estimate_cost(responses: Sequence[TrainRollout], cost: CostModel) -> float:
+    """Returns the cost of responses to one prompt, which is computed once."""
+    prompt = responses[0].prompt_tokens
+    own = sum(cost.sequence(len(response.token_ids), prefix=prompt) for response in responses)
+    return cost.sample(prompt, responses[0].prompt_patches) + own
 
 
 def _by_prompt(rollouts: Sequence[TrainRollout]) -> list[list[int]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from data_pipeline.encode.images import PATCH
 from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.errors import BadSample, ErrorBudget, name_counts
 from data_pipeline.loader.order import iterate_draws
@@ -77,7 +79,8 @@ class PromptStream:
         """
         prompts, bad_in_a_row = list[Prompt](), 0
         while len(prompts) < count:
-            ref, _, self._epoch, self._position = next(self._order)
+            draw = next(self._order)
+            ref, self._epoch, self._position = draw.ref, draw.epoch, draw.position
             self._bad.seen += 1
             try:
                 prompts.append(self._read(ref))
@@ -164,10 +167,11 @@ def read_prompt(shards: str | Path, ref: SampleRef, limits: ModelLimits) -> Ques
     )
     try:
         check_reference(sample.answer)
-        limits.tokenize_prompt(sample)
+        tokens = limits.tokenize_prompt(sample)
     except BadSample as error:
         return prompt, error
-    return prompt, None
+    patches = tuple(width * height // PATCH**2 for width, height in tokens.image_sizes)
+    return replace(prompt, num_tokens=tokens.num_tokens, patches=patches), None
 
 
 def read_prompts(shards: str | Path, limits: ModelLimits, limit: int = 0) -> list[Question]:

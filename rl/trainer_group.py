@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
+from megatron_omr.flops import build_cost_model
+from megatron_omr.model_config import ModelConfig
 from rl.config import RLConfig
 from rl.pack import split_by_rank
 from rl.placement import collect, create_trainers
@@ -43,6 +45,7 @@ class TrainerGroup:
         self._looks = self._started
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
+        self._cost = build_cost_model(ModelConfig.from_hf(config.model))
 
     def check_alive(self) -> None:
         """Raises RankError if a worker has died; does not wait for those that are busy."""
@@ -113,7 +116,7 @@ class TrainerGroup:
         return 1 + max(dp_rank for dp_rank, _ in self._places)
 
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
-        return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts)
+        return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts, cost=self._cost)
 
     def _on_all(self, call: Callable[[TrainerWorker], R]) -> list[R]:
         return collect([process.run.remote(call) for process in self._processes])

@@ -26,6 +26,8 @@ class Prompt:
     source: str = ""  # the question's corpus
     kind: str = ""  # metadata["kind"], for accuracy by kind
     question: str = ""  # the user's text without image marks
+    num_tokens: int = 0  # with those of its images
+    patches: tuple[int, ...] = ()  # of each image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ class TrainRollout:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]  # the engine's
     advantage: float
+    prompt_tokens: int = 0  # with those of its images
+    prompt_patches: tuple[int, ...] = ()  # of each image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,10 +18,11 @@ from itertools import islice
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.config import LoaderConfig
+from data_pipeline.loader.cost import TOKENS_ALONE, CostModel, count_image_tokens, count_patches
 from data_pipeline.loader.order import Draw, iterate_draws
 from data_pipeline.loader.packing import balance, build_blank, pack, pack_capacity
 from data_pipeline.shards.format import read_sample
-from data_pipeline.shards.index import load_samples
+from data_pipeline.shards.index import estimate_image_tokens, load_samples
 from data_pipeline.types import Example, PackedBatch, SampleRef
 
 log = logging.getLogger(__name__)
@@ -49,12 +50,14 @@ class Loader:
         dp_size: int,
         multiple: int = 1,
         pack_multiple: int = 1,
+        cost: CostModel = TOKENS_ALONE,
         pin: bool = False,
     ) -> None:
         """
         Args:
             multiple: every packed sequence is padded to a multiple of this many tokens.
             pack_multiple: and every micro-batch, at its tail, to a multiple of this; itself one of `multiple`.
+            cost: by which samples are balanced over ranks; see megatron_omr/flops.py.
             pin: yield batches in pinned memory, from which a GPU copies while it computes.
 
         Raises:
@@ -74,6 +77,7 @@ class Loader:
         self._config, self._encoder, self._pin = config, ChatEncoder(limits), pin
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._multiple, self._pack_multiple = multiple, pack_multiple
+        self._cost, self._has_warned = cost, False
         self._index = load_samples(config.shards)
         self._epoch, self._position = 0, 0
         self._bad = self._new_budget()
@@ -149,8 +153,26 @@ class Loader:
         if self._config.packing == "next_fit":
             first, last = (len(step) * rank // self._dp_size for rank in (self._dp_rank, self._dp_rank + 1))
             return [draw.ref for draw in step[first:last]]
-        mine = balance([draw.tokens for draw in step], self._dp_size)[self._dp_rank]
+        mine = balance([self._estimate_cost(draw) for draw in step], self._dp_size)[self._dp_rank]
         return [step[i].ref for i in mine]
+
+    def _estimate_cost(self, draw: Draw) -> float:
+        """Returns the cost of a sample, from the length of its text and the sizes of its images."""
+        if draw.images is None:
+            self._warn_of_old_shards()
+            return self._cost.sample(draw.tokens)
+        patches = count_patches(draw.images, self._encoder.limits.image)
+        text = draw.tokens - estimate_image_tokens(draw.images)
+        return self._cost.sample(text + count_image_tokens(patches), patches)
+
+    def _warn_of_old_shards(self) -> None:
+        if self._dp_rank == 0 and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s does not list the sizes of images: ranks are balanced by estimated tokens, images' work in the "
+                "vision tower left out; write the shards again to balance by all of it",
+                self._config.shards,
+            )
 
     def _encode(self, ref: SampleRef) -> Example:
         """Reads and encodes a sample. Threads call this and _pack, so neither changes the loader."""

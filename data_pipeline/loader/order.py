@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.shards.index import ShardIndex, Source
+from data_pipeline.shards.index import ShardIndex, Sizes, Source
 from data_pipeline.types import SampleRef
 
 SHUFFLE_SHARDS = 64
@@ -28,11 +28,16 @@ ROW_READERS = 16
 _INTERLEAVING = 0x6D6978  # seeds these draws apart from those within a source
 
 
+Row = tuple[SampleRef, int, Sizes | None]
+"""The first fields of a Draw."""
+
+
 class Draw(NamedTuple):
     """A sample, and the place in the order after it."""
 
     ref: SampleRef
-    tokens: int  # estimated
+    tokens: int  # estimated, of texts and images
+    images: Sizes | None  # None: the shard does not list them
     epoch: int
     position: int  # samples of the epoch drawn so far, with this one
 
@@ -70,8 +75,8 @@ def _labels(seed: int, epoch: int, block: int, blocks: int, counts: np.ndarray) 
     return rng.permutation(np.repeat(np.arange(len(counts)), quotas))
 
 
-def _stream(index: ShardIndex, source: Source, seed: int, start: int) -> Iterator[tuple[SampleRef, int]]:
-    """Yields the infinite stream of a source, from its `start`-th sample on: references and estimated tokens."""
+def _stream(index: ShardIndex, source: Source, seed: int, start: int) -> Iterator[Row]:
+    """Yields the infinite stream of a source from its `start`-th sample on: references, tokens and sizes of images."""
     counts = np.array([index.shards[number].count for number in source.shards], dtype=np.int64)
     first_epoch, position = divmod(start, max(1, source.size))
     for epoch in count(first_epoch):
@@ -85,7 +90,7 @@ def _stream(index: ShardIndex, source: Source, seed: int, start: int) -> Iterato
             position = max(0, position - size)
 
 
-def _read_window(index: ShardIndex, numbers: list[int], order: np.ndarray) -> Iterator[tuple[SampleRef, int]]:
+def _read_window(index: ShardIndex, numbers: list[int], order: np.ndarray) -> Iterator[Row]:
     with ThreadPoolExecutor(ROW_READERS, thread_name_prefix="rows") as pool:
         tables = list(pool.map(index.rows, numbers))
     shards = [index.shards[number] for number in numbers]
@@ -93,4 +98,5 @@ def _read_window(index: ShardIndex, numbers: list[int], order: np.ndarray) -> It
     places = np.searchsorted(ends, order, side="right")
     rows = order - np.append(0, ends[:-1])[places]
     for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-        yield tables[place].ref(shards[place], row), tables[place].tokens[row]
+        table = tables[place]
+        yield table.ref(shards[place], row), table.tokens[row], table.images and table.images[row]

@@ -2,7 +2,7 @@
 
     folder/index.json                    one row per shard; written last, so a folder with an index is complete
     folder/shard-000000-0000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; part and number of the shard
-    folder/shard-000000-0000.index.json  of each sample id, byte offset, size, CRC-32 and estimated tokens
+    folder/shard-000000-0000.index.json  of each sample id, offset, size, CRC-32, estimated tokens, images' sizes
 
 The same samples give the same bytes. WebDataset ends a key at the first dot, and ids hold slashes and dots, so the
 id is in the json member, which holds everything of a sample except the bytes of its images.

@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.storage import is_local, join, read_bytes
 from data_pipeline.types import SampleRef
 
@@ -25,6 +26,10 @@ VERSION = 2
 """Version of the layout in format.py; shards of another version must be written again."""
 ROWS_IN_MEMORY = 16
 """Number of shards whose rows stay in memory for random access."""
+
+
+Sizes = tuple[tuple[int, int], ...]
+"""Width and height of each image of a sample, upright; (0, 0) for bytes that are no image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,8 @@ class ShardRows:
     offsets: array[int]  # bytes
     sizes: array[int]  # bytes of all its members, with their headers and padding
     crc32: array[int]  # of these bytes
-    tokens: array[int]  # estimated, for balancing work without reading samples
+    tokens: array[int]  # estimated, of texts and images
+    images: tuple[Sizes, ...] | None = None  # None: written before they were listed
 
     def ref(self, shard: Shard, row: int) -> SampleRef:
         return SampleRef(
@@ -210,14 +216,29 @@ def _read_rows(place: str, shard: Shard) -> ShardRows:
     try:
         table = json.loads(read_bytes(path))
         numbers = {name: array("q", table[name]) for name in ("offsets", "sizes", "crc32", "tokens")}
-        rows = ShardRows(ids=tuple(table["ids"]), **numbers)
+        images = _pair_sizes(table["images"]) if "images" in table else None
+        rows = ShardRows(ids=tuple(table["ids"]), images=images, **numbers)
     except ConnectionError:
         raise
     except (OSError, KeyError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); write the shards again") from error
-    if any(len(column) != shard.count for column in (rows.ids, *numbers.values())):
+    columns = (rows.ids, *numbers.values(), *([] if images is None else [images]))
+    if any(len(column) != shard.count for column in columns):
         raise ValueError(f"{path} lists {len(rows.ids)} samples where {INDEX} counts {shard.count}")
     return rows
+
+
+def estimate_image_tokens(sizes: Sizes) -> int:
+    """Returns the part of `tokens` that images have: 28 x 28 pixels count as one, within the default cap."""
+    return sum(min(width * height, ImageConfig.max_pixels) // 784 for width, height in sizes)
+
+
+def _pair_sizes(column: list[list[int]]) -> tuple[Sizes, ...]:
+    """Returns the sizes from lists of w, h, w, h, ...; raises ValueError if they are no such numbers."""
+    for flat in column:
+        if len(flat) % 2 or not all(type(side) is int and side >= 0 for side in flat):
+            raise ValueError(f"images: {flat} are no widths and heights")
+    return tuple(tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in column)
 
 
 _recent_rows = lru_cache(maxsize=ROWS_IN_MEMORY)(_read_rows)

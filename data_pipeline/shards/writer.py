@@ -21,13 +21,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.image_header import image_format, image_size
 from data_pipeline.errors import BadSample
 from data_pipeline.files import atomic_writer, read_json, to_json
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import to_fields
-from data_pipeline.shards.index import INDEX, VERSION, Shard, ShardIndex, rows_path
+from data_pipeline.shards.index import (
+    INDEX,
+    VERSION,
+    Shard,
+    ShardIndex,
+    Sizes,
+    estimate_image_tokens,
+    rows_path,
+)
 from data_pipeline.types import Sample
 
 
@@ -137,17 +144,18 @@ def _check_foreign_tars(out: Path, is_shard: Callable[[Path], bool]) -> None:
 
 def _write_shard(samples: Iterator[Sample], path: Path, writer: ShardConfig) -> Shard:
     """Writes one shard of the next samples; takes no more of them than it writes."""
-    rows: dict[str, list] = {"ids": [], "offsets": [], "sizes": [], "crc32": [], "tokens": []}
+    rows: dict[str, list] = {"ids": [], "offsets": [], "sizes": [], "crc32": [], "tokens": [], "images": []}
     sha256, offset, num_scaled = hashlib.sha256(), 0, 0
     prefix = path.stem.removeprefix("shard-")
     with atomic_writer(path) as file:
         for original in samples:
-            sample, scaled, tokens = _scale_images(original, writer.max_pixels)
+            sample, scaled, sizes = _scale_images(original, writer.max_pixels)
             num_scaled += scaled
             data = b"".join(_members(f"{prefix}-{len(rows['ids']):06d}", sample))
             file.write(data)
             sha256.update(data)
-            row = (sample.id, offset, len(data), zlib.crc32(data), tokens)
+            place = (sample.id, offset, len(data), zlib.crc32(data))
+            row = (*place, _estimate_tokens(sample, sizes), [side for size in sizes for side in size])
             for column, value in zip(rows.values(), row, strict=True):
                 column.append(value)
             offset += len(data)
@@ -175,29 +183,30 @@ def _members(key: str, sample: Sample) -> Iterator[bytes]:
         yield bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-def _scale_images(sample: Sample, max_pixels: int) -> tuple[Sample, int, int]:
-    """Returns the sample with images over the cap scaled down, their number, and its estimated tokens.
-
-    Four characters or 28 x 28 pixels count as one token: a rough estimate, for comparing samples.
-    """
+def _scale_images(sample: Sample, max_pixels: int) -> tuple[Sample, int, Sizes]:
+    """Returns the sample with images over the cap scaled down, their number, and the sizes of all."""
     images = [_scale_image(image, max_pixels) for image in sample.images]
-    tokens = sum(len(message.content) for message in sample.messages) // 4
-    tokens += sum(min(pixels, ImageConfig.max_pixels) // 784 for _, pixels in images)
     scaled = sum(new is not old for (new, _), old in zip(images, sample.images, strict=True))
-    return replace(sample, images=tuple(new for new, _ in images)) if scaled else sample, scaled, tokens
+    sizes = tuple(size for _, size in images)
+    return replace(sample, images=tuple(new for new, _ in images)) if scaled else sample, scaled, sizes
 
 
-def _scale_image(image: bytes, max_pixels: int) -> tuple[bytes, int]:
-    """Returns the image and its pixels; bytes that are no image stay, with 0: the loader skips and counts them."""
-    pixels = 0
+def _estimate_tokens(sample: Sample, sizes: Sizes) -> int:
+    """Returns a rough number of tokens, for comparing samples: four characters count as one."""
+    return sum(len(message.content) for message in sample.messages) // 4 + estimate_image_tokens(sizes)
+
+
+def _scale_image(image: bytes, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
+    """Returns the image and its size; bytes that are no image stay, with (0, 0): the loader skips and counts them."""
+    size = (0, 0)
     with suppress(BadSample):
-        pixels = math.prod(image_size(image))
-        if 0 < max_pixels < pixels:
+        size = image_size(image)
+        if 0 < max_pixels < math.prod(size):
             from data_pipeline.encode.images import scale_down
 
             image = scale_down(image, max_pixels)
-            pixels = math.prod(image_size(image))
-    return image, pixels
+            size = image_size(image)
+    return image, size
 
 
 def _json(value: dict) -> bytes:

@@ -12,8 +12,11 @@ import pytest
 
 from benchmarks.bench_flops import markdown
 from benchmarks.peer_flops import PEERS
+from benchmarks.recipe_batch import BATCH, draw_sizes
+from data_pipeline.loader.packing import balance
 from data_pipeline.types import Example
 from megatron_omr.flops import (
+    build_cost_model,
     language_forward_flops,
     patch_embed_flops,
     peak_flops,
@@ -159,6 +162,31 @@ def test_branch_attends_to_its_root() -> None:
 def test_peaks_are_known_by_name() -> None:
     assert peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("cpu") is None
+
+
+def test_cost_model_has_the_same_parts() -> None:
+    """Exact for images of whole windows."""
+    cost, sides = build_cost_model(QWEN_7B), [(8, 8), (64, 24)]
+    patches = [h * w for h, w in sides]
+    exact = language_forward_flops(QWEN_7B, [5_000]) + vision_forward_flops(
+        QWEN_7B, [(1, *side) for side in sides]
+    )
+    assert cost.sample(5_000, patches) == pytest.approx(exact)
+    assert cost.sequence(300) + cost.sequence(200, prefix=300) == pytest.approx(cost.sequence(500))
+
+
+@pytest.mark.parametrize("dp_size", [8, 32])
+def test_ranks_of_the_recipe_differ_by_less_than_three_percent(dp_size: int) -> None:
+    cost = build_cost_model(QWEN_7B)
+    step = draw_sizes(BATCH, seed=2, images=True)
+    costs = [cost.sample(s.tokens, [h * w for _, h, w in s.grids]) for s in step]
+    flops = [
+        train_step_flops(
+            QWEN_7B, [step[i].tokens for i in own], [grid for i in own for grid in step[i].grids]
+        )
+        for own in balance(costs, dp_size)
+    ]
+    assert max(flops) / (sum(flops) / dp_size) - 1 < 0.03
 
 
 def test_docs_hold_the_errors_of_other_formulas() -> None:

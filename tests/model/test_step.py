@@ -6,12 +6,17 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from megatron_omr.config import ParallelConfig
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import random_micro_batches, tiny_trainer
+
+if TYPE_CHECKING:
+    from megatron_omr.train.step import Work
 
 pytestmark = pytest.mark.heavy
 
@@ -74,6 +79,29 @@ def _poisoned_step(folder: str) -> dict[str, bool]:
         "next_skipped": good.skipped,
         "next_changed": not torch.equal(before[0], parameters[0]),
     }
+
+
+def test_work_is_that_of_all_ranks_without_padding(tiny_hf: Path) -> None:
+    """Two replicas with samples of 9 and 30 tokens, padded to 12 and 32."""
+    for flops, work in run_ranks(_work_of_two, 2, str(tiny_hf)):
+        assert (work.num_tokens, work.padding) == (39, pytest.approx(5 / 44))
+        assert work.flops == pytest.approx(sum(flops))
+        assert work.excess == pytest.approx(flops[1] / (sum(flops) / 2) - 1)
+
+
+def _work_of_two(folder: str) -> tuple[list[float], Work]:
+    from data_pipeline.loader.packing import merge
+    from megatron_omr.flops import train_step_flops
+    from megatron_omr.train.losses import sft_loss
+    from megatron_omr.train.step import MicroBatch, train_step
+    from tests.data.loader.test_packing import make_example
+
+    trainer, lengths = tiny_trainer(folder, ParallelConfig()), [9, 30]
+    length = lengths[trainer.ranks.dp_rank]
+    text = {"input_ids": torch.arange(length) + 100, "pixels": torch.zeros(0, 588, dtype=torch.uint8)}
+    packed = merge([replace(make_example(0, length), **text)], multiple=4, pad_token_id=0)
+    step = train_step(trainer, [MicroBatch(packed=packed, loss=sft_loss)])
+    return [train_step_flops(trainer.model, [length], []) for length in lengths], step.work
 
 
 def test_rank_without_a_micro_batch_is_an_error(tiny_hf: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.loader.cost import CostModel
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
@@ -50,6 +51,23 @@ def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:
 def test_ranks_are_balanced_by_tokens_not_by_rollouts() -> None:
     rollouts = assign_advantages(make_group(make_prompt(), [1, 0, 0, 0], lengths=[30, 10, 10, 10]))
     assert split_by_rank(rollouts, 2, whole_groups=False) == [rollouts[:1], rollouts[1:]]
+
+
+def test_ranks_are_balanced_by_cost_where_prompts_differ() -> None:
+    """A prompt with a large image is worth its four responses and those of all others."""
+    dear, *cheap = (
+        [
+            replace(rollout, prompt_tokens=50, prompt_patches=patches)
+            for rollout in assign_advantages(make_group(make_prompt(n), [1, 0, 0, 0], lengths=[10] * 4))
+        ]
+        for n, patches in enumerate([(1_000,), (8,), (), (8, 8)])
+    )
+    rollouts = [*dear, *(rollout for group in cheap for rollout in group)]
+    cost = CostModel(token=1.0, token_pair=0.01, patch=1.0)
+    shares = split_by_rank(rollouts, 2, whole_groups=True, cost=cost)
+    assert sorted(map(len, shares)) == [4, 12]
+    each = split_by_rank(rollouts, 4, whole_groups=False, cost=cost)
+    assert [sum(r in dear for r in share) for share in each] == [1, 1, 1, 1]
 
 
 def test_rank_without_rollouts_gets_a_batch_that_counts_for_nothing() -> None:

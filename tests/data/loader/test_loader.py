@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -18,16 +19,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from data_pipeline import storage
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader import loader as loader_module
 from data_pipeline.loader.config import LoaderConfig, MixConfig
+from data_pipeline.loader.cost import CostModel
 from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.mixture import mix
 from data_pipeline.shards.config import ShardConfig
-from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.index import ShardIndex, rows_path
 from data_pipeline.shards.writer import finish_shards, write_part, write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Message, PackedBatch, Sample, SampleRef
@@ -219,6 +222,35 @@ def test_ranks_get_even_work(encoder, tmp_path):
     longest = 2_000 + 200  # of a sample with its template
     assert sum(tokens) / 4 <= max(tokens) <= 4 / 3 * max(sum(tokens) / 4, longest)
     assert min(tokens) > 0.9 * max(tokens), "by number of samples a rank would get several long ones"
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["sizes listed", "older shards"])
+def test_ranks_get_even_work_where_images_cost_more_than_their_tokens(
+    encoder, tmp_path, caplog, listed: bool
+) -> None:
+    """Four of twelve samples are images that cost as much as five texts, though they have as many tokens as one."""
+    image = io.BytesIO()
+    Image.new("RGB", (28 * 16, 28 * 16)).save(image, "PNG")
+    texts = [_text_sample(n, length=1_024) for n in range(12)]
+    turns = (Message(role="user", content="<image>"), texts[0].messages[-1])
+    shown = [
+        replace(sample, id=f"image {n}", images=(image.getvalue(),), messages=turns)
+        for n, sample in enumerate(texts[:4])
+    ]
+    index = write_shards([*texts[4:], *shown], tmp_path / "s")
+    if not listed:
+        path = rows_path(Path(index.folder) / index.shards[0].file)
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps({name: column for name, column in rows.items() if name != "images"}))
+    config = LoaderConfig(shards=str(tmp_path / "s"), global_batch_size=12, pack_length=4_000)
+    cost = CostModel(token=1.0, patch=1.0)
+    loaders = [Loader(config, encoder, dp_rank=rank, dp_size=4, cost=cost) for rank in range(4)]
+    shares = [_ids((next(iter(loader)),)) for loader in loaders]
+    images = [sum(name.startswith("image") for name in names) for names in shares]
+    assert sum(map(len, shares)) == 12 and sum(images) == 4
+    assert ("does not list the sizes of images" in caplog.text) != listed
+    if listed:
+        assert images == [1, 1, 1, 1]
 
 
 def test_bad_samples_are_skipped_counted_and_logged(encoder, tmp_path, caplog):

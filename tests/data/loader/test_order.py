@@ -87,11 +87,13 @@ def test_the_order_can_start_anywhere(folders, monkeypatch, window, block, count
     monkeypatch.setattr(order, "BLOCK", block)
     index = mixed(folders, counts)
     size = sum(source.count for source in index.sources)
-    through = [(d.ref, d.tokens, d.epoch, d.position) for d in islice(iterate_draws(index, 1), 3 * size)]
+    through = [
+        (d.ref, d.tokens, d.images, d.epoch, d.position) for d in islice(iterate_draws(index, 1), 3 * size)
+    ]
     places = [(epoch, position) for epoch in range(3) for position in range(0, size + 1, 7)]
     for epoch, position in [*places, (0, size), (1, size)]:
         got = [
-            (d.ref, d.tokens, d.epoch, d.position)
+            (d.ref, d.tokens, d.images, d.epoch, d.position)
             for d in islice(iterate_draws(index, 1, epoch, position), 20)
         ]
         start = epoch * size + position

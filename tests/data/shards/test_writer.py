@@ -185,6 +185,7 @@ def test_tokens_are_estimated_from_text_and_image_headers(tmp_path: Path):
     index = write_shards([pictured(1, photograph(1), b"what?"), pictured(2)], tmp_path)
     assert index.tokens(0) == len(text) // 4 + 320 * 240 // 784, "bytes that are no image count nothing"
     assert index.tokens(1) == len("What?1") // 4
+    assert index.rows(0).images == (((320, 240), (0, 0)), ())
 
 
 def test_a_killed_write_leaves_no_index_and_can_be_repeated(tmp_path: Path):
