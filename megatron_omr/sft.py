@@ -94,7 +94,7 @@ def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
         dp_size=ranks.dp_size,
         multiple=config.parallel.sequence_multiple,
         pack_multiple=config.parallel.pack_multiple(),
-        cost=build_cost_model(trainer.model),
+        cost=build_cost_model(trainer.model, config.optim.freeze),
         pin=cpu.pins_memory(),
     )
 

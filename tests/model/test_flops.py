@@ -24,7 +24,7 @@ from megatron_omr.flops import (
     train_step_flops,
     vision_forward_flops,
 )
-from megatron_omr.model_config import ModelConfig
+from megatron_omr.model_config import ModelConfig, Part
 from megatron_omr.plan.shapes import published_shape
 from tests.helpers.ranks import init_ranks, run_ranks
 
@@ -72,7 +72,7 @@ def test_torch_counts_the_same_products_of_the_tower(tiny_hf: Path, side: tuple[
 
 @pytest.mark.heavy
 def test_torch_counts_the_same_products_of_a_step(tiny_hf: Path) -> None:
-    """Our model, forward and backward, packs with and without images, some parts frozen."""
+    """Our model, forward and backward, with and without images, recomputation and frozen parts."""
     for counted, computed in run_ranks(_count_steps, 1, str(tiny_hf))[0]:
         assert counted == computed
 
@@ -84,26 +84,33 @@ def _count_steps(folder: str) -> list[tuple[int, float]]:
     batch (so they are of equal length here), and the outer products of the language model's rotary table.
     """
     from data_pipeline.loader.packing import merge
-    from megatron_omr.config import ParallelConfig
+    from megatron_omr.config import ComputeConfig, ParallelConfig
     from megatron_omr.train.losses import sft_loss
     from megatron_omr.train.step import MicroBatch, train_step
     from megatron_omr.train.trainer import build_trainer
     from tests.helpers.trainers import OPTIM
 
-    ranks, seen = init_ranks(ParallelConfig()), []
-    cases = [((), [(1, 16, 8)]), ((), [(1, 8, 8), (1, 8, 16)])]
-    cases += [(freeze, [(1, 16, 8)]) for freeze in FROZEN] + [(freeze, []) for freeze in ((), *FROZEN)]
-    for freeze, grids in cases:
+    ranks, model, seen = init_ranks(ParallelConfig()), ModelConfig.from_hf(folder), []
+    plain, both = ComputeConfig(), ComputeConfig(recompute="full", recompute_vision="full")
+    one, two = [(1, 16, 8)], [(1, 8, 8), (1, 8, 16)]
+    cases = [((), plain, one), ((), plain, two), ((), plain, []), ((), both, two)]
+    cases += [((), ComputeConfig(recompute=recompute), two) for recompute in ("mlp", "full")]
+    cases += [(freeze, plain, grids) for freeze in FROZEN for grids in (one, [])]
+    for freeze, compute, grids in cases:
         optim = replace(OPTIM, freeze=freeze)
-        trainer = build_trainer(folder, ParallelConfig(), ranks, optim, precision="fp32", steps=8)
-        model = trainer.model
+        trainer = build_trainer(
+            folder, ParallelConfig(), ranks, optim, precision="fp32", steps=8, compute=compute
+        )
         examples = [make_example(model, str(n), grids) for n in range(3)]
         packed = merge(examples, pad_token_id=0)
         with count_flops() as counter:
             train_step(trainer, [MicroBatch(packed=packed, loss=sft_loss)])
-        lengths = packed.cu_seqlens.diff().tolist()
-        ours = train_step_flops(model, lengths, packed.image_grid_thw.tolist(), freeze=freeze)
-        other_half = 3 * 2 * model.num_layers * model.hidden_size * sum(length**2 for length in lengths)
+        lengths, sizes = packed.cu_seqlens.diff().tolist(), packed.image_grid_thw.tolist()
+        ours = train_step_flops(model, lengths, sizes, freeze=freeze) + recomputed_flops(
+            model, lengths, sizes, language=compute.recompute, vision=compute.recompute_vision
+        )
+        passes = 4 if compute.recompute == "full" else 3
+        other_half = passes * 2 * model.num_layers * model.hidden_size * sum(n**2 for n in lengths)
         rotary = 3 * model.head_dim * sum(lengths)
         seen.append((counter.get_total_flops(), ours + other_half + rotary))
     return seen
@@ -164,13 +171,12 @@ def test_peaks_are_known_by_name() -> None:
     assert peak_flops("cpu") is None
 
 
-def test_cost_model_has_the_same_parts() -> None:
+@pytest.mark.parametrize("freeze", [(), ("vision",), ("language",)])
+def test_cost_model_has_the_same_parts(freeze: tuple[Part, ...]) -> None:
     """Exact for images of whole windows."""
-    cost, sides = build_cost_model(QWEN_7B), [(8, 8), (64, 24)]
-    patches = [h * w for h, w in sides]
-    exact = language_forward_flops(QWEN_7B, [5_000]) + vision_forward_flops(
-        QWEN_7B, [(1, *side) for side in sides]
-    )
+    cost, grids = build_cost_model(QWEN_7B, freeze), [(1, 8, 8), (1, 64, 24)]
+    patches = [h * w for _, h, w in grids]
+    exact = train_step_flops(QWEN_7B, [5_000], grids, freeze=freeze)
     assert cost.sample(5_000, patches) == pytest.approx(exact)
     assert cost.sequence(300) + cost.sequence(200, prefix=300) == pytest.approx(cost.sequence(500))
 
