@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
+from data_pipeline.loader.cost import CostModel
 from megatron_omr.flops import build_cost_model
 from megatron_omr.model_config import ModelConfig
 from rl.config import RLConfig
@@ -45,7 +46,7 @@ class TrainerGroup:
         self._looks = self._started
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
-        self._cost = build_cost_model(ModelConfig.from_hf(config.model))
+        self._model = config.model
 
     def check_alive(self) -> None:
         """Raises RankError if a worker has died; does not wait for those that are busy."""
@@ -114,6 +115,10 @@ class TrainerGroup:
     @property
     def _dp_size(self) -> int:
         return 1 + max(dp_rank for dp_rank, _ in self._places)
+
+    @cached_property
+    def _cost(self) -> CostModel:
+        return build_cost_model(ModelConfig.from_hf(self._model))
 
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
         return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts, cost=self._cost)
