@@ -46,7 +46,7 @@ class TrainerGroup:
         self._looks = self._started
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
-        self._model = config.model
+        self._model, self._freeze = config.model, config.optim.freeze
 
     def check_alive(self) -> None:
         """Raises RankError if a worker has died; does not wait for those that are busy."""
@@ -118,7 +118,7 @@ class TrainerGroup:
 
     @cached_property
     def _cost(self) -> CostModel:
-        return build_cost_model(ModelConfig.from_hf(self._model))
+        return build_cost_model(ModelConfig.from_hf(self._model), self._freeze)
 
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
         return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts, cost=self._cost)
