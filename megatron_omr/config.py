@@ -21,6 +21,10 @@ class ParallelConfig:
     """Tensor parallelism: heads and hidden units of language model and vision tower."""
     pp: int = 1
     """Pipeline parallelism: layers; the vision tower is on the first stage."""
+    vp: int = 1
+    """Virtual pipeline: chunks of layers a stage, computed in turn; a smaller bubble for more messages (needs pp > 1)."""
+    layers: tuple[int, ...] = ()
+    """Language layers of each of the pp x vp chunks, from the first layer on; empty splits them by FLOPs."""
     cp: int = 1
     """Context parallelism: tokens of long sequences."""
     sp: bool = False
@@ -30,9 +34,23 @@ class ParallelConfig:
     are the same. For GPUs: over gloo, cores that communicate do not compute."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "parallel.", tp=1, pp=1, cp=1)
+        check_at_least(self, "parallel.", tp=1, pp=1, vp=1, cp=1)
         if self.sp and self.tp == 1:
             raise ValueError("parallel.sp=True needs parallel.tp > 1; drop sp or raise tp")
+        if self.vp > 1 and self.pp == 1:
+            raise ValueError(f"parallel.vp={self.vp} needs parallel.pp > 1: chunks are of a stage; use vp=1")
+        if self.layers and len(self.layers) != self.num_chunks:
+            raise ValueError(
+                f"parallel.layers={self.layers} has {len(self.layers)} entries; it needs one for each of the "
+                f"pp={self.pp} x vp={self.vp} = {self.num_chunks} chunks, or none"
+            )
+        if any(number < 1 for number in self.layers):
+            raise ValueError(f"parallel.layers={self.layers}: each chunk needs at least 1 layer")
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of layers in the whole pipeline; number c is on stage c % pp."""
+        return self.pp * self.vp
 
     @property
     def model_parallel_size(self) -> int:
@@ -76,11 +94,15 @@ class ParallelConfig:
                     f"parallel.tp={self.tp} must divide {field_name}={value}; "
                     f"this model allows tp = {', '.join(map(str, allowed))}"
                 )
-        if model.num_layers % self.pp:
-            allowed = [p for p in range(1, model.num_layers + 1) if model.num_layers % p == 0]
+        if self.num_chunks > model.num_layers:
             raise ValueError(
-                f"parallel.pp={self.pp} must divide num_hidden_layers={model.num_layers}; "
-                f"use one of {', '.join(map(str, allowed))}"
+                f"parallel.pp={self.pp} x vp={self.vp} = {self.num_chunks} chunks need a layer each, but "
+                f"num_hidden_layers={model.num_layers}; lower pp or vp to at most {model.num_layers} chunks"
+            )
+        if self.layers and sum(self.layers) != model.num_layers:
+            raise ValueError(
+                f"parallel.layers={self.layers} has {sum(self.layers)} layers in all, but "
+                f"num_hidden_layers={model.num_layers}; change its entries, or leave it empty to split by FLOPs"
             )
 
 

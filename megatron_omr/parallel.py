@@ -92,6 +92,7 @@ def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_metho
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tp,
         pipeline_model_parallel_size=config.pp,
+        virtual_pipeline_model_parallel_size=config.vp if config.vp > 1 else None,
         context_parallel_size=config.cp,
         create_gloo_process_groups=False,
     )

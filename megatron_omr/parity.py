@@ -18,7 +18,7 @@ from data_pipeline.loader.packing import merge
 from data_pipeline.tables import text_table
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
-from megatron_omr.config import OptimConfig, ParityConfig
+from megatron_omr.config import OptimConfig, ParallelConfig, ParityConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.oracle import Oracle, draw_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order
@@ -167,9 +167,8 @@ def _compare(
     logprob_p50, logprob_p99, logprob_max = (float(diffs.quantile(q)) for q in (0.5, 0.99, 1.0))
     loss_relative = abs(ours.loss - oracle.loss) / oracle.loss
     grad_norm_relative = abs(ours.grad_norm - oracle.grad_norm) / oracle.grad_norm
-    sizes = f"tp {ranks.tp_size}, pp {ranks.pp_size}, cp {ranks.cp_size}, dp {ranks.dp_size}"
     return ParityReport(
-        layout=sizes + (", sp" if config.parallel.sp else ""),
+        layout=_name_layout(config.parallel, ranks.dp_size),
         num_samples=sum(len(references) for references in oracle.logits),
         num_tokens=sum(len(reference) for references in oracle.logits for reference in references),
         tower_max=tower_max,
@@ -185,6 +184,13 @@ def _compare(
         passed=all(diff <= config.max_logit_diff for diff in (merger_max, logits_max, logprob_max))
         and all(diff <= config.max_grad_norm_diff for diff in (loss_relative, grad_norm_relative)),
     )
+
+
+def _name_layout(layout: ParallelConfig, dp_size: int) -> str:
+    sizes = f"tp {layout.tp}, pp {layout.pp}, cp {layout.cp}, dp {dp_size}"
+    virtual = f", vp {layout.vp}" if layout.vp > 1 else ""
+    layers = f", layers {' '.join(map(str, layout.layers))}" if layout.layers else ""
+    return sizes + (", sp" if layout.sp else "") + virtual + layers
 
 
 def _max_diff(a: Tensor, b: Tensor) -> float:

@@ -31,7 +31,7 @@ def build_model(
     precision: Precision,
     compute: ComputeConfig = ComputeConfig(),  # noqa: B008 (frozen)
 ) -> list[Qwen25VL]:
-    """Returns the model chunks of this pipeline stage (always one), on `cpu.device()`, with weights yet to be loaded.
+    """Returns this stage's `parallel.vp` model chunks, on `cpu.device()`, with weights yet to be loaded.
 
     Raises:
         ValueError: the layout cannot hold the model, or the backend does not work here.
@@ -40,19 +40,6 @@ def build_model(
     backend = choose_backend(compute.backend)
     shared = shared_fields(parallel, precision, fuse_rotary=backend.fuses_rotary)
     config = build_language_config(model, parallel, shared | recompute_fields(compute.recompute))
-    language_model = GPTModel(
-        config,
-        build_block_spec(backend, get_num_layers_to_build(config), causal=True),
-        vocab_size=model.vocab_size,
-        max_sequence_length=model.max_position_embeddings,
-        pre_process=ranks.is_first_stage,
-        post_process=ranks.is_last_stage,
-        parallel_output=True,
-        share_embeddings_and_output_weights=model.tie_word_embeddings,
-        position_embedding_type="mrope",
-        scatter_embedding_sequence_parallel=False,  # images go in first
-    )
-    language_model.rotary_pos_emb.inv_freq = rotary_frequencies(model)[0].to(cpu.device())
     vision_model = None
     if ranks.is_first_stage:
         vision_model = VisionModel(
@@ -61,4 +48,23 @@ def build_model(
             model.vision,
             backend,
         )
-    return [Qwen25VL(language_model, vision_model, model, ranks)]
+    chunks = []
+    for number in range(parallel.vp):
+        is_first, is_last = number == 0, number == parallel.vp - 1
+        vp_stage = number if parallel.vp > 1 else None
+        language_model = GPTModel(
+            config,
+            build_block_spec(backend, get_num_layers_to_build(config, vp_stage), causal=True),
+            vocab_size=model.vocab_size,
+            max_sequence_length=model.max_position_embeddings,
+            pre_process=is_first and ranks.is_first_stage,
+            post_process=is_last and ranks.is_last_stage,
+            parallel_output=True,
+            share_embeddings_and_output_weights=model.tie_word_embeddings,
+            position_embedding_type="mrope",
+            scatter_embedding_sequence_parallel=False,  # images go in first
+            vp_stage=vp_stage,
+        )
+        language_model.rotary_pos_emb.inv_freq = rotary_frequencies(model)[0].to(cpu.device())
+        chunks.append(Qwen25VL(language_model, vision_model if is_first else None, model, ranks))
+    return chunks

@@ -13,6 +13,7 @@ from megatron_omr import cpu
 from megatron_omr.config import ParallelConfig
 from megatron_omr.dtypes import Precision, torch_dtype
 from megatron_omr.model.rotary import rotary_frequencies
+from megatron_omr.model.stages import split_layers
 from megatron_omr.model_config import ModelConfig
 
 _VISION_NORM_EPS = 1e-6  # fixed in Qwen2.5-VL, not part of its config
@@ -40,13 +41,28 @@ def build_language_config(
         add_bias_linear=False,
         layernorm_epsilon=model.rms_norm_eps,
         mrope_section=list(model.rope.mrope_section),
-        pipeline_model_parallel_size=parallel.pp,
         context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sp,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # Megatron asks for it with variable lengths, dense models too
         **_swiglu(),
-        **shared,
+        **(shared | _pipeline(model, parallel)),
+    )
+
+
+def _pipeline(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    if parallel.pp == 1:
+        return {}
+    chunks = [["decoder"] * number for number in split_layers(model, parallel)]
+    chunks[0].insert(0, "embedding")
+    chunks[-1].append("loss")
+    fields = dict(pipeline_model_parallel_size=parallel.pp, pipeline_model_parallel_layout=chunks)
+    if parallel.vp == 1:
+        return fields
+    # forward and backward are then exchanged apart; together they would go to one peer, where lengths that differ
+    # between micro-batches take each other's place
+    return fields | dict(
+        virtual_pipeline_model_parallel_size=parallel.vp, overlap_p2p_comm=True, batch_p2p_comm=False
     )
 
 

@@ -22,7 +22,7 @@ from megatron_omr.parallel import Ranks, zigzag_order
 
 
 class Qwen25VL(MegatronModule):
-    """One pipeline stage. `vision_model` is given on the first stage only."""
+    """One chunk of a pipeline stage. `vision_model` is given on the very first chunk only."""
 
     def __init__(
         self, language_model: GPTModel, vision_model: VisionModel | None, model: ModelConfig, ranks: Ranks
@@ -42,7 +42,7 @@ class Qwen25VL(MegatronModule):
         language_model.rotary_pos_emb.cp_group = None
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Returns logits [t, 1, V / tp] on the last stage, else hidden states; every stage takes the whole batch."""
+        """Returns logits [t, 1, V / tp] from the last chunk, else hidden states; every chunk takes the whole batch."""
         ranks = self.ranks
         tokens = zigzag_order(batch.cu_seqlens, ranks.cp_size)[ranks.cp_rank]
         hidden = self._embed(batch, tokens) if self.pre_process else None

@@ -116,8 +116,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
     # generators of CPU and CUDA have different states; nothing is drawn but from seeds, so any will do
     with_rng = (saved["world_size"], saved["device"]) == (dist.get_world_size(), cpu.device())
     loaded = _read(checkpoint, _sharded_state(trainer, is_loading=True, with_rng=with_rng))
-    (chunk,) = unwrap_chunks(trainer)
-    _fill(chunk, loaded["model"])
+    _fill(unwrap_chunks(trainer), loaded["model"])
     with torch.no_grad():  # the optimizer copies into views of leaf parameters
         trainer.optimizer.load_state_dict(loaded["optimizer"])
     trainer.scheduler.num_steps = 0  # the saved number is added to it
@@ -130,7 +129,7 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, 
 
 def save_weights(chunks: Sequence[torch.nn.Module], out: Path, template: str | Path) -> None:
     """Writes a checkpoint of weights alone, which cannot resume a run. Collective."""
-    weights = {"model": _sharded_weights(chunks[0])}
+    weights = {"model": _sharded_weights(chunks)}
     _write(out, weights, {"step": 0, "world_size": 0, "device": cpu.device(), "state": {}}, template)
     dist.barrier()
 
@@ -138,24 +137,27 @@ def save_weights(chunks: Sequence[torch.nn.Module], out: Path, template: str | P
 def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
     """Fills bare model chunks with a checkpoint's weights, whatever layout wrote it. Collective."""
     read_state(checkpoint)
-    loaded = _read(checkpoint, {"model": _sharded_weights(chunks[0])})
-    _fill(chunks[0], loaded["model"])
+    loaded = _read(checkpoint, {"model": _sharded_weights(chunks)})
+    _fill(chunks, loaded["model"])
 
 
-def _sharded_weights(chunk: Any) -> dict[str, Any]:
-    """Returns the weights as Megatron writes and reads them, without the layers' extra states.
+def _sharded_weights(chunks: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns each chunk's weights as Megatron writes and reads them, without the layers' extra states.
 
-    Those are pickles of Transformer Engine, and only FP8 with delayed scaling, which is not offered, has anything in
+    The names in a checkpoint are those of the whole model, so that chunks of any number and size read it. Extra states are pickles of Transformer Engine, and only FP8 with delayed scaling, which is not offered, has anything in
     them. Without them a checkpoint is the same whichever backend, device or FP8 recipe wrote it.
     """
-    sharded = chunk.sharded_state_dict(metadata=_METADATA)
-    return {name: value for name, value in sharded.items() if not name.endswith(_EXTRA_STATE)}
+    states = [chunk.sharded_state_dict(metadata=_METADATA) for chunk in chunks]
+    return [
+        {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)} for state in states
+    ]
 
 
-def _fill(chunk: torch.nn.Module, weights: dict[str, Any]) -> None:
-    missing, unknown = chunk.load_state_dict(weights, strict=False)
-    wrong = [name for name in missing if not name.endswith(_EXTRA_STATE)] + list(unknown)
-    assert not wrong, f"the checkpoint lacks these of the model's names, or has others: {wrong}"
+def _fill(chunks: Sequence[torch.nn.Module], weights: Sequence[dict[str, Any]]) -> None:
+    for chunk, own in zip(chunks, weights, strict=True):
+        missing, unknown = chunk.load_state_dict(own, strict=False)
+        wrong = [name for name in missing if not name.endswith(_EXTRA_STATE)] + list(unknown)
+        assert not wrong, f"the checkpoint lacks these of the model's names, or has others: {wrong}"
 
 
 def _read(checkpoint: Path, sharded: dict[str, Any]) -> Any:
@@ -223,8 +225,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dict[str, Any]:
-    (chunk,) = unwrap_chunks(trainer)
-    model = _sharded_weights(chunk)
+    model = _sharded_weights(unwrap_chunks(trainer))
     metadata = _METADATA | {"dp_cp_group": trainer.ranks.dp_cp_group()}
     optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     state = {"model": model, "optimizer": optimizer, "scheduler": trainer.scheduler.state_dict()}

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from data_pipeline.loader.packing import build_blank
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.flops import peak_flops, train_step_flops
@@ -24,6 +25,9 @@ from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.optimizer import await_param_gathers, start_param_gathers, step_if_finite
 from megatron_omr.train.trainer import Trainer
+
+_ALIGNMENT = 128
+"""Blank packs are a multiple of this many tokens a rank, which suits every backend and precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,29 +159,42 @@ def run_schedule(
     """
     if not packs:
         raise ValueError("a rank got no micro-batch; raise the batch size to at least one sample a rank")
+    num_packs, packs, chunks = len(packs), _fill_rounds(trainer, packs), trainer.chunks
 
     def forward_step(numbers: Iterator[int], chunk: torch.nn.Module):
         number = next(numbers)
-        pack = packs[number] if trainer.ranks.is_first_stage else packs[number].without_pixels()
+        has_tower = chunk is chunks[0] and trainer.ranks.is_first_stage
+        pack = packs[number] if has_tower else packs[number].without_pixels()
         packed = pack.to(cpu.device())
 
         def loss(logits: Tensor) -> tuple[Tensor, Tensor, dict]:
+            if number >= num_packs:  # a blank one
+                return logits[:0].sum(), torch.zeros((), dtype=torch.int, device=logits.device), {}
             loss_sum, count = reduce(number, packed, logits)
             return loss_sum, count.to(torch.int), {}
 
         return chunk(packed), loss
 
+    iterators = [iter(range(len(packs))) for _ in chunks]
     start_param_gathers(trainer.chunks)
     get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(range(len(packs))),
-        model=cast("list[torch.nn.Module]", trainer.chunks),
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=cast("list[torch.nn.Module]", chunks),
         num_microbatches=len(packs),
         seq_length=max(pack.num_tokens for pack in packs),
         micro_batch_size=1,
         forward_only=forward_only,
     )
     await_param_gathers(trainer.chunks)
+
+
+def _fill_rounds(trainer: Trainer, packs: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
+    """Returns `packs`, and blank ones where several chunks a stage make the schedule take them in rounds of pp."""
+    layout = trainer.parallel
+    num_blank = -len(packs) % layout.pp if layout.vp > 1 else 0
+    multiples = {"multiple": layout.sequence_multiple, "pack_multiple": layout.pack_multiple(_ALIGNMENT)}
+    return [*packs, *[build_blank(**multiples, pad_token_id=0)] * num_blank]
 
 
 def _measure_work(trainer: Trainer, packs: Sequence[PackedBatch]) -> Work:

@@ -31,6 +31,7 @@ class Trainer:
     """One rank's model, optimizer and schedule, and its place in the layout."""
 
     model: ModelConfig
+    parallel: ParallelConfig
     ranks: Ranks
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
@@ -61,6 +62,7 @@ def build_trainer(
     optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)
     return Trainer(
         model=model,
+        parallel=parallel,
         ranks=ranks,
         chunks=wrapped,
         optimizer=optimizer,

@@ -113,7 +113,10 @@ def test_wrong_config_is_an_error(tmp_path: Path, changes: dict[str, Any], messa
     ("parallel", "message"),
     [
         (ParallelConfig(tp=4), r"tp=4 must divide num_key_value_heads=2; this model allows tp = 1, 2$"),
-        (ParallelConfig(pp=3), r"pp=3 must divide num_hidden_layers=4; use one of 1, 2, 4$"),
+        (ParallelConfig(pp=5), r"pp=5 x vp=1 = 5 chunks need .*num_hidden_layers=4; .* at most 4 chunks$"),
+        (ParallelConfig(pp=2, vp=3), r"pp=2 x vp=3 = 6 chunks need a layer each, but num_hidden_layers=4; "),
+        (ParallelConfig(layers=(3,)), r"layers=\(3,\) has 3 layers in all, but num_hidden_layers=4; "),
+        (ParallelConfig(pp=2, layers=(2, 3)), r"layers=\(2, 3\) has 5 layers in all, but .*=4; change its"),
     ],
 )
 def test_layout_that_does_not_fit_the_model_is_an_error(
@@ -121,6 +124,35 @@ def test_layout_that_does_not_fit_the_model_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         parallel.check_model(read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ParallelConfig(pp=3),  # does not divide the layers
+        ParallelConfig(pp=2, vp=2),
+        ParallelConfig(layers=(4,)),
+        ParallelConfig(tp=2, pp=2, cp=2, sp=True, layers=(1, 3)),
+    ],
+)
+def test_layout_that_fits_the_model_is_accepted(tmp_path: Path, parallel: ParallelConfig) -> None:
+    parallel.check_model(read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vp": 0}, r"parallel.vp=0 must be at least 1"),
+        ({"vp": 2}, r"parallel.vp=2 needs parallel.pp > 1: .*; use vp=1"),
+        ({"tp": 1, "sp": True}, r"parallel.sp=True needs parallel.tp > 1; drop sp or raise tp"),
+        ({"layers": (1, 3)}, r"layers=\(1, 3\) has 2 entries; .* each of the pp=1 x vp=1 = 1 chunks"),
+        ({"pp": 2, "vp": 2, "layers": (1, 3)}, r"has 2 entries; .* each of the pp=2 x vp=2 = 4 chunks, or"),
+        ({"pp": 2, "layers": (0, 4)}, r"parallel.layers=\(0, 4\): each chunk needs at least 1 layer"),
+    ],
+)
+def test_illegal_layout_is_refused_before_anything_starts(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ParallelConfig(**fields)
 
 
 def test_data_parallelism_is_the_rest_of_the_processes() -> None:

@@ -33,8 +33,13 @@ def to_hf(config: ConvertConfig) -> None:
 
 @pytest.mark.parametrize(
     ("there", "back"),
-    [(ParallelConfig(tp=2), ParallelConfig()), (ParallelConfig(pp=2), ParallelConfig(tp=2))],
-    ids=["tp2-tp1", "pp2-tp2"],
+    [
+        (ParallelConfig(tp=2), ParallelConfig()),
+        (ParallelConfig(pp=2), ParallelConfig(tp=2)),
+        (ParallelConfig(pp=2, layers=(3, 1)), ParallelConfig(pp=2, vp=2)),
+        (ParallelConfig(pp=2, vp=2), ParallelConfig()),
+    ],
+    ids=["tp2-tp1", "pp2-tp2", "pp2 uneven-pp2 vp2", "pp2 vp2-tp1"],
 )
 @pytest.mark.parametrize("fixture", ["tiny_hf", "tiny_tied_hf"])
 def test_round_trip_through_a_checkpoint_keeps_the_bytes(

@@ -25,6 +25,8 @@ LAYOUTS = {
     "pp2": (ParallelConfig(pp=2), 2),
     "cp2": (ParallelConfig(cp=2), 2),
     "dp2": (ParallelConfig(), 2),
+    "pp2 vp2": (ParallelConfig(pp=2, vp=2), 2),
+    "pp2 uneven": (ParallelConfig(pp=2, layers=(1, 3)), 2),
 }
 
 
@@ -33,13 +35,23 @@ def test_untied_model_equals_transformers(tiny_hf: Path, layout: str) -> None:
     assert_parity(tiny_hf, *LAYOUTS[layout])
 
 
-@pytest.mark.parametrize("layout", ["one process", "tp2 sp", "pp2", "dp2"])
+@pytest.mark.parametrize("layout", ["one process", "tp2 sp", "pp2", "pp2 vp2", "dp2"])
 def test_tied_model_equals_transformers(tiny_tied_hf: Path, layout: str) -> None:
     assert_parity(tiny_tied_hf, *LAYOUTS[layout])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", [ParallelConfig(tp=2, pp=2, sp=True), ParallelConfig(pp=2, cp=2)])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ParallelConfig(tp=2, pp=2, sp=True),
+        ParallelConfig(pp=2, cp=2),
+        ParallelConfig(tp=2, pp=2, vp=2, sp=True),
+        ParallelConfig(pp=2, vp=2, cp=2, layers=(1, 1, 1, 1)),
+        ParallelConfig(pp=4),
+    ],
+    ids=["tp2 pp2 sp", "pp2 cp2", "tp2 pp2 vp2 sp", "pp2 vp2 cp2", "pp4"],
+)
 def test_combined_layouts_equal_transformers(tiny_tied_hf: Path, parallel: ParallelConfig) -> None:
     assert_parity(tiny_tied_hf, parallel, 4)
 

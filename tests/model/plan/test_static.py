@@ -6,6 +6,7 @@ import pytest
 
 from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
+from megatron_omr.model.stages import split_layers
 from megatron_omr.plan.shapes import PUBLISHED, published_shape
 from megatron_omr.plan.weights import Chunk, StaticBytes, count_static, list_parameters
 from tests.helpers.ranks import run_ranks
@@ -15,7 +16,11 @@ pytestmark = pytest.mark.heavy
 WORLD = 1_024
 LAYOUTS = {
     "3B": [ParallelConfig(), ParallelConfig(tp=2, cp=2, sp=True), ParallelConfig(tp=2, pp=4)],
-    "7B": [ParallelConfig(tp=4, cp=2, sp=True), ParallelConfig(tp=2, pp=4, cp=4, sp=True)],
+    "7B": [
+        ParallelConfig(tp=4, cp=2, sp=True),
+        ParallelConfig(tp=2, pp=4, cp=4, sp=True),
+        ParallelConfig(tp=4, pp=2, vp=2),
+    ],
     "32B": [ParallelConfig(tp=8, pp=2, sp=True), ParallelConfig(tp=4, pp=8)],
     "72B": [ParallelConfig(tp=8, pp=4, cp=2, sp=True), ParallelConfig(tp=8, pp=16, sp=True)],
 }
@@ -58,9 +63,12 @@ def _formula(
     name: str, layout: ParallelConfig, precision: Precision, freeze: tuple[str, ...], stage: int, shard: int
 ) -> StaticBytes:
     model = published_shape(name)
-    chunk = Chunk(num_layers=model.num_layers // layout.pp, first=stage == 0, last=stage == layout.pp - 1)
+    chunks = [
+        Chunk(num_layers=number, first=index == 0, last=index == layout.num_chunks - 1)
+        for index, number in enumerate(split_layers(model, layout))
+    ]
     return count_static(
-        [list_parameters(model, chunk, tp=layout.tp, pp=layout.pp)],
+        [list_parameters(model, chunk, tp=layout.tp, pp=layout.pp) for chunk in chunks[stage :: layout.pp]],
         element=4 if precision == "fp32" else 2,
         num_shards=WORLD // layout.tp // layout.pp,
         shard=shard,
