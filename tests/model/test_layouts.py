@@ -50,6 +50,7 @@ def alone(tiny_tied_hf: Path) -> Run:
         pytest.param(ParallelConfig(pp=2, cp=2), 4, FULL, id="pp2 cp2, all recomputed"),
         pytest.param(ParallelConfig(tp=2, pp=2, vp=2, sp=True), 4, PLAIN, id="tp2 pp2 vp2 sp"),
         pytest.param(ParallelConfig(pp=2, vp=2), 4, PLAIN, id="dp2 pp2 vp2"),
+        pytest.param(ParallelConfig(pp=2, vp=2, overlap=True), 4, PLAIN, id="dp2 pp2 vp2 overlap"),
     ],
 )
 def test_three_steps_equal_those_of_one_process(
