@@ -22,7 +22,7 @@ class ParallelConfig:
     pp: int = 1
     """Pipeline parallelism: layers; the vision tower is on the first stage."""
     vp: int = 1
-    """Virtual pipeline: chunks of layers a stage, computed in turn; a smaller bubble for more messages (needs pp > 1)."""
+    """Virtual pipeline: chunks of layers a stage, computed in turn; a smaller bubble, more messages (needs pp > 1)."""
     layers: tuple[int, ...] = ()
     """Language layers of each of the pp x vp chunks, from the first layer on; empty splits them by FLOPs."""
     cp: int = 1

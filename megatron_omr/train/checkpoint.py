@@ -144,8 +144,9 @@ def load_weights(chunks: Sequence[torch.nn.Module], checkpoint: Path) -> None:
 def _sharded_weights(chunks: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns each chunk's weights as Megatron writes and reads them, without the layers' extra states.
 
-    The names in a checkpoint are those of the whole model, so that chunks of any number and size read it. Extra states are pickles of Transformer Engine, and only FP8 with delayed scaling, which is not offered, has anything in
-    them. Without them a checkpoint is the same whichever backend, device or FP8 recipe wrote it.
+    The names in a checkpoint are those of the whole model, so that chunks of any number and size read it. Extra states
+    are pickles of Transformer Engine, and only FP8 with delayed scaling, which is not offered, has anything in them.
+    Without them a checkpoint is the same whichever backend, device or FP8 recipe wrote it.
     """
     states = [chunk.sharded_state_dict(metadata=_METADATA) for chunk in chunks]
     return [
