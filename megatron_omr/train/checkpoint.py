@@ -226,10 +226,10 @@ def _reason(error: BaseException) -> str:
 
 
 def _sharded_state(trainer: Trainer, *, is_loading: bool, with_rng: bool) -> dict[str, Any]:
-    model = _sharded_weights(unwrap_chunks(trainer))
+    model = {"model": _sharded_weights(unwrap_chunks(trainer))}
     metadata = _METADATA | {"dp_cp_group": trainer.ranks.dp_cp_group()}
     optimizer = trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
-    state = {"model": model, "optimizer": optimizer, "scheduler": trainer.scheduler.state_dict()}
+    state = model | {"optimizer": optimizer, "scheduler": trainer.scheduler.state_dict()}
     if with_rng:
         state["rng"] = _sharded_rng(trainer.ranks)
     return state
