@@ -24,6 +24,7 @@ LAYOUTS = {
     "tp2 sp": (ParallelConfig(tp=2, sp=True), 2),
     "pp2": (ParallelConfig(pp=2), 2),
     "cp2": (ParallelConfig(cp=2), 2),
+    "dp2 overlap": (ParallelConfig(overlap=True), 2),
 }
 
 
