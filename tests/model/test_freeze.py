@@ -87,8 +87,12 @@ def _measure_freezing(folder: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "parallel",
-    [ParallelConfig(pp=2), ParallelConfig(tp=2, sp=True), ParallelConfig(overlap=True)],
-    ids=["pp2", "tp2 sp", "dp2 overlap"],
+    [
+        ParallelConfig(pp=2, vp=2),
+        ParallelConfig(tp=2, sp=True),
+        ParallelConfig(overlap=True),
+    ],
+    ids=["pp2 vp2", "tp2 sp", "dp2 overlap"],
 )
 def test_layouts_agree_on_frozen_parts(tiny_tied_hf: Path, parallel: ParallelConfig) -> None:
     (one,) = run_ranks(_train_frozen, 1, str(tiny_tied_hf), ParallelConfig())

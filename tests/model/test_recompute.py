@@ -22,7 +22,7 @@ TOWER = replace(MLP, recompute_vision="full")
 LAYOUTS = {
     "one process": (ParallelConfig(), 1),
     "tp2 sp": (ParallelConfig(tp=2, sp=True), 2),
-    "pp2": (ParallelConfig(pp=2), 2),
+    "pp2 vp2": (ParallelConfig(pp=2, vp=2), 2),
     "cp2": (ParallelConfig(cp=2), 2),
     "dp2 overlap": (ParallelConfig(overlap=True), 2),
 }
