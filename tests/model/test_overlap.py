@@ -29,6 +29,12 @@ def test_overlap_gives_the_same_weights(tiny_hf: Path, layout: dict[str, int]) -
         assert seen == [True, True, True]
 
 
+def test_chunks_that_take_turns_too(tiny_hf: Path) -> None:
+    """Two replicas of two stages of two chunks; the one with text alone has a micro-batch and a blank."""
+    for seen in run_ranks(_compare, 4, str(tiny_hf), {"pp": 2, "vp": 2}):
+        assert seen == [True, True, True]
+
+
 def test_tied_weights_and_bf16_too(tiny_tied_hf: Path) -> None:
     for seen in run_ranks(_compare, 2, str(tiny_tied_hf), {}, "bf16"):
         assert seen == [True, True, True]
