@@ -23,7 +23,7 @@ from launch.launcher import launched_by_cluster, rank_environment, run_local, si
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.config import ConvertConfig, ParallelConfig, ParityConfig, SFTConfig
+from megatron_omr.config import ComputeConfig, ConvertConfig, ParallelConfig, ParityConfig, SFTConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
 from rl.config import EvalConfig, RLConfig
@@ -105,7 +105,7 @@ def sft(config: Annotated[SFTConfig, FLAT]) -> None:
       omr sft demo --optim.lr 5e-4 --run runs/slower
       omr sft qwen2_5_vl_7b_sft --parallel.tp 4 --parallel.cp 2 --log.wandb my-project
     """
-    _check_layout(config.model, config.parallel, config.processes)
+    _check_layout(config.model, config.parallel, config.processes, config.compute)
     run_local(_sft, config.processes, config)
 
 
@@ -117,7 +117,7 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
       omr rl demo --algorithm.name grpo --run runs/grpo
       omr rl qwen2_5_vl_7b_gspo --trainers 4 --engine.num_engines 4
     """
-    _check_layout(config.model, config.parallel, config.trainers)
+    _check_layout(config.model, config.parallel, config.trainers, config.compute)
     _check_engine(config.model)
     from rl.loop import run_rl
 
@@ -254,9 +254,13 @@ def _check_free(out: str) -> None:
         raise ValueError(f"out={out} already exists; choose another folder, or delete it first")
 
 
-def _check_layout(model: str, parallel: ParallelConfig, processes: int) -> None:
-    """Checks the layout before any rank starts."""
-    parallel.check_model(ModelConfig.from_hf(model))
+def _check_layout(
+    model: str, parallel: ParallelConfig, processes: int, compute: ComputeConfig = ComputeConfig()
+) -> None:
+    """Checks the layout, and that its layers can be computed as wished, before any rank starts."""
+    shape = ModelConfig.from_hf(model)
+    parallel.check_model(shape)
+    compute.check_model(shape, parallel)
     parallel.dp(rank_environment()[1] if launched_by_cluster() else processes)
 
 

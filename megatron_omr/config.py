@@ -106,16 +106,76 @@ class ParallelConfig:
             )
 
 
+FP8_TOKENS: dict[str, int] = {"off": 1, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}
+"""Widths of layers, and tokens of a rank, over which products sum, must be multiples of this."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How the layers compute: by which kernels, and what they compute twice to keep less. No weight depends on it."""
+    """How the layers compute: by which kernels, in which formats, and what they compute twice to keep less.
+
+    No weight, checkpoint or export depends on it.
+    """
 
     backend: Literal["auto", "local", "te"] = "auto"
-    """Layers of Transformer Engine (te) or plain torch (local); auto takes Transformer Engine where it works."""
+    """Layers of Transformer Engine (te), or of torch and Megatron-Core (local). auto: te on a GPU, where it must then
+    work, except in fp32; elsewhere local."""
+    window_attention: Literal["auto", "local", "te"] = "auto"
+    """Attention of the vision tower, most of it in windows of 64 patches: Transformer Engine's, torch's (local), or the
+    one of the backend (auto). Which is faster on a GPU is not known yet; benchmarks/gpu_train.py times both."""
+    fp8: Literal["off", "tensorwise", "blockwise", "mxfp8"] = "off"
+    """Recipe for the linear layers of the language model's decoder; tower, projector and output layer stay in BF16.
+    tensorwise: Ada and newer. blockwise: Hopper and newer. mxfp8: Blackwell. Without a GPU it is emulated."""
+    fp8_bf16_layers: int = 1
+    """First and last layers of the decoder that stay in BF16 under fp8, so many at each end."""
+    wgrad_fusion: Literal["auto", "on", "off"] = "auto"
+    """Adds weight gradients to their buffer in the product that makes them; needs a compiled module of apex, which auto
+    looks for."""
     recompute: Literal["none", "mlp", "full"] = "none"
     """What the language model's layers compute again in the backward pass: nothing, their MLPs, or all."""
     recompute_vision: Literal["none", "full"] = "none"
     """The same for the layers of the vision tower."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "compute.", fp8_bf16_layers=0)
+
+    def alignment(self, parallel: ParallelConfig) -> int:
+        """Returns what the tokens of each rank must be a multiple of for the FP8 recipe; see pack_multiple."""
+        gathers_blocks = self.fp8 == "blockwise" and parallel.sp
+        return 128 if gathers_blocks else FP8_TOKENS[self.fp8]
+
+    def check_model(self, model: ModelConfig, parallel: ParallelConfig) -> None:
+        """Raises ValueError where the FP8 recipe cannot hold the layers of `model` in this layout."""
+        if self.fp8 == "off":
+            return
+        most = min((model.num_layers - 1) // 2, model.num_layers // parallel.pp)
+        if self.fp8_bf16_layers > most:
+            raise ValueError(
+                f"compute.fp8_bf16_layers={self.fp8_bf16_layers} must be at most {most}: {model.num_layers} layers on "
+                f"parallel.pp={parallel.pp} stages need one in FP8 between those at the ends"
+            )
+        for name, width in self._widths(model, parallel).items():
+            # the hidden size alone is gathered over the ranks of SP, in whole blocks
+            multiple = self.alignment(parallel) if name == "hidden_size" else FP8_TOKENS[self.fp8]
+            if width % multiple:
+                raise ValueError(
+                    f"compute.fp8={self.fp8} needs layers whose widths are multiples of {multiple}, and {name} is "
+                    f"{width} with parallel.tp={parallel.tp}; use a smaller tp, or compute.fp8={self._narrower()}"
+                )
+
+    def _narrower(self) -> str:
+        return "tensorwise" if self.fp8 != "tensorwise" else "off"
+
+    @staticmethod
+    def _widths(model: ModelConfig, parallel: ParallelConfig) -> dict[str, int]:
+        """Returns inner and outer sizes of the decoder's linear layers on one rank."""
+        heads, groups = model.num_heads // parallel.tp, model.num_kv_heads // parallel.tp
+        return {
+            "hidden_size": model.hidden_size,
+            "intermediate_size / tp": model.intermediate_size // parallel.tp,
+            "num_attention_heads * head_dim / tp": heads * model.head_dim,
+            "the width of queries, keys and values / tp": (heads + 2 * groups) * model.head_dim,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

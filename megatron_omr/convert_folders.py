@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_omr import parallel
-from megatron_omr.config import ConvertConfig
+from megatron_omr.config import ComputeConfig, ConvertConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.convert.load import load_hf
 from megatron_omr.model.build import build_model
@@ -42,5 +42,6 @@ def _built(
     layout = config.parallel
     layout.check_model(model)
     ranks = parallel.initialize(layout, rank=rank, world_size=world_size, init_method=init_method, seed=0)
-    yield build_model(model, layout, ranks, precision=model.precision), ranks
+    compute = ComputeConfig(backend="local")  # nothing is computed: the names of weights are the same
+    yield build_model(model, layout, ranks, precision=model.precision, compute=compute), ranks
     parallel.shutdown()

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import parse_qs, urlparse
 
 import torch
@@ -26,6 +26,8 @@ from torch.utils._device import _device_constructors
 from megatron_omr.fallbacks.adam import GroupStepAdam
 from megatron_omr.fallbacks.swiglu import bias_swiglu
 
+WGRAD_MODULE = "fused_weight_gradient_mlp_cuda"
+"""apex' compiled module that adds a weight gradient to the buffer in the product that makes it."""
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 _prepared = False
 _sizes_only = False
@@ -118,6 +120,32 @@ def logits_chunk_bytes() -> int:
 def distributed_backend() -> str:
     """Returns the backend of torch's process groups on this device."""
     return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device()]
+
+
+def capability() -> tuple[int, int] | None:
+    """Returns the compute capability of the GPU, (9, 0) for Hopper; None where there is none."""
+    return torch.cuda.get_device_capability() if device() == "cuda" else None
+
+
+def cuda_version() -> tuple[int, ...]:
+    """Returns the version of CUDA that torch was built with, (13, 0); () for a CPU build."""
+    return tuple(map(int, (torch.version.cuda or "").split("."))) if torch.version.cuda else ()
+
+
+def fuses_weight_gradients(choice: Literal["auto", "on", "off"]) -> bool:
+    """Returns whether weight gradients are added to the gradient buffer by the product that makes them.
+
+    Raises:
+        ValueError: they are to be, and the module that can do so is missing.
+    """
+    found = device() == "cuda" and importlib.util.find_spec(WGRAD_MODULE) is not None
+    if choice == "on" and not found:
+        reason = "there is no GPU" if device() == "cpu" else f"the module {WGRAD_MODULE} of apex is not built"
+        raise ValueError(
+            f"compute.wgrad_fusion=on, and {reason}; build apex from github.com/NVIDIA/apex with --cuda_ext "
+            "(not `pip install apex`), or use compute.wgrad_fusion=auto"
+        )
+    return found and choice != "off"
 
 
 def transformer_overrides() -> dict[str, Any]:

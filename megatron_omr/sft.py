@@ -49,6 +49,8 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
         steps=config.steps,
         compute=config.compute,
     )
+    if ranks.rank == 0:
+        print(trainer.backends.line(), flush=True)
     loader = build_loader(config, trainer)
     loss = SFT_LOSSES[config.loader.loss_mean]
     step, bad_steps, empty_steps = resume(trainer, loader, run)
@@ -93,7 +95,7 @@ def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
         dp_rank=ranks.dp_rank,
         dp_size=ranks.dp_size,
         multiple=config.parallel.sequence_multiple,
-        pack_multiple=config.parallel.pack_multiple(),
+        pack_multiple=config.parallel.pack_multiple(config.compute.alignment(config.parallel)),
         cost=build_cost_model(trainer.model, config.optim.freeze),
         pin=cpu.pins_memory(),
     )

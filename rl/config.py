@@ -138,13 +138,18 @@ class RLConfig:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
             )
-        multiple = self.parallel.pack_multiple()
+        multiple = self.pack_multiple
         longest = -(-self.engine.max_model_len // multiple) * multiple
         if longest > self.pack_length:
             raise ValueError(
                 f"pack_length={self.pack_length} must hold the longest prompt and response, engine.max_model_len="
                 f"{self.engine.max_model_len} padded to a multiple of {multiple}; raise it to at least {longest}"
             )
+
+    @property
+    def pack_multiple(self) -> int:
+        """A packed micro-batch has a multiple of so many tokens, for the layout and the FP8 recipe."""
+        return self.parallel.pack_multiple(self.compute.alignment(self.parallel))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
     """Generates and trains in turn: every rollout is of the weights that learn from it."""
     run, prompts = Path(config.run), PromptStream(config)
     first_step, state = trainers.resume()
+    print(trainers.describe_backends(), flush=True)
     if state:
         prompts.load_state_dict(state["prompts"])
     engines.update_weights(trainers.send_weights(version=first_step))

@@ -28,7 +28,7 @@ from rl.weight_sync.sender import WeightSender
 
 
 class TrainerWorker:
-    """A rank of the trainer. Every method but `place` is collective over all workers."""
+    """A rank of the trainer. Every method but `place` and `describe_backends` is collective over all workers."""
 
     def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
         self._config = config
@@ -51,6 +51,10 @@ class TrainerWorker:
     def place(self) -> tuple[int, bool]:
         """Returns the data-parallel rank, and whether this worker's results are logged."""
         return self._ranks.dp_rank, self._ranks.is_logger
+
+    def describe_backends(self) -> str:
+        """Returns the line that says what computes the parts of a step."""
+        return self._trainer.backends.line()
 
     def resume(self) -> tuple[int, dict[str, Any], str]:
         """Loads the run's newest sound checkpoint; returns what load_newest does."""
@@ -123,7 +127,7 @@ class TrainerWorker:
         rules = PackRules(
             pack_length=self._config.pack_length,
             multiple=self._config.parallel.sequence_multiple,
-            pack_multiple=self._config.parallel.pack_multiple(),
+            pack_multiple=self._config.pack_multiple,
             pad_token_id=self._encoder.pad_token_id,
             image_token_id=self._encoder.image_token_id,
             share_prompts=self._config.share_prompts,

@@ -61,6 +61,10 @@ class TrainerGroup:
             log.warning(damaged)
         return step, state
 
+    def describe_backends(self) -> str:
+        """Returns the line of the first worker, which has the vision tower."""
+        return self._on_all(lambda worker: worker.describe_backends())[0]
+
     def check_engines(self, rollouts: Sequence[TrainRollout]) -> dict[str, float]:
         """Compares the engines' logprobs with the trainer's on these rollouts of the current weights.
 

@@ -8,8 +8,9 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron_omr import cpu
 from megatron_omr.config import ComputeConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
+from megatron_omr.model.fp8 import build_fp8_fields, set_up_fp8
 from megatron_omr.model.rotary import rotary_frequencies
-from megatron_omr.model.spec import build_block_spec, choose_backend
+from megatron_omr.model.spec import build_block_spec, choose_backend, choose_window_attention
 from megatron_omr.model.transformer_config import (
     build_language_config,
     build_projector_config,
@@ -29,24 +30,31 @@ def build_model(
     ranks: Ranks,
     *,
     precision: Precision,
-    compute: ComputeConfig = ComputeConfig(),  # noqa: B008 (frozen)
+    compute: ComputeConfig = ComputeConfig(),
 ) -> list[Qwen25VL]:
     """Returns this stage's `parallel.vp` model chunks, on `cpu.device()`, with weights yet to be loaded.
 
     Raises:
-        ValueError: the layout cannot hold the model, or the backend does not work here.
+        ValueError: the layout cannot hold the model, or this machine cannot compute as `compute` says.
     """
     parallel.check_model(model)
-    backend = choose_backend(compute.backend)
-    shared = shared_fields(parallel, precision, fuse_rotary=backend.fuses_rotary)
-    config = build_language_config(model, parallel, shared | recompute_fields(compute.recompute))
+    compute.check_model(model, parallel)
+    backend = choose_backend(compute, precision=precision, cp=parallel.cp)
+    shared = shared_fields(
+        parallel,
+        precision,
+        fuse_rotary=backend.fuses_rotary,
+        fuse_weight_gradients=cpu.fuses_weight_gradients(compute.wgrad_fusion),
+    )
+    own = recompute_fields(compute.recompute) | build_fp8_fields(compute.fp8, compute.fp8_bf16_layers)
+    config = build_language_config(model, parallel, shared | own)
     vision_model = None
     if ranks.is_first_stage:
         vision_model = VisionModel(
             build_vision_config(model, shared | recompute_fields(compute.recompute_vision)),
             build_projector_config(model, shared),
             model.vision,
-            backend,
+            choose_window_attention(compute, backend),
         )
     chunks = []
     for number in range(parallel.vp):
@@ -66,5 +74,6 @@ def build_model(
             vp_stage=vp_stage,
         )
         language_model.rotary_pos_emb.inv_freq = rotary_frequencies(model)[0].to(cpu.device())
+        set_up_fp8(language_model.decoder, compute.fp8, compute.fp8_bf16_layers)
         chunks.append(Qwen25VL(language_model, vision_model if is_first else None, model, ranks))
     return chunks

@@ -6,7 +6,7 @@ checkpoint keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from megatron_omr import cpu
+from megatron_omr.config import ComputeConfig
+from megatron_omr.dtypes import Precision
 from megatron_omr.model.attention import CoreAttention, PackedSequences, attend
 
 
@@ -80,24 +82,68 @@ class Backend:
 @cache
 def te_problem() -> str:
     """Returns why Transformer Engine cannot be used here; empty when it can."""
-    if cpu.device() == "cpu":
+    if cpu.device() != "cuda":
         return "there is no CUDA device"
     error = cpu.find_import_error("transformer_engine.pytorch")
     return "" if error is None else f"import transformer_engine.pytorch: {cpu.describe(error)}"
 
 
-def choose_backend(name: Literal["auto", "local", "te"] = "auto") -> Backend:
-    """Returns the backend of that name; "auto" is Transformer Engine where it can be used, else plain torch.
+def choose_backend(
+    compute: ComputeConfig = ComputeConfig(), *, precision: Precision = "bf16", cp: int = 1
+) -> Backend:
+    """Returns the layers that `compute.backend` names on this machine; see resolve_backend."""
+    chosen = resolve_backend(
+        compute, device=cpu.device(), te_problem=te_problem(), precision=precision, cp=cp
+    )
+    return _te_backend() if chosen == "te" else _local_backend()
+
+
+def choose_window_attention(compute: ComputeConfig, backend: Backend) -> Backend:
+    """Returns `backend` with the attention that the vision tower is to have.
 
     Raises:
-        ValueError: Transformer Engine is asked for and cannot be used.
+        ValueError: Transformer Engine's is asked for beside local layers.
     """
-    problem = "" if name == "local" else te_problem()
-    if name == "te" and problem:
+    if compute.window_attention == "te" and backend.core_attention is CoreAttention:
         raise ValueError(
-            f"compute.backend=te: Transformer Engine cannot be used ({problem}); use auto or local"
+            "compute.window_attention=te goes with Transformer Engine's layers, and this run has local ones; "
+            "use compute.window_attention=auto"
         )
-    return _local_backend() if name == "local" or problem else _te_backend()
+    if compute.window_attention == "local":
+        return replace(backend, core_attention=CoreAttention)
+    return backend
+
+
+def resolve_backend(
+    compute: ComputeConfig, *, device: str, te_problem: str, precision: Precision, cp: int
+) -> Literal["local", "te"]:
+    """Returns the backend for this device and precision.
+
+    Args:
+        te_problem: why Transformer Engine cannot be used; "" if it can.
+
+    Raises:
+        ValueError: `compute` asks for Transformer Engine where it does not work, or for FP8 on a GPU without it.
+    """
+    # Transformer Engine multiplies float32 as TF32, with three digits
+    by_default = compute.backend == "auto" and device == "cuda" and precision != "fp32"
+    wants_te = compute.backend == "te" or by_default
+    if wants_te and te_problem:
+        raise ValueError(
+            f"compute.backend={compute.backend} needs Transformer Engine here, and it cannot be used: {te_problem}; "
+            "install it (`omr doctor` says how), or set compute.backend=local"
+        )
+    if wants_te and precision == "fp32" and cp > 1:
+        raise ValueError(
+            f"compute.backend=te has no attention in fp32 for parallel.cp={cp}; use compute.backend=auto or local"
+        )
+    if compute.fp8 != "off" and device == "cuda" and not wants_te:
+        raise ValueError(
+            f"compute.fp8={compute.fp8} runs in Transformer Engine's layers, and this run has local ones "
+            f"(compute.backend={compute.backend}, precision={precision}); use compute.backend=auto with "
+            "precision=bf16, or compute.fp8=off"
+        )
+    return "te" if wants_te else "local"
 
 
 def _local_backend() -> Backend:

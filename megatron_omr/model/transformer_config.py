@@ -123,7 +123,9 @@ def recompute_fields(recompute: Literal["none", "mlp", "full"]) -> dict[str, Any
             return dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
 
 
-def shared_fields(parallel: ParallelConfig, precision: Precision, *, fuse_rotary: bool) -> dict[str, Any]:
+def shared_fields(
+    parallel: ParallelConfig, precision: Precision, *, fuse_rotary: bool, fuse_weight_gradients: bool = False
+) -> dict[str, Any]:
     """Returns the fields that language model, tower and projector have in common."""
     dtype = torch_dtype(precision)
     fields = dict(
@@ -144,5 +146,6 @@ def shared_fields(parallel: ParallelConfig, precision: Precision, *, fuse_rotary
         # positions of each sequence. It cannot scale, and need not: YaRN's factor is in softmax_scale.
         apply_rope_fusion=fuse_rotary,
         deallocate_pipeline_outputs=True,
+        gradient_accumulation_fusion=fuse_weight_gradients,
     )
     return fields | cpu.transformer_overrides()

@@ -27,9 +27,7 @@ MAY_CHANGE = (
     "processes",
     "trainers",
     "parallel",
-    "compute.backend",
-    "compute.recompute",
-    "compute.recompute_vision",
+    "compute",
     "pack_length",
     "share_prompts",
     "engine",
@@ -40,7 +38,7 @@ MAY_CHANGE = (
     "optim.max_bad_steps",
     "max_mismatch",
 )
-"""Fields that a resumed run may change: length, layout, how often to save, and limits past which a run stops.
+"""Fields that a resumed run may change: length, layout, kernels, how often to save, and limits past which a run stops.
 All others decide the result."""
 
 MAX_RUNS = 10

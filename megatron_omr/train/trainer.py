@@ -18,6 +18,7 @@ from megatron_omr.model.build import build_model
 from megatron_omr.model.parts import freeze
 from megatron_omr.model_config import ModelConfig, Part
 from megatron_omr.parallel import Ranks
+from megatron_omr.train.backends import Backends, name_backends
 from megatron_omr.train.optimizer import (
     await_param_gathers,
     build_optimizer,
@@ -36,6 +37,7 @@ class Trainer:
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    backends: Backends
     frozen: tuple[Part, ...] = ()
 
 
@@ -47,12 +49,13 @@ def build_trainer(
     *,
     precision: Precision,
     steps: int,
-    compute: ComputeConfig = ComputeConfig(),  # noqa: B008 (frozen)
+    compute: ComputeConfig = ComputeConfig(),
 ) -> Trainer:
     """Builds the model of a Hugging Face folder with its weights, AdamW, and the schedule over `steps`. Collective.
 
     Raises:
-        ValueError: the layout cannot hold the model, or the folder's tensors do not fit its config.json.
+        ValueError: the layout cannot hold the model, the folder's tensors do not fit its config.json, or this machine
+            cannot compute as `compute` says.
     """
     model = ModelConfig.from_hf(folder)
     chunks = build_model(model, parallel, ranks, precision=precision, compute=compute)
@@ -68,6 +71,7 @@ def build_trainer(
         optimizer=optimizer,
         scheduler=scheduler,
         frozen=optim.freeze,
+        backends=name_backends(chunks, optimizer, compute),
     )
 
 
