@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from megatron_omr.config import ComputeConfig, ParallelConfig
+from tests.conftest import make_tiny
 from tests.helpers.ranks import init_ranks, run_ranks
 from tests.helpers.trainers import OPTIM, exported
 
@@ -46,17 +47,38 @@ def alone(tiny_tied_hf: Path) -> Run:
         pytest.param(ParallelConfig(pp=2, vp=2), 2, FULL, id="pp2 vp2, all recomputed"),
         pytest.param(ParallelConfig(cp=2), 2, PLAIN, id="cp2"),
         pytest.param(ParallelConfig(), 2, PLAIN, id="dp2"),
-        pytest.param(ParallelConfig(tp=2, pp=2), 4, PLAIN, id="tp2 pp2"),
-        pytest.param(ParallelConfig(pp=2, cp=2), 4, FULL, id="pp2 cp2, all recomputed"),
-        pytest.param(ParallelConfig(tp=2, pp=2, vp=2, sp=True), 4, PLAIN, id="tp2 pp2 vp2 sp"),
-        pytest.param(ParallelConfig(pp=2, vp=2), 4, PLAIN, id="dp2 pp2 vp2"),
-        pytest.param(ParallelConfig(pp=2, vp=2, overlap=True), 4, PLAIN, id="dp2 pp2 vp2 overlap"),
+        pytest.param(ParallelConfig(tp=2, pp=2), 4, PLAIN, id="tp2 pp2", marks=pytest.mark.slow),
+        pytest.param(
+            ParallelConfig(pp=2, cp=2), 4, FULL, id="pp2 cp2, all recomputed", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ParallelConfig(tp=2, pp=2, vp=2, sp=True), 4, PLAIN, id="tp2 pp2 vp2 sp", marks=pytest.mark.slow
+        ),
+        pytest.param(ParallelConfig(pp=2, vp=2), 4, PLAIN, id="dp2 pp2 vp2", marks=pytest.mark.slow),
+        pytest.param(
+            ParallelConfig(pp=2, vp=2, overlap=True),
+            4,
+            PLAIN,
+            id="dp2 pp2 vp2 overlap",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_three_steps_equal_those_of_one_process(
     tiny_tied_hf: Path, alone: Run, parallel: ParallelConfig, processes: int, compute: ComputeConfig
 ) -> None:
-    runs = run_ranks(_train, processes, str(tiny_tied_hf), parallel, compute)
+    check_equal(run_ranks(_train, processes, str(tiny_tied_hf), parallel, compute), alone)
+
+
+@pytest.mark.slow
+def test_deeper_pipelines_too(tmp_path: Path) -> None:
+    folder = str(make_tiny(tmp_path, tied=False, num_layers=8))
+    alone = run_ranks(_train, 1, folder, ParallelConfig(), PLAIN)[0]
+    for parallel in (ParallelConfig(pp=4, vp=2), ParallelConfig(pp=2, vp=4), ParallelConfig(pp=3, vp=2)):
+        check_equal(run_ranks(_train, parallel.pp, folder, parallel, PLAIN), alone)
+
+
+def check_equal(runs: list[Run], alone: Run) -> None:
     last = runs[-1]  # of the last stage
     for (loss, norm, metrics, learned), wanted in zip(last.steps, alone.steps, strict=True):
         # seen: 2e-7 and 4e-7; for weights 6e-6, for logprobs 1e-5

@@ -122,7 +122,7 @@ def test_another_layout_continues_from_the_checkpoint(
 ) -> None:
     """Written by two data-parallel ranks, continued by tensor and by pipeline parallelism."""
     expected = metrics(finished)[6:]
-    for name, parallel in (("tp", ParallelConfig(tp=2)), ("pp", ParallelConfig(pp=2))):
+    for name, parallel in (("tp", ParallelConfig(tp=2)), ("pp", ParallelConfig(pp=2, vp=2, layers=(1,) * 4))):
         run = tmp_path / name
         (run / "checkpoints").mkdir(parents=True)
         (run / "checkpoints" / "step-00000006").symlink_to(finished / "checkpoints" / "step-00000006")

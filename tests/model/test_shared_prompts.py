@@ -62,8 +62,8 @@ def test_attention_equals_one_dense_mask(forest: list[tuple[int, list[int]]], se
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("parallel", "processes"),
-    [(ParallelConfig(), 1), (ParallelConfig(tp=2, sp=True), 2), (ParallelConfig(pp=2), 2)],
-    ids=["one process", "tp2 sp", "pp2"],
+    [(ParallelConfig(), 1), (ParallelConfig(tp=2, sp=True), 2), (ParallelConfig(pp=2, vp=2), 2)],
+    ids=["one process", "tp2 sp", "pp2 vp2"],
 )
 def test_shared_prompts_train_like_separate_prompts(
     tiny_hf: Path, parallel: ParallelConfig, processes: int

@@ -117,31 +117,37 @@ def _empty_step(folder: str) -> str:
 
 
 def test_pixels_and_batches_move_only_where_and_when_they_are_needed(tiny_hf: Path) -> None:
-    first, last = run_ranks(_moved_batches, 2, str(tiny_hf), ParallelConfig(pp=2))
-    pixels, moved_at_once = first
-    assert sum(pixels) > 0 and moved_at_once == [1] * len(pixels)
-    assert last == ([0] * len(pixels), [1] * len(pixels))
+    for vp in (1, 2):
+        first, last = run_ranks(_moved_batches, 2, str(tiny_hf), ParallelConfig(pp=2, vp=vp))
+        (pixels, *others), moved_at_once = first
+        assert sum(pixels) > 0 and moved_at_once == [1] * len(pixels) * vp
+        nothing = [0] * len(pixels)
+        assert others == [nothing] * (vp - 1)
+        assert last == ([nothing] * vp, moved_at_once)
 
 
-def _moved_batches(folder: str, parallel: ParallelConfig) -> tuple[list[int], list[int]]:
-    """Returns, at each forward pass of a step: the patches that the model gets, and the batches that moved for it."""
+def _moved_batches(folder: str, parallel: ParallelConfig) -> tuple[list[list[int]], list[int]]:
+    """Returns the patches that each chunk gets in its passes of a step, and the batches that moved for each pass."""
     from data_pipeline.types import PackedBatch
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import unwrap_chunks
 
     trainer = tiny_trainer(folder, parallel)
     micro_batches = random_micro_batches(trainer, parallel, seed=1)
-    pixels, moved, to = [], [0], PackedBatch.to
+    chunks = unwrap_chunks(trainer)
+    pixels: list[list[int]] = [[] for _ in chunks]
+    moved, to = [0], PackedBatch.to
 
     def count(batch: PackedBatch, device: str) -> PackedBatch:
         moved[-1] += 1
         return to(batch, device)
 
-    def see(_, args) -> None:
-        pixels.append(len(args[0].pixels))
+    def see(chunk, args) -> None:
+        pixels[chunks.index(chunk)].append(len(args[0].pixels))
         moved.append(0)
 
     PackedBatch.to = count
-    unwrap_chunks(trainer)[0].register_forward_pre_hook(see)
+    for chunk in chunks:
+        chunk.register_forward_pre_hook(see)
     train_step(trainer, micro_batches)
     return pixels, moved[:-1]

@@ -30,10 +30,12 @@ def test_chunk_is_wrapped_and_gradients_are_fp32(tiny_hf: Path, precision: Preci
     }
 
 
-def test_only_the_first_stage_has_the_vision_tower(tiny_hf: Path) -> None:
-    stages = run_ranks(_parts, 2, str(tiny_hf), ParallelConfig(pp=2), "fp32")
-    assert [stage["has_vision"] for stage in stages] == [[True], [False]]
-    assert [stage["bare"] for stage in stages] == [["Qwen25VL"]] * 2
+def test_only_the_first_chunk_of_the_first_stage_has_the_vision_tower(tiny_hf: Path) -> None:
+    for vp in (1, 2):
+        stages = run_ranks(_parts, 2, str(tiny_hf), ParallelConfig(pp=2, vp=vp), "fp32")
+        nothing = [False] * vp
+        assert [stage["has_vision"] for stage in stages] == [[True, *nothing[1:]], nothing]
+        assert [stage["bare"] for stage in stages] == [["Qwen25VL"] * vp] * 2
 
 
 def _parts(folder: str, parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:
