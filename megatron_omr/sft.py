@@ -19,6 +19,7 @@ from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.flops import build_cost_model
 from megatron_omr.parallel import Ranks
+from megatron_omr.peers import find_peers
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import SFT_LOSSES
@@ -98,6 +99,7 @@ def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
         pack_multiple=config.parallel.pack_multiple(config.compute.alignment(config.parallel)),
         cost=build_cost_model(trainer.model, config.optim.freeze),
         pin=cpu.pins_memory(),
+        peers=find_peers(ranks),
     )
 
 

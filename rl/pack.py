@@ -39,14 +39,11 @@ def split_by_rank(
     return [[rollouts[i] for group in chosen for i in groups[group]] for chosen in balance(costs, num_ranks)]
 
 
-def build_batches(
+def pack_rollouts(
     rollouts: Sequence[TrainRollout], encode_prompt: Callable[[SampleRef], Example], rules: PackRules
-) -> list[RolloutBatch]:
-    """Encodes and packs rollouts, with advantages and engine logprobs on the response tokens.
-
-    Without rollouts it returns one blank batch with loss weight 0, so that its rank takes part in collective calls.
-    """
-    names = [f"{rollout.ref.id} ({number})" for number, rollout in enumerate(rollouts)]
+) -> list[PackedBatch]:
+    """Encodes and packs rollouts; without any it returns one blank batch, so that a rank has something to compute."""
+    names = _name(rollouts)
     trees = [
         tree
         for members in _by_prompt(rollouts)
@@ -61,16 +58,21 @@ def build_batches(
         pack_multiple=rules.pack_multiple,
         pad_token_id=rules.pad_token_id,
     )
-    if not packs:
-        packed = build_blank(
+    return packs or [
+        build_blank(
             multiple=rules.multiple, pack_multiple=rules.pack_multiple, pad_token_id=rules.pad_token_id
         )
-        zeros_T = torch.zeros(packed.num_tokens)
-        return [
-            RolloutBatch(packed=packed, advantages_T=zeros_T, old_logprobs_T=None, rollout_logprobs_T=zeros_T)
-        ]
-    by_name = dict(zip(names, rollouts, strict=True))
+    ]
+
+
+def attach_rollouts(packs: Sequence[PackedBatch], rollouts: Sequence[TrainRollout]) -> list[RolloutBatch]:
+    """Returns the packs of these rollouts with advantages and engine logprobs on the response tokens."""
+    by_name = dict(zip(_name(rollouts), rollouts, strict=True))
     return [_attach(packed, by_name) for packed in packs]
+
+
+def _name(rollouts: Sequence[TrainRollout]) -> list[str]:
+    return [f"{rollout.ref.id} ({number})" for number, rollout in enumerate(rollouts)]
 
 
 def _estimate_cost(responses: Sequence[TrainRollout], cost: CostModel) -> float:

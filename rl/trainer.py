@@ -12,16 +12,17 @@ from torch import Tensor
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.shards.format import read_sample
-from data_pipeline.types import PackedBatch
+from data_pipeline.types import Example, PackedBatch, SampleRef
 from megatron_omr import cpu, parallel
 from megatron_omr.convert.export import export_weights, save_hf
+from megatron_omr.peers import find_peers
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import build_trainer, unwrap_chunks
 from rl.algorithms.policy_loss import build_policy_loss
 from rl.config import RLConfig
-from rl.pack import PackRules, build_batches
+from rl.pack import PackRules, attach_rollouts, pack_rollouts
 from rl.types import RolloutBatch, TrainRollout
 from rl.weight_sync.manifest import WeightManifest
 from rl.weight_sync.sender import WeightSender
@@ -35,6 +36,7 @@ class TrainerWorker:
         self._ranks = parallel.initialize(
             config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
         )
+        self._peers = find_peers(self._ranks)
         self._encoder = ChatEncoder.from_hf(config.model, config.image)
         self._trainer = build_trainer(
             config.model,
@@ -132,9 +134,15 @@ class TrainerWorker:
             image_token_id=self._encoder.image_token_id,
             share_prompts=self._config.share_prompts,
         )
-        return build_batches(
-            rollouts, lambda ref: self._encoder.encode_prompt(read_sample(self._config.shards, ref)), rules
-        )
+
+        def read() -> tuple[list[PackedBatch], None]:
+            return pack_rollouts(rollouts, self._encode_prompt, rules), None
+
+        packs, _ = read() if self._peers is None else self._peers.share(read)
+        return attach_rollouts(packs, rollouts)
+
+    def _encode_prompt(self, ref: SampleRef) -> Example:
+        return self._encoder.encode_prompt(read_sample(self._config.shards, ref))
 
     def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
         logprobs = self._logprobs(batches)

@@ -33,7 +33,18 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
         *("served", "verify", "encode", "shards", "loader", "sources", "distill", "select", "curate"),
     ],
     "megatron_omr": [
-        *("dtypes", "model_config", "flops", "config", "fallbacks", "cpu", "parallel", "tiny", "oracle"),
+        *(
+            "dtypes",
+            "model_config",
+            "flops",
+            "config",
+            "fallbacks",
+            "cpu",
+            "parallel",
+            "tiny",
+            "peers",
+            "oracle",
+        ),
         *("model", "convert", "train", "plan", "preload", "convert_folders", "parity", "sft"),
     ],
     "rl": [

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Protocol
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample, ErrorBudget
@@ -21,6 +23,7 @@ from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.cost import TOKENS_ALONE, CostModel, count_image_tokens, count_patches
 from data_pipeline.loader.order import Draw, iterate_draws
 from data_pipeline.loader.packing import balance, build_blank, pack, pack_capacity
+from data_pipeline.loader.sharing import SharedBatches
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import estimate_image_tokens, load_samples
 from data_pipeline.types import Example, PackedBatch, SampleRef
@@ -29,8 +32,27 @@ log = logging.getLogger(__name__)
 
 Step = tuple[Draw, ...]
 """The samples of one optimizer step, of all ranks, before anything is read."""
-Packed = tuple[list[PackedBatch], ErrorBudget]
-"""This rank's micro-batches of a step, and the counts of its bad samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What a step leaves in the loader's state: the place after it, and the counts of its bad samples."""
+
+    epoch: int
+    position: int
+    bad: ErrorBudget
+
+
+Packed = tuple[list[PackedBatch], StepRecord]
+"""This rank's micro-batches of a step."""
+
+
+class Peers(Protocol):
+    """Ranks that get the same batches; megatron_omr/peers.py."""
+
+    def share(
+        self, read: Callable[[], tuple[list[PackedBatch], StepRecord]]
+    ) -> tuple[list[PackedBatch], StepRecord]: ...
 
 
 class Loader:
@@ -52,6 +74,7 @@ class Loader:
         pack_multiple: int = 1,
         cost: CostModel = TOKENS_ALONE,
         pin: bool = False,
+        peers: Peers | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +82,7 @@ class Loader:
             pack_multiple: and every micro-batch, at its tail, to a multiple of this; itself one of `multiple`.
             cost: by which samples are balanced over ranks; see megatron_omr/flops.py.
             pin: yield batches in pinned memory, from which a GPU copies while it computes.
+            peers: the ranks that get the same batches; one of them reads them into memory that all share, unpinned.
 
         Raises:
             ValueError: no shards, no samples, or fewer samples a step than ranks.
@@ -74,7 +98,7 @@ class Loader:
                 f"loader.pack_length={config.pack_length} must be at least {pack_multiple}, which this layout pads to"
             )
         limits = replace(encoder.limits, max_tokens=most, tokens_field="loader.pack_length")
-        self._config, self._encoder, self._pin = config, ChatEncoder(limits), pin
+        self._config, self._encoder, self._pin, self._peers = config, ChatEncoder(limits), pin, peers
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._multiple, self._pack_multiple = multiple, pack_multiple
         self._cost, self._has_warned = cost, False
@@ -97,11 +121,14 @@ class Loader:
         return -(-sum(source.count for source in self._index.sources) // self._config.global_batch_size)
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
-        for step, (batches, bad) in self._ahead() if self._config.num_workers else self._in_line():
-            self._bad.merge(bad)
-            self._bad.check()
-            self._epoch, self._position = step[-1].epoch, step[-1].position
-            yield batches
+        with closing(self._ahead() if self._config.num_workers else self._in_line()) as steps:
+            read = partial(next, steps)  # where another rank reads, it is never called, and no thread starts
+            while True:
+                batches, record = self._peers.share(read) if self._peers else read()
+                self._bad.merge(record.bad)
+                self._bad.check()
+                self._epoch, self._position = record.epoch, record.position
+                yield batches
 
     def state_dict(self) -> dict[str, int | str]:
         """Returns the place after the last step handed out, with the data and seed of its order. All ranks agree."""
@@ -127,24 +154,23 @@ class Loader:
         while True:
             yield tuple(islice(order, self._config.global_batch_size))
 
-    def _in_line(self) -> Iterator[tuple[Step, Packed]]:
+    def _in_line(self) -> Generator[Packed]:
         for step in self._steps():
             refs = self._share(step)
-            yield step, self._pack(refs, [partial(self._encode, ref) for ref in refs])
+            yield self._pack(step, refs, [partial(self._encode, ref) for ref in refs])
 
-    def _ahead(self) -> Iterator[tuple[Step, Packed]]:
+    def _ahead(self) -> Generator[Packed]:
         """Yields the same as _in_line; threads share the samples of a step, `prefetch` steps ahead of the consumer."""
         pool = ThreadPoolExecutor(self._config.num_workers, thread_name_prefix="loader")
-        pending: deque[tuple[Step, Future[Packed]]] = deque()
+        pending: deque[Future[Packed]] = deque()
         try:
             for step in self._steps():
                 refs = self._share(step)
                 encoded = [pool.submit(self._encode, ref).result for ref in refs]
                 # no deadlock: it waits only for tasks that started before it
-                pending.append((step, pool.submit(self._pack, refs, encoded)))
+                pending.append(pool.submit(self._pack, step, refs, encoded))
                 if len(pending) > self._config.prefetch:
-                    first, packed = pending.popleft()
-                    yield first, packed.result()
+                    yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -178,8 +204,10 @@ class Loader:
         """Reads and encodes a sample. Threads call this and _pack, so neither changes the loader."""
         return self._encoder.encode(read_sample(self._index.folder, ref), self._config.loss_on)
 
-    def _pack(self, refs: Sequence[SampleRef], encoded: Sequence[Callable[[], Example]]) -> Packed:
-        """Packs the samples that can be encoded, and logs and counts the others."""
+    def _pack(
+        self, step: Step, refs: Sequence[SampleRef], encoded: Sequence[Callable[[], Example]]
+    ) -> Packed:
+        """Packs this rank's samples that can be encoded, and logs and counts the others."""
         examples, bad = list[Example](), self._new_budget()
         bad.seen = len(refs)
         for ref, result in zip(refs, encoded, strict=True):
@@ -203,7 +231,11 @@ class Loader:
                 pad_token_id=self._encoder.pad_token_id,
             )
         ]
-        return [batch.pin() for batch in batches] if self._pin else batches, bad
+        if self._peers is not None:
+            batches = SharedBatches(batches)
+        elif self._pin:
+            batches = [batch.pin() for batch in batches]
+        return batches, StepRecord(epoch=step[-1].epoch, position=step[-1].position, bad=bad)
 
     def _new_budget(self) -> ErrorBudget:
         return ErrorBudget(

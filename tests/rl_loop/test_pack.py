@@ -19,9 +19,9 @@ from data_pipeline.types import Example, SampleRef
 from rl.algorithms.policy_loss import build_policy_loss
 from rl.config import AlgorithmConfig
 from rl.groups import assign_advantages
-from rl.pack import PackRules, build_batches, split_by_rank
+from rl.pack import PackRules, attach_rollouts, pack_rollouts, split_by_rank
 from rl.prompts import read_prompts
-from rl.types import TrainRollout
+from rl.types import RolloutBatch, TrainRollout
 from tests.helpers.groups import make_group, make_prompt
 
 IMAGE = ImageConfig(min_pixels=784)
@@ -32,6 +32,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prompts") / "train"
     write_shards(digit_samples("train", 7, seed=5, cell=28), folder)
     return folder
+
+
+def build_batches(rollouts: list[TrainRollout], encode_prompt, rules: PackRules) -> list[RolloutBatch]:
+    return attach_rollouts(pack_rollouts(rollouts, encode_prompt, rules), rollouts)
 
 
 def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from launch.launcher import rank_environment
+from megatron_omr.config import ParallelConfig
 from rl.config import RLConfig
 from rl.pack import split_by_rank
 from rl.types import TrainRollout
 from rl.weight_sync.manifest import WeightManifest
 from tests.helpers.ranks import run_ranks
 from tests.helpers.rl_training import oracle_rollouts, rl_config
+from tests.model.test_peers import digest
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
@@ -50,6 +52,18 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
 
 def checksums(manifest: WeightManifest | None) -> dict[str, int]:
     return {entry.name: entry.checksum for entry in manifest.entries} if manifest else {}
+
+
+def pack_rank(config: RLConfig, rollouts: list[TrainRollout]) -> tuple[int, str]:
+    """Packs once, and returns how many prompts this rank decoded, and a digest of its batches."""
+    from rl.trainer import TrainerWorker
+
+    rank, world_size, init_method = rank_environment()
+    worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=init_method)
+    encode, decoded = worker._encoder.encode_prompt, []
+    worker._encoder.encode_prompt = lambda sample: decoded.append(1) or encode(sample)
+    batches = worker._pack(rollouts)
+    return len(decoded), digest([batch.packed for batch in batches])
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +124,11 @@ def test_two_ranks_train_like_one(
         # float32 sums in another order: 1e-6 and less; the mean of two means would be off by 1e-2
         assert logger["step"][name] == pytest.approx(alone["step"][name], rel=1e-4, abs=1e-6), name
     assert sum(rank["score"][1] for rank in ranks) == alone["score"][1]
+
+
+def test_ranks_of_a_replica_decode_its_images_once(
+    tiny_hf: Path, root: Path, rollouts: list[TrainRollout]
+) -> None:
+    config = replace(rl_config(tiny_hf, root, trainers=2), parallel=ParallelConfig(tp=2))
+    (read, own), (others, shared) = run_ranks(pack_rank, 2, config, rollouts)
+    assert (read, others) == (2, 0) and own == shared

@@ -1,0 +1,69 @@
+"""Gives the batches that one rank reads to its peers: those of the same replica on the same machine.
+
+Ranks that differ only in their tensor-, context- or pipeline-parallel rank need the same batches, so one of them reads,
+decodes and packs; the others map its memory.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from data_pipeline.loader.sharing import BatchesPlace, SharedBatches, open_batches
+from data_pipeline.types import PackedBatch
+from megatron_omr.parallel import Ranks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers:
+    """The ranks of a replica on this machine, more than one; the first of them reads."""
+
+    group: ProcessGroup
+    reader: int  # its rank in the world
+
+    @property
+    def is_reader(self) -> bool:
+        return dist.get_rank() == self.reader
+
+    def share(self, read: Callable[[], tuple[list[PackedBatch], T]]) -> tuple[list[PackedBatch], T]:
+        """Returns what `read` returns on the reader, which alone calls it. Collective over the peers.
+
+        Where `read` raises, the reader ends, and the others with it: their connection closes.
+        """
+        message: list[tuple[BatchesPlace, T] | None] = [None]
+        own = None
+        if self.is_reader:
+            batches, rest = read()
+            own = batches if isinstance(batches, SharedBatches) else SharedBatches(batches)
+            message = [(own.place, rest)]
+        dist.broadcast_object_list(message, src=self.reader, group=self.group)
+        assert message[0] is not None
+        place, rest = message[0]
+        opened = open_batches(place) if own is None else own
+        dist.barrier(group=self.group)  # all have opened it
+        if own is not None:
+            own.close()
+        return opened, rest
+
+
+def find_peers(ranks: Ranks) -> Peers | None:
+    """Returns this rank's peers; None where it has none. Collective over all ranks."""
+    places: list[tuple[int, str]] = [(0, "")] * ranks.world_size
+    dist.all_gather_object(places, (ranks.dp_rank, socket.gethostname()))
+    own = None
+    for place in sorted(set(places)):
+        members = [rank for rank, other in enumerate(places) if other == place]
+        if len(members) == 1:
+            continue
+        group = dist.new_group(members, backend="gloo")  # every rank takes part in making every group
+        if ranks.rank in members:
+            assert isinstance(group, ProcessGroup)
+            own = Peers(group=group, reader=members[0])
+    return own
