@@ -19,11 +19,11 @@ from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.flops import build_cost_model
 from megatron_omr.parallel import Ranks
-from megatron_omr.peers import find_peers
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
+from megatron_omr.train.peers import find_peers
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
 from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks

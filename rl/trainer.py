@@ -15,9 +15,9 @@ from data_pipeline.shards.format import read_sample
 from data_pipeline.types import Example, PackedBatch, SampleRef
 from megatron_omr import cpu, parallel
 from megatron_omr.convert.export import export_weights, save_hf
-from megatron_omr.peers import find_peers
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import LossOutput
+from megatron_omr.train.peers import find_peers
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import build_trainer, unwrap_chunks
 from rl.algorithms.policy_loss import build_policy_loss

@@ -48,7 +48,7 @@ Packed = tuple[list[PackedBatch], StepRecord]
 
 
 class Peers(Protocol):
-    """Ranks that get the same batches; megatron_omr/peers.py."""
+    """Ranks that get the same batches; megatron_omr/train/peers.py."""
 
     def share(
         self, read: Callable[[], tuple[list[PackedBatch], StepRecord]]

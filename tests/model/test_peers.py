@@ -145,7 +145,7 @@ def digest(batches: list[PackedBatch]) -> str:
 
 
 def _peers(parallel: ParallelConfig) -> tuple[dict[str, int], Any]:
-    from megatron_omr.peers import find_peers
+    from megatron_omr.train.peers import find_peers
 
     ranks = init_ranks(parallel)
     return dict(dp_rank=ranks.dp_rank, dp_size=ranks.dp_size), find_peers(ranks)
