@@ -20,6 +20,7 @@ from launch.arguments import FLAT, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
 from launch.launcher import launched_by_cluster, rank_environment, run_local, sigterm_exits
+from launch.plan_command import PLAN
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
@@ -238,6 +239,7 @@ OMR = CommandGroup(
         "demo": demo,
         "data": DATA,
         "tiny": tiny,
+        "plan": PLAN,
         "sft": recipes(sft, SFT_RECIPES),
         "rl": recipes(rl, RL_RECIPES),
         "eval": recipes(evaluate, EVAL_RECIPES),

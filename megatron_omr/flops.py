@@ -10,10 +10,12 @@ function of its own: it is work of the hardware, not of the model.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from data_pipeline.loader.cost import CostModel
 from megatron_omr.model_config import ModelConfig, Part
+
+if TYPE_CHECKING:
+    from data_pipeline.loader.cost import CostModel
 
 Grid = Sequence[int]
 """Time, height and width of an image in patches."""
@@ -113,6 +115,8 @@ def train_step_flops(
 
 def build_cost_model(model: ModelConfig, freeze: Collection[Part] = ()) -> CostModel:
     """Returns the parts of a step's FLOPs, for balancing samples over ranks; exact for images of whole windows."""
+    from data_pipeline.loader.cost import CostModel  # brings torch, which a planner does without
+
     one, two = (train_step_flops(model, [length], [], freeze=freeze) for length in (1, 2))
     side = model.vision.window_size // model.vision.patch_size
     window, pair = (train_step_flops(model, [], [(1, n * side, side)], freeze=freeze) for n in (1, 2))

@@ -53,7 +53,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
     ],
     "launch": [
         *("config", "recipes", "arguments", "gpus", "cluster", "doctor", "launcher", "report"),
-        *("stages", "summary", "demo", "data_commands", "cli"),
+        *("stages", "summary", "demo", "data_commands", "plan_command", "cli"),
     ],
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
-from megatron_omr.config import CheckpointConfig, OptimConfig, ParallelConfig
+from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 
 
@@ -59,6 +59,7 @@ def qwen2_5_vl_7b_gspo() -> RLConfig:
         algorithm=AlgorithmConfig(name="gspo", num_minibatches=1),
         image=ImageConfig(min_pixels=3_136, max_pixels=4_194_304),
         parallel=ParallelConfig(tp=4, sp=True),
+        compute=ComputeConfig(recompute="mlp", recompute_vision="full"),
         optim=OptimConfig(
             lr=1e-6, schedule="constant", warmup_steps=25, weight_decay=0.1, beta2=0.999, clip_grad=1.0
         ),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
-from megatron_omr.config import CheckpointConfig, OptimConfig, ParallelConfig, SFTConfig
+from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig, SFTConfig
 
 
 def demo(root: str = "runs/demo", *, seed: int = 42) -> SFTConfig:
@@ -50,7 +50,8 @@ def qwen2_5_vl_7b_sft() -> SFTConfig:
             num_workers=8,
         ),
         image=ImageConfig(min_pixels=3_136, max_pixels=4_194_304),
-        parallel=ParallelConfig(tp=4, cp=2, sp=True),
+        parallel=ParallelConfig(tp=2, cp=4, sp=True, overlap=True),
+        compute=ComputeConfig(recompute="mlp", recompute_vision="full"),
         optim=OptimConfig(
             lr=5e-5,
             min_lr=0.0,
@@ -70,12 +71,36 @@ def qwen2_5_vl_3b_sft() -> SFTConfig:
         qwen2_5_vl_7b_sft(),
         run="runs/qwen2_5_vl_3b_sft",
         model="models/Qwen2.5-VL-3B-Instruct",
-        parallel=ParallelConfig(tp=2, cp=2, sp=True),
+        parallel=ParallelConfig(cp=4, overlap=True),
+    )
+
+
+def qwen2_5_vl_32b_sft() -> SFTConfig:
+    """The same recipe on Qwen2.5-VL-32B, for four machines of eight GPUs."""
+    return replace(
+        qwen2_5_vl_7b_sft(),
+        run="runs/qwen2_5_vl_32b_sft",
+        model="models/Qwen2.5-VL-32B-Instruct",
+        parallel=ParallelConfig(tp=2, pp=4, vp=2, cp=4, sp=True, overlap=True),
+        compute=ComputeConfig(recompute="full", recompute_vision="full"),
+    )
+
+
+def qwen2_5_vl_72b_sft() -> SFTConfig:
+    """The same recipe on Qwen2.5-VL-72B, for sixteen machines of eight GPUs."""
+    return replace(
+        qwen2_5_vl_32b_sft(),
+        run="runs/qwen2_5_vl_72b_sft",
+        model="models/Qwen2.5-VL-72B-Instruct",
+        parallel=ParallelConfig(tp=8, pp=2, cp=4, sp=True, overlap=True),
+        compute=ComputeConfig(recompute="mlp", recompute_vision="full"),
     )
 
 
 SFT_RECIPES: dict[str, Callable[..., SFTConfig]] = {
     "demo": demo,
-    "qwen2_5_vl_7b_sft": qwen2_5_vl_7b_sft,
     "qwen2_5_vl_3b_sft": qwen2_5_vl_3b_sft,
+    "qwen2_5_vl_7b_sft": qwen2_5_vl_7b_sft,
+    "qwen2_5_vl_32b_sft": qwen2_5_vl_32b_sft,
+    "qwen2_5_vl_72b_sft": qwen2_5_vl_72b_sft,
 }

@@ -25,3 +25,20 @@ def published_shape(name: str) -> ModelConfig:
     if name not in PUBLISHED:
         raise ValueError(f"no published shape of {name!r}; there are {', '.join(PUBLISHED)}")
     return ModelConfig.from_hf(CONFIGS / name)
+
+
+def find_shape(folder: str, published: str = "") -> ModelConfig:
+    """Returns the shape of the model in `folder`; where that is not there, the published one of this or its own name.
+
+    Raises:
+        ValueError: there is neither, or the folder holds no such model.
+    """
+    name = published or Path(folder).name
+    if Path(folder).exists():
+        return ModelConfig.from_hf(folder)
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"model={folder} is not there, and there is no published shape {name!r}; give --shape, one of "
+            f"{', '.join(PUBLISHED)}, or --model, a Hugging Face folder with at least its config.json"
+        )
+    return published_shape(name)

@@ -39,7 +39,7 @@ def measure_static(
         try:
             parts = build_model(model, layout, ranks, precision=precision)
             freeze(parts, optim.freeze)
-            chunks = wrap_chunks(parts)
+            chunks = wrap_chunks(parts, overlap=layout.overlap)
             optimizer, _ = build_optimizer(chunks, optim, steps=1)
         finally:
             parallel.shutdown()

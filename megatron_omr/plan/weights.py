@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from megatron_omr.model_config import ModelConfig
 
@@ -35,7 +36,8 @@ class Parameter:
     )
 
 
-def list_parameters(model: ModelConfig, chunk: Chunk, *, tp: int, pp: int) -> list[Parameter]:
+@cache
+def list_parameters(model: ModelConfig, chunk: Chunk, *, tp: int, pp: int) -> tuple[Parameter, ...]:
     """Returns the parameters of a chunk on one tensor-parallel rank, in Megatron's order."""
     tied = model.tie_word_embeddings
     embedding = model.vocab_size // tp * model.hidden_size
@@ -48,7 +50,7 @@ def list_parameters(model: ModelConfig, chunk: Chunk, *, tp: int, pp: int) -> li
         parameters[0] = Parameter(part="language", size=embedding, shared=True)
     if chunk.last and not (tied and chunk.first):
         parameters.append(Parameter(part="language", size=embedding, shared=tied and pp > 1))
-    return parameters + (list(_vision(model, tp)) if chunk.first else [])
+    return (*parameters, *(_vision(model, tp) if chunk.first else ()))
 
 
 def _language_layer(model: ModelConfig, tp: int) -> list[int]:
@@ -86,11 +88,14 @@ class Buffer:
 
     def shard_size(self, shard: int) -> int:
         """Returns the elements of parameters whose optimizer states one data-parallel rank holds."""
-        total = 0
+        total, spans = 0, iter(self.spans)
+        begin, stop = next(spans, (0, 0))
         for start, end in self.buckets:
             width = (end - start) // self.num_shards
             low, high = start + shard * width, start + (shard + 1) * width
-            total += sum(max(0, min(high, stop) - max(low, begin)) for begin, stop in self.spans)
+            while stop <= end:  # spans and buckets are in order, and a bucket ends behind a whole parameter
+                total += max(0, min(high, stop) - max(low, begin))
+                begin, stop = next(spans, (end + 1, end + 1))
         return total
 
 
@@ -126,9 +131,12 @@ def lay_out(parameters: Sequence[Parameter], num_shards: int, *, bucket_size: in
     return Buffer(spans=tuple(spans), buckets=tuple(buckets), num_shards=num_shards)
 
 
-def overlap_bucket_size(num_shards: int) -> int:
-    """Returns Megatron's elements in a bucket, where the reduction of gradients overlaps with backward."""
-    return max(40_000_000, 1_000_000 * num_shards)
+def overlap_bucket_size(dp: int) -> int:
+    """Returns Megatron's elements in a bucket, where the reduction of gradients overlaps with backward.
+
+    `dp`: data-parallel ranks, without those of context parallelism. Only the first stage's first chunk has buckets.
+    """
+    return max(40_000_000, 1_000_000 * dp)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +165,21 @@ def count_static(
 
     Args:
         element: bytes of a weight; below 4 the optimizer keeps a float32 copy beside its two moments.
-        num_shards, bucket_size: as lay_out.
+        num_shards: as lay_out.
+        bucket_size: as lay_out, for the chunk with the vision tower; Megatron makes buckets of no other.
         shard: the rank's number among the data- and context-parallel ranks.
         freeze: parts without gradients and states.
     """
     trained = [[p for p in parameters if p.part not in freeze] for parameters in chunks]
     frozen = sum(p.size for parameters in chunks for p in parameters if p.part in freeze)
-    buffers = [lay_out(parameters, num_shards, bucket_size=bucket_size) for parameters in trained]
+    buffers = [
+        lay_out(
+            parameters,
+            num_shards,
+            bucket_size=bucket_size if any(p.part == "vision" for p in whole) else None,
+        )
+        for parameters, whole in zip(trained, chunks, strict=True)
+    ]
     size = sum(buffer.size for buffer in buffers)
     states = 8 if element == 4 else 12
     return StaticBytes(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
-from megatron_omr.model.stages import split_layers
 from megatron_omr.plan.shapes import PUBLISHED, published_shape
-from megatron_omr.plan.weights import Chunk, StaticBytes, count_static, list_parameters
+from megatron_omr.plan.task import list_chunks
+from megatron_omr.plan.weights import StaticBytes, count_static, list_parameters, overlap_bucket_size
 from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.heavy
@@ -22,7 +24,10 @@ LAYOUTS = {
         ParallelConfig(tp=4, pp=2, vp=2),
     ],
     "32B": [ParallelConfig(tp=8, pp=2, sp=True), ParallelConfig(tp=4, pp=8)],
-    "72B": [ParallelConfig(tp=8, pp=4, cp=2, sp=True), ParallelConfig(tp=8, pp=16, sp=True)],
+    "72B": [
+        ParallelConfig(tp=8, pp=4, cp=2, sp=True),
+        ParallelConfig(tp=8, pp=4, vp=5, layers=(3, *[4] * 18, 5)),
+    ],
 }
 CASES = [(name, layout) for name in PUBLISHED for layout in LAYOUTS[name.split("-")[2]]]
 
@@ -40,7 +45,12 @@ def _ranks() -> list[tuple[str, ParallelConfig, Precision, tuple[str, ...], int,
     frozen = [
         (*CASES[3], "bf16", parts, 0, 0) for parts in (("vision",), ("vision", "projector"), ("language",))
     ]
-    return first + shards + fp32 + frozen
+    overlapping = [
+        (name, replace(layout, overlap=True), "bf16", (), stage, 3)
+        for name, layout in (CASES[1], CASES[2], CASES[5])
+        for stage in range(min(layout.pp, 2))
+    ]
+    return first + shards + fp32 + frozen + overlapping
 
 
 def _measure() -> list[StaticBytes]:
@@ -63,14 +73,15 @@ def _formula(
     name: str, layout: ParallelConfig, precision: Precision, freeze: tuple[str, ...], stage: int, shard: int
 ) -> StaticBytes:
     model = published_shape(name)
-    chunks = [
-        Chunk(num_layers=number, first=index == 0, last=index == layout.num_chunks - 1)
-        for index, number in enumerate(split_layers(model, layout))
-    ]
+    num_shards = WORLD // layout.tp // layout.pp
     return count_static(
-        [list_parameters(model, chunk, tp=layout.tp, pp=layout.pp) for chunk in chunks[stage :: layout.pp]],
+        [
+            list_parameters(model, chunk, tp=layout.tp, pp=layout.pp)
+            for chunk in list_chunks(model, layout)[stage]
+        ],
         element=4 if precision == "fp32" else 2,
-        num_shards=WORLD // layout.tp // layout.pp,
+        num_shards=num_shards,
         shard=shard,
         freeze=freeze,
+        bucket_size=overlap_bucket_size(num_shards // layout.cp) if layout.overlap else None,
     )

@@ -1,0 +1,88 @@
+"""Configs of the planner: the cluster, and what it assumes where nothing was measured (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_pipeline.config import check_at_least
+
+GpuName = Literal["h100", "h200", "h800", "a100", "a800", "b200"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The machines of a run."""
+
+    gpu: GpuName = "h100"
+    """Kind of GPU: h100, h800, a100 and a800 have 80 GB, h200 141 GB, b200 192 GB."""
+    nodes: int = 1
+    """Machines."""
+    gpus_per_node: int = 8
+    """GPUs of a machine, connected by NVLink."""
+    network_gbytes: float = 50.0
+    """GB/s that a GPU sends to other machines: 50 is 400 Gbit/s for each."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "cluster.", nodes=1, gpus_per_node=1)
+        if self.network_gbytes <= 0:
+            raise ValueError(f"cluster.network_gbytes={self.network_gbytes} must be above 0, e.g. 50")
+
+    @property
+    def num_gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssumeConfig:
+    """What a plan takes for granted. None of the efficiencies was measured with this project."""
+
+    response_tokens: float = 675
+    """Mean response of an SFT sample, as published for the recipe's corpus (median 180, p95 3,318, max 16,483)."""
+    response_std: float = 1_478
+    """Its standard deviation: attention costs the square of lengths."""
+    rollout_tokens: float = 3_000
+    """Mean response in RL; the recipe's runs show 2,000 to 4,000."""
+    rollout_std: float = 3_000
+    """Its standard deviation."""
+    question_tokens: int = 97
+    """Text of a question with the system prompt."""
+    image_pixels: int = 384 * 384
+    """Pixels of an image: a token for each 28 x 28."""
+    images: float = 1.0
+    """Images of a sample."""
+    max_image_share: float = 0.5
+    """Largest share of a pack's tokens that are images, for the memory; at least the largest image is counted."""
+    reserve_gib: float = 6.0
+    """GiB a GPU for CUDA, NCCL, workspaces, and what is lost between blocks."""
+    language_efficiency: float = 0.60
+    """Share of the peak FLOP/s in the language model's layers and head."""
+    attention_efficiency: float = 0.40
+    """The same in its attention over pairs of tokens."""
+    vision_efficiency: float = 0.30
+    """The same in the vision tower."""
+    link_efficiency: float = 0.7
+    """Share of the bandwidth of NVLink and network."""
+    hbm_efficiency: float = 0.7
+    """Share of the bandwidth of a GPU's memory, in the optimizer and while engines decode."""
+    overlapped: float = 0.8
+    """Share of the reduction of gradients and the gathering of weights that is hidden with parallel.overlap."""
+    engine_gib: float = 6.0
+    """GiB that an engine takes beside weights, keys and values."""
+    sync_gbytes: float = 1.0
+    """GB/s of weights from trainer to engines: copies to the host and their checksums."""
+
+    def __post_init__(self) -> None:
+        for name in ("language", "attention", "vision", "link", "hbm"):
+            value = getattr(self, f"{name}_efficiency")
+            if not 0 < value <= 1:
+                raise ValueError(f"assume.{name}_efficiency={value} must be above 0 and at most 1")
+        for name in ("max_image_share", "overlapped"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"assume.{name}={getattr(self, name)} must lie between 0 and 1")
+        check_at_least(self, "assume.", response_tokens=1, response_std=0, rollout_tokens=1, rollout_std=0)
+        check_at_least(
+            self, "assume.", question_tokens=0, image_pixels=784, images=0, reserve_gib=0, engine_gib=0
+        )
+        if self.sync_gbytes <= 0:
+            raise ValueError(f"assume.sync_gbytes={self.sync_gbytes} must be above 0")

@@ -1,0 +1,103 @@
+"""Plans a layout, and looks for the fastest layouts that fit a cluster. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from megatron_omr.config import ParallelConfig
+from megatron_omr.plan.config import AssumeConfig, ClusterConfig
+from megatron_omr.plan.duration import StepTime, plan_time
+from megatron_omr.plan.gpus import GIB, GPUS
+from megatron_omr.plan.memory import MemoryParts, find_problem, plan_memory
+from megatron_omr.plan.task import Layout, Task, count_micro_batches
+
+_DEGREES = (1, 2, 4, 8, 16)
+_CHUNKS = (1, 2, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one layout takes."""
+
+    layout: Layout
+    dp: int
+    micro_batches: int  # of a data-parallel rank in an optimizer step
+    memory: tuple[MemoryParts, ...]  # by pipeline stage
+    time: StepTime
+    problem: str  # why it does not fit; empty where it does
+
+    @property
+    def peak_gib(self) -> float:
+        return max(parts.total for parts in self.memory) / GIB
+
+
+def plan_layout(
+    task: Task, layout: Layout, *, ranks: int, cluster: ClusterConfig, assume: AssumeConfig
+) -> Plan:
+    """Returns the plan of a layout on `ranks` GPUs that train.
+
+    Raises:
+        ValueError: the layout cannot hold the model, or does not divide the ranks.
+    """
+    layout.parallel.check_model(task.model)
+    dp = layout.parallel.dp(ranks)
+    memory = plan_memory(task, layout, dp=dp, assume=assume)
+    return Plan(
+        layout=layout,
+        dp=dp,
+        micro_batches=count_micro_batches(task, layout.parallel, dp),
+        memory=tuple(memory),
+        time=plan_time(task, layout, dp=dp, cluster=cluster, assume=assume),
+        problem=find_problem(memory, GPUS[cluster.gpu]),
+    )
+
+
+def search(
+    task: Task, start: Layout, *, ranks: int, cluster: ClusterConfig, assume: AssumeConfig
+) -> list[Plan]:
+    """Returns the plans of all legal layouts of `ranks` GPUs, the fastest first.
+
+    Of each layout only the least recomputation that fits is kept, or all of it where nothing fits. Tensor parallelism
+    stays in a machine, and comes with sequence parallelism. Fields that are not searched are those of `start`.
+    """
+    found: list[Plan] = []
+    for parallel in _legal_layouts(task, start.parallel, ranks, cluster):
+        plans = [
+            plan_layout(
+                task,
+                Layout(
+                    parallel=parallel,
+                    compute=replace(start.compute, recompute=language, recompute_vision=vision),
+                ),
+                ranks=ranks,
+                cluster=cluster,
+                assume=assume,
+            )
+            for language in ("none", "mlp", "full")
+            for vision in ("none", "full")
+        ]
+        fitting = [plan for plan in plans if not plan.problem]
+        found.append(min(fitting, key=lambda plan: plan.time.total) if fitting else plans[-1])
+    return sorted(found, key=lambda plan: plan.time.total)
+
+
+def _legal_layouts(
+    task: Task, start: ParallelConfig, ranks: int, cluster: ClusterConfig
+) -> Iterator[ParallelConfig]:
+    for tp, pp, cp, vp in product(_DEGREES, _DEGREES, _DEGREES, _CHUNKS):
+        if tp > cluster.gpus_per_node or (vp > 1 and pp == 1):
+            continue
+        parallel = replace(start, tp=tp, pp=pp, cp=cp, vp=vp, sp=tp > 1, layers=())
+        if _is_legal(task, parallel, ranks):
+            yield parallel
+
+
+def _is_legal(task: Task, parallel: ParallelConfig, ranks: int) -> bool:
+    try:
+        parallel.check_model(task.model)
+        parallel.dp(ranks)
+    except ValueError:
+        return False
+    return True
