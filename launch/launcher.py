@@ -29,10 +29,11 @@ PRELOAD = ["megatron_omr.preload"]
 
 
 class Outcome(NamedTuple):
-    """The result of a rank, or what it raised; neither where it ended without a word."""
+    """The result of a rank, or what it raised."""
 
     result: Any = None
     failure: Failure | None = None
+    is_lost: bool = False  # the rank ended, or its message could not be read
 
 
 @dataclass
@@ -48,8 +49,11 @@ class LocalRank:
         if self.outcome is None and self.reader.poll():
             try:
                 self.outcome = self.reader.recv()
-            except EOFError:  # the rank ended without one
-                self.outcome = Outcome()
+            except (
+                EOFError,
+                OSError,
+            ):  # OSError: tensors come as file descriptors of a process that has ended
+                self.outcome = Outcome(is_lost=True)
 
 
 def rank_environment() -> tuple[int, int, str]:
@@ -183,7 +187,12 @@ def _wait(ranks: Sequence[LocalRank], timeout: float | None) -> list[Any]:
         raise _failure(ranks)
     for rank in ranks:
         rank.read()
-    return [rank.outcome.result if rank.outcome else None for rank in ranks]
+    outcomes = [rank.outcome or Outcome(is_lost=True) for rank in ranks]
+    if lost := [rank.process.name for rank, outcome in zip(ranks, outcomes, strict=True) if outcome.is_lost]:
+        raise RankError(
+            f"{', '.join(lost)} ended without a result that can be read; return plain values instead of tensors"
+        )
+    return [outcome.result for outcome in outcomes]
 
 
 def _failure(ranks: Sequence[LocalRank]) -> RankError | SystemExit:

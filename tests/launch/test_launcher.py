@@ -137,6 +137,15 @@ def test_result_that_cannot_be_pickled_is_a_failure():
         run_local(threading.Lock, 1, timeout=120)
 
 
+def test_lost_result_is_an_error():
+    with pytest.raises(RankError, match="rank 0, rank 1 ended without a result"):
+        run_local(_end_in_silence, 2)
+
+
+def _end_in_silence() -> None:
+    os._exit(0)
+
+
 def test_leaving_the_block_kills_ranks_and_their_children(tmp_path: Path):
     with start_ranks(start_a_child_and_sleep, 2, tmp_path) as ranks:
         wait_until(lambda: len(pids(tmp_path)) == 4)
