@@ -10,11 +10,12 @@ unexport PYTHONDONTWRITEBYTECODE
 CODE := data_pipeline megatron_omr rl launch requirements benchmarks tests setup.py
 SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 
-.PHONY: help setup demo test check lint format bench lock clean
+.PHONY: help setup demo test test-gpu check lint format bench lock clean
 
 help:
 	@echo "make demo     the whole recipe on this machine, to a report in runs/demo"
 	@echo "make test     all tests"
+	@echo "make test-gpu the tests that need a GPU, with the python that PYTHON names"
 	@echo "make check    lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
 	@echo "make lint     what CI checks: ruff, types, spelling, shell scripts"
 	@echo "make format   let ruff rewrite what lint would refuse"
@@ -30,6 +31,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST)
+
+# On a GPU machine the packages are the user's own: see docs/gpu.md.
+test-gpu:
+	$(PYTHON) -m pytest tests/gpu $(PYTEST)
 
 check: lint
 	$(BIN)/python -m pytest -n logical -m "not heavy and not slow" $(PYTEST)

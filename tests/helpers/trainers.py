@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from megatron_omr.config import OptimConfig, ParallelConfig
+from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
 from tests.helpers.ranks import init_ranks
 
@@ -24,15 +24,18 @@ def tiny_trainer(folder: str, parallel: ParallelConfig, *, precision: Precision 
     return build_trainer(folder, parallel, init_ranks(parallel), OPTIM, precision=precision, steps=8)
 
 
-def random_micro_batches(trainer: Trainer, parallel: ParallelConfig, *, seed: int) -> list[MicroBatch]:
-    """Returns this data-parallel rank's share of random samples that depend on `seed` only."""
+def random_micro_batches(
+    trainer: Trainer, parallel: ParallelConfig, *, seed: int, compute: ComputeConfig = ComputeConfig()
+) -> list[MicroBatch]:
+    """Returns this data-parallel rank's share of random samples that depend on `seed` only, padded for `compute`."""
     from data_pipeline.loader.packing import merge
     from megatron_omr.oracle import draw_packs
     from megatron_omr.train.losses import sft_loss
     from megatron_omr.train.step import MicroBatch
 
     packs = draw_packs(trainer.model, seed)[trainer.ranks.dp_rank :: trainer.ranks.dp_size]
-    multiples = {"multiple": parallel.sequence_multiple, "pack_multiple": parallel.pack_multiple()}
+    rows = compute.alignment(parallel)
+    multiples = {"multiple": parallel.sequence_multiple, "pack_multiple": parallel.pack_multiple(rows)}
     batches = [merge(pack, **multiples, pad_token_id=0) for pack in packs]
     return [MicroBatch(packed=batch, loss=sft_loss) for batch in batches]
 

@@ -1,0 +1,36 @@
+"""The benchmark for GPUs runs from beginning to end at a tiny size, and claims no utilisation of a CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.files import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_benchmark(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu_train", *options]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+
+
+@pytest.mark.slow
+def test_whole_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
+    done = run_benchmark("--tiny", "--out", str(tmp_path / "result.json"))
+    assert done.returncode == 0, done.stderr
+    assert "fp8 blockwise, emulated:" in done.stdout and "% MFU" not in done.stdout
+    result = read_json(tmp_path / "result.json")
+    for kind in ("images", "text"):
+        cases = result[kind]["ours"]
+        assert set(cases) == set(result[kind]["times_transformers_speed"]) and len(cases) == 5
+        for case in [*cases.values(), result[kind]["transformers"]]:
+            assert case["seconds"] > 0 and case["mfu"] is case["mfu_fp8"] is case["peak_gib"] is None
+        phases = cases["fp8 off"]["phases"]
+        assert min(phases.values()) > 0
+        assert "fp8: mxfp8, emulated" in cases["fp8 mxfp8"]["backends"]
