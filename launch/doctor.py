@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.files import to_json
-from launch.gpus import list_gpus
+from launch.gpus import count_gpus, list_gpus
 
 State = Literal["ok", "missing", "broken"]
 
@@ -63,7 +63,7 @@ def examine() -> list[Finding]:
     """Returns everything that decides what can run here, in the order of the screen."""
     images = "image processors of transformers and vLLM"
     on_gpus = "on a GPU machine: pip install --no-build-isolation -e '.[gpu]'"
-    fused = "fused layers and FP8 on GPUs; without it the local layers run"
+    fused = "fused layers and FP8 on GPUs; without it set compute.backend=local there"
     return [
         _check_python(),
         make_finding("torch", find_version("torch"), "tensors and processes", required=True),
@@ -83,6 +83,7 @@ def examine() -> list[Finding]:
         _check_gpus(),
         make_finding("Transformer Engine", find_version("transformer-engine"), fused, on_gpus),
         check_apex(),
+        check_backends(),
         _check_chromium(),
         make_finding("CPU cores", str(_count_usable_cores()), "the demo is made for two"),
         _check_memory(),
@@ -197,6 +198,22 @@ def check_apex() -> Finding:
         "GPU only, from source: github.com/NVIDIA/apex (not `pip install apex`)",
         missing="not built",
     )
+
+
+def check_backends() -> Finding:
+    """Says which package will compute a training step in bf16, from what is installed."""
+    engine, apex = find_version("transformer-engine"), importlib.util.find_spec("amp_C") is not None
+    fuses = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    if not count_gpus():
+        found = "layers and AdamW of Megatron-Core and Megatron-OMR; FP8 is emulated"
+        return make_finding("Backends", found, "the training step")
+    if engine:
+        layers, adam = f"layers, AdamW and FP8 of Transformer Engine {engine}", ""
+    else:
+        layers = "no Transformer Engine, so compute.backend=local, without FP8"
+        adam = f"; AdamW of {'apex' if apex else 'Megatron-OMR'}"
+    found = f"{layers}{adam}; weight gradients {'fused' if fuses else 'not fused'}"
+    return make_finding("Backends", found, "the training step")
 
 
 def _check_chromium() -> Finding:

@@ -81,6 +81,35 @@ def test_compiled_modules_of_apex_are_apex(tmp_path: Path):
     assert apex_state(tmp_path) == "ok"
 
 
+def backends(path: Path) -> str:
+    """Returns what the doctor finds where `path` holds more packages and a driver's tool lists a GPU."""
+    tool = path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB'\n")
+    tool.chmod(0o755)
+    code = "from launch.doctor import check_backends\nprint(check_backends().found)"
+    environment = os.environ | {"PYTHONPATH": str(path), "PATH": f"{path}:{os.environ['PATH']}"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    return subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True).strip()
+
+
+def test_backends_follow_what_is_installed(tmp_path: Path):
+    assert backends(tmp_path) == (
+        "no Transformer Engine, so compute.backend=local, without FP8; AdamW of Megatron-OMR; "
+        "weight gradients not fused"
+    )
+    info = tmp_path / "transformer_engine-2.11.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformer-engine\nVersion: 2.11.0\n")
+    (tmp_path / "fused_weight_gradient_mlp_cuda.py").touch()
+    assert backends(tmp_path) == (
+        "layers, AdamW and FP8 of Transformer Engine 2.11.0; weight gradients fused"
+    )
+
+
+def test_without_gpus_fp8_is_emulated(findings: dict[str, Finding]):
+    assert findings["Backends"].found.endswith("FP8 is emulated") or findings["GPUs"].state == "ok"
+
+
 def test_torchvision_that_does_not_import_fails_the_cpu_path_with_advice(tmp_path: Path):
     """The installed package without the guards of requirements/torchvision_ops.py."""
     import site
