@@ -61,6 +61,8 @@ class AssumeConfig:
     """The same in its attention over pairs of tokens."""
     vision_efficiency: float = 0.30
     """The same in the vision tower."""
+    fp8_speedup: float = 1.3
+    """Speed of the language model's FP8 layers over BF16, attention left out."""
     link_efficiency: float = 0.7
     """Share of the bandwidth of NVLink and network."""
     hbm_efficiency: float = 0.7
@@ -84,5 +86,6 @@ class AssumeConfig:
         check_at_least(
             self, "assume.", question_tokens=0, image_pixels=784, images=0, reserve_gib=0, engine_gib=0
         )
-        if self.sync_gbytes <= 0:
-            raise ValueError(f"assume.sync_gbytes={self.sync_gbytes} must be above 0")
+        for name in ("fp8_speedup", "sync_gbytes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"assume.{name}={getattr(self, name)} must be above 0")

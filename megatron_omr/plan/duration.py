@@ -176,9 +176,11 @@ def _time_compute(site: _Site, chunks: tuple[Chunk, ...]) -> tuple[float, float,
     peak = site.gpu.peak * site.layout.parallel.tp * site.layout.parallel.cp
     attention = attention_flops(model, [length]) / length * tokens / (peak * assume.attention_efficiency)
     speed = peak * assume.language_efficiency
+    in_fp8 = site.layout.fp8_layers(model) / model.num_layers
+    faster = 1 - in_fp8 + in_fp8 / assume.fp8_speedup  # of the linear layers' seconds in BF16
     whole = language_layers_flops(model, [length]) - attention_flops(model, [length])
-    layers = whole / length * tokens / speed + attention
-    mlp = language_mlp_flops(model, 1) * tokens / speed
+    layers = whole / length * tokens / speed * faster + attention
+    mlp = language_mlp_flops(model, 1) * tokens / speed * faster
     again = {"none": 0.0, "mlp": mlp, "full": layers}[compute.recompute]
     language, tower = layers, 0.0
     if any(c.last for c in chunks):

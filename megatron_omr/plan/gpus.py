@@ -36,3 +36,18 @@ _ALL = (
     Gpu(name="b200", memory_gib=178.0, hbm=8.0e12, nvlink=900e9),
 )
 GPUS: dict[GpuName, Gpu] = {gpu.name: gpu for gpu in _ALL}
+
+_FP8_GPUS: dict[str, tuple[GpuName, ...]] = {
+    "tensorwise": ("h100", "h200", "h800", "b200"),
+    "blockwise": ("h100", "h200", "h800", "b200"),
+    "mxfp8": ("b200",),
+}
+
+
+def check_fp8(fp8: str, gpu: GpuName) -> None:
+    """Raises ValueError where a GPU does not compute in this FP8 recipe; "off" is no recipe."""
+    able = _FP8_GPUS.get(fp8, tuple(GPUS))
+    if gpu not in able:
+        raise ValueError(
+            f"compute.fp8={fp8} does not run on cluster.gpu={gpu}; use {' or '.join(able)}, or compute.fp8=off"
+        )

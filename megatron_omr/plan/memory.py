@@ -96,9 +96,18 @@ def _plan_stage(
             tokens * _working(layer, compute.recompute, e),
             most * _working(tower_layer, compute.recompute_vision, e),
         ),
-        buffers=inputs * has_tower + (4 * hidden / layer.shards if parallel.pp > 1 else 0.0),
+        buffers=inputs * has_tower
+        + (4 * hidden / layer.shards if parallel.pp > 1 else 0.0)
+        + _fp8_copies(task.model, layout, sum(c.num_layers for c in chunks)),
         reserve=assume.reserve_gib * GIB,
     )
+
+
+def _fp8_copies(model: ModelConfig, layout: Layout, num_layers: int) -> float:
+    """Returns the bytes of the weights in FP8 and of their transposes, which Transformer Engine keeps by reading."""
+    layer = Chunk(num_layers=1, first=False, last=False)
+    size = sum(p.size for p in list_parameters(model, layer, tp=layout.parallel.tp, pp=2))
+    return 2 * size * num_layers * layout.fp8_layers(model) / model.num_layers
 
 
 def _rounded(count: int, parallel: ParallelConfig) -> int:

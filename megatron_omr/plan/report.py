@@ -66,7 +66,8 @@ def write_report(
 def _layout(plan: Plan) -> str:
     compute = plan.layout.compute
     again = f"recompute {compute.recompute}, recompute_vision {compute.recompute_vision}"
-    return f"{plan.layout.describe()} dp{plan.dp}, {again}"
+    fp8 = "" if compute.fp8 == "off" else f", fp8 {compute.fp8}"
+    return f"{plan.layout.describe()} dp{plan.dp}, {again}{fp8}"
 
 
 def _memory_table(stages: Sequence[MemoryParts]) -> tuple[list[str], list[list[str]]]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from megatron_omr.config import ParallelConfig
+from megatron_omr.config import ComputeConfig, ParallelConfig
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.duration import StepTime, plan_time
-from megatron_omr.plan.gpus import GIB, GPUS
+from megatron_omr.plan.gpus import GIB, GPUS, check_fp8
 from megatron_omr.plan.memory import MemoryParts, find_problem, plan_memory
 from megatron_omr.plan.task import Layout, Task, count_micro_batches
 
@@ -39,9 +39,11 @@ def plan_layout(
     """Returns the plan of a layout on `ranks` GPUs that train.
 
     Raises:
-        ValueError: the layout cannot hold the model, or does not divide the ranks.
+        ValueError: the layout cannot hold the model, or does not divide the ranks; the GPU lacks an FP8 recipe.
     """
+    check_fp8(layout.compute.fp8, cluster.gpu)
     layout.parallel.check_model(task.model)
+    layout.compute.check_model(task.model, layout.parallel)
     dp = layout.parallel.dp(ranks)
     memory = plan_memory(task, layout, dp=dp, assume=assume)
     return Plan(
@@ -63,7 +65,7 @@ def search(
     stays in a machine, and comes with sequence parallelism. Fields that are not searched are those of `start`.
     """
     found: list[Plan] = []
-    for parallel in _legal_layouts(task, start.parallel, ranks, cluster):
+    for parallel in _legal_layouts(task, start, ranks, cluster):
         plans = [
             plan_layout(
                 task,
@@ -83,20 +85,19 @@ def search(
     return sorted(found, key=lambda plan: plan.time.total)
 
 
-def _legal_layouts(
-    task: Task, start: ParallelConfig, ranks: int, cluster: ClusterConfig
-) -> Iterator[ParallelConfig]:
+def _legal_layouts(task: Task, start: Layout, ranks: int, cluster: ClusterConfig) -> Iterator[ParallelConfig]:
     for tp, pp, cp, vp in product(_DEGREES, _DEGREES, _DEGREES, _CHUNKS):
         if tp > cluster.gpus_per_node or (vp > 1 and pp == 1):
             continue
-        parallel = replace(start, tp=tp, pp=pp, cp=cp, vp=vp, sp=tp > 1, layers=())
-        if _is_legal(task, parallel, ranks):
+        parallel = replace(start.parallel, tp=tp, pp=pp, cp=cp, vp=vp, sp=tp > 1, layers=())
+        if _is_legal(task, parallel, start.compute, ranks):
             yield parallel
 
 
-def _is_legal(task: Task, parallel: ParallelConfig, ranks: int) -> bool:
+def _is_legal(task: Task, parallel: ParallelConfig, compute: ComputeConfig, ranks: int) -> bool:
     try:
         parallel.check_model(task.model)
+        compute.check_model(task.model, parallel)
         parallel.dp(ranks)
     except ValueError:
         return False

@@ -27,6 +27,11 @@ class Layout:
         ]
         return " ".join(degrees)
 
+    def fp8_layers(self, model: ModelConfig) -> int:
+        """Returns the layers of the language model whose linear layers compute in FP8."""
+        compute = self.compute
+        return 0 if compute.fp8 == "off" else model.num_layers - 2 * compute.fp8_bf16_layers
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepWork:
