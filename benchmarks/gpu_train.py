@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.environment import describe_environment, write_result
+from benchmarks.gpu_plan import plan_step
 from benchmarks.gpu_samples import draw_samples
 from data_pipeline.encode.images import normalise
 from data_pipeline.files import to_json
@@ -38,7 +39,6 @@ from megatron_omr.model.build import build_model
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 from megatron_omr.plan.shapes import CONFIGS
-from megatron_omr.plan.weights import Chunk, count_static, list_parameters
 from megatron_omr.train.backends import name_backends
 from megatron_omr.train.losses import sft_loss
 from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
@@ -51,6 +51,7 @@ BYTES_A_PARAMETER = 18
 GPU_CASES = {
     "fp8 off": ComputeConfig(),
     "fp8 off, torch's attention for windows": ComputeConfig(window_attention="local"),
+    "fp8 off, all recomputed": ComputeConfig(recompute="full", recompute_vision="full"),
     "fp8 tensorwise": ComputeConfig(fp8="tensorwise"),
     "fp8 blockwise": ComputeConfig(fp8="blockwise"),
     "fp8 mxfp8": ComputeConfig(fp8="mxfp8"),
@@ -80,6 +81,7 @@ class Measured:
     tokens_per_second: float
     tflops: float
     peak_gib: float | None  # of the device's memory, None where it is not counted
+    planned_gib: dict[str, float] | None = None  # what `omr plan` expects of it, by part
     mfu: float | None = None  # of the BF16 peak
     mfu_fp8: float | None = None  # of the FP8 peak, for FP8
     phases: dict[str, float] | None = None  # seconds, in steps of their own
@@ -174,13 +176,7 @@ def measure_all(
     """Returns every case, transformers, and the ratios to it, on these samples."""
     grids = [sample.image_grid_thw.tolist() for sample in samples]
     flops = train_step_flops(shape, [len(s) for s in samples], [tuple(g) for grid in grids for g in grid])
-    static = count_static(
-        [list_parameters(shape, Chunk(num_layers=shape.num_layers, first=True, last=True), tp=1, pp=1)],
-        element=2 if size.precision == "bf16" else 4,
-        num_shards=1,
-    )
     found: dict[str, object] = {"samples": len(samples), "tokens": sum(map(len, samples)), "flops": flops}
-    found["planned_gib_without_activations"] = static.total / 2**30
     cases: dict[str, object] = {}
     seconds: dict[str, float] = {}
     for name, compute in GPU_CASES.items():
@@ -214,6 +210,8 @@ def describe_case(name: str, measured: Measured) -> str:
         "no MFU: the device's peak is not known" if measured.mfu is None else f"{measured.mfu:.1%} MFU"
     )
     memory = "" if measured.peak_gib is None else f", {measured.peak_gib:.1f} GiB"
+    if measured.planned_gib is not None:
+        memory += f", {measured.planned_gib['total']:.3g} GiB planned"
     return (
         f"{name}: {measured.seconds:.3f} s, {measured.tokens_per_second:,.0f} tokens/s, {utilisation}{memory}"
     )
@@ -233,7 +231,12 @@ def measure_ours(
     rows = ParallelConfig().pack_multiple(compute.alignment(ParallelConfig()))
     batch = [MicroBatch(packed=merge(samples, pack_multiple=rows, pad_token_id=0), loss=sft_loss)]
     measured = time_step(size, lambda: train_step(trainer, batch), samples, flops, fp8=compute.fp8 != "off")
-    return replace(measured, phases=time_phases(trainer, batch), backends=trainer.backends.line())
+    return replace(
+        measured,
+        phases=time_phases(trainer, batch),
+        planned_gib=plan_step(shape, compute, samples, size.precision),
+        backends=trainer.backends.line(),
+    )
 
 
 def build_random_trainer(size: Size, shape: ModelConfig, ranks: Ranks, compute: ComputeConfig) -> Trainer:

@@ -1,6 +1,6 @@
 """Transformer Engine against the local layers, FP8 against BF16, images in packs, and checkpoints from and to CPU.
 
-Written without a GPU: the bands are those that the same differences have on CPUs, times three.
+Written without a GPU: the bands are guesses, to be replaced by what the first run shows.
 """
 
 from __future__ import annotations

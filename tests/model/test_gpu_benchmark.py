@@ -28,9 +28,11 @@ def test_whole_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
     result = read_json(tmp_path / "result.json")
     for kind in ("images", "text"):
         cases = result[kind]["ours"]
-        assert set(cases) == set(result[kind]["times_transformers_speed"]) and len(cases) == 5
+        assert set(cases) == set(result[kind]["times_transformers_speed"]) and len(cases) == 6
         for case in [*cases.values(), result[kind]["transformers"]]:
             assert case["seconds"] > 0 and case["mfu"] is case["mfu_fp8"] is case["peak_gib"] is None
+        planned = {name: case["planned_gib"]["total"] for name, case in cases.items()}
+        assert 0 < planned["fp8 off, all recomputed"] < planned["fp8 off"]
         phases = cases["fp8 off"]["phases"]
         assert min(phases.values()) > 0
         assert "fp8: mxfp8, emulated" in cases["fp8 mxfp8"]["backends"]
