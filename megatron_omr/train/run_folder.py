@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,13 +73,30 @@ def claim_run(config: TrainingConfig, run: Path) -> None:
 def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
     """Writes RUN/config.json.
 
+    Fields that are newer than the run had their defaults when it began.
+
     Raises:
         ValueError: the run resumes, and a field outside MAY_CHANGE differs from the one it began with.
     """
     path, new = run / "config.json", json.loads(to_json(asdict(config)))
     if resumes and path.exists():
-        check_settings(run, _decisive(read_json(path)), _decisive(new))
+        newer = _decisive(json.loads(to_json(_defaults(config))))
+        check_settings(run, newer | _decisive(read_json(path)), _decisive(new))
     write_json(path, new)
+
+
+def _defaults(config: DataclassInstance) -> dict[str, object]:
+    """Returns the default of each field that has one, those of nested configs inside a dictionary."""
+    values: dict[str, object] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            values[field.name] = _defaults(value)
+        elif field.default_factory is not MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not MISSING:
+            values[field.name] = field.default
+    return values
 
 
 def _decisive(config: dict[str, object], section: str = "") -> dict[str, object]:

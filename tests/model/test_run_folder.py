@@ -37,6 +37,14 @@ def test_resumed_run_must_keep_its_settings(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
 
 
+def test_fields_newer_than_the_run_had_their_defaults(tmp_path: Path) -> None:
+    for missing in ({"optim": {"max_bad_steps": 10}}, {}):
+        (tmp_path / "config.json").write_text(json.dumps({"run": "a", "model": "m", "steps": 10} | missing))
+        with pytest.raises(ValueError, match=r"made with other settings: optim.lr was 0.1, is 0.2;"):
+            save_config(Config(optim=Optim(lr=0.2)), tmp_path, resumes=True)
+        save_config(Config(), tmp_path, resumes=True)
+
+
 def test_folder_without_room_for_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(shutil.disk_usage(tmp_path).free // 2)  # takes no room itself
