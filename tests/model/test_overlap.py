@@ -47,7 +47,7 @@ def _compare(folder: str, layout: dict[str, int], precision: str = "fp32") -> li
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer
 
-    _shrink_buckets()
+    shrink_buckets()
     optim = OptimConfig(lr=1e-3, warmup_steps=0, clip_grad=0)  # the norm adds up in another order
     overlapped = ParallelConfig(**layout, overlap=True)
     ranks = init_ranks(overlapped)
@@ -76,7 +76,7 @@ def _one_rank_without_images(trainer: Trainer, parallel: ParallelConfig, seed: i
     return text
 
 
-def _shrink_buckets() -> None:
+def shrink_buckets() -> None:
     from megatron_omr.train import optimizer
 
     optimizer.DistributedDataParallelConfig = partial(
