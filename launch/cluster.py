@@ -36,6 +36,8 @@ class Identity:
 def find_identity(env: Mapping[str, str] = os.environ) -> Identity | None:
     """Returns the place of this process; None where neither torchrun, srun nor run_local started it as a rank.
 
+    The only task of a Slurm step is none: it may be a shell (`srun --pty bash`), and starts its ranks itself.
+
     Raises:
         ValueError: Slurm started it, and its variables do not name the first node.
     """
@@ -47,7 +49,7 @@ def find_identity(env: Mapping[str, str] = os.environ) -> Identity | None:
             local_size=int(env.get("LOCAL_WORLD_SIZE", "1")),
             init_method=env.get("INIT_METHOD", "env://"),
         )
-    if "SLURM_STEP_NUM_TASKS" in env:  # set by srun, not by the batch script around it
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun, not by the batch script around it
         counts = count_tasks(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
         node = min(int(env.get("SLURM_NODEID", "0")), len(counts) - 1)
         return Identity(

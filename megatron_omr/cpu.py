@@ -95,7 +95,7 @@ def claim_device() -> None:
 def choose_gpu(env: Mapping[str, str], num_gpus: int) -> int:
     """Returns the number of this rank's GPU among the visible ones; raises as claim_device."""
     local_rank, local_size = (int(env.get(name, default)) for name, default in _LOCAL)
-    has_its_own = num_gpus == 1 and "SLURM_STEP_ID" in env  # e.g. by --gpus-per-task
+    has_its_own = num_gpus == 1 and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1  # e.g. by --gpus-per-task
     if has_its_own:
         return 0
     ranks = max(local_size, local_rank + 1)

@@ -48,6 +48,10 @@ def test_batch_script_of_slurm_is_no_rank():
     assert find_identity({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
 
 
+def test_shell_in_a_step_of_slurm_is_no_rank():
+    assert find_identity(SRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) is None
+
+
 def test_torchrun_says_the_place_on_the_machine():
     identity = find_identity(
         {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"} | SRUN

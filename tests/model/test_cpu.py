@@ -62,15 +62,14 @@ def test_each_rank_has_the_gpu_of_its_number_on_the_machine() -> None:
     assert gpu_of(8, RANK="6", LOCAL_RANK="0", LOCAL_WORLD_SIZE="6") == 0
     assert [gpu_of(2, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2") for rank in "01"] == [0, 1]
     assert gpu_of(1) == 0  # an actor of Ray
-    assert (
-        gpu_of(1, LOCAL_RANK="3", LOCAL_WORLD_SIZE="4", SLURM_STEP_ID="0") == 0
-    )  # a task with a GPU of its own
+    its_own = {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4", "SLURM_STEP_NUM_TASKS": "8"}
+    assert gpu_of(1, **its_own) == 0  # a task with a GPU of its own
 
 
 @pytest.mark.parametrize("local_rank", ["0", "1"])
 def test_more_ranks_than_gpus_is_refused_on_every_rank(local_rank: str) -> None:
     with pytest.raises(ValueError, match=r"^2 ranks .*visible GPUs: 1,.*CUDA_VISIBLE_DEVICES="):
-        gpu_of(1, LOCAL_RANK=local_rank, LOCAL_WORLD_SIZE="2")
+        gpu_of(1, LOCAL_RANK=local_rank, LOCAL_WORLD_SIZE="2", SLURM_STEP_NUM_TASKS="1")
 
 
 def test_importing_megatron_too_early_is_an_error(tmp_path: Path) -> None:
