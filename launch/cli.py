@@ -107,6 +107,7 @@ def sft(config: Annotated[SFTConfig, FLAT]) -> None:
       omr sft qwen2_5_vl_7b_sft --parallel.tp 4 --parallel.cp 2 --log.wandb my-project
     """
     _check_layout(config.model, config.parallel, config.processes, config.compute)
+    config.check_processes(_count_ranks(config.processes))
     run_local(_sft, config.processes, config)
 
 
@@ -263,7 +264,12 @@ def _check_layout(
     shape = ModelConfig.from_hf(model)
     parallel.check_model(shape)
     compute.check_model(shape, parallel)
-    parallel.dp(rank_environment()[1] if launched_by_cluster() else processes)
+    parallel.dp(_count_ranks(processes))
+
+
+def _count_ranks(processes: int) -> int:
+    """Returns the ranks of this run: those that a cluster started, else the processes that are started here."""
+    return rank_environment()[1] if launched_by_cluster() else processes
 
 
 def _check_engine(model: str) -> None:

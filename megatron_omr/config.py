@@ -276,6 +276,21 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, steps=1, processes=1)
+        multiple = self.parallel.pack_multiple(self.compute.alignment(self.parallel))
+        if self.loader.pack_length < multiple:
+            raise ValueError(
+                f"loader.pack_length={self.loader.pack_length} must hold {multiple} tokens: packs are padded to "
+                "a multiple of that in this layout; raise it, or lower parallel.tp or parallel.cp"
+            )
+
+    def check_processes(self, processes: int) -> None:
+        """Raises ValueError where `processes` do not divide into replicas with a sample each."""
+        dp, samples = self.parallel.dp(processes), self.loader.global_batch_size
+        if samples < dp:
+            raise ValueError(
+                f"loader.global_batch_size={samples} must be at least {dp}, a sample for each of the replicas that "
+                f"{processes} processes make; raise it, or start fewer"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,6 +163,9 @@ def _sum_of_squares(length: int, part: int) -> int:
 
 
 PEAK_BF16_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "H800": 989e12,
@@ -170,6 +173,7 @@ PEAK_BF16_FLOPS = {
     "A800": 312e12,
     "B200": 2250e12,
 }
+"""By a part of the device's name; the first that fits counts."""
 
 
 def peak_flops(device_name: str) -> float | None:

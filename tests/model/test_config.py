@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_omr.config import OptimConfig, ParallelConfig
+from data_pipeline.loader.config import LoaderConfig
+from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig, SFTConfig
 from megatron_omr.model_config import ModelConfig
 
 HF: dict[str, Any] = {
@@ -159,6 +160,18 @@ def test_data_parallelism_is_the_rest_of_the_processes() -> None:
     assert ParallelConfig(tp=2, cp=2).dp(8) == 2
     with pytest.raises(ValueError, match=r"6 processes cannot hold .* start a multiple of 4"):
         ParallelConfig(tp=2, cp=2).dp(6)
+
+
+def test_batch_or_pack_too_small_for_the_layout_is_refused() -> None:
+    config = SFTConfig(run="r", model="m", loader=LoaderConfig(global_batch_size=3, pack_length=128))
+    config.check_processes(3)
+    with pytest.raises(
+        ValueError, match=r"global_batch_size=3 must be at least 4, .* raise it, or start fewer"
+    ):
+        config.check_processes(4)
+    blocks = {"parallel": ParallelConfig(tp=2, sp=True), "compute": ComputeConfig(fp8="blockwise")}
+    with pytest.raises(ValueError, match=r"pack_length=128 must hold 256 tokens"):
+        SFTConfig(run="r", model="m", loader=LoaderConfig(pack_length=128), **blocks)
 
 
 def test_sequences_are_padded_for_zigzag_and_sequence_parallelism() -> None:

@@ -167,7 +167,8 @@ def test_branch_attends_to_its_root() -> None:
 
 
 def test_peaks_are_known_by_name() -> None:
-    assert peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA H200") == peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("cpu") is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.files import write_json
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from megatron_omr.config import ComputeConfig, SFTConfig
 from megatron_omr.train.run_folder import claim_run, list_checkpoints, list_train_shards, save_config
 
 
@@ -43,6 +44,15 @@ def test_fields_newer_than_the_run_had_their_defaults(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"made with other settings: optim.lr was 0.1, is 0.2;"):
             save_config(Config(optim=Optim(lr=0.2)), tmp_path, resumes=True)
         save_config(Config(), tmp_path, resumes=True)
+
+
+def test_resumed_run_keeps_its_number_format_and_may_change_its_kernels(tmp_path: Path) -> None:
+    begun = SFTConfig(run="a", model="m", compute=ComputeConfig(fp8="tensorwise"))
+    save_config(begun, tmp_path, resumes=False)
+    kernels = replace(begun.compute, backend="local", recompute="full", wgrad_fusion="off")
+    save_config(replace(begun, compute=kernels), tmp_path, resumes=True)
+    with pytest.raises(ValueError, match=r"compute.fp8 was 'tensorwise', is 'off';"):
+        save_config(replace(begun, compute=ComputeConfig()), tmp_path, resumes=True)
 
 
 def test_folder_without_room_for_a_checkpoint_is_refused(tmp_path: Path) -> None:
