@@ -77,7 +77,7 @@ def test_fp8_learns_as_bf16_does(tiny_hf: Path, fp8: Any) -> None:
     assert sum(abs(a - b) for (a, _), (b, _) in zip(plain[-10:], rounded[-10:], strict=True)) / 10 < 0.1
 
 
-def _load(folder: str, checkpoint: str, compute: ComputeConfig) -> bool:
+def load(folder: str, checkpoint: str, compute: ComputeConfig) -> bool:
     """Returns whether the loaded weights are those that the writer exported, and a step can follow."""
     import math
 
@@ -117,10 +117,10 @@ def test_checkpoint_of_a_cpu_loads_on_a_gpu_and_back(
         (tmp_path / name).mkdir()
     folder = Path(tiny_hf)
     on_cpu(f"train(Path({str(folder)!r}), LOCAL, 2, {str(tmp_path / 'cpu')!r})")
-    assert run_ranks(_load, 1, str(folder), str(tmp_path / "cpu/step-00000002"), compute) == [True]
+    assert run_ranks(load, 1, str(folder), str(tmp_path / "cpu/step-00000002"), compute) == [True]
     train(folder, compute, 2, str(tmp_path / "gpu"))
     checkpoint = str(tmp_path / "gpu/step-00000002")
-    on_cpu(f"run_ranks(_load, 1, {str(folder)!r}, {checkpoint!r}, LOCAL) == [True]")
+    on_cpu(f"run_ranks(load, 1, {str(folder)!r}, {checkpoint!r}, LOCAL) == [True]")
 
 
 def _measure_memory(folder: str) -> tuple[int, int]:
