@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -25,7 +25,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from megatron_omr import cpu
-from megatron_omr.config import ComputeConfig
+from megatron_omr.config import ComputeConfig, resolve_backend
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.attention import CoreAttention, PackedSequences, attend
 
@@ -112,38 +112,6 @@ def choose_window_attention(compute: ComputeConfig, backend: Backend) -> Backend
     if compute.window_attention == "local":
         return replace(backend, core_attention=CoreAttention)
     return backend
-
-
-def resolve_backend(
-    compute: ComputeConfig, *, device: str, te_problem: str, precision: Precision, cp: int
-) -> Literal["local", "te"]:
-    """Returns the backend for this device and precision.
-
-    Args:
-        te_problem: why Transformer Engine cannot be used; "" if it can.
-
-    Raises:
-        ValueError: `compute` asks for Transformer Engine where it does not work, or for FP8 on a GPU without it.
-    """
-    # Transformer Engine multiplies float32 as TF32, with three digits
-    by_default = compute.backend == "auto" and device == "cuda" and precision != "fp32"
-    wants_te = compute.backend == "te" or by_default
-    if wants_te and te_problem:
-        raise ValueError(
-            f"compute.backend={compute.backend} needs Transformer Engine here, and it cannot be used: {te_problem}; "
-            "install it (`omr doctor` says how), or set compute.backend=local"
-        )
-    if wants_te and precision == "fp32" and cp > 1:
-        raise ValueError(
-            f"compute.backend=te has no attention in fp32 for parallel.cp={cp}; use compute.backend=auto or local"
-        )
-    if compute.fp8 != "off" and device == "cuda" and not wants_te:
-        raise ValueError(
-            f"compute.fp8={compute.fp8} runs in Transformer Engine's layers, and this run has local ones "
-            f"(compute.backend={compute.backend}, precision={precision}); use compute.backend=auto with "
-            "precision=bf16, or compute.fp8=off"
-        )
-    return "te" if wants_te else "local"
 
 
 def _local_backend() -> Backend:

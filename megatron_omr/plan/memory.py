@@ -180,6 +180,18 @@ def plan_engine(task: Task, engine: EngineTask, gpu: Gpu, assume: AssumeConfig) 
     )
 
 
+def find_engine_problem(engine: EngineTask, memory: EngineMemory) -> str:
+    """Returns why vLLM would not start an engine; empty where it would."""
+    if memory.cache <= 0:
+        return f"the weights leave {memory.cache / GIB:.1f} GiB for keys and values"
+    if memory.tokens < engine.max_model_len:
+        return (
+            f"keys and values of {memory.tokens:,.0f} tokens do not hold one response of "
+            f"engine.max_model_len={engine.max_model_len:,}"
+        )
+    return ""
+
+
 def cache_bytes(model: ModelConfig, element: int) -> float:
     """Returns the bytes of one token's keys and values."""
     return 2 * model.num_layers * model.num_kv_heads * model.head_dim * element

@@ -10,7 +10,7 @@ from data_pipeline.tables import text_table
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.duration import StepTime
 from megatron_omr.plan.gpus import GIB, GPUS
-from megatron_omr.plan.memory import EngineMemory, MemoryParts
+from megatron_omr.plan.memory import EngineMemory, MemoryParts, find_engine_problem
 from megatron_omr.plan.search import Plan
 from megatron_omr.plan.task import Task
 
@@ -107,8 +107,8 @@ def _describe_speed(task: Task, plan: Plan, cluster: ClusterConfig) -> str:
 
 def _describe_engine(task: Task, engine: EngineMemory) -> str:
     assert task.engine is not None
-    if engine.cache <= 0:
-        return f"engine: does not fit: the weights leave {engine.cache / GIB:.1f} GiB for keys and values"
+    if problem := find_engine_problem(task.engine, engine):
+        return f"engine: does not fit: {problem}; see engine.gpu_memory_utilization"
     return (
         f"engine: {engine.weights / GIB:.1f} GiB of weights, {engine.working / GIB:.1f} working, "
         f"{engine.cache / GIB:.1f} of keys and values = {engine.tokens:,.0f} tokens, "
@@ -172,10 +172,16 @@ def build_values(
         "gpu_bytes": GPUS[cluster.gpu].memory_gib * GIB,
         "work": asdict(task.work),
         "plan": _plan_values(plan),
-        "engine": None if engine is None else asdict(engine),
+        "engine": None if engine is None else _engine_values(task, engine),
         "layouts": [_plan_values(p) for p in found[:top]],
         "assume": asdict(assume),
     }
+
+
+def _engine_values(task: Task, engine: EngineMemory) -> dict[str, Any]:
+    assert task.engine is not None
+    problem = find_engine_problem(task.engine, engine)
+    return asdict(engine) | {"fits": not problem, "problem": problem}
 
 
 def _plan_values(plan: Plan) -> dict[str, Any]:

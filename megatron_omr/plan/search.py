@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
-from megatron_omr.config import ComputeConfig, ParallelConfig
+from megatron_omr.config import ParallelConfig, resolve_backend
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.duration import StepTime, plan_time
 from megatron_omr.plan.gpus import GIB, GPUS, check_fp8
@@ -39,13 +40,14 @@ def plan_layout(
     """Returns the plan of a layout on `ranks` GPUs that train.
 
     Raises:
-        ValueError: the layout cannot hold the model, or does not divide the ranks; the GPU lacks an FP8 recipe.
+        ValueError: training would refuse the layout, see count_replicas; the GPU lacks an FP8 recipe.
     """
     check_fp8(layout.compute.fp8, cluster.gpu)
-    layout.parallel.check_model(task.model)
-    layout.compute.check_model(task.model, layout.parallel)
-    dp = layout.parallel.dp(ranks)
-    memory = plan_memory(task, layout, dp=dp, assume=assume)
+    dp = count_replicas(task, layout, ranks)
+    # memory and time are those of the layers that training will have
+    backend = _name_backend(task, layout)
+    chosen = replace(layout, compute=replace(layout.compute, backend=backend))
+    memory = plan_memory(task, chosen, dp=dp, assume=assume)
     return Plan(
         layout=layout,
         dp=dp,
@@ -53,6 +55,31 @@ def plan_layout(
         memory=tuple(memory),
         time=plan_time(task, layout, dp=dp, cluster=cluster, assume=assume),
         problem=find_problem(memory, GPUS[cluster.gpu]),
+    )
+
+
+def count_replicas(task: Task, layout: Layout, ranks: int) -> int:
+    """Returns the data-parallel ranks of `ranks` GPUs.
+
+    Raises:
+        ValueError: the layout cannot hold the model, does not divide the ranks, asks for layers that do not go
+            together, or has more replicas than a step of SFT has samples.
+    """
+    layout.parallel.check_model(task.model)
+    layout.compute.check_model(task.model, layout.parallel)
+    _name_backend(task, layout)
+    dp = layout.parallel.dp(ranks)
+    if task.engine is None and dp > task.work.samples:
+        raise ValueError(
+            f"{ranks} GPUs make {dp} replicas of {layout.describe()}, and loader.global_batch_size="
+            f"{task.work.samples:,.0f} holds no sample for some of them; raise it, or use fewer GPUs"
+        )
+    return dp
+
+
+def _name_backend(task: Task, layout: Layout) -> Literal["local", "te"]:
+    return resolve_backend(
+        layout.compute, device="cuda", te_problem="", precision=task.precision, cp=layout.parallel.cp
     )
 
 
@@ -90,15 +117,13 @@ def _legal_layouts(task: Task, start: Layout, ranks: int, cluster: ClusterConfig
         if tp > cluster.gpus_per_node or (vp > 1 and pp == 1):
             continue
         parallel = replace(start.parallel, tp=tp, pp=pp, cp=cp, vp=vp, sp=tp > 1, layers=())
-        if _is_legal(task, parallel, start.compute, ranks):
+        if _is_legal(task, replace(start, parallel=parallel), ranks):
             yield parallel
 
 
-def _is_legal(task: Task, parallel: ParallelConfig, compute: ComputeConfig, ranks: int) -> bool:
+def _is_legal(task: Task, layout: Layout, ranks: int) -> bool:
     try:
-        parallel.check_model(task.model)
-        compute.check_model(task.model, parallel)
-        parallel.dp(ranks)
+        count_replicas(task, layout, ranks)
     except ValueError:
         return False
     return True

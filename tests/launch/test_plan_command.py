@@ -89,6 +89,19 @@ def test_fields_of_the_recipe_and_the_cluster_count(capsys: pytest.CaptureFixtur
         (["qwen2_5_vl_7b_sft", "--parallel.tp", "8"], "parallel.tp=8 must divide num_key_value_heads=4"),
         (["qwen2_5_vl_7b_sft", "--cluster.gpus_per_node", "6"], "6 processes cannot hold parallel.tp=2"),
         (["qwen2_5_vl_7b_gspo", "--trainers", "8"], "need 12 GPUs"),
+        (["qwen2_5_vl_7b_sft", "--cluster.nodes", "4096"], "loader.global_batch_size=2,048 holds no sample"),
+        (
+            ["qwen2_5_vl_7b_sft", "--compute.fp8", "tensorwise", "--compute.backend", "local"],
+            "compute.fp8=tensorwise runs in Transformer Engine's layers",
+        ),
+        (
+            ["qwen2_5_vl_7b_sft", "--compute.fp8", "tensorwise", "--precision", "fp32"],
+            "compute.fp8=tensorwise runs in Transformer Engine's layers",
+        ),
+        (
+            ["qwen2_5_vl_7b_sft", "--compute.backend", "te", "--precision", "fp32"],
+            "compute.backend=te has no attention in fp32",
+        ),
         (
             ["qwen2_5_vl_7b_sft", "--model", "models/mine", "--shape", "9B"],
             "there is no published shape '9B'",
@@ -99,6 +112,25 @@ def test_fields_of_the_recipe_and_the_cluster_count(capsys: pytest.CaptureFixtur
 def test_mistakes_are_explained(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_engine_that_vllm_would_not_start_is_named(capsys: pytest.CaptureFixture[str]):
+    """0.28 of 79.1 GiB leaves less than the 1.75 GiB of keys and values that 32,792 tokens take."""
+    words = ["plan", "qwen2_5_vl_7b_gspo", "--engine.gpu_memory_utilization"]
+    assert main([*words, "0.28"]) == 0
+    assert "do not hold one response of engine.max_model_len=32,792" in capsys.readouterr().out
+    assert main([*words, "0.2", "--json"]) == 0
+    engine = json.loads(capsys.readouterr().out)["engine"]
+    assert not engine["fits"] and "the weights leave -5.6 GiB" in engine["problem"]
+
+
+def test_fp32_is_planned_with_the_layers_it_will_have(capsys: pytest.CaptureFixture[str]):
+    def read(backend: str) -> list[dict]:
+        words = ["qwen2_5_vl_7b_sft", "--precision", "fp32", "--compute.backend", backend, "--json"]
+        assert main(["plan", *words]) == 0
+        return json.loads(capsys.readouterr().out)["plan"]["memory"]
+
+    assert read("auto") == read("local")
 
 
 def test_demo_has_no_plan(capsys: pytest.CaptureFixture[str]):
