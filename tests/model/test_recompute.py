@@ -160,19 +160,3 @@ def _peaks(folder: str) -> list[tuple[int, int]]:
         both()
         seen.append((kept, peak_bytes(both)))
     return seen
-
-
-def test_backend_that_does_not_work_here_is_refused(tiny_hf: Path) -> None:
-    message = run_ranks(_build_error, 1, str(tiny_hf))[0]
-    assert message.startswith("compute.backend=te: Transformer Engine cannot be used (there is no CUDA")
-
-
-def _build_error(folder: str) -> str:
-    from megatron_omr.train.trainer import build_trainer
-
-    parallel, compute = ParallelConfig(), ComputeConfig(backend="te")
-    with pytest.raises(ValueError) as error:
-        build_trainer(
-            folder, parallel, init_ranks(parallel), OPTIM, precision="fp32", steps=8, compute=compute
-        )
-    return str(error.value)

@@ -55,7 +55,7 @@ def _compare(folder: str, parallel: ParallelConfig) -> tuple[float, int]:
     from megatron_omr.model_config import ModelConfig
     from megatron_omr.oracle import draw_packs
 
-    ranks, model, local = init_ranks(parallel), ModelConfig.from_hf(folder), choose_backend("local")
+    ranks, model, local = init_ranks(parallel), ModelConfig.from_hf(folder), choose_backend()
     pack = merge(draw_packs(model, 1)[0], multiple=parallel.sequence_multiple, pad_token_id=0)
     calls = []
 
@@ -69,7 +69,7 @@ def _compare(folder: str, parallel: ParallelConfig) -> tuple[float, int]:
     rope_utils.fused_apply_rotary_pos_emb = kernel
     logits = []
     for fuses_rotary in (False, True):
-        build.choose_backend = lambda name, fuses=fuses_rotary: replace(local, fuses_rotary=fuses)
+        build.choose_backend = lambda *args, fuses=fuses_rotary, **kwargs: replace(local, fuses_rotary=fuses)
         chunks: Any = build.build_model(model, parallel, ranks, precision="fp32")
         load_hf(chunks, folder, model, ranks)
         with torch.no_grad():
