@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             ParallelConfig(), rank=0, world_size=1, init_method=f"file://{scratch}/rendezvous", seed=0
         )
         result: dict[str, object] = {
-            "command": " ".join([sys.executable, "-m", "benchmarks.gpu_train", *(argv or sys.argv[1:])]),
+            "command": " ".join(["python3", "-m", "benchmarks.gpu_train", *(argv or sys.argv[1:])]),
             "device": cpu.device_name(),
             "size": asdict(size) | {"folder": size.name},
         }
