@@ -36,7 +36,7 @@ Step = tuple[Draw, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What a step leaves in the loader's state: the place after it, and the counts of its bad samples."""
+    """The change of the loader's state by a step: the place after it, and the counts of its bad samples."""
 
     epoch: int
     position: int

@@ -1,6 +1,6 @@
-"""Packed batches in memory that other processes of this machine read without a copy.
+"""Copies packed batches into memory that other processes of this machine read without another copy.
 
-The memory is anonymous (memfd): the kernel frees it once nobody uses it, even after a kill, and the size limit of
+The memory is anonymous (memfd): the kernel frees it when no process uses it, even after a kill, and the size limit of
 /dev/shm does not apply. Others open it through /proc of the process that wrote it, while that holds it open.
 """
 
@@ -22,7 +22,7 @@ _ALIGNMENT = 64  # bytes at whose multiples tensors begin
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPlace:
-    """Where a tensor lies."""
+    """Dtype, shape and offset of a tensor in the shared memory."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class TensorPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlace:
-    """Where a batch's tensors lie, by its fields; those that are None are left out."""
+    """The places of a batch's tensors, by its fields; those that are None are left out."""
 
     ids: tuple[str, ...]
     tensors: dict[str, TensorPlace]

@@ -54,7 +54,7 @@ def _ranks() -> list[tuple[str, ParallelConfig, Precision, tuple[str, ...], int,
 
 
 def _measure() -> list[StaticBytes]:
-    from megatron_omr.plan.static import measure_static
+    from tests.helpers.static_bytes import measure_static
 
     return [
         measure_static(
