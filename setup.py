@@ -27,6 +27,7 @@ COMMON = [
     "torchvision",
     "tqdm",
     "usearch>=2.17",
+    "xxhash>=3.5",
 ]
 
 EXTRAS = {

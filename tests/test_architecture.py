@@ -45,7 +45,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "peers",
             "oracle",
         ),
-        *("model", "convert", "train", "plan", "preload", "convert_folders", "parity", "sft"),
+        *("model", "convert", "train", "checkpoint", "plan", "preload", "convert_folders", "parity", "sft"),
     ],
     "rl": [
         *("config", "types", "timer", "prompts", "pack", "algorithms", "rewards", "groups", "weight_sync"),

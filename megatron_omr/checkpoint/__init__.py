@@ -1,0 +1,1 @@
+"""Checkpoints: written in the background without gathering, verified, read by any layout."""

@@ -1,0 +1,104 @@
+"""The files of a checkpoint: shards, their places, and what Megatron-Core's own reader asks for.
+
+FOLDER/*.distcp        shards, each as torch.save writes it, one after the other
+    .metadata          names, shapes and dtypes of the tensors, and the place of each shard
+    metadata.json, common.pt    Megatron-Core's: the format, and nothing
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import torch
+import xxhash
+from torch.distributed.checkpoint import FileSystemWriter, Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.storage import WriteResult
+
+from data_pipeline.files import write_json
+from megatron_omr.checkpoint.shards import Place, Shard
+
+_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenFile:
+    """A file of shards: where each lies, and what its bytes are summed up to while they were written."""
+
+    name: str
+    num_bytes: int
+    sum: str  # xxh3_64
+    places: tuple[tuple[Place, int, int], ...]  # shard, its first byte, its number of bytes
+
+
+def write_shards(
+    path: Path, shards: Iterable[Shard], *, on_bytes: Callable[[int], None] = lambda count: None
+) -> WrittenFile:
+    """Writes a file of shards, one tensor at a time, and syncs it to the disk.
+
+    Args:
+        on_bytes: called after each shard with its number of bytes.
+    """
+    places: list[tuple[Place, int, int]] = []
+    torch.serialization.set_crc32_options(False)  # the sum of the file covers them, at a fraction of the cost
+    with path.open("wb", buffering=0) as file:
+        stream = _SummedStream(file)
+        for shard in shards:
+            start, tensor = stream.num_bytes, shard.tensor().cpu()
+            if tensor.untyped_storage().nbytes() != tensor.nbytes:  # all of the storage would be written
+                tensor = tensor.clone()
+            torch.save(tensor, cast("IO[bytes]", stream))
+            places.append((shard.place, start, stream.num_bytes - start))
+            on_bytes(shard.num_bytes)
+        os.fsync(file.fileno())
+    return WrittenFile(name=path.name, num_bytes=stream.num_bytes, sum=stream.sum(), places=tuple(places))
+
+
+class _SummedStream:
+    """A file that sums up what is written to it; torch.save only appends."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._sum = xxhash.xxh3_64()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data).cast("B")
+        self._sum.update(view)
+        written = 0
+        while written < len(view):  # a raw file may take less than all
+            written += self._file.write(view[written:])
+        self.num_bytes += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sum(self) -> str:
+        return self._sum.hexdigest()
+
+
+def write_metadata(folder: Path, metadata: Metadata, written: Sequence[WrittenFile]) -> None:
+    """Writes the files that describe those of all ranks."""
+    results = [
+        WriteResult(
+            index=MetadataIndex(key, torch.Size(offset)),
+            size_in_bytes=count,
+            storage_data=_StorageInfo(file.name, start, count),
+        )
+        for file in written
+        for (key, offset), start, count in file.places
+    ]
+    FileSystemWriter(folder).finish(metadata, [results])
+    write_json(folder / "metadata.json", _FORMAT)
+    torch.save({}, folder / "common.pt")
