@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline.encode.processor import pixel_limits, read_image_processor
-from data_pipeline.files import to_json, write_json
+from data_pipeline.files import atomic_writer, to_json, write_json
 from megatron_omr.convert.names import modern_name
+from megatron_omr.convert.tensor_file import DTYPES, TensorPlace, as_bytes, lay_out, write_at
+
+MAX_FILE_BYTES = 5 * 10**9
+"""Most bytes of one file of weights."""
+Entry = tuple[str, tuple[int, ...], torch.dtype]
+"""A tensor's name in the files, its shape and dtype."""
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
@@ -113,6 +121,96 @@ def write_tensors(weights: Iterable[tuple[str, Tensor]], folder: Path, max_bytes
     total = sum(size for sizes in files for size in sizes.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / _INDEX).write_text(to_json(index, indent=2, sort_keys=True) + "\n")
+
+
+class HfWriter:
+    """Writes tensors, in any order, into model.safetensors, or into numbered files with an index beyond `max_bytes`.
+
+    Names, shapes and dtypes are known beforehand, so that each tensor goes straight to its place: none is kept in
+    memory. The files are complete and on the disk when the block ends.
+    """
+
+    def __init__(self, folder: Path, entries: Sequence[Entry], max_bytes: int = MAX_FILE_BYTES) -> None:
+        """Takes each tensor's name in the files, shape and dtype; they fill the files in this order."""
+        self._folder = folder
+        self._files = _divide(entries, max_bytes)
+        self._places: dict[str, tuple[str, TensorPlace]] = {}
+        self._left: dict[str, int] = {}  # of each tensor, the bytes that are yet to come
+        self._descriptors: dict[str, int] = {}
+
+    def __enter__(self) -> HfWriter:
+        try:
+            for file, entries in self._files.items():
+                descriptor = os.open(self._folder / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+                self._descriptors[file] = descriptor
+                beginning, places = lay_out(entries)
+                write_at(descriptor, memoryview(beginning), 0)
+                self._places |= {name: (file, place) for name, place in places.items()}
+                self._left |= {name: place.num_bytes for name, place in places.items()}
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def write(self, name: str, tensor: Tensor, *, first_row: int = 0) -> None:
+        """Writes a tensor, or the rows of one from `first_row` on.
+
+        Raises:
+            KeyError: `name` is not among the entries.
+            ValueError: the tensor has another shape or dtype than its entry, or was written before.
+        """
+        file, place = self._places[name]
+        row = math.prod(place.shape[1:]) * tensor.element_size()
+        start = first_row * row
+        fits = tensor.dtype == DTYPES[place.dtype] and tuple(tensor.shape[1:]) == place.shape[1:]
+        if not fits or start + tensor.nbytes > place.num_bytes or tensor.nbytes > self._left[name]:
+            raise ValueError(
+                f"{name} of shape {list(tensor.shape)}, {tensor.dtype}, from row {first_row} does not fit into the "
+                f"{list(place.shape)}, {place.dtype}, of {self._folder / file}, or was written before"
+            )
+        write_at(self._descriptors[file], as_bytes(tensor), place.start + start)
+        self._left[name] -= tensor.nbytes
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raises ValueError where a tensor was not written."""
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._close()
+
+    def _finish(self) -> None:
+        if missing := [name for name, left in self._left.items() if left]:
+            raise ValueError(f"{self._folder} lacks {_list_names(missing)}, which were never written")
+        for descriptor in self._descriptors.values():
+            os.fsync(descriptor)
+        if len(self._files) > 1:
+            total = sum(place.num_bytes for _, place in self._places.values())
+            weight_map = {name: file for name, (file, _) in self._places.items()}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            with atomic_writer(self._folder / _INDEX) as file:
+                file.write(to_json(index, indent=2, sort_keys=True).encode() + b"\n")
+
+    def _close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def _divide(entries: Sequence[Entry], max_bytes: int) -> dict[str, list[Entry]]:
+    """Returns the tensors of each file, by its name."""
+    files: list[list[Entry]] = [[]]
+    size = 0
+    for name, shape, dtype in entries:
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if files[-1] and size + num_bytes > max_bytes:
+            files.append([])
+            size = 0
+        files[-1].append((name, shape, dtype))
+        size += num_bytes
+    if len(files) == 1:
+        return {_WEIGHTS: files[0]}
+    return {f"model-{i + 1:05}-of-{len(files):05}.safetensors": held for i, held in enumerate(files)}
 
 
 def copy_template(template: str | Path, out: Path) -> None:
