@@ -5,6 +5,7 @@ It is written last, and holds a sum of itself: what it lists is all there, or th
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -54,6 +55,9 @@ def write_manifest(folder: Path, fields: Mapping[str, Any], files: Mapping[str, 
         files: by path relative to `folder`.
     """
     content = {**fields, "files": {name: list(files[name]) for name in sorted(files)}}
+    content = parse_json(
+        to_json(content)
+    )  # as it will be read: JSON's names are texts, in the order of texts
     write_json(folder / NAME, content | {"sum": _sum_of(content)})
 
 
@@ -78,10 +82,11 @@ def read_manifest(folder: Path) -> Manifest:
     if seen != wanted:
         raise ValueError(f"{path} is damaged: its sum is {seen}, written was {wanted}; {_OTHER}")
     try:
-        files = {_inside(name): FileSum(*entry) for name, entry in content.pop("files").items()}
-        return Manifest(step=content["step"], world_size=content["world_size"], fields=content, files=files)
-    except (LookupError, TypeError, AttributeError) as error:
+        files = {_inside(name): _file_sum(*entry) for name, entry in content.pop("files").items()}
+        step, world_size = int(content["step"]), int(content["world_size"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not of a checkpoint ({error!r}); {_OTHER}") from error
+    return Manifest(step=step, world_size=world_size, fields=content, files=files)
 
 
 def check_files(folder: Path, manifest: Manifest, *, part: tuple[int, int] = (0, 1)) -> None:
@@ -96,10 +101,12 @@ def check_files(folder: Path, manifest: Manifest, *, part: tuple[int, int] = (0,
     for name in _deal(manifest.files, *part):
         wanted, path = manifest.files[name], folder / name
         try:
-            size = path.stat().st_size
-            if size != wanted.num_bytes:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its writer
+                raise ValueError(f"{path} is damaged: it is no file any more; {_OTHER}")
+            if found.st_size != wanted.num_bytes:
                 raise ValueError(
-                    f"{path} is damaged: it has {size} bytes, written were {wanted.num_bytes}; {_OTHER}"
+                    f"{path} is damaged: it has {found.st_size} bytes, written were {wanted.num_bytes}; {_OTHER}"
                 )
             seen = sum_file(path)
         except OSError as error:
@@ -126,6 +133,12 @@ def _sum_of(content: Mapping[str, Any]) -> str:
 
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise LookupError(f"{name!r} lies outside the folder")
     return name
+
+
+def _file_sum(num_bytes: object, sum: object) -> FileSum:
+    if not isinstance(num_bytes, int) or not isinstance(sum, str):
+        raise TypeError(f"{num_bytes!r} and {sum!r} are no size and sum")
+    return FileSum(num_bytes=num_bytes, sum=sum)
