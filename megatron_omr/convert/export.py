@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from data_pipeline.files import atomic_folder
 from megatron_omr import cpu
 from megatron_omr.convert.hf_folder import copy_template, write_tensors
-from megatron_omr.convert.mapping import Rule, build_rules, collect_parameters, partition_dim
+from megatron_omr.convert.mapping import Rule, build_rules
 from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import uncut
+from megatron_omr.convert.parameters import collect_parameters, partition_dim
 from megatron_omr.dtypes import torch_dtype
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.encode.processor import pixel_limits, read_image_processor
-from data_pipeline.files import atomic_writer, to_json, write_json
+from data_pipeline.files import atomic_writer, parse_json, to_json, write_json
 from megatron_omr.convert.names import modern_name
-from megatron_omr.convert.tensor_file import DTYPES, TensorPlace, as_bytes, lay_out, write_at
+from megatron_omr.convert.tensor_file import (
+    DTYPES,
+    TensorPlace,
+    as_bytes,
+    lay_out,
+    read_at,
+    read_places,
+    write_at,
+)
 
 MAX_FILE_BYTES = 5 * 10**9
 """Most bytes of one file of weights."""
@@ -27,64 +30,90 @@ Entry = tuple[str, tuple[int, ...], torch.dtype]
 """A tensor's name in the files, its shape and dtype."""
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_HEAD = "lm_head.weight"
 _PROCESSOR = "preprocessor_config.json"
 _COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 
 
 class HfTensors:
-    """The tensors of a folder by the names of transformers' modules, each read when asked for."""
+    """The tensors of a folder by the names of transformers' modules, read in parts when asked for.
+
+    A context manager: leaving the block closes the files. Several threads may read at once.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError where `folder` has no safetensors, or the file is damaged."""
+        """Reads where each tensor lies.
+
+        Raises:
+            ValueError: `folder` has no safetensors, one is damaged, or two tensors are the same in two spellings.
+        """
         self.folder = folder
-        if (folder / _INDEX).is_file():
-            files: dict[str, str] = json.loads((folder / _INDEX).read_text())["weight_map"]
-        elif (folder / _WEIGHTS).is_file():
-            with _open(folder / _WEIGHTS) as file:
-                files = dict.fromkeys(file.keys(), _WEIGHTS)
-        else:
-            raise ValueError(
-                f"{folder} has neither {_WEIGHTS} nor {_INDEX}; give a Hugging Face folder with safetensors"
-            )
-        self._places = {modern_name(stored): (stored, file) for stored, file in files.items()}
+        self._places: dict[str, tuple[Path, TensorPlace]] = {}
+        for stored, (file, place) in _find_places(folder).items():
+            name = modern_name(stored)
+            if name in self._places:
+                raise ValueError(
+                    f"{folder} has both {stored} and {self._places[name][1].name}; delete one of them"
+                )
+            self._places[name] = folder / file, place
+        self._descriptors: dict[Path, int] = {}
 
-    def check_names(self, wanted: Sequence[str]) -> None:
-        """Raises ValueError if a tensor that the model needs is missing, or one is unexpected."""
-        if missing := [name for name in wanted if name not in self._places]:
-            have = _list_names(sorted(self._places))
-            raise ValueError(f"{self.folder} lacks {_list_names(missing)}; have {have}")
-        # files of tied models may repeat the embedding as lm_head; old ones stored rotary frequencies
-        known = {*wanted, _HEAD}
-        if unexpected := [n for n in self._places if n not in known and not n.endswith("inv_freq")]:
-            raise ValueError(
-                f"{self.folder} has {_list_names(sorted(unexpected))}, which this model does not have; "
-                f"check config.json (layers, tied embeddings, biases)"
-            )
+    def __enter__(self) -> HfTensors:
+        return self
 
-    def check_tied(self, embedding: str) -> None:
-        """Raises ValueError if the folder holds an output layer of its own, other than `embedding`."""
-        if _HEAD in self._places and not torch.equal(self.read(_HEAD), self.read(embedding)):
-            raise ValueError(
-                f"{self.folder}/config.json says tie_word_embeddings=true, but {_HEAD} differs from {embedding}; "
-                f"set it to false, or delete {_HEAD}"
-            )
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    @property
+    def places(self) -> Mapping[str, TensorPlace]:
+        return {name: place for name, (_, place) in self._places.items()}
 
     def read(self, name: str) -> Tensor:
-        """Returns one tensor, on the CPU; raises ValueError where its file is damaged."""
-        stored, file_name = self._places[name]
-        with _open(self.folder / file_name) as file:
-            return file.get_tensor(stored)
+        """Returns one tensor. Raises as read_rows()."""
+        place = self._places[name][1]
+        tensor = torch.empty(place.shape, dtype=DTYPES[place.dtype])
+        self.read_rows(name, 0, tensor)
+        return tensor
+
+    def read_rows(self, name: str, first: int, out: Tensor) -> None:
+        """Fills `out`, contiguous and of the tensor's dtype, with its rows from `first` on.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path, place = self._places[name]
+        row = math.prod(place.shape[1:]) * out.element_size()
+        assert out.dtype == DTYPES[place.dtype] and first * row + out.nbytes <= place.num_bytes
+        read_at(self._descriptor(path), as_bytes(out), place.start + first * row, path)
+
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._descriptors:
+            # of two threads that open the same file, one keeps its descriptor and the other closes it
+            opened = os.open(path, os.O_RDONLY)
+            if self._descriptors.setdefault(path, opened) != opened:
+                os.close(opened)
+        return self._descriptors[path]
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _find_places(folder: Path) -> dict[str, tuple[str, TensorPlace]]:
+    """Returns file and place of each tensor that the folder's index names, or its one file holds."""
+    if not (folder / _INDEX).is_file() and not (folder / _WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} has neither {_WEIGHTS} nor {_INDEX}; give a Hugging Face folder with safetensors"
+        )
+    if not (folder / _INDEX).is_file():
+        return {name: (_WEIGHTS, place) for name, place in read_places(folder / _WEIGHTS).items()}
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, FileNotFoundError) as error:
-        reason = str(error) if path.is_file() else "it does not exist"
-        raise ValueError(f"{path} cannot be read: {reason}; fetch the file again") from error
+        files: dict[str, str] = parse_json((folder / _INDEX).read_bytes())["weight_map"]
+        places = {file: read_places(folder / file) for file in sorted({*files.values()})}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / _INDEX} has no weight_map; fetch the file again") from error
+    if lacking := [name for name, file in files.items() if name not in places[file]]:
+        raise ValueError(
+            f"{folder / files[lacking[0]]} lacks {_list_names(lacking)} of {_INDEX}; fetch it again"
+        )
+    return {name: (file, places[file][name]) for name, file in files.items()}
 
 
 def _list_names(names: list[str]) -> str:
@@ -218,6 +247,8 @@ def copy_template(template: str | Path, out: Path) -> None:
 
     Of a folder saved by transformers 5, the image processor is also written as transformers 4 reads it.
     """
+    from data_pipeline.encode.processor import pixel_limits, read_image_processor  # needs Pillow
+
     out.mkdir(parents=True, exist_ok=True)
     for file in Path(template).iterdir():
         if file.is_file() and file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json"):

@@ -1,4 +1,4 @@
-"""Fills this rank's parameters from the safetensors of a Hugging Face folder, one tensor at a time."""
+"""Fills this rank's parameters from the safetensors of a Hugging Face folder, one at a time."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_omr.convert.hf_folder import HfTensors
-from megatron_omr.convert.mapping import (
-    EMBEDDING,
-    OUTPUT_LAYER,
-    Rule,
-    build_rules,
-    collect_parameters,
-    partition_dim,
-)
-from megatron_omr.convert.ops import cut, uncut
+from megatron_omr.convert.mapping import EMBEDDING, OUTPUT_LAYER, Rule, build_rules
+from megatron_omr.convert.parameters import collect_parameters
+from megatron_omr.convert.source import check_tensors, read_part
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 
@@ -29,29 +23,23 @@ def load_hf(chunks: Sequence[nn.Module], folder: str | Path, model: ModelConfig,
     Reads either spelling of the names, from one file or an index of many.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, or has another shape than `model` says; or the model is tied,
+        ValueError: tensors are missing, unexpected, or have another shape than `model` says; or the model is tied,
             and the folder holds another output layer.
     """
     table = build_rules(model)
-    source = HfTensors(Path(folder))
-    source.check_names([name for rule in table for name in rule.hf])
     by_name = {rule.megatron: rule for rule in table}
     if model.tie_word_embeddings:  # the last pipeline stage holds a copy under the name of the output layer
         by_name[OUTPUT_LAYER] = by_name[EMBEDDING]
-        source.check_tied(*by_name[EMBEDDING].hf)
-    for name, parameter in collect_parameters(chunks).items():
-        _fill(parameter, by_name[name], source, ranks)
+    with HfTensors(Path(folder)) as source:
+        check_tensors(source, table)
+        for name, parameter in collect_parameters(chunks).items():
+            parameter.copy_(_read_own(source, by_name[name], parameter.dtype, ranks))
 
 
-def _fill(parameter: nn.Parameter, rule: Rule, source: HfTensors, ranks: Ranks) -> None:
-    dim = partition_dim(parameter)
-    tensors = [source.read(name) for name in rule.hf]
-    shard = torch.empty_like(parameter, device="meta")
-    wanted = rule.op.to_hf(uncut([shard] * ranks.tp_size, dim, rule.op.num_pieces))
-    for name, tensor, meta in zip(rule.hf, tensors, wanted, strict=True):
-        if tensor.shape != meta.shape:
-            raise ValueError(
-                f"{source.folder}: {name} has shape {list(tensor.shape)}, but config.json makes it "
-                f"{list(meta.shape)}; weights and config belong to different models"
-            )
-    parameter.copy_(cut(rule.op.to_megatron(tensors), dim, ranks.tp_rank, ranks.tp_size))
+def _read_own(source: HfTensors, rule: Rule, dtype: torch.dtype, ranks: Ranks) -> Tensor:
+    """Returns this rank's part of a parameter, its part of each piece stacked."""
+    parts = rule.cut(ranks.tp_size)[ranks.tp_rank]
+    tensors = [torch.empty(sizes, dtype=dtype) for _, sizes in parts]
+    for part, tensor in zip(parts, tensors, strict=True):
+        read_part(source, rule, part, tensor)
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

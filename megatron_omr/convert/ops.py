@@ -1,4 +1,4 @@
-"""Changes of shape between Hugging Face's and Megatron's tensors, as pairs of inverse functions.
+"""Changes of shape between Hugging Face's and Megatron's tensors: whole ones, and runs of their rows.
 
 A Megatron tensor is one or more *pieces*, stacked along dimension 0 and cut over tensor parallelism piece by
 piece: `fc1` holds a gate and an up projection, and every rank gets its part of both.
@@ -6,25 +6,41 @@ piece: `fc1` holds a gate and an up projection, and every rank gets its part of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
+class Segment(NamedTuple):
+    """Neighbouring rows of a Megatron tensor that are neighbouring rows of one Hugging Face tensor."""
+
+    tensor: int | None
+    """Which of the tensors; None for rows of zeros."""
+    first: int
+    count: int
+
+
 class Op(Protocol):
-    """One change of shape. `to_megatron` and `to_hf` are exact inverses and also run on meta tensors."""
+    """One change of shape: of whole tensors that leave Megatron, and of rows that are read or written in files."""
 
     @property
     def num_pieces(self) -> int: ...
 
-    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Turns whole Hugging Face tensors into whole pieces."""
+    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
+        """Turns whole pieces into whole Hugging Face tensors."""
         ...
 
-    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]: ...
+    def segments(self, num_rows: int) -> list[Segment]:
+        """Returns what the `num_rows` rows of a Megatron tensor, all its pieces stacked, consist of, in order."""
+        ...
+
+    def hf_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of a Hugging Face row; where it is shorter than Megatron's `row`, zeros follow."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +49,15 @@ class Same:
 
     num_pieces: int = 1
 
-    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
-        return tensors
-
     def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
         return pieces
+
+    def segments(self, num_rows: int) -> list[Segment]:
+        rows = num_rows // self.num_pieces
+        return [Segment(piece, 0, rows) for piece in range(self.num_pieces)]
+
+    def hf_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +73,29 @@ class InterleaveQKV:
     stacked: bool = False
     num_pieces: int = 1
 
-    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
-        q, k, v = tensors[0].chunk(3) if self.stacked else tensors
-        by_group = [t.unflatten(0, (self.num_groups, -1)) for t in (q, k, v)]
-        return [torch.cat(by_group, dim=1).flatten(0, 1)]
+    @property
+    def _rows_of_group(self) -> list[int]:
+        return [self.heads_per_group * self.head_dim, self.head_dim, self.head_dim]
 
     def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
-        sizes = [self.heads_per_group * self.head_dim, self.head_dim, self.head_dim]
+        sizes = self._rows_of_group
         by_group = pieces[0].unflatten(0, (self.num_groups, sum(sizes))).split(sizes, dim=1)
         qkv = [t.flatten(0, 1) for t in by_group]
         return [torch.cat(qkv)] if self.stacked else qkv
+
+    def segments(self, num_rows: int) -> list[Segment]:
+        sizes = self._rows_of_group
+        starts = [
+            self.num_groups * rows for rows in accumulate([0, *sizes[:2]])
+        ]  # of q, k and v when stacked
+        return [
+            Segment(0, starts[i] + group * rows, rows) if self.stacked else Segment(i, group * rows, rows)
+            for group in range(self.num_groups)
+            for i, rows in enumerate(sizes)
+        ]
+
+    def hf_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +105,14 @@ class FlattenPatch:
     kernel: tuple[int, ...]  # channels, frames, rows, columns
     num_pieces: int = 1
 
-    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [tensors[0].flatten(1)]
-
     def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
         return [pieces[0].unflatten(1, self.kernel)]
+
+    def segments(self, num_rows: int) -> list[Segment]:
+        return [Segment(0, 0, num_rows)]
+
+    def hf_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return self.kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +129,17 @@ class Pad:
     padded_size: int
     num_pieces: int = 1
 
-    def to_megatron(self, tensors: list[Tensor]) -> list[Tensor]:
-        behind = [0, 0] * (tensors[0].dim() - 1 - self.dim) + [
-            0,
-            self.padded_size - self.size,
-        ]  # last dim first
-        return [F.pad(t, behind) for t in tensors]
-
     def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
         return [p.narrow(self.dim, 0, self.size) for p in pieces]
 
+    def segments(self, num_rows: int) -> list[Segment]:
+        if self.dim == 1:
+            return [Segment(0, 0, num_rows)]
+        zeros = Segment(None, 0, self.padded_size - self.size)
+        return [part for piece in range(self.num_pieces) for part in (Segment(piece, 0, self.size), zeros)]
 
-def cut(pieces: list[Tensor], dim: int | None, rank: int, size: int) -> Tensor:
-    """Returns the part of tensor-parallel rank `rank` of `size`; `dim` None means every rank holds all."""
-    parts = pieces if dim is None else [p.chunk(size, dim)[rank] for p in pieces]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def hf_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return row if self.dim == 0 else (self.size,)
 
 
 def uncut(shards: list[Tensor], dim: int | None, num_pieces: int) -> list[Tensor]:
@@ -116,3 +148,13 @@ def uncut(shards: list[Tensor], dim: int | None, num_pieces: int) -> list[Tensor
         return list(shards[0].chunk(num_pieces))
     by_rank = [shard.chunk(num_pieces) for shard in shards]
     return [torch.cat([parts[i] for parts in by_rank], dim) for i in range(num_pieces)]
+
+
+def select_rows(segments: Iterable[Segment], first: int, count: int) -> Iterator[tuple[int, Segment]]:
+    """Yields what the rows first:first + count consist of, each with its place among these rows."""
+    start = 0
+    for tensor, hf_first, rows in segments:
+        low, high = max(first, start), min(first + count, start + rows)
+        if low < high:
+            yield low - first, Segment(tensor, hf_first + low - start, high - low)
+        start += rows

@@ -115,3 +115,18 @@ def write_at(descriptor: int, data: memoryview, start: int) -> None:
     written = 0
     while written < len(data):  # a call writes 2 GiB at most
         written += os.pwrite(descriptor, data[written:], start + written)
+
+
+def read_at(descriptor: int, out: memoryview, start: int, path: Path) -> None:
+    """Fills `out` from a file from byte `start` on; raises ValueError that names `path` where that cannot be read."""
+    read = 0
+    while read < len(out):
+        try:
+            count = os.preadv(descriptor, [out[read:]], start + read)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read at byte {start + read:,}: {error.strerror}") from error
+        if count == 0:
+            raise ValueError(
+                f"{path} ends at byte {start + read:,}, in the middle of a tensor; fetch the file again"
+            )
+        read += count

@@ -28,6 +28,7 @@ from megatron_omr import cpu
 from megatron_omr.config import ComputeConfig, resolve_backend
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.attention import CoreAttention, PackedSequences, attend
+from megatron_omr.model.names import FUSED_NORM_KEYS
 
 
 class RMSNorm(nn.Module):
@@ -208,10 +209,3 @@ def _layer_spec(backend: Backend, *, causal: bool, layer: type[TransformerLayer]
             sharded_state_dict_keys_map={} if fused else dict(FUSED_NORM_KEYS),
         ),
     )
-
-
-FUSED_NORM_KEYS = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
-"""Names of a layer's norms when separate -> when fused into a linear; checkpoints always use the latter."""

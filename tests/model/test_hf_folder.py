@@ -20,20 +20,49 @@ def test_folder_without_weights_is_named(tmp_path: Path) -> None:
 
 
 def test_damaged_or_missing_weights_are_named(tmp_path: Path) -> None:
-    write_tensors(((name, torch.ones(4)) for name in "ab"), tmp_path, max_bytes=16)
-    first, second = sorted(tmp_path.glob("*.safetensors"))
-    first.write_bytes(first.read_bytes()[:-1])
-    second.unlink()
-    tensors = HfTensors(tmp_path)
-    for name, message in (
-        ("a", f"{first} cannot be read: Error while"),
-        ("b", f"{second} cannot be read: it does"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            tensors.read(name)
-    first.rename(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors.index.json").unlink()
-    with pytest.raises(ValueError, match="model.safetensors cannot be read: .*; fetch the file again"):
+    save_file({"a": torch.ones(4)}, tmp_path / "model.safetensors")
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    header = whole.replace(b'"dtype"', b'"dtypo"')
+    for damaged in (whole[:-1], whole[:20], b"", header, whole + b"x", b"\xff" * 8 + whole[8:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{path} cannot be read: .*; fetch the file again"):
+            HfTensors(tmp_path)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model.safetensors", "c": "none.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="none.safetensors cannot be read: it does not exist; fetch"):
+        HfTensors(tmp_path)
+    del index["weight_map"]["c"]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="model.safetensors lacks b of model.safetensors.index.json"):
+        HfTensors(tmp_path)
+
+
+def test_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(4, 2)}, tmp_path / "model.safetensors")
+    with HfTensors(tmp_path) as tensors:
+        os.truncate(tmp_path / "model.safetensors", 90)
+        with pytest.raises(ValueError, match="model.safetensors ends at byte 90, in the middle of a tensor"):
+            tensors.read("a")
+
+
+def test_parts_are_those_that_safetensors_reads(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with HfTensors(tmp_path) as source:
+        names = {name: place.name for name, place in source.places.items()}
+        assert sorted(names.values()) == sorted(tensors)
+        assert all(source.read(name).equal(tensors[stored]) for name, stored in names.items())
+        rows = torch.empty(3, 32)
+        source.read_rows("large", 5, rows)
+        assert rows.equal(tensors["large"][5:8])
+
+
+def test_one_tensor_in_both_spellings_is_refused(tmp_path: Path) -> None:
+    names = ["visual.blocks.0.norm1.weight", "model.visual.blocks.0.norm1.weight"]
+    save_file({name: torch.ones(4) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"has both .*{names[0]}"):
         HfTensors(tmp_path)
 
 
