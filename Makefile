@@ -35,6 +35,16 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(PYTEST)
 
+# What rests on Megatron-Core, torch, vLLM and Ray: the other tests have nothing that a version could change.
+LATEST := tests/latest tests/checkpoint tests/data/encode tests/data/loader \
+	tests/rl_loop/test_loop.py::test_weights_train_and_engines_follow \
+	$(patsubst %,tests/model/test_%.py,adam buckets checkpoint cpu export fp8 freeze layouts load logprobs losses \
+	overlap padding parallel parity recompute rotary step swiglu trainer vlm)
+
+test-latest: setup
+	@$(PYTHON312) requirements/bootstrap.py latest
+	CUDA_VISIBLE_DEVICES= .venv-latest/bin/python -m pytest $(LATEST) $(PYTEST)
+
 # On a GPU machine the packages are the user's own: see docs/gpu.md.
 test-gpu:
 	$(PYTHON) -m pytest tests/gpu $(PYTEST)
