@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import write_result
+from megatron_omr.convert.hf_tensor import HfTensor
 from rl.weight_sync.manifest import WeightManifest, open_bucket
 from rl.weight_sync.sender import WeightSender
 
@@ -36,10 +37,10 @@ def measure(source: dict[str, Tensor]) -> dict[str, float]:
     """Returns the best GB/s of each part, and how many plain copies one sync costs."""
     target = {name: torch.empty_like(tensor) for name, tensor in source.items()}
     num_bytes = sum(tensor.nbytes for tensor in source.values())
-    with closing(WeightSender()) as sender:
-        manifest = sender.send(
-            source.items(), version=0
-        )  # takes the memory's pages, as the first update does
+    tensors = [HfTensor(name=name, shape=tuple(t.shape), precision="bf16") for name, t in source.items()]
+    with closing(WeightSender(tensors)) as sender:
+        # takes the memory's pages, as the first update does
+        manifest = sender.send(source.items(), version=0)
         parts: dict[str, Callable[[], object]] = {
             "copy": lambda: copy(source, target),
             "send": lambda: sender.send(source.items(), version=1),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_omr import parallel
 from megatron_omr.config import ComputeConfig, ConvertConfig
-from megatron_omr.convert.export import save_hf
+from megatron_omr.convert.export import plan_export, save_hf
 from megatron_omr.convert.load import load_hf
 from megatron_omr.model.build import build_model
 from megatron_omr.model.vlm import Qwen25VL
@@ -31,7 +31,7 @@ def to_hf(config: ConvertConfig, *, rank: int, world_size: int, init_method: str
     model = ModelConfig.from_hf(template)
     with _built(model, config, rank=rank, world_size=world_size, init_method=init_method) as (chunks, ranks):
         load_weights(chunks, source)
-        save_hf(chunks, model, ranks, config.out, template=template)
+        save_hf(plan_export(chunks, model, ranks), chunks, config.out, template=template)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
                     template=config.model,
                     keep=config.checkpoint.keep,
                 )
-    save_hf(unwrap_chunks(trainer), trainer.model, ranks, run / "hf", template=config.model)
+    save_hf(trainer.export_plan, unwrap_chunks(trainer), run / "hf", template=config.model)
     parallel.shutdown()
 
 

@@ -14,7 +14,7 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.shards.format import read_sample
 from data_pipeline.types import Example, PackedBatch, SampleRef
 from megatron_omr import cpu, parallel
-from megatron_omr.convert.export import export_weights, save_hf
+from megatron_omr.convert.export import save_hf, stream
 from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.peers import find_peers
@@ -48,7 +48,8 @@ class TrainerWorker:
             compute=config.compute,
         )
         self._loss = build_policy_loss(config.algorithm)
-        self._sender = WeightSender() if self._ranks.rank == 0 else None
+        plan = self._trainer.export_plan
+        self._sender = WeightSender(plan.tensors) if self._ranks.rank == 0 else None
 
     def place(self) -> tuple[int, bool]:
         """Returns the data-parallel rank, and whether this worker's results are logged."""
@@ -93,10 +94,10 @@ class TrainerWorker:
 
     def send_weights(self, version: int) -> WeightManifest | None:
         """Writes the weights into shared memory; rank 0 returns the manifest for the engines."""
-        stream = export_weights(unwrap_chunks(self._trainer), self._trainer.model, self._ranks)
+        weights = stream(self._trainer.export_plan, unwrap_chunks(self._trainer))
         if self._sender is not None:
-            return self._sender.send(stream, version)
-        for _ in stream:  # the gathers behind the stream are collective
+            return self._sender.send(weights, version)
+        for _ in weights:  # takes part in gathering them
             pass
         return None
 
@@ -114,9 +115,8 @@ class TrainerWorker:
     def save_hf(self) -> None:
         """Writes the weights as a Hugging Face folder, RUN/hf."""
         out = Path(self._config.run) / "hf"
-        save_hf(
-            unwrap_chunks(self._trainer), self._trainer.model, self._ranks, out, template=self._config.model
-        )
+        plan, chunks = self._trainer.export_plan, unwrap_chunks(self._trainer)
+        save_hf(plan, chunks, out, template=self._config.model)
 
     def _logprobs(self, batches: list[RolloutBatch]) -> list[Tensor]:
         """Returns the logprobs of each batch; none without the last pipeline stage."""

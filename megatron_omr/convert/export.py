@@ -1,14 +1,16 @@
-"""Exports Megatron's parameters as a stream of Hugging Face tensors: to save, or to send to engines.
+"""Exports Megatron's parameters as a stream of Hugging Face tensors: to save, to send to engines, or to compare.
 
-Parameters are gathered over tensor parallelism on the stage that holds them and broadcast over the pipeline,
-several at a time: collectives cost per call, not only per byte.
+A plan, made once per run, says where every parameter is and which tensors come from it in which order; every stream
+follows it. Parameters go to rank 0, over tensor parallelism on the stage that holds them, then from that stage to the
+first, several at a time: collectives cost per call, not only per byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 
 import torch
 import torch.distributed as dist
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 
 from data_pipeline.files import atomic_folder
 from megatron_omr import cpu
-from megatron_omr.convert.hf_folder import copy_template, write_tensors
+from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfWriter, copy_template
+from megatron_omr.convert.hf_tensor import HfTensor
 from megatron_omr.convert.mapping import Rule, build_rules
 from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import uncut
-from megatron_omr.convert.parameters import collect_parameters, partition_dim
-from megatron_omr.dtypes import torch_dtype
+from megatron_omr.convert.parameters import collect_parameters
+from megatron_omr.dtypes import precision_of, torch_dtype
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 
@@ -29,56 +32,88 @@ _BUCKET_BYTES = 64 * 2**20  # of one rank's parameters, gathered in one call
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Placement:
+class Placement:
     """The stage and local shape of a parameter; equal on all tensor-parallel ranks of a stage."""
 
     stage: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    dim: int | None  # cut over tensor parallelism
+
+    @property
+    def num_elements(self) -> int:
+        return torch.Size(self.shape).numel()
 
     @property
     def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return self.num_elements * self.dtype.itemsize
 
 
-@torch.no_grad()
-def export_weights(
-    chunks: Sequence[nn.Module], model: ModelConfig, ranks: Ranks
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields every tensor of the Hugging Face checkpoint, complete, on every rank, always in the same order.
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan:
+    """What every export of a run does; all but `ranks` is the same on all ranks."""
 
-    Collective over the model-parallel group: all its ranks must run the iterator to its end. Tensors are on
-    `cpu.device()` in the parameters' dtype and may share storage: consume or copy them before the next one.
+    ranks: Ranks
+    placements: Mapping[str, Placement]  # by Megatron's names
+    buckets: tuple[tuple[Rule, ...], ...]  # gathered in one call each
+    tensors: tuple[HfTensor, ...]  # in the order of the stream
+
+
+def plan_export(chunks: Sequence[nn.Module], model: ModelConfig, ranks: Ranks) -> ExportPlan:
+    """Returns the plan of all exports of these chunks, whose weights may change, but not their places. Collective.
 
     Raises:
-        ValueError: no stage holds some parameter (the same on all ranks).
+        ValueError: no stage holds some parameter (the same on all ranks), or one has a dtype that weights do not have.
     """
-    local = collect_parameters(chunks)
-    placements = _collect_placements(local, ranks)
+    placements = _collect_placements(collect_parameters(chunks), ranks)
     table = build_rules(model)
     missing = [rule.megatron for rule in table if rule.megatron not in placements]
     if missing:
         raise ValueError(
             f"no pipeline stage holds {missing[:5]}; the chunks are not those of this model config"
         )
-    for bucket in _buckets(table, placements):
-        yield from _export_bucket(bucket, local, placements, ranks)
+    return ExportPlan(
+        ranks=ranks,
+        placements=placements,
+        buckets=tuple(_fill_buckets(table, placements)),
+        tensors=tuple(t for rule in table for t in _describe(rule, placements[rule.megatron].dtype)),
+    )
 
 
-def _collect_placements(local: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, _Placement]:
+@torch.no_grad()
+def stream(plan: ExportPlan, chunks: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """Yields `plan.tensors` with their data, complete, on rank 0; on the others it takes part and yields nothing.
+
+    Every rank must run the iterator to its end. Tensors are on `cpu.device()` and may share storage with each other
+    and with the parameters: consume or copy them before the next one.
+    """
+    ranks = plan.ranks
+    if ranks.dp_rank or ranks.cp_rank:  # another replica: rank 0's has all
+        return
+    local = collect_parameters(chunks)
+    largest = max(sum(plan.placements[rule.megatron].num_bytes for rule in bucket) for bucket in plan.buckets)
+    memory = torch.empty(ranks.tp_size * largest, dtype=torch.uint8, device=cpu.device())
+    tensors = iter(plan.tensors)
+    for bucket in plan.buckets:
+        for rule, shards in zip(bucket, _gather(bucket, plan, local, memory), strict=False):
+            pieces = uncut(shards, rule.dim, rule.op.num_pieces)
+            for name, tensor in zip(rule.hf, rule.op.to_hf(pieces), strict=True):
+                planned = next(tensors)
+                assert (name, tensor.shape) == (planned.name, planned.shape), f"{name} is not as planned"
+                yield name, tensor
+
+
+def _collect_placements(local: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, Placement]:
     """Returns all stages' parameters; of tied copies the first stage's."""
     own = {
-        name: _Placement(stage=ranks.pp_rank, shape=tuple(p.shape), dtype=p.dtype, dim=partition_dim(p))
-        for name, p in local.items()
+        name: Placement(stage=ranks.pp_rank, shape=tuple(p.shape), dtype=p.dtype) for name, p in local.items()
     }
-    stages: list[dict[str, _Placement]] = [own] * ranks.pp_size
+    stages: list[dict[str, Placement]] = [own] * ranks.pp_size
     if ranks.pp_size > 1:
         dist.all_gather_object(stages, own, group=ranks.pp_group())
     return {name: placement for stage in reversed(stages) for name, placement in stage.items()}
 
 
-def _buckets(table: list[Rule], placements: dict[str, _Placement]) -> Iterator[list[Rule]]:
+def _fill_buckets(table: Sequence[Rule], placements: Mapping[str, Placement]) -> Iterator[tuple[Rule, ...]]:
     """Yields neighbours of the same stage and dtype, up to `_BUCKET_BYTES`."""
     bucket: list[Rule] = []
     size = 0
@@ -88,57 +123,84 @@ def _buckets(table: list[Rule], placements: dict[str, _Placement]) -> Iterator[l
         fits = (placement.stage, placement.dtype) == (last.stage, last.dtype)
         if not fits or size + placement.num_bytes > _BUCKET_BYTES:
             if bucket:
-                yield bucket
+                yield tuple(bucket)
             bucket, size = [], 0
         bucket.append(rule)
         size += placement.num_bytes
-    yield bucket
+    yield tuple(bucket)
 
 
-def _export_bucket(
-    bucket: list[Rule], local: dict[str, nn.Parameter], placements: dict[str, _Placement], ranks: Ranks
-) -> Iterator[tuple[str, Tensor]]:
-    first = placements[bucket[0].megatron]
-    sizes = [torch.Size(placements[rule.megatron].shape).numel() for rule in bucket]
-    shards = torch.empty(ranks.tp_size, sum(sizes), dtype=first.dtype, device=cpu.device())
-    if first.stage == ranks.pp_rank:
-        own = torch.cat([local[rule.megatron].detach().flatten() for rule in bucket])
+def _describe(rule: Rule, dtype: torch.dtype) -> Iterator[HfTensor]:
+    """Yields the tensors that a parameter becomes."""
+    precision = precision_of(dtype, of=rule.megatron)
+    for name, shape in zip(rule.hf, rule.hf_shapes(), strict=True):
+        yield HfTensor(name=name, shape=shape, precision=precision)
+
+
+def _gather(
+    bucket: Sequence[Rule], plan: ExportPlan, local: Mapping[str, nn.Parameter], memory: Tensor
+) -> list[list[Tensor]]:
+    """Returns each parameter's shards by tensor-parallel rank on the first rank, in `memory`; nothing elsewhere."""
+    ranks, placements = plan.ranks, [plan.placements[rule.megatron] for rule in bucket]
+    stage, sizes = placements[0].stage, [placement.num_elements for placement in placements]
+    is_first, is_holder = ranks.tp_rank == ranks.pp_rank == 0, ranks.pp_rank == stage
+    own = [local[rule.megatron].detach() for rule in bucket] if is_holder else []
+    if ranks.tp_size == 1 and stage == 0:  # nothing to move
+        return [[parameter] for parameter in own]
+    shards = memory.view(placements[0].dtype)[: ranks.tp_size * sum(sizes)].view(ranks.tp_size, -1)
+    if is_holder:
+        torch.cat([parameter.flatten() for parameter in own], out=shards[0])
         if ranks.tp_size > 1:
-            dist.all_gather(list(shards.unbind(0)), own, group=ranks.tp_group())
-        else:
-            shards = own[None]
-    if ranks.pp_size > 1:
-        source = dist.get_global_rank(ranks.pp_group(), first.stage)
-        dist.broadcast(shards, src=source, group=ranks.pp_group())
-    for rule, columns in zip(bucket, shards.split(sizes, dim=1), strict=True):
-        placement = placements[rule.megatron]
-        pieces = uncut([c.view(placement.shape) for c in columns], placement.dim, rule.op.num_pieces)
-        yield from zip(rule.hf, rule.op.to_hf(pieces), strict=True)
+            received = list(shards.unbind(0)) if ranks.tp_rank == 0 else None
+            dist.gather(shards[0], received, group=ranks.tp_group(), group_dst=0)
+        if stage > 0 and ranks.tp_rank == 0:
+            dist.send(shards, group=ranks.pp_group(), group_dst=0)
+    elif is_first:
+        dist.recv(shards, group=ranks.pp_group(), group_src=stage)
+    if not is_first:
+        return []
+    columns = zip(shards.split(sizes, dim=1), placements, strict=True)
+    return [[shard.view(placement.shape) for shard in column] for column, placement in columns]
 
 
 def save_hf(
+    plan: ExportPlan,
     chunks: Sequence[nn.Module],
-    model: ModelConfig,
-    ranks: Ranks,
     out: str | Path,
     *,
     template: str | Path,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Writes a Hugging Face folder that transformers and vLLM load. Collective over all ranks.
+    """Writes a Hugging Face folder that transformers and vLLM load, a tensor at a time. Collective over all ranks.
 
-    Weights are cast to the dtype that the model's config names; config, tokenizer, processor, generation
+    Weights are cast to the dtype that the template's config names; config, tokenizer, processor, generation
     config and chat template are copied from the Hugging Face folder `template`. `out` appears complete or not
     at all, and replaces an older one.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; an older one is as it was.
     """
-    weights = export_weights(chunks, model, ranks)
-    if ranks.rank == 0:
-        dtype = torch_dtype(model.precision)
-        with atomic_folder(Path(out)) as partial:
-            stored = ((stored_name(name), t.to("cpu", dtype)) for name, t in weights)
-            write_tensors(stored, partial, max_shard_bytes)
-            copy_template(template, partial)
-    else:
-        for _ in weights:
-            pass
+    weights = stream(plan, chunks)
+    if plan.ranks.rank == 0:
+        _write_folder(plan, weights, Path(out), template, max_shard_bytes)
+    for _ in weights:  # the others take part in gathering them
+        pass
     dist.barrier()
+
+
+def _write_folder(
+    plan: ExportPlan, weights: Iterable[tuple[str, Tensor]], out: Path, template: str | Path, max_bytes: int
+) -> None:
+    dtype = torch_dtype(ModelConfig.from_hf(template).precision)
+    entries = [(stored_name(tensor.name), tensor.shape, dtype) for tensor in plan.tensors]
+    try:
+        with atomic_folder(out) as partial, HfWriter(partial, entries, max_bytes) as writer:
+            for name, tensor in weights:
+                writer.write(stored_name(name), tensor.to("cpu", dtype))
+            copy_template(template, partial)
+    except OSError as error:
+        free = disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
+        raise OSError(
+            f"{out} could not be written ({error}); {free / 1e9:.3g} GB are free there without it. Make room, or "
+            "make the folder writable, and run the same command again: it continues from the newest checkpoint"
+        ) from error

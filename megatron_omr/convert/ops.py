@@ -144,7 +144,7 @@ class Pad:
 
 def uncut(shards: list[Tensor], dim: int | None, num_pieces: int) -> list[Tensor]:
     """Returns whole pieces from all ranks' parts in order (any one part when `dim` is None)."""
-    if dim is None:
+    if dim is None or len(shards) == 1:
         return list(shards[0].chunk(num_pieces))
     by_rank = [shard.chunk(num_pieces) for shard in shards]
     return [torch.cat([parts[i] for parts in by_rank], dim) for i in range(num_pieces)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -12,6 +13,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig
+from megatron_omr.convert.export import ExportPlan, plan_export
 from megatron_omr.convert.load import load_hf
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.build import build_model
@@ -39,6 +41,11 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     backends: Backends
     frozen: tuple[Part, ...] = ()
+
+    @cached_property
+    def export_plan(self) -> ExportPlan:
+        """The one plan of the run's exports: weight syncs, saves and parity checks. The first use is collective."""
+        return plan_export(unwrap_chunks(self), self.model, self.ranks)
 
 
 def build_trainer(

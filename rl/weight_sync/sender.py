@@ -8,68 +8,69 @@ started in between gets the current weights from the same manifest.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+import xxhash
 from torch import Tensor
 
-from megatron_omr.dtypes import precision_of
-from rl.weight_sync.manifest import Bucket, Slot, TensorEntry, WeightManifest, checksum, next_slot
+from megatron_omr.convert.hf_tensor import HfTensor
+from megatron_omr.convert.tensor_file import as_bytes
+from megatron_omr.dtypes import torch_dtype
+from rl.weight_sync.manifest import Bucket, TensorEntry, WeightManifest, place_tensors
+
+_PIECE = 2**20  # bytes copied, then added to the checksum while they are in the processor's cache
 
 
 class WeightSender:
-    """Writes a model's tensors into shared memory; each update reuses the memory of the last.
+    """Writes a model's tensors into shared memory, to the same places in each update.
 
     One process sends (rank 0 of the trainer); the others only take part in the export. No engine may be
     reading the previous manifest while the next one is written: it would see a checksum error.
     """
 
-    def __init__(self, *, bucket_bytes: int = 256 * 2**20) -> None:
-        self._bucket_bytes = bucket_bytes
-        self._memory: list[_Memory] = []
+    def __init__(self, tensors: Sequence[HfTensor], *, bucket_bytes: int = 256 * 2**20) -> None:
+        """Takes the memory for these tensors, such as those of an ExportPlan."""
+        self._places = place_tensors(tensors, bucket_bytes)
+        self._memory = [_Memory(offset + last.num_bytes) for *_, (last, offset) in self._places]
 
     def send(self, weights: Iterable[tuple[str, Tensor]], version: int) -> WeightManifest:
-        """Copies `weights` (Hugging Face names, any device) into shared memory; returns their manifest.
+        """Copies `weights` (the tensors of this sender in their order, on any device) into shared memory.
 
         Raises:
-            ValueError: a tensor has a dtype that weights do not have.
+            ValueError: there are fewer or more than planned.
         """
-        entries: list[list[TensorEntry]] = []
-        slot: Slot | None = None
-        for name, tensor in weights:
-            precision = precision_of(tensor.dtype, of=name)
-            slot = next_slot(slot, tensor.numel() * tensor.element_size(), self._bucket_bytes)
-            data = self._reserve(slot)
-            data.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
-            if slot.bucket == len(entries):
-                entries.append([])
-            entry = TensorEntry(
-                name=name,
-                shape=tuple(tensor.shape),
-                precision=precision,
-                offset=slot.offset,
-                checksum=checksum(data),
+        places = ((i, *place) for i, bucket in enumerate(self._places) for place in bucket)
+        entries: list[list[TensorEntry]] = [[] for _ in self._memory]
+        for (i, planned, offset), (name, tensor) in zip(places, weights, strict=True):
+            found = HfTensor(name=name, shape=tuple(tensor.shape), precision=planned.precision)
+            assert found == planned and tensor.dtype == torch_dtype(planned.precision), (
+                f"{name} is not as planned"
             )
-            entries[slot.bucket].append(entry)
+            data = self._memory[i].data[offset : offset + planned.num_bytes]
+            entry = TensorEntry(**vars(planned), offset=offset, checksum=_copy(tensor, data))
+            entries[i].append(entry)
         buckets = (
             Bucket(path=memory.path, num_bytes=memory.num_bytes, tensors=tuple(tensors))
-            for memory, tensors in zip(self._memory, entries, strict=False)
+            for memory, tensors in zip(self._memory, entries, strict=True)
         )
         return WeightManifest(version=version, buckets=tuple(buckets))
-
-    def _reserve(self, slot: Slot) -> Tensor:
-        if slot.bucket == len(self._memory):
-            self._memory.append(_Memory(max(self._bucket_bytes, slot.num_bytes)))
-        elif self._memory[slot.bucket].num_bytes < slot.offset + slot.num_bytes:
-            self._memory[slot.bucket].close()
-            self._memory[slot.bucket] = _Memory(slot.num_bytes)
-        return self._memory[slot.bucket].data[slot.offset : slot.offset + slot.num_bytes]
 
     def close(self) -> None:
         """Frees the memory; manifests of this sender can no longer be read."""
         for memory in self._memory:
             memory.close()
         self._memory.clear()
+
+
+def _copy(tensor: Tensor, data: Tensor) -> int:
+    """Copies `tensor` into `data` (uint8, CPU); returns the checksum of the bytes."""
+    source, checksum = tensor.detach().contiguous().view(-1).view(torch.uint8), xxhash.xxh3_64()
+    for start in range(0, len(data), _PIECE):
+        piece = data[start : start + _PIECE]
+        piece.copy_(source[start : start + _PIECE])
+        checksum.update(as_bytes(piece))
+    return checksum.intdigest()
 
 
 class _Memory:

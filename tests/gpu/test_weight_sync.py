@@ -24,7 +24,7 @@ def test_engine_computes_with_the_weights_that_a_gpu_sent(tiny_hf: Path, tmp_pat
 
     import torch
 
-    from rl.weight_sync.sender import WeightSender
+    from tests.helpers.weights import sent
     from tests.rl_loop.test_engine import Oracle, SwitchableEngine, engine_config, generate, questions
 
     shards = tmp_path / "shards"
@@ -41,9 +41,10 @@ def test_engine_computes_with_the_weights_that_a_gpu_sent(tiny_hf: Path, tmp_pat
         rollouts = [responses[0] for responses in generate(engine, prompts, step_seed=1)]
         return oracle.gap(prompts, rollouts)
 
-    with closing(engine), closing(WeightSender(bucket_bytes=2**20)) as sender:
+    with closing(engine):
         assert gap() < SAME
         weights = [(name, t.to("cuda", torch.bfloat16)) for name, t in oracle.change(seed=1)]
         stale = gap()  # of the engine's old weights to the oracle's new ones
-        assert engine.update_weights(sender.send(iter(weights), version=1)) == 1
+        with sent(weights, 1, bucket_bytes=2**20) as manifest:
+            assert engine.update_weights(manifest) == 1
         assert gap() < min(SAME, stale / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -41,9 +42,19 @@ def random_micro_batches(
 
 
 def exported(trainer: Trainer) -> dict[str, Tensor]:
-    """Returns copies of the trainer's weights under their Hugging Face names. Collective."""
-    from megatron_omr.convert.export import export_weights
+    """Returns copies of the weights of this rank's replica under their Hugging Face names, on each of its ranks.
+
+    Collective.
+    """
+    import torch.distributed as dist
+    from megatron.core.parallel_state import get_model_parallel_group
+
+    from megatron_omr.convert.export import stream
     from megatron_omr.train.trainer import unwrap_chunks
 
-    stream = export_weights(unwrap_chunks(trainer), trainer.model, trainer.ranks)
-    return {name: tensor.detach().clone() for name, tensor in stream}
+    first = replace(trainer.ranks, dp_rank=0, cp_rank=0)  # other replicas than rank 0's stream nothing
+    weights = stream(replace(trainer.export_plan, ranks=first), unwrap_chunks(trainer))
+    found = [{name: tensor.detach().clone() for name, tensor in weights}]
+    group = get_model_parallel_group()
+    dist.broadcast_object_list(found, src=dist.get_global_rank(group, 0), group=group)
+    return found[0]

@@ -30,7 +30,7 @@ def test_round_trip_is_bit_identical(
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert sorted(after) == sorted(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert all(result == results[0] for result in results)  # names and sums, the same on every rank
+    assert not any(results[1:])  # all is on rank 0
     names = [name for name, _ in results[0]]
     assert ("lm_head.weight" in names) == (not tied)
     assert "model.language_model.layers.3.mlp.up_proj.weight" in names
@@ -122,5 +122,6 @@ def _round_trip(
     if bucket_bytes is not None:
         export._BUCKET_BYTES = bucket_bytes
     chunks, model, ranks = _load(folder, parallel)
-    export.save_hf(chunks, model, ranks, out, template=folder, max_shard_bytes=max_shard_bytes)
-    return [(name, t.double().sum().item()) for name, t in export.export_weights(chunks, model, ranks)]
+    plan = export.plan_export(chunks, model, ranks)
+    export.save_hf(plan, chunks, out, template=folder, max_shard_bytes=max_shard_bytes)
+    return [(name, t.double().sum().item()) for name, t in export.stream(plan, chunks)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from rl.prompts import read_prompts
 from rl.rollout.engine import Engine, request_seed
 from rl.types import Prompt, Rollout
 from rl.weight_sync.manifest import WeightError
-from rl.weight_sync.sender import WeightSender
+from tests.helpers.weights import sent
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
@@ -155,24 +154,21 @@ def running_engine(tiny_hf: Path, shards: Path) -> Iterator[SwitchableEngine]:
 
 
 @pytest.fixture
-def engine(
-    running_engine: SwitchableEngine, oracle: Oracle, sender: WeightSender
-) -> Iterator[SwitchableEngine]:
+def engine(running_engine: SwitchableEngine, oracle: Oracle) -> Iterator[SwitchableEngine]:
     """The module's engine with the folder's weights; a test may send it others."""
     yield running_engine
     running_engine.keeps = ""
-    running_engine.update_weights(sender.send(oracle.change(None), version=0))
+    update(running_engine, oracle.change(None), 0)
+
+
+def update(engine: Engine, weights: Weights, version: int) -> None:
+    with sent(weights, version, bucket_bytes=2**20) as manifest:
+        engine.update_weights(manifest)
 
 
 @pytest.fixture(scope="module")
 def oracle(tiny_hf: Path, shards: Path) -> Oracle:
     return Oracle(tiny_hf, shards)
-
-
-@pytest.fixture(scope="module")
-def sender() -> Iterator[WeightSender]:
-    with closing(WeightSender(bucket_bytes=2**20)) as sender:
-        yield sender
 
 
 def test_responses_and_logprobs_are_those_of_the_model(
@@ -241,17 +237,17 @@ def test_responses_to_one_prompt_share_its_keys_and_values(
 
 
 def test_update_reaches_every_weight_and_clears_the_caches(
-    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
 ) -> None:
     """The same images before and after: nothing that older weights computed may be used."""
     for seed, cache in enumerate(("encoder", "prefix"), 1):
         greedy(engine, prompts)  # fills the caches
         engine.keeps = cache
-        engine.update_weights(sender.send(oracle.change(seed), version=seed))
+        update(engine, oracle.change(seed), seed)
         assert oracle.gap(prompts, greedy(engine, prompts)) > OTHER, cache
         engine.keeps = ""
         engine.reset_caches()
-    engine.update_weights(sender.send(oracle.change(3), version=3))
+    update(engine, oracle.change(3), 3)
     probe = greedy(engine, prompts)
     assert oracle.gap(prompts, probe) < SAME
     assert {rollout.policy_version for rollout in probe} == {engine.version} == {3}
@@ -259,7 +255,7 @@ def test_update_reaches_every_weight_and_clears_the_caches(
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "corrupted"])
 def test_bad_update_is_named_and_stops_generation_until_a_good_one(
-    fault: str, engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
+    fault: str, engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
 ) -> None:
     name = "model.language_model.layers.1.mlp.down_proj.weight"
     weights = oracle.change(3)
@@ -270,26 +266,26 @@ def test_bad_update_is_named_and_stops_generation_until_a_good_one(
         "misshapen": [(n, t.T.contiguous() if n == name else t) for n, t in weights],
         "corrupted": weights,
     }
-    manifest = sender.send(bad[fault], version=7)
-    if fault == "corrupted":
-        bucket = next(b for b in manifest.buckets if any(e.name == name for e in b.tensors))
-        memory = torch.from_file(bucket.path, shared=True, size=bucket.num_bytes, dtype=torch.uint8)
-        memory[next(e.offset for e in bucket.tensors if e.name == name)] ^= 1
-    with pytest.raises(WeightError, match=name):
-        engine.update_weights(manifest)
+    with sent(bad[fault], 7, bucket_bytes=2**20) as manifest:
+        if fault == "corrupted":
+            bucket = next(b for b in manifest.buckets if any(e.name == name for e in b.tensors))
+            memory = torch.from_file(bucket.path, shared=True, size=bucket.num_bytes, dtype=torch.uint8)
+            memory[next(e.offset for e in bucket.tensors if e.name == name)] ^= 1
+        with pytest.raises(WeightError, match=name):
+            engine.update_weights(manifest)
     assert engine.version is None
     with pytest.raises(RuntimeError, match="last weight update failed"):
         engine.generate(prompts, SAMPLING, step_seed=1)
-    engine.update_weights(sender.send(weights, version=8))
+    update(engine, weights, 8)
     assert oracle.gap(prompts[:2], greedy(engine, prompts[:2])) < SAME
 
 
 def test_swapped_tensors_show_in_the_probe(
-    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt], sender: WeightSender
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
 ) -> None:
     weights = dict(oracle.change(4))
     a, b = (f"model.language_model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
-    engine.update_weights(sender.send((weights | {a: weights[b], b: weights[a]}).items(), version=9))
+    update(engine, [*(weights | {a: weights[b], b: weights[a]}).items()], 9)
     assert oracle.gap(prompts, greedy(engine, prompts)) > OTHER
 
 
@@ -328,8 +324,7 @@ def test_tied_weights_and_another_temperature(
     """Logprobs are then of the temperature, and of the tokens that are left by the ban."""
     oracle = Oracle(tiny_tied_hf, shards)
     engine = Engine(engine_config(tiny_tied_hf, shards, temperature=0.7))
-    with closing(WeightSender()) as sender:
-        engine.update_weights(sender.send(oracle.change(1), version=1))
+    update(engine, oracle.change(1), 1)
     sampled = generate(engine, prompts, SamplingConfig(n=1, temperature=0.7, max_tokens=8), step_seed=1)
     engine.close()
     banned = oracle.encoder.banned_token_ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +24,9 @@ from rl.prompts import load_prompt_limits, read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.manifest import WeightManifest
-from rl.weight_sync.sender import WeightSender
 from tests.helpers.groups import make_prompt
 from tests.helpers.processes import wait_for_process
+from tests.helpers.weights import sent
 
 SAMPLING = SamplingConfig(n=2, max_tokens=8)
 
@@ -204,8 +203,8 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
             return calls.wait(replies)
 
         manager = RolloutManager(replace(calls, wait=kill_once_then_wait), config.engine)
-        with closing(WeightSender()) as sender:
-            manager.update_weights(sender.send(changed_weights(tiny_hf), version=3))
+        with sent(changed_weights(tiny_hf), 3) as manifest:
+            manager.update_weights(manifest)
             undisturbed = manager.generate(prompts, config.sampling, 1)
             victims.append(manager._engines[0])
             disturbed = manager.generate(prompts, config.sampling, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-from contextlib import closing
 from multiprocessing.connection import Connection
 
 import pytest
@@ -12,12 +11,11 @@ import torch
 
 from rl.weight_sync.manifest import Bucket, WeightError, WeightManifest
 from rl.weight_sync.sender import WeightSender
-from tests.helpers.weights import BUCKET, received, some_weights
+from tests.helpers.weights import BUCKET, describe, received, sent, some_weights
 
 
 def test_corrupted_tensor_is_named() -> None:
-    with closing(WeightSender(bucket_bytes=BUCKET)) as sender:
-        manifest = sender.send(some_weights().items(), version=1)
+    with sent(some_weights().items(), 1) as manifest:
         bucket = next(b for b in manifest.buckets if any(e.name == "c" for e in b.tensors))
         offset = next(e.offset for e in bucket.tensors if e.name == "c")
         flip_bit(bucket, offset + 100)
@@ -31,7 +29,7 @@ def flip_bit(bucket: Bucket, offset: int) -> None:
 
 
 def _send_and_wait(pipe: Connection) -> None:
-    sender = WeightSender(bucket_bytes=BUCKET)
+    sender = WeightSender(describe(some_weights().items()), bucket_bytes=BUCKET)
     pipe.send(sender.send(some_weights().items(), version=5))
     pipe.recv()
 
