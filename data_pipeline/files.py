@@ -48,9 +48,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    publish_folder(folder)
+
+
+def publish_folder(folder: Path) -> None:
+    """Gives `partial_folder(folder)` its name, in place of an older one, and syncs that to the disk."""
     if folder.exists():
         remove_folder(folder)
-    partial.replace(folder)
+    partial_folder(folder).replace(folder)
     descriptor = os.open(folder.parent, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

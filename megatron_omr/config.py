@@ -265,6 +265,8 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 3
     """Newest checkpoints kept."""
+    background: bool = True
+    """Train on while a checkpoint is written. On a CPU that takes up to as much memory again as a rank's state."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "checkpoint.", every=1, keep=1)

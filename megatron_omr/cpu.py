@@ -15,7 +15,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, cast
 from urllib.parse import parse_qs, urlparse
@@ -110,6 +110,15 @@ def choose_gpu(env: Mapping[str, str], num_gpus: int) -> int:
 def pins_memory() -> bool:
     """Returns True where batches are copied to the device faster from pinned memory."""
     return device() == "cuda"
+
+
+def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the tensors in host memory: themselves on a CPU, copies of those on a GPU."""
+    if device() == "cpu":
+        return list(tensors)
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    torch.cuda.synchronize()
+    return copies
 
 
 def logits_chunk_bytes() -> int:

@@ -4,7 +4,7 @@ from importlib import import_module
 
 for name in (
     "megatron_omr.convert.export",
-    "megatron_omr.train.checkpoint",
+    "megatron_omr.checkpoint.save",
     "megatron_omr.train.step",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
 ):

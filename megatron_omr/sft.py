@@ -15,12 +15,13 @@ from data_pipeline.errors import REASONS, name_counts
 from data_pipeline.loader.loader import Loader
 from data_pipeline.shards.survey import warn_of_small_images
 from megatron_omr import cpu, parallel
+from megatron_omr.checkpoint.load import load_newest
+from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
 from megatron_omr.flops import build_cost_model
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
-from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
 from megatron_omr.train.peers import find_peers
@@ -57,9 +58,11 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     step, bad_steps, empty_steps = resume(trainer, loader, run)
     too_many_empty = min(config.steps, 2 * loader.steps_per_epoch)  # these hold a whole epoch
     metrics = open_log(config, first_step=step) if ranks.is_logger else None
+    checkpoints = CheckpointWriter(trainer, run / "checkpoints", config.checkpoint, template=config.model)
     with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
+            checkpoints.check()
             result = train_step(trainer, [MicroBatch(packed=batch, loss=loss) for batch in batches])
             ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
             bad_steps = bad_steps.after(result.skipped, limit=config.optim.max_bad_steps, samples=ids)
@@ -69,20 +72,15 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
             skipped = count_skipped(loader, ranks)
             if metrics is not None:
                 values = summarize_step(result, time.perf_counter() - started, world_size)
-                metrics.write(step, values | {"bad_steps": bad_steps.total, **skipped}, show=SHOWN)
+                values |= {"bad_steps": bad_steps.total, "checkpoint_pause": checkpoints.take_pause()}
+                metrics.write(step, values | skipped, show=SHOWN)
             step += 1
             if step % config.checkpoint.every == 0 or step == config.steps:
                 counts = {"bad_steps": asdict(bad_steps), "empty_steps": asdict(empty_steps)}
                 state = {"loader": loader.state_dict(), **counts}
-                save_checkpoint(
-                    trainer,
-                    run / "checkpoints",
-                    step=step,
-                    state=state,
-                    template=config.model,
-                    keep=config.checkpoint.keep,
-                )
+                checkpoints.save(step, state)
     save_hf(trainer.export_plan, unwrap_chunks(trainer), run / "hf", template=config.model)
+    checkpoints.finish()
     parallel.shutdown()
 
 

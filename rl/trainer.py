@@ -14,8 +14,9 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.shards.format import read_sample
 from data_pipeline.types import Example, PackedBatch, SampleRef
 from megatron_omr import cpu, parallel
+from megatron_omr.checkpoint.load import load_newest
+from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.convert.export import save_hf, stream
-from megatron_omr.train.checkpoint import load_newest, save_checkpoint
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.peers import find_peers
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
@@ -50,6 +51,8 @@ class TrainerWorker:
         self._loss = build_policy_loss(config.algorithm)
         plan = self._trainer.export_plan
         self._sender = WeightSender(plan.tensors) if self._ranks.rank == 0 else None
+        folder = Path(config.run) / "checkpoints"
+        self._checkpoints = CheckpointWriter(self._trainer, folder, config.checkpoint, template=config.model)
 
     def place(self) -> tuple[int, bool]:
         """Returns the data-parallel rank, and whether this worker's results are logged."""
@@ -68,6 +71,7 @@ class TrainerWorker:
 
         None without the last pipeline stage.
         """
+        self._checkpoints.check()
         batches = self._pack(rollouts)
         logprobs = self._logprobs(batches)
         if not logprobs:
@@ -88,6 +92,7 @@ class TrainerWorker:
             "lr": results[-1].lr,
             "skipped_steps": float(sum(r.skipped for r in results)),
             "train_tokens": sum(r.work.num_tokens for r in results),
+            "checkpoint_pause": self._checkpoints.take_pause(),
             "padding": sum(r.work.padding for r in results) / len(results),
             "excess": sum(r.work.excess for r in results) / len(results),
         }
@@ -102,21 +107,15 @@ class TrainerWorker:
         return None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of `step` steps."""
-        save_checkpoint(
-            self._trainer,
-            Path(self._config.run) / "checkpoints",
-            step=step,
-            state=state,
-            template=self._config.model,
-            keep=self._config.checkpoint.keep,
-        )
+        """Starts to write the checkpoint of `step` steps."""
+        self._checkpoints.save(step, state)
 
     def save_hf(self) -> None:
-        """Writes the weights as a Hugging Face folder, RUN/hf."""
+        """Writes the weights as a Hugging Face folder, RUN/hf, and waits for the last checkpoint."""
         out = Path(self._config.run) / "hf"
         plan, chunks = self._trainer.export_plan, unwrap_chunks(self._trainer)
         save_hf(plan, chunks, out, template=self._config.model)
+        self._checkpoints.finish()
 
     def _logprobs(self, batches: list[RolloutBatch]) -> list[Tensor]:
         """Returns the logprobs of each batch; none without the last pipeline stage."""

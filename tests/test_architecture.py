@@ -98,7 +98,7 @@ BROAD_EXCEPTS = {
     # the same from a Ray Data task, to the process that asked for it
     "data_pipeline/parts.py": {"run"},
 }
-UNPICKLER = "megatron_omr/train/unpickling.py"  # whose job is to refuse
+UNPICKLER = "megatron_omr/checkpoint/metadata.py"  # whose job is to refuse
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.AsyncFor, ast.AsyncWith, ast.Match)
 Function = ast.FunctionDef | ast.AsyncFunctionDef

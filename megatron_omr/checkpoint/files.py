@@ -11,16 +11,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import torch
 import xxhash
-from torch.distributed.checkpoint import FileSystemWriter, Metadata
+from torch.distributed.checkpoint import Metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.storage import WriteResult
 
 from data_pipeline.files import write_json
+from megatron_omr.checkpoint import metadata as metadata_file
 from megatron_omr.checkpoint.shards import Place, Shard
 
 _FORMAT = {
@@ -40,6 +40,14 @@ class WrittenFile:
     sum: str  # xxh3_64
     places: tuple[tuple[Place, int, int], ...]  # shard, its first byte, its number of bytes
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> WrittenFile:
+        """Returns what asdict() made, after a way through JSON."""
+        places = [((key, tuple(offset)), start, count) for (key, offset), start, count in fields["places"]]
+        return cls(
+            name=fields["name"], num_bytes=fields["num_bytes"], sum=fields["sum"], places=tuple(places)
+        )
+
 
 def write_shards(
     path: Path, shards: Iterable[Shard], *, on_bytes: Callable[[int], None] = lambda count: None
@@ -57,7 +65,7 @@ def write_shards(
             start, tensor = stream.num_bytes, shard.tensor().cpu()
             if tensor.untyped_storage().nbytes() != tensor.nbytes:  # all of the storage would be written
                 tensor = tensor.clone()
-            torch.save(tensor, cast("IO[bytes]", stream))
+            stream.save(tensor)
             places.append((shard.place, start, stream.num_bytes - start))
             on_bytes(shard.num_bytes)
         os.fsync(file.fileno())
@@ -71,13 +79,26 @@ class _SummedStream:
         self._file = file
         self._sum = xxhash.xxh3_64()
         self.num_bytes = 0
+        self._error: OSError | None = None
+
+    def save(self, tensor: torch.Tensor) -> None:
+        try:
+            torch.save(tensor, cast("IO[bytes]", self))
+        except RuntimeError:  # torch's own, about the bytes that are missing
+            if self._error is not None:
+                raise self._error from None
+            raise
 
     def write(self, data: bytes) -> int:
         view = memoryview(data).cast("B")
         self._sum.update(view)
         written = 0
-        while written < len(view):  # a raw file may take less than all
-            written += self._file.write(view[written:])
+        try:
+            while written < len(view):  # a raw file may take less than all
+                written += self._file.write(view[written:])
+        except OSError as error:
+            self._error = error
+            raise
         self.num_bytes += written
         return written
 
@@ -90,15 +111,11 @@ class _SummedStream:
 
 def write_metadata(folder: Path, metadata: Metadata, written: Sequence[WrittenFile]) -> None:
     """Writes the files that describe those of all ranks."""
-    results = [
-        WriteResult(
-            index=MetadataIndex(key, torch.Size(offset)),
-            size_in_bytes=count,
-            storage_data=_StorageInfo(file.name, start, count),
-        )
+    places = {
+        MetadataIndex(key, torch.Size(offset)): _StorageInfo(file.name, start, count)
         for file in written
         for (key, offset), start, count in file.places
-    ]
-    FileSystemWriter(folder).finish(metadata, [results])
+    }
+    metadata_file.write_metadata(folder, metadata, places)
     write_json(folder / "metadata.json", _FORMAT)
     torch.save({}, folder / "common.pt")

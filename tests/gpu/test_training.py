@@ -26,7 +26,7 @@ def _train(folder: str, compute: ComputeConfig, steps: int, out: str = "") -> li
     """Returns loss and gradient norm of each step; saves a checkpoint and the weights in `out`."""
     from safetensors.torch import save_file
 
-    from megatron_omr.train.checkpoint import save_checkpoint
+    from megatron_omr.checkpoint.save import save_checkpoint
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer
 
@@ -85,7 +85,7 @@ def load(folder: str, checkpoint: str, compute: ComputeConfig) -> bool:
 
     from safetensors.torch import load_file
 
-    from megatron_omr.train.checkpoint import load_checkpoint
+    from megatron_omr.checkpoint.load import load_checkpoint
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer
 

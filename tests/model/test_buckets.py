@@ -37,7 +37,8 @@ def test_tied_models_continue_in_this_and_another_layout(
 
 def _step(folder: str, parallel: ParallelConfig, start: str, out: str) -> Weights:
     """Makes a step and saves to `out`, or makes another and loads `start`; returns the weights of the step after."""
-    from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
+    from megatron_omr.checkpoint.load import load_checkpoint
+    from megatron_omr.checkpoint.save import save_checkpoint
     from megatron_omr.train.step import train_step
     from tests.model.test_overlap import shrink_buckets
 

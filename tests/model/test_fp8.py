@@ -166,7 +166,7 @@ def test_first_losses_differ_a_little(
 def _train_and_save(
     folder: str, parallel: ParallelConfig, compute: ComputeConfig, out: str
 ) -> tuple[float, ...]:
-    from megatron_omr.train.checkpoint import save_checkpoint
+    from megatron_omr.checkpoint.save import save_checkpoint
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer
 
@@ -213,7 +213,7 @@ def test_layouts_round_alike(
 
 def _load(folder: str, checkpoint: str, computes: list[ComputeConfig]) -> list[bool]:
     """Returns for each config whether the weights loaded from the checkpoint are those that the run exported."""
-    from megatron_omr.train.checkpoint import load_checkpoint
+    from megatron_omr.checkpoint.load import load_checkpoint
     from megatron_omr.train.trainer import build_trainer
 
     wanted = load_file(Path(checkpoint).with_name("weights.safetensors"))

@@ -203,7 +203,8 @@ def _resume(folder: str, run: str, parallel: ParallelConfig) -> list[tuple[set[f
 def _run(
     folder: str, place: Path, parallel: ParallelConfig, ranks: Any, optim: OptimConfig, *, resume: bool
 ) -> tuple[set[float], list[float]]:
-    from megatron_omr.train.checkpoint import load_newest, save_checkpoint
+    from megatron_omr.checkpoint.load import load_newest
+    from megatron_omr.checkpoint.save import save_checkpoint
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer
 

@@ -44,9 +44,10 @@ def _train(folder: str, parallel: ParallelConfig, out: str, start: str) -> dict[
 
     "zeros": rows of fc1's weights, elements of its biases, columns of fc2's weights that are 0.
     """
+    from megatron_omr.checkpoint.load import load_checkpoint
+    from megatron_omr.checkpoint.save import save_checkpoint
     from megatron_omr.convert.names import modern_name
     from megatron_omr.parity import measure
-    from megatron_omr.train.checkpoint import load_checkpoint, save_checkpoint
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer, unwrap_chunks
 

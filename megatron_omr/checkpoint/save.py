@@ -1,0 +1,173 @@
+"""Saves a trainer: atomic, in the background, the newest N kept.
+
+FOLDER/step-00000100/    __R_0.distcp, what rank R wrote; .metadata, metadata.json, common.pt: where all of it lies
+    hf/                  config, tokenizer and processor files, so that nothing else is needed to convert it
+    state.json           step, what the caller wants back, and a sum of every file
+Each rank forks a process that writes its part under a hidden name. Rank 0's waits for the others', adds the rest and
+gives the folder its name: one with its final name is complete. Ranks meet in the file system alone: after the first
+save, which deals the shards to them, none of them calls a collective.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from data_pipeline.files import partial_folder, publish_folder, read_json, remove_folder, write_json
+from megatron_omr import cpu
+from megatron_omr.checkpoint.background import BackgroundCall
+from megatron_omr.checkpoint.files import WrittenFile, write_metadata, write_shards
+from megatron_omr.checkpoint.manifest import FileSum, sum_file, write_manifest
+from megatron_omr.checkpoint.shards import Shard, WritePlan, plan_write
+from megatron_omr.checkpoint.state import optimizer_shards, optimizer_step, weight_shards
+from megatron_omr.config import CheckpointConfig
+from megatron_omr.convert.hf_folder import copy_template
+from megatron_omr.train.run_folder import list_checkpoints
+from megatron_omr.train.trainer import Trainer, unwrap_chunks
+
+_POLL_SECONDS = 0.02
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, one at a time. Every rank has one."""
+
+    def __init__(
+        self, trainer: Trainer, folder: Path, config: CheckpointConfig, *, template: str | Path
+    ) -> None:
+        """Writes nothing yet.
+
+        Args:
+            template: the model's Hugging Face folder.
+        """
+        self._trainer = trainer
+        self._folder = folder
+        self._config = config
+        self._template = template
+        self._plan: WritePlan | None = None
+        self._running: BackgroundCall | None = None
+        self._pause = 0.0
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Starts to save what the trainer is after `step` steps. Collective.
+
+        Args:
+            state: what the caller wants back on resuming, as JSON.
+
+        Raises:
+            OSError, RuntimeError: this checkpoint, or the one before, could not be written.
+        """
+        started = time.perf_counter()
+        self.finish()
+        final = self._folder / f"step-{step:08d}"
+        partial_folder(final).mkdir(parents=True, exist_ok=True)
+        shards = self._own_shards()
+        fields = self._describe(step, state)
+        name = f"writing {final.name} on rank {dist.get_rank()}"
+        self._running = BackgroundCall(name, partial(self._write, final, shards, fields))
+        if not self._config.background:
+            self.finish()
+        self._pause += time.perf_counter() - started
+
+    def check(self) -> None:
+        """Raises what save() does, if the writing has failed meanwhile."""
+        if self._running is not None:
+            self._running.has_ended()
+
+    def finish(self) -> None:
+        """Waits until this rank's part is written, and on rank 0 the whole; raises as save()."""
+        if self._running is not None:
+            self._running.wait()
+            self._running = None
+
+    def take_pause(self) -> float:
+        """Returns the seconds that training has waited for saving since the last call."""
+        pause, self._pause = self._pause, 0.0
+        return pause
+
+    def _own_shards(self) -> list[Shard]:
+        """Returns what this rank writes, in host memory."""
+        weights = weight_shards(unwrap_chunks(self._trainer))
+        shards = [*weights, *optimizer_shards(self._trainer, with_copies=False)]
+        if self._plan is None:
+            self._plan = plan_write(shards)
+        own = {shard.place: shard for shard in shards if shard.place in self._plan.places}
+        tensors = cpu.to_host([shard.tensor() for shard in own.values()])
+        return [replace(shard, data=tensor) for shard, tensor in zip(own.values(), tensors, strict=True)]
+
+    def _describe(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "step": step,
+            "world_size": dist.get_world_size(),
+            "layout": asdict(self._trainer.parallel),
+            "device": cpu.device(),
+            "scheduler": self._trainer.scheduler.state_dict(),
+            "state": state,
+        }
+
+    def _write(self, final: Path, shards: Sequence[Shard], fields: dict[str, Any]) -> None:
+        """Writes this rank's part, and on rank 0 the rest when all parts are there."""
+        partial, rank = partial_folder(final), dist.get_rank()
+        try:
+            written = write_shards(partial / f"__{rank}_0.distcp", shards)
+            write_json(_result(partial, rank), {**asdict(written), "steps": optimizer_step(self._trainer)})
+            if rank == 0:
+                self._complete(final, fields)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)  # it may fill the disk; and the other writers see it
+            free = shutil.disk_usage(self._folder).free / 1e9
+            reason = ": ".join(map(str, filter(None, (error.strerror or error, error.filename))))
+            raise OSError(
+                f"{final} could not be written ({reason}); {free:.3g} GB are free there without it. "
+                "Free space and run the same command again: it continues from the checkpoint before"
+            ) from error
+
+    def _complete(self, final: Path, fields: dict[str, Any]) -> None:
+        partial = partial_folder(final)
+        assert self._plan is not None and self._plan.metadata is not None
+        results = [_await_result(partial, rank) for rank in range(dist.get_world_size())]
+        steps = max(result.pop("steps") for result in results)
+        written = [WrittenFile.from_json(result) for result in results]
+        write_metadata(partial, self._plan.metadata, written)
+        copy_template(self._template, partial / "hf")
+        sums = {file.name: FileSum(num_bytes=file.num_bytes, sum=file.sum) for file in written}
+        others = [path for path in partial.rglob("*") if path.is_file() and path.name not in sums]
+        sums |= {str(path.relative_to(partial)): sum_file(path) for path in others}
+        write_manifest(partial, fields | {"optimizer_steps": steps}, sums)
+        publish_folder(final)
+        # later ones are damaged: they were passed over, or the run would have continued from them
+        for old in [path for path in list_checkpoints(self._folder) if path <= final][: -self._config.keep]:
+            remove_folder(old)
+
+
+def save_checkpoint(
+    trainer: Trainer, folder: Path, *, step: int, state: dict[str, Any], template: str | Path, keep: int
+) -> Path:
+    """Saves one checkpoint and waits until it is complete; returns its folder. Collective."""
+    writer = CheckpointWriter(trainer, folder, CheckpointConfig(keep=keep), template=template)
+    writer.save(step, state)
+    writer.finish()
+    dist.barrier()
+    return folder / f"step-{step:08d}"
+
+
+def _result(partial: Path, rank: int) -> Path:
+    return partial / f".written-{rank}.json"
+
+
+def _await_result(partial: Path, rank: int) -> dict[str, Any]:
+    """Waits for what a rank has written; the file is removed."""
+    path = _result(partial, rank)
+    while not path.is_file():
+        if not partial.is_dir():
+            raise OSError("another rank could not write its part")
+        time.sleep(_POLL_SECONDS)
+    result = read_json(path)
+    path.unlink()
+    return result
