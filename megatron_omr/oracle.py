@@ -66,18 +66,27 @@ def draw_example(model: ModelConfig, name: str, num_images: int, generator: torc
 
 
 class Oracle:
-    """transformers' logits, loss and gradient norm for the same samples, computed one at a time."""
+    """transformers' model: its weights, and its logits, loss and gradient norm for samples, one at a time."""
 
-    def __init__(self, folder: str, packs: list[list[Example]]) -> None:
+    def __init__(self, folder: str) -> None:
+        """Loads the weights, in fp32, into the memory of the host."""
         from transformers import Qwen2_5_VLForConditionalGeneration
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        self._model = model.to(cpu.device()).eval()
+        self._model = model.eval()
         self._tower: list[Tensor] = []
         self._model.model.visual.merger.ln_q.register_forward_hook(lambda *call: self._tower.append(call[2]))
         self.logits: list[list[Tensor]] = []  # [T, V] of each sample of each pack
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the parameters by the names of transformers' modules; tied ones once."""
+        return dict(self._model.named_parameters())
+
+    def run(self, packs: list[list[Example]]) -> None:
+        """Computes `logits`, `loss` and `grad_norm`."""
+        self._model.to(cpu.device())
         loss_sum, count = 0.0, 0.0
         for pack in packs:
             self.logits.append([])

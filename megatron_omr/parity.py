@@ -1,11 +1,13 @@
 """Compares our model, in a given layout, with transformers: the same weights, images and texts, in fp32.
 
 The oracle runs on rank 0, sample by sample; ours runs packed, split and micro-batched as in training, through
-the one training step. Legend: T packed tokens, V vocabulary.
+the one training step. Our weights are compared with the oracle's, name by name, as exports stream them.
+Legend: T packed tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,6 +21,7 @@ from data_pipeline.tables import text_table
 from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.config import OptimConfig, ParallelConfig, ParityConfig
+from megatron_omr.convert.export import stream
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.oracle import Oracle, draw_packs
 from megatron_omr.parallel import Ranks, initialize, shutdown, zigzag_order
@@ -35,6 +38,8 @@ class ParityReport:
     layout: str
     num_samples: int
     num_tokens: int
+    weights_max: float  # as exported; infinite where a name or shape differs
+    weights_worst: str  # the first tensor that differs most; "" where none does
     tower_max: float  # vision tower before the merger's linear layers
     merger_max: float  # image embeddings as the language model gets them
     logits_max: float
@@ -71,10 +76,12 @@ def measure(config: ParityConfig, ranks: Ranks) -> ParityReport:
         merge(pack, multiple=multiple, pack_multiple=pack_multiple, pad_token_id=0).to(cpu.device())
         for pack in packs
     ]
-    ours = _measure_ours(config, batches, ranks)
+    oracle = Oracle(config.model) if ranks.rank == 0 else None
+    ours = _measure_ours(config, batches, ranks, oracle)
     report: list[ParityReport | None] = [None]
-    if ranks.rank == 0:
-        report = [_compare(config, ranks, batches, ours, Oracle(config.model, packs))]
+    if oracle is not None:
+        oracle.run(packs)
+        report = [_compare(config, ranks, batches, ours, oracle)]
     dist.broadcast_object_list(report, src=0)
     assert report[0] is not None
     return report[0]
@@ -84,13 +91,16 @@ def measure(config: ParityConfig, ranks: Ranks) -> ParityReport:
 class _Ours:
     """Our model's outputs; complete on rank 0."""
 
+    weights: tuple[float, str]  # difference and name of the one that differs most from transformers'
     images: list[tuple[Tensor, Tensor]]  # tower output and image embeddings, of each batch with images
     outputs: list[Tensor]  # [T, V + 1] of each batch: logits, and the logprob of the label beside them
     loss: float
     grad_norm: float
 
 
-def _measure_ours(config: ParityConfig, batches: list[PackedBatch], ranks: Ranks) -> _Ours:
+def _measure_ours(
+    config: ParityConfig, batches: list[PackedBatch], ranks: Ranks, oracle: Oracle | None
+) -> _Ours:
     trainer = build_trainer(
         config.model,
         config.parallel,
@@ -100,13 +110,36 @@ def _measure_ours(config: ParityConfig, batches: list[PackedBatch], ranks: Ranks
         steps=1,
         compute=config.compute,
     )
+    weights = compare_weights(trainer, oracle)
     images = _vision_outputs(trainer, batches)
     outputs = _outputs(trainer, batches)
     own = batches[ranks.dp_rank :: ranks.dp_size]
     step = train_step(trainer, [MicroBatch(packed=b, loss=sft_loss) for b in own])
     loss = torch.tensor(step.loss, dtype=torch.float64, device=cpu.device())
     dist.broadcast(loss, src=ranks.world_size - 1)  # the last rank is on the last stage
-    return _Ours(images=images, outputs=outputs, loss=loss.item(), grad_norm=step.grad_norm)
+    return _Ours(weights=weights, images=images, outputs=outputs, loss=loss.item(), grad_norm=step.grad_norm)
+
+
+@torch.no_grad()
+def compare_weights(trainer: Trainer, oracle: Oracle | None) -> tuple[float, str]:
+    """Returns difference and name of the exported tensor that differs most from transformers', on rank 0. Collective.
+
+    The difference is infinite for a tensor that the other does not have, or has in another shape, or that holds NaN.
+
+    Args:
+        oracle: transformers' model, on rank 0 alone.
+    """
+    weights = stream(trainer.export_plan, unwrap_chunks(trainer))
+    wanted = {} if oracle is None else oracle.weights()
+    largest, worst = 0.0, ""
+    for name, tensor in weights:
+        theirs = wanted.pop(name, None)
+        same_shape = theirs is not None and theirs.shape == tensor.shape
+        diff = _max_diff(tensor.to(theirs), theirs) if theirs is not None and same_shape else math.inf
+        diff = math.inf if math.isnan(diff) else diff
+        if diff > largest:
+            largest, worst = diff, name
+    return (math.inf, min(wanted)) if wanted else (largest, worst)
 
 
 @torch.no_grad()
@@ -171,6 +204,8 @@ def _compare(
         layout=_name_layout(config.parallel, ranks.dp_size),
         num_samples=sum(len(references) for references in oracle.logits),
         num_tokens=sum(len(reference) for references in oracle.logits for reference in references),
+        weights_max=ours.weights[0],
+        weights_worst=ours.weights[1],
         tower_max=tower_max,
         merger_max=merger_max,
         logits_max=logits_max,
@@ -181,7 +216,8 @@ def _compare(
         loss_relative=loss_relative,
         grad_norm=ours.grad_norm,
         grad_norm_relative=grad_norm_relative,
-        passed=all(diff <= config.max_logit_diff for diff in (merger_max, logits_max, logprob_max))
+        passed=ours.weights[0] == 0
+        and all(diff <= config.max_logit_diff for diff in (merger_max, logits_max, logprob_max))
         and all(diff <= config.max_grad_norm_diff for diff in (loss_relative, grad_norm_relative)),
     )
 
@@ -201,6 +237,7 @@ def format_report(report: ParityReport, config: ParityConfig) -> str:
     """Returns the table that the command prints."""
     logits, norm = f"{config.max_logit_diff:.0e}", f"{config.max_grad_norm_diff:.0e} relative"
     rows = [
+        (f"weights {report.weights_worst}".rstrip(), report.weights_max, "0"),
         ("vision tower", report.tower_max, ""),
         ("image embeddings", report.merger_max, logits),
         ("logits", report.logits_max, logits),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_pipeline.failures import RankError
 from megatron_omr.config import ParallelConfig
+from megatron_omr.convert.names import modern_name
 from megatron_omr.model_config import ModelConfig
 from tests.helpers.ranks import init_ranks, run_ranks
+from tests.helpers.trainers import random_micro_batches, tiny_trainer
 
 pytestmark = pytest.mark.heavy
 
@@ -35,6 +40,53 @@ def test_round_trip_is_bit_identical(
     assert ("lm_head.weight" in names) == (not tied)
     assert "model.language_model.layers.3.mlp.up_proj.weight" in names
     assert "model.visual.merger.mlp.2.bias" in names
+
+
+@pytest.mark.parametrize(
+    ("parallel", "processes"),
+    [(ParallelConfig(tp=2), 2), (ParallelConfig(pp=2), 2), (ParallelConfig(pp=2, vp=2), 2)],
+    ids=["tp2", "pp2", "pp2 vp2"],
+)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_saving_syncing_and_parity_read_the_same_tensors(
+    tiny_hf: Path, tiny_tied_hf: Path, tmp_path: Path, parallel: ParallelConfig, processes: int, tied: bool
+) -> None:
+    folder, out = str(tiny_tied_hf if tied else tiny_hf), str(tmp_path / "out")
+    (seen, *others) = run_ranks(_export_everywhere, processes, folder, parallel, out)
+    planned, sent = seen["planned"], seen["sent"]
+    assert seen["order synced"] == seen["order saved"] == seen["order compared"] == list(planned)
+    saved = {modern_name(name): tensor for name, tensor in load_file(f"{out}/model.safetensors").items()}
+    assert {name: tensor.shape for name, tensor in saved.items()} == planned
+    assert saved.keys() == sent.keys() and all((saved[name].numpy() == sent[name]).all() for name in saved)
+    start = load_file(f"{folder}/model.safetensors")
+    assert not any(torch.equal(saved[modern_name(name)], tensor) for name, tensor in start.items())
+    for rank in (seen, *others):
+        assert rank["plans"] == 1 and rank["objects gathered after the first stream"] == 0
+    assert seen["difference"] == (0.0, "")  # to what transformers reads from the saved folder
+
+
+def test_full_or_read_only_disk_is_one_line_and_the_folder_before_is_whole(
+    tiny_hf: Path, tmp_path: Path
+) -> None:
+    size = 3 * (tiny_hf / "model.safetensors").stat().st_size // 2
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    out = tmp_path / "hf"
+    try:
+        save = (_round_trip, 2, str(tiny_hf), ParallelConfig(tp=2), str(out))
+        run_ranks(*save)
+        before = (out / "model.safetensors").read_bytes()
+        for options, reason in (("rw", "No space left on device"), ("ro", "Read-only file system")):
+            subprocess.run(["mount", "-o", f"remount,{options}", str(tmp_path)], check=True)
+            with pytest.raises(RankError) as failed:
+                run_ranks(*save)
+            assert f"{out} could not be written" in str(failed.value) and reason in str(failed.value)
+            assert "\n" not in str(failed.value)
+            assert list(tmp_path.iterdir()) == [out]
+            assert (out / "model.safetensors").read_bytes() == before
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_small_buckets_export_the_same(tiny_hf: Path, tmp_path: Path) -> None:
@@ -98,6 +150,54 @@ def test_module_names_load_like_published_names(tiny_hf: Path, tmp_path: Path) -
 def copy_folder(source: Path, target: Path) -> Path:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
     return target
+
+
+def _export_everywhere(folder: str, parallel: ParallelConfig, out: str) -> dict[str, Any]:
+    """Trains a step, then sends the weights, saves them, and compares them with transformers' of the saved folder."""
+    import torch.distributed as dist
+
+    from megatron_omr import oracle, parity
+    from megatron_omr.convert import export
+    from megatron_omr.train import trainer as trainer_module
+    from megatron_omr.train.step import train_step
+    from rl.weight_sync.sender import WeightSender
+    from tests.helpers.weights import received
+
+    class Recorded(oracle.Oracle):
+        def weights(self) -> Any:
+            return Popped(super().weights())
+
+    class Popped(dict[str, torch.Tensor]):
+        def pop(self, name: str, default: Any = None) -> Any:
+            compared.append(name)
+            return super().pop(name, default)
+
+    plan_export, write, gather = trainer_module.plan_export, export.HfWriter.write, dist.all_gather_object
+    plans, saved, compared, objects = [], [], [], []
+    trainer_module.plan_export = lambda *args: plans.append(1) or plan_export(*args)
+    export.HfWriter.write = lambda self, name, *args: (
+        saved.append(modern_name(name)) or write(self, name, *args)
+    )
+    trainer = tiny_trainer(folder, parallel)
+    train_step(trainer, random_micro_batches(trainer, parallel, seed=1))
+    chunks = trainer_module.unwrap_chunks(trainer)
+    sender = WeightSender(trainer.export_plan.tensors) if trainer.ranks.rank == 0 else None
+    synced = export.stream(trainer.export_plan, chunks)
+    manifest = sender.send(synced, 1) if sender else list(synced)
+    dist.all_gather_object = lambda *args, **options: objects.append(1) or gather(*args, **options)
+    export.save_hf(trainer.export_plan, chunks, out, template=folder)
+    reference = Recorded(out) if trainer.ranks.rank == 0 else None
+    difference = parity.compare_weights(trainer, reference)
+    return {
+        "plans": len(plans),
+        "objects gathered after the first stream": len(objects),
+        "planned": {tensor.name: tensor.shape for tensor in trainer.export_plan.tensors},
+        "order synced": [entry.name for entry in manifest.entries] if sender else [],
+        "order saved": saved,
+        "order compared": compared,
+        "sent": {name: t.numpy() for name, t in received(manifest).items()} if sender else {},
+        "difference": difference,
+    }
 
 
 def _load(folder: str, parallel: ParallelConfig):

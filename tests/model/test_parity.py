@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,23 @@ def assert_parity(folder: Path, parallel: ParallelConfig, processes: int) -> Non
         assert report[name] < 1e-4, name
     for name in ("loss_relative", "grad_norm_relative"):
         assert report[name] < 1e-5, name
-    assert report["passed"]
+    assert report["passed"] and (report["weights_max"], report["weights_worst"]) == (0, "")
 
 
 def test_wrong_weight_is_reported(tiny_hf: Path) -> None:
     report = run_ranks(_measure_with_changed_norm, 1, ParityConfig(model=str(tiny_hf)))[0]
     assert not report["passed"]
     assert report["tower_max"] < 1e-4 < report["logits_max"]
+    assert report["weights_max"] == pytest.approx(0.01, rel=1e-3)
+    assert report["weights_worst"] == "model.language_model.norm.weight"
+
+
+def test_wrong_name_of_an_exported_weight_is_reported(tiny_hf: Path) -> None:
+    """Logits hide it: gate and up projection of a layer are exported under each other's name."""
+    report = run_ranks(_measure_with_swapped_names, 1, ParityConfig(model=str(tiny_hf)))[0]
+    assert not report["passed"]
+    assert report["logits_max"] < 1e-4 and report["weights_max"] > 0
+    assert report["weights_worst"].startswith("model.language_model.layers.1.mlp.")
 
 
 @pytest.mark.slow
@@ -104,6 +114,20 @@ def nan_hf(tiny_hf: Path, tmp_path: Path) -> Path:
 def _measure(config: ParityConfig) -> dict[str, Any]:
     from megatron_omr.parity import measure
 
+    return asdict(measure(config, init_ranks(config.parallel)))
+
+
+def _measure_with_swapped_names(config: ParityConfig) -> dict[str, Any]:
+    from megatron_omr.convert import export
+    from megatron_omr.parity import measure
+
+    build = export.build_rules
+
+    def build_and_swap(model):
+        name = "language_model.decoder.layers.1.mlp.linear_fc1.weight"
+        return [replace(rule, hf=rule.hf[::-1]) if rule.megatron == name else rule for rule in build(model)]
+
+    export.build_rules = build_and_swap
     return asdict(measure(config, init_ranks(config.parallel)))
 
 
