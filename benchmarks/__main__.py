@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import (
+    bench_checkpoint,
     bench_dedup,
     bench_flops,
     bench_index,
@@ -19,6 +20,7 @@ ALL = (
     bench_index,
     bench_weight_sync,
     bench_verify,
+    bench_checkpoint,
     bench_dedup,
     bench_flops,
     bench_packing,

@@ -25,7 +25,7 @@ from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
 from megatron_omr.train.peers import find_peers
-from megatron_omr.train.run_folder import claim_run
+from megatron_omr.train.run_folder import claim_run, list_checkpoints
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
 from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
 
@@ -50,6 +50,7 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
         precision=config.precision,
         steps=config.steps,
         compute=config.compute,
+        resumes=bool(list_checkpoints(run / "checkpoints")),
     )
     if ranks.rank == 0:
         print(trainer.backends.line(), flush=True)

@@ -19,6 +19,7 @@ from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.convert.export import save_hf, stream
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.peers import find_peers
+from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import build_trainer, unwrap_chunks
 from rl.algorithms.policy_loss import build_policy_loss
@@ -38,6 +39,7 @@ class TrainerWorker:
             config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
         )
         self._peers = find_peers(self._ranks)
+        folder = Path(config.run) / "checkpoints"
         self._encoder = ChatEncoder.from_hf(config.model, config.image)
         self._trainer = build_trainer(
             config.model,
@@ -47,11 +49,11 @@ class TrainerWorker:
             precision=config.precision,
             steps=config.steps * config.algorithm.num_minibatches,
             compute=config.compute,
+            resumes=bool(list_checkpoints(folder)),
         )
         self._loss = build_policy_loss(config.algorithm)
         plan = self._trainer.export_plan
         self._sender = WeightSender(plan.tensors) if self._ranks.rank == 0 else None
-        folder = Path(config.run) / "checkpoints"
         self._checkpoints = CheckpointWriter(self._trainer, folder, config.checkpoint, template=config.model)
 
     def place(self) -> tuple[int, bool]:

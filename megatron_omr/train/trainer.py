@@ -57,8 +57,12 @@ def build_trainer(
     precision: Precision,
     steps: int,
     compute: ComputeConfig = ComputeConfig(),
+    resumes: bool = False,
 ) -> Trainer:
     """Builds the model of a Hugging Face folder with its weights, AdamW, and the schedule over `steps`. Collective.
+
+    Args:
+        resumes: leave the weights unset, because a checkpoint will be loaded.
 
     Raises:
         ValueError: the layout cannot hold the model, the folder's tensors do not fit its config.json, or this machine
@@ -66,7 +70,8 @@ def build_trainer(
     """
     model = ModelConfig.from_hf(folder)
     chunks = build_model(model, parallel, ranks, precision=precision, compute=compute)
-    load_hf(chunks, folder, model, ranks)
+    if not resumes:
+        load_hf(chunks, folder, model, ranks)
     freeze(chunks, optim.freeze)
     wrapped = wrap_chunks(chunks, overlap=parallel.overlap)
     optimizer, scheduler = build_optimizer(wrapped, optim, steps=steps)

@@ -25,7 +25,6 @@ from tests.helpers.trainers import OPTIM, exported, random_micro_batches, tiny_t
 pytestmark = pytest.mark.heavy
 
 WRITER = ParallelConfig()  # of two data-parallel ranks
-STAGES = {"vp": ParallelConfig(pp=2, vp=2), "uneven": ParallelConfig(pp=2, layers=(1, 3))}
 STATE = {"loader": {"epoch": 1}, "name": "π"}
 
 
@@ -41,14 +40,6 @@ class Step(NamedTuple):
 def saved(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Step]:
     """A folder with the checkpoint of two steps and the weights then and a step later; that step."""
     return _save_in(WRITER, tiny_hf, tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.fixture(scope="module", params=["vp", "uneven"])
-def saved_by_stages(
-    request: pytest.FixtureRequest, tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Step]:
-    """The same from two pipeline stages, of two chunks each or of one and three layers."""
-    return _save_in(STAGES[request.param], tiny_hf, tmp_path_factory.mktemp(request.param))
 
 
 def _save_in(parallel: ParallelConfig, model: Path, out: Path) -> tuple[Path, Step]:
@@ -185,31 +176,10 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_is_whole(tiny_hf: Path,
 
 @pytest.mark.parametrize(
     ("parallel", "processes"),
-    [(ParallelConfig(), 1), (ParallelConfig(tp=2, sp=True), 2), *((stages, 2) for stages in STAGES.values())],
-    ids=["one", "tp2 sp", *STAGES],
+    [(ParallelConfig(tp=2, sp=True), 2), (ParallelConfig(pp=2, vp=2), 2)],
+    ids=["tp2 sp", "pp2 vp2"],
 )
 def test_another_layout_has_the_same_weights_and_makes_the_same_step(
-    tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path, parallel: ParallelConfig, processes: int
-) -> None:
-    check_load(tiny_hf, saved, tmp_path, parallel, processes)
-
-
-@pytest.mark.parametrize(
-    ("parallel", "processes"),
-    [(ParallelConfig(), 1), (ParallelConfig(), 2), *((stages, 2) for stages in STAGES.values())],
-    ids=["one", "dp2", *STAGES],
-)
-def test_stages_of_any_number_of_layers_and_chunks_load_each_other(
-    tiny_hf: Path,
-    saved_by_stages: tuple[Path, Step],
-    tmp_path: Path,
-    parallel: ParallelConfig,
-    processes: int,
-) -> None:
-    check_load(tiny_hf, saved_by_stages, tmp_path, parallel, processes)
-
-
-def check_load(
     tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path, parallel: ParallelConfig, processes: int
 ) -> None:
     folder, wanted = saved
