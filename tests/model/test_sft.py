@@ -1,13 +1,10 @@
-"""SFT runs: killed ones end with the same weights, other layouts continue them, divergence stops them."""
+"""SFT runs: other layouts continue them, divergence stops them."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,11 +16,10 @@ from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Message
-from launch.launcher import LocalRank, start_ranks
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
 from tests.helpers.bad_samples import thin_image, with_question
-from tests.helpers.processes import wait_until
 from tests.helpers.ranks import run_ranks
+from tests.helpers.sft_runs import read_metrics, sft_rank
 
 pytestmark = pytest.mark.heavy
 
@@ -45,17 +41,6 @@ def config(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> SFTConfig
     )
 
 
-def sft_rank(config: SFTConfig) -> None:
-    from megatron_omr.sft import run_sft
-
-    env = os.environ
-    run_sft(config, rank=int(env["RANK"]), world_size=int(env["WORLD_SIZE"]), init_method=env["INIT_METHOD"])
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def finished(config: SFTConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was not interrupted."""
@@ -67,7 +52,7 @@ def finished(config: SFTConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_run_learns_and_writes_checkpoints_config_and_hf_folder(finished: Path, config: SFTConfig) -> None:
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-    rows = metrics(finished)
+    rows = read_metrics(finished)
     assert [row["step"] for row in rows] == list(range(8))
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
     assert rows[0]["lr"] == 0 and rows[2]["lr"] == pytest.approx(1e-3)
@@ -77,46 +62,6 @@ def test_run_learns_and_writes_checkpoints_config_and_hf_folder(finished: Path, 
     Qwen2_5_VLForConditionalGeneration.from_pretrained(finished / "hf")
 
 
-def steps_logged(run: Path, count: int) -> bool:
-    path = run / "metrics.jsonl"
-    return path.exists() and path.read_text().count("\n") >= count
-
-
-def seen_or_all_dead(moment: Callable[[], bool], ranks: Sequence[LocalRank]) -> bool:
-    return moment() or not any(rank.process.is_alive() for rank in ranks)
-
-
-def writing_checkpoint(run: Path, step: int) -> bool:
-    return (run / "checkpoints" / f".step-{step:08d}.partial").exists()
-
-
-def test_killed_run_ends_with_the_same_bytes(finished: Path, config: SFTConfig, tmp_path: Path) -> None:
-    """SIGKILL in the middle of steps and while checkpoints are written."""
-    run = tmp_path / "killed"
-    moments: list[Callable[[], bool]] = [
-        partial(steps_logged, run, 1),
-        partial(writing_checkpoint, run, 2),
-        partial(steps_logged, run, 5),
-        partial(writing_checkpoint, run, 6),
-    ]
-    kills = 0
-    for moment in moments:
-        with start_ranks(sft_rank, 2, replace(config, run=str(run))) as ranks:
-            wait_until(partial(seen_or_all_dead, moment, ranks), every=0.002)
-            kills += any(rank.process.is_alive() for rank in ranks)
-        # leaving the block sends SIGKILL to all ranks
-    assert kills == len(moments)
-    run_ranks(sft_rank, 2, replace(config, run=str(run)))
-
-    weights = "hf/model.safetensors"
-    assert (run / weights).read_bytes() == (finished / weights).read_bytes()
-    same = ("step", "loss", "grad_norm", "lr")
-    assert [[row[k] for k in same] for row in metrics(run)] == [
-        [row[k] for k in same] for row in metrics(finished)
-    ]
-    assert not list((run / "checkpoints").glob(".*"))
-
-
 def test_another_layout_continues_from_the_checkpoint(
     finished: Path, config: SFTConfig, tmp_path: Path
 ) -> None:
@@ -124,7 +69,7 @@ def test_another_layout_continues_from_the_checkpoint(
 
     The weights that the run began with are not read again: they are gone.
     """
-    expected = metrics(finished)[6:]
+    expected = read_metrics(finished)[6:]
     bare = tmp_path / "bare"
     shutil.copytree(config.model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     for name, parallel in (("tp", ParallelConfig(tp=2)), ("pp", ParallelConfig(pp=2, vp=2, layers=(1,) * 4))):
@@ -132,7 +77,7 @@ def test_another_layout_continues_from_the_checkpoint(
         (run / "checkpoints").mkdir(parents=True)
         (run / "checkpoints" / "step-00000006").symlink_to(finished / "checkpoints" / "step-00000006")
         run_ranks(sft_rank, 2, replace(config, run=str(run), model=str(bare), parallel=parallel))
-        seen = metrics(run)
+        seen = read_metrics(run)
         assert [row["step"] for row in seen] == [6, 7]
         for row, wanted in zip(seen, expected, strict=True):
             # layouts sum in another order; 1e-7 and 5e-7 were seen
@@ -151,7 +96,7 @@ def test_damaged_newest_checkpoint_is_passed_over(finished: Path, config: SFTCon
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "step-00000008" / "__0_0.distcp").write_bytes(b"")
     run_ranks(sft_rank, 2, replace(config, run=str(tmp_path)))
-    assert [row["step"] for row in metrics(tmp_path)] == [6, 7]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [6, 7]
     weights = "hf/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
 
@@ -171,7 +116,7 @@ def test_divergence_stops_and_names_the_samples(config: SFTConfig, tmp_path: Pat
     optim = OptimConfig(lr=1e30, warmup_steps=1, schedule="constant", max_bad_steps=2, clip_grad=0)
     with pytest.raises(RankError, match=r"3 steps in a row .*max_bad_steps=2.*digits/train/3/0000"):
         run_ranks(sft_rank, 2, replace(config, run=str(tmp_path), optim=optim))
-    rows = metrics(tmp_path)
+    rows = read_metrics(tmp_path)
     assert [row["bad_steps"] for row in rows] == [0, 0, 1, 2]
 
 
@@ -193,7 +138,7 @@ def test_skipped_samples_are_counted_and_a_run_that_learns_nothing_stops(
     write_shards([*bad.values(), *good], tmp_path / "shards")
     few = replace(config, loader=replace(config.loader, shards=str(tmp_path / "shards")), steps=2)
     run_ranks(sft_rank, 2, replace(few, run=str(tmp_path / "run")))
-    row = metrics(tmp_path / "run")[-1]
+    row = read_metrics(tmp_path / "run")[-1]
     counts = {"": 5, "_image": 1, "_text": 3, "_too_long": 1}
     assert {name: row[name] for name in row if "skipped" in name} == {
         f"skipped_samples{reason}": count for reason, count in counts.items()
