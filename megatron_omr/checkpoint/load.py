@@ -15,7 +15,7 @@ from megatron_omr.checkpoint.metadata import read_metadata
 from megatron_omr.checkpoint.shards import read_shards
 from megatron_omr.checkpoint.state import frozen_shards, optimizer_shards
 from megatron_omr.parallel import union_of_ranks
-from megatron_omr.train.run_folder import CHECKPOINT_NAME, list_checkpoints
+from megatron_omr.train.run_folder import CHECKPOINT_NAME, checkpoint_name, list_checkpoints
 from megatron_omr.train.trainer import Trainer
 
 R = TypeVar("R")
@@ -38,7 +38,7 @@ def load_newest(trainer: Trainer, run: Path) -> tuple[int, dict[str, Any], str]:
     damaged: list[str] = []
     for checkpoint in reversed(list_checkpoints(run / "checkpoints")):
         try:
-            step, state = load_checkpoint(trainer, checkpoint)
+            step, state = load_checkpoint(trainer, checkpoint, must_be=checkpoint.name)
         except ValueError as error:
             damaged.append(str(error))
             continue
@@ -49,13 +49,16 @@ def load_newest(trainer: Trainer, run: Path) -> tuple[int, dict[str, Any], str]:
     return 0, {}, ""
 
 
-def load_checkpoint(trainer: Trainer, checkpoint: Path) -> tuple[int, dict[str, Any]]:
+def load_checkpoint(trainer: Trainer, checkpoint: Path, *, must_be: str = "") -> tuple[int, dict[str, Any]]:
     """Fills the trainer from `checkpoint`, whatever layout wrote it; returns (step, state). Collective.
+
+    Args:
+        must_be: the name that it was written under, if that matters.
 
     Raises:
         ValueError: a file is missing or damaged, or it is of another model; on all ranks the same.
     """
-    manifest = _on_all_ranks(lambda: _verify(checkpoint))
+    manifest = _on_all_ranks(lambda: _verify(checkpoint, must_be))
     _on_all_ranks(lambda: _read(trainer, checkpoint))
     _gather_weights(trainer)
     for group in trainer.optimizer.param_groups:
@@ -77,8 +80,10 @@ def _on_all_ranks(call: Callable[[], R]) -> R:
     return cast("R", result)
 
 
-def _verify(checkpoint: Path) -> Manifest:
+def _verify(checkpoint: Path, must_be: str) -> Manifest:
     manifest = read_manifest(checkpoint)
+    if must_be and must_be != (name := checkpoint_name(manifest.step)):
+        raise ValueError(f"{checkpoint} was written as {name}: rename it, or take another step-* folder")
     check_files(checkpoint, manifest, part=(dist.get_rank(), dist.get_world_size()))
     return manifest
 

@@ -29,7 +29,7 @@ from megatron_omr.checkpoint.shards import Shard, WritePlan, plan_write
 from megatron_omr.checkpoint.state import optimizer_shards, optimizer_step, weight_shards
 from megatron_omr.config import CheckpointConfig
 from megatron_omr.convert.hf_folder import copy_template
-from megatron_omr.train.run_folder import list_checkpoints
+from megatron_omr.train.run_folder import checkpoint_name, list_checkpoints
 from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
 _POLL_SECONDS = 0.02
@@ -65,7 +65,7 @@ class CheckpointWriter:
         """
         started = time.perf_counter()
         self.finish()
-        final = self._folder / f"step-{step:08d}"
+        final = self._folder / checkpoint_name(step)
         partial_folder(final).mkdir(parents=True, exist_ok=True)
         shards = self._own_shards()
         fields = self._describe(step, state)
@@ -154,7 +154,7 @@ def save_checkpoint(
     writer.save(step, state)
     writer.finish()
     dist.barrier()
-    return folder / f"step-{step:08d}"
+    return folder / checkpoint_name(step)
 
 
 def _result(partial: Path, rank: int) -> Path:

@@ -113,6 +113,10 @@ def _decisive(config: dict[str, object], section: str = "") -> dict[str, object]
     return values
 
 
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the complete checkpoints under `folder`, oldest first; none where there is no folder."""
     return sorted(path for path in folder.glob(CHECKPOINT_NAME) if path.is_dir())
