@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from data_pipeline.sources.digits import digit_samples
 from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
 from launch.cli import main
 from megatron_omr.checkpoint.manifest import check_files, read_manifest
 from megatron_omr.config import ParallelConfig
@@ -83,7 +82,9 @@ def files_of(checkpoint: Path) -> list[str]:
 def test_damage_to_any_file_is_named(run: Path) -> None:
     checkpoint = run / "checkpoints" / NEWEST
     names = files_of(checkpoint)
-    assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "metadata.json", "common.pt", "state.json"} < {*names}
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "metadata.json", "common.pt", "state.json"} < {
+        *names
+    }
     assert {"hf/config.json", "hf/tokenizer.json"} < {*names}
     assert {*read_manifest(checkpoint).files} == {*names} - {"state.json"}
     for name in names:
@@ -122,7 +123,10 @@ def test_the_checkpoint_before_is_used(run: Path, tiny_hf: Path, tmp_path: Path)
     assert newest == (2, {"now": 2}, "")
     for (name, _), (step, state, line) in zip(LOADED, results[0], strict=True):
         assert (step, state) == (1, {"now": 1})
-        assert line.startswith(f"the run continues from {OLDER}: {run}/checkpoints/{NEWEST}") and "\n" not in line
+        assert (
+            line.startswith(f"the run continues from {OLDER}: {run}/checkpoints/{NEWEST}")
+            and "\n" not in line
+        )
         assert name in line or name == "state.json"
 
 
@@ -158,7 +162,13 @@ def add_strays(folder: Path) -> None:
     (folder / "step-00000009.tar").touch()
     (folder / "step-00000008").touch()  # a file
     for place in (folder, folder / NEWEST, folder / NEWEST / "hf"):
-        for name in ("state.json~", ".state.json.swp", ".nfs000000000000002a", "step-notes.txt", "__9_0.distcp"):
+        for name in (
+            "state.json~",
+            ".state.json.swp",
+            ".nfs000000000000002a",
+            "step-notes.txt",
+            "__9_0.distcp",
+        ):
             (place / name).write_text("stray")
 
 

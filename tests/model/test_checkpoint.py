@@ -287,40 +287,6 @@ def _fail_to_save(folder: str, out: str) -> Any:
     return load_checkpoint(trainer, Path(out) / "step-00000001")[1]
 
 
-FILES = ("__0_0.distcp", ".metadata", "common.pt", "metadata.json", "state.json", "hf/config.json")
-FAULTS = [(name, fault) for name in FILES for fault in ("missing", "cut", "empty", "flipped")]
-
-
-def test_incomplete_or_damaged_checkpoint_is_named(
-    tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path
-) -> None:
-    torn = [tmp_path / str(number) for number in range(len(FAULTS))]
-    for copy, (name, fault) in zip(torn, FAULTS, strict=True):
-        shutil.copytree(saved[0] / "step-00000002", copy)
-        content = bytearray((copy / name).read_bytes())
-        half = len(content) // 2
-        flipped = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
-        (copy / name).unlink()
-        if fault != "missing":
-            (copy / name).write_bytes({"cut": content[:half], "empty": b"", "flipped": flipped}[fault])
-    messages = run_ranks(_load_errors, 1, str(tiny_hf), [str(copy) for copy in torn])[0]
-    for message, copy, (name, fault) in zip(messages, torn, FAULTS, strict=True):
-        assert str(copy) in message and name in message and "\n" not in message
-        assert ("cannot be read" if fault == "missing" else "is damaged") in message or name == "state.json"
-
-
-def _load_errors(folder: str, torn: list[str]) -> list[str]:
-    from megatron_omr.checkpoint.load import load_checkpoint
-
-    trainer = tiny_trainer(folder, ParallelConfig())
-    messages = []
-    for checkpoint in torn:
-        with pytest.raises(ValueError) as error:
-            load_checkpoint(trainer, Path(checkpoint))
-        messages.append(str(error.value))
-    return messages
-
-
 def test_damaged_newest_is_passed_over_and_outlives_rotation(tiny_hf: Path, tmp_path: Path) -> None:
     """Steps 1, 2 and 10 are saved; 10 and 2 are damaged; step 3 follows on step 1."""
     folder = tmp_path / "checkpoints"
