@@ -47,15 +47,18 @@ class BackgroundCall:
         """Waits until the function has returned.
 
         Raises:
-            OSError: it raised one; with its message.
-            RuntimeError: it raised something else, or its process was killed.
+            OSError: it raised one, with its message; as ChildProcessError, its process was killed.
+            RuntimeError: it raised something else.
         """
         if self._reader.closed:
             return
         try:
             failure = self._reader.recv()
         except EOFError:
-            raise RuntimeError(f"{self._name} was killed (which often means that memory ran out)") from None
+            raise ChildProcessError(
+                f"{self._name} was killed (which often means that memory ran out); run the same command again: it "
+                "continues from the checkpoint before"
+            ) from None
         finally:
             self._reader.close()
             with suppress(ChildProcessError):  # others in this process may wait for all children

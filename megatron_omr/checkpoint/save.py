@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,10 @@ class CheckpointWriter:
         started = time.perf_counter()
         self.finish()
         final = self._folder / checkpoint_name(step)
-        partial_folder(final).mkdir(parents=True, exist_ok=True)
+        try:
+            partial_folder(final).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _explain(final, error) from error
         shards = self._own_shards()
         fields = self._describe(step, state)
         name = f"writing {final.name} on rank {dist.get_rank()}"
@@ -115,18 +119,20 @@ class CheckpointWriter:
         """Writes this rank's part, and on rank 0 the rest when all parts are there."""
         partial, rank = partial_folder(final), dist.get_rank()
         try:
-            written = write_shards(partial / f"__{rank}_0.distcp", shards)
+            written = write_shards(partial / _part(rank), shards)
             write_json(_result(partial, rank), {**asdict(written), "steps": optimizer_step(self._trainer)})
             if rank == 0:
                 self._complete(final, fields)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)  # it may fill the disk; and the other writers see it
-            free = shutil.disk_usage(self._folder).free / 1e9
-            reason = ": ".join(map(str, filter(None, (error.strerror or error, error.filename))))
-            raise OSError(
-                f"{final} could not be written ({reason}); {free:.3g} GB are free there without it. "
-                "Free space and run the same command again: it continues from the checkpoint before"
-            ) from error
+            if rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)  # it may fill the disk
+            elif not partial.is_dir():
+                return  # rank 0 has given up, and says why
+            else:
+                with suppress(OSError):  # rank 0, which waits for this part, says the same
+                    (partial / _part(rank)).unlink()
+                    write_json(_result(partial, rank), {"error": _reason(error)})
+            raise _explain(final, error) from error
 
     def _complete(self, final: Path, fields: dict[str, Any]) -> None:
         partial = partial_folder(final)
@@ -157,6 +163,10 @@ def save_checkpoint(
     return folder / checkpoint_name(step)
 
 
+def _part(rank: int) -> str:
+    return f"__{rank}_0.distcp"
+
+
 def _result(partial: Path, rank: int) -> Path:
     return partial / f".written-{rank}.json"
 
@@ -166,8 +176,23 @@ def _await_result(partial: Path, rank: int) -> dict[str, Any]:
     path = _result(partial, rank)
     while not path.is_file():
         if not partial.is_dir():
-            raise OSError("another rank could not write its part")
+            raise OSError(f"{partial} was removed")
         time.sleep(_POLL_SECONDS)
     result = read_json(path)
     path.unlink()
+    if "error" in result:
+        raise OSError(result["error"])
     return result
+
+
+def _reason(error: OSError) -> str:
+    return ": ".join(map(str, filter(None, (error.strerror or error, error.filename))))
+
+
+def _explain(final: Path, error: OSError) -> OSError:
+    place = next(folder for folder in final.parents if folder.is_dir())
+    free = shutil.disk_usage(place).free / 1e9
+    return OSError(
+        f"{final} could not be written ({_reason(error)}); {free:.3g} GB are free there without it. "
+        "Free space and run the same command again: it continues from the checkpoint before"
+    )

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.failures import RankError
 from megatron_omr.checkpoint.manifest import check_files, read_manifest
-from megatron_omr.config import ParallelConfig
+from megatron_omr.config import CheckpointConfig, ParallelConfig
 from megatron_omr.train.run_folder import list_checkpoints
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import random_micro_batches, tiny_trainer
@@ -42,7 +42,7 @@ def _train(folder: str, run: str, accident: str) -> int:
     done, _, _ = load_newest(trainer, Path(run))
     if accident == "none":
         return done
-    writer = CheckpointWriter(trainer, Path(run) / "checkpoints", template=folder, keep=20)
+    writer = CheckpointWriter(trainer, Path(run) / "checkpoints", CheckpointConfig(keep=20), template=folder)
     for step in range(done + 1, done + 21):
         writer.check()
         train_step(trainer, random_micro_batches(trainer, ParallelConfig(), seed=step))
@@ -75,10 +75,15 @@ def check_end(folder: Path, run: Path, accident: str, words: str) -> list[Path]:
 
 def test_full_disk(tiny_hf: Path, disk: Path) -> None:
     checkpoints = check_end(
-        tiny_hf, disk, "full", r"step-\d+ could not be written \(No space left on device.*the checkpoint before"
+        tiny_hf,
+        disk,
+        "full",
+        r"step-\d+ could not be written \(No space left on device.*the checkpoint before",
     )
     left = [path for path in (disk / "checkpoints").rglob("*") if path.is_file() and checkpoints]
-    strays = [path for path in left if path.parents[0] not in checkpoints and path.parents[1] not in checkpoints]
+    strays = [
+        path for path in left if path.parents[0] not in checkpoints and path.parents[1] not in checkpoints
+    ]
     assert sum(path.stat().st_size for path in strays) < 1_000_000, strays
 
 
