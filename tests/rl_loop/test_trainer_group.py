@@ -74,12 +74,12 @@ def test_two_trainers_check_train_send_and_save(
 
     trainers.save(2, {"cursor": 7})
     trainers.save(3, {"cursor": 8})
-    (tmp_path / "run-2" / "checkpoints" / "step-00000003" / "common.pt").write_bytes(b"")
+    trainers.save_hf()  # waits for the checkpoint, too
+    assert (tmp_path / "run-2/hf/model.safetensors").exists()
+    (tmp_path / "run-2" / "checkpoints" / "step-00000003" / "state.json").write_bytes(b"")
     assert trainers.resume() == (2, {"cursor": 7})
     (message,) = caplog.messages
     assert message.startswith("the run continues from step-00000002: ")
-    trainers.save_hf()
-    assert (tmp_path / "run-2/hf/model.safetensors").exists()
     banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
     with pytest.raises(ValueError, match="ban them while sampling"):
         trainers.check_engines([replace(rollouts[0], token_ids=(banned, *rollouts[0].token_ids[1:]))])
