@@ -15,16 +15,16 @@ SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 .PHONY: help setup demo test test-latest test-gpu check lint format bench lock clean
 
 help:
-	@echo "make demo     the whole recipe on this machine, to a report in runs/demo"
-	@echo "make test     all tests"
+	@echo "make demo         the whole recipe on this machine, to a report in runs/demo"
+	@echo "make test         all tests"
 	@echo "make test-latest  the tests of training, data and RL on the newest Megatron-Core and Python 3.12"
-	@echo "make test-gpu the tests that need a GPU, with the python that PYTHON names"
-	@echo "make check    lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
-	@echo "make lint     what CI checks: ruff, types, spelling, shell scripts"
-	@echo "make format   let ruff rewrite what lint would refuse"
-	@echo "make bench    compare speed with transformers, tar and memcpy"
-	@echo "make setup    only fill .venv"
-	@echo "make lock     resolve the locks in requirements/ anew from setup.py"
+	@echo "make test-gpu     the tests that need a GPU, with the python that PYTHON names"
+	@echo "make check        lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
+	@echo "make lint         what CI checks: ruff, types, spelling, shell scripts"
+	@echo "make format       let ruff rewrite what lint would refuse"
+	@echo "make bench        compare speed with transformers, tar and memcpy"
+	@echo "make setup        only fill .venv"
+	@echo "make lock         resolve the locks in requirements/ anew from setup.py"
 
 setup:
 	@$(PYTHON) requirements/bootstrap.py

@@ -110,6 +110,7 @@ def _check_devices() -> None:
     assert torch.empty_like(torch.ones(2), device=torch.device("cuda")).device.type == "cpu"
     assert torch.arange(3, device="meta").device.type == "meta"
     assert torch.cuda.current_device() == torch.device("cpu")
+    assert torch.cuda.current_stream() is None and torch.cuda.synchronize() is None
     x = torch.ones(2)
     assert x.cuda() is x
 
