@@ -39,7 +39,7 @@ def composing(tiny_hf) -> ChatFormat:
     return ChatFormat(tokenizer)
 
 
-@pytest.mark.parametrize("cause", CAUSES.keys() - {"torn", "no reference"})
+@pytest.mark.parametrize("cause", sorted(CAUSES.keys() - {"torn", "no reference"}))
 def test_each_cause_is_named_for_prompts_and_for_training(limits, cause):
     sample, words = CAUSES[cause]
     for check in (limits.check, limits.tokenize_prompt, ChatEncoder(limits).engine_prompt):
