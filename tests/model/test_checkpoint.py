@@ -8,31 +8,22 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file, save_file
 
 from data_pipeline.failures import RankError
 from megatron_omr.config import ParallelConfig
 from megatron_omr.dtypes import Precision
 from megatron_omr.train.run_folder import list_checkpoints
+from tests.helpers.checkpoints import STATE, Step, check_same_step, load_and_step, next_step, train_and_save
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import OPTIM, exported, random_micro_batches, tiny_trainer
 
 pytestmark = pytest.mark.heavy
 
 WRITER = ParallelConfig()  # of two data-parallel ranks
-STATE = {"loader": {"epoch": 1}, "name": "π"}
-
-
-class Step(NamedTuple):
-    """The step after the checkpoint, on the rank that logs."""
-
-    loss: float
-    grad_norm: float
-    lr: float
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +33,7 @@ def saved(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def _save_in(parallel: ParallelConfig, model: Path, out: Path) -> tuple[Path, Step]:
-    return out, run_ranks(_train_and_save, 2, str(model), parallel, str(out))[-1]  # of the last stage
-
-
-def _train_and_save(folder: str, parallel: ParallelConfig, out: str) -> Step:
-    from megatron_omr.checkpoint.save import save_checkpoint
-    from megatron_omr.train.step import train_step
-
-    trainer = tiny_trainer(folder, parallel)
-    for seed in (1, 2):
-        train_step(trainer, random_micro_batches(trainer, parallel, seed=seed))
-    save_checkpoint(trainer, Path(out), step=2, state=STATE, template=folder, keep=2)
-    return _next_step(trainer, parallel, out)
-
-
-def _next_step(trainer: Any, parallel: ParallelConfig, out: str) -> Step:
-    """Writes the weights before and after one more step."""
-    from megatron_omr.train.step import train_step
-
-    before = exported(trainer)
-    result = train_step(trainer, random_micro_batches(trainer, parallel, seed=3))
-    after = exported(trainer)
-    if trainer.ranks.rank == 0:
-        save_file(before, f"{out}/before.safetensors")
-        save_file(after, f"{out}/after.safetensors")
-    return Step(loss=result.loss, grad_norm=result.grad_norm, lr=result.lr)
+    return out, run_ranks(train_and_save, 2, str(model), parallel, str(out))[-1]  # of the last stage
 
 
 def _save_and_lose_rank_1(folder: str, out: str) -> None:
@@ -87,21 +54,9 @@ def _save_and_lose_rank_1(folder: str, out: str) -> None:
     Path(out, "seconds").write_text(str(time.monotonic() - started))
 
 
-def _load(
-    folder: str, parallel: ParallelConfig, checkpoint: str, out: str, precision: Precision = "fp32"
-) -> tuple[int, Any, Step]:
-    from megatron_omr.checkpoint.load import load_checkpoint
-    from megatron_omr.train.step import train_step
-
-    trainer = tiny_trainer(folder, parallel, precision=precision)
-    train_step(trainer, random_micro_batches(trainer, parallel, seed=9))  # to be overwritten
-    step, state = load_checkpoint(trainer, Path(checkpoint))
-    return step, state, _next_step(trainer, parallel, out)
-
-
 def test_same_layout_continues_bit_for_bit(tiny_hf: Path, saved: tuple[Path, Step], tmp_path: Path) -> None:
     folder, wanted = saved
-    results = run_ranks(_load, 2, str(tiny_hf), WRITER, str(folder / "step-00000002"), str(tmp_path))
+    results = run_ranks(load_and_step, 2, str(tiny_hf), WRITER, str(folder / "step-00000002"), str(tmp_path))
     assert results == [(2, STATE, wanted)] * 2
     for name in ("before.safetensors", "after.safetensors"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -160,25 +115,10 @@ def test_another_layout_has_the_same_weights_and_makes_the_same_step(
 ) -> None:
     folder, wanted = saved
     checkpoint = str(folder / "step-00000002")
-    results = run_ranks(_load, processes, str(tiny_hf), parallel, checkpoint, str(tmp_path))
+    results = run_ranks(load_and_step, processes, str(tiny_hf), parallel, checkpoint, str(tmp_path))
     step, state, seen = results[-1]  # of the last stage
     assert (step, state) == (2, STATE)
-    before, after, before_there, after_there = (
-        load_file(place / f"{name}.safetensors")
-        for place in (folder, tmp_path)
-        for name in ("before", "after")
-    )
-    assert before.keys() == before_there.keys()
-    assert all(tensor.equal(before_there[name]) for name, tensor in before.items())
-    # layouts sum in another order: loss and norm differ by 3e-8 and 1.2e-7 in float32
-    assert seen.loss == pytest.approx(wanted.loss, rel=1e-5)
-    assert seen.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-4)
-    assert seen.lr == wanted.lr
-    # equal optimizer states make equal updates up to 3e-5, lost ones differ by their size (1); biases of keys have
-    # no gradient, so theirs follow rounding
-    names = [name for name in after if name.endswith(".weight")]
-    gaps = {n: float((after_there[n] - after[n]).norm() / (after[n] - before[n]).norm()) for n in names}
-    assert max(gaps.values()) < 2e-2, gaps
+    check_same_step(wanted, folder, seen, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -192,7 +132,7 @@ def test_checkpoint_before_the_first_step_continues_bit_for_bit(
     wanted = run_ranks(_first_step, 2, str(tiny_hf), str(never), precision, False)
     assert run_ranks(_first_step, 2, str(tiny_hf), str(saving), precision, True) == wanted
     checkpoint = str(saving / "step-00000002")
-    results = run_ranks(_load, 2, str(tiny_hf), WRITER, checkpoint, str(loading), precision)
+    results = run_ranks(load_and_step, 2, str(tiny_hf), WRITER, checkpoint, str(loading), precision)
     assert [seen for _, _, seen in results] == wanted
     weights = {(out / "after.safetensors").read_bytes() for out in (never, saving, loading)}
     assert len(weights) == 1
@@ -204,7 +144,7 @@ def _first_step(folder: str, out: str, precision: Precision, saves: bool) -> Ste
     trainer = tiny_trainer(folder, WRITER, precision=precision)
     if saves:
         save_checkpoint(trainer, Path(out), step=2, state=STATE, template=folder, keep=2)
-    return _next_step(trainer, WRITER, out)
+    return next_step(trainer, WRITER, out)
 
 
 def test_newest_are_kept_and_leftovers_are_not_listed(tiny_hf: Path, tmp_path: Path) -> None:
