@@ -89,7 +89,7 @@ def test_weights_of_another_model_are_an_error(tiny_hf: Path, tmp_path: Path) ->
     config["text_config"]["num_hidden_layers"] += 1
     (folder / "config.json").write_text(json.dumps(config))
     message = run_ranks(_build_error, 1, str(folder), ParallelConfig())[0]
-    assert f"{folder} lacks model.language_model.layers.4." in message
+    assert f"{folder} does not hold the model of its config.json: it lacks: model.layers.4." in message
 
 
 def test_folder_without_a_config_is_an_error(tmp_path: Path) -> None:
