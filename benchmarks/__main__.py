@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import (
     bench_checkpoint,
+    bench_convert,
     bench_dedup,
     bench_flops,
     bench_index,
@@ -19,6 +20,7 @@ ALL = (
     bench_loader,
     bench_index,
     bench_weight_sync,
+    bench_convert,
     bench_verify,
     bench_checkpoint,
     bench_dedup,

@@ -24,7 +24,14 @@ from launch.plan_command import PLAN
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.config import ComputeConfig, ConvertConfig, ParallelConfig, ParityConfig, SFTConfig
+from megatron_omr.config import (
+    ComputeConfig,
+    ParallelConfig,
+    ParityConfig,
+    SFTConfig,
+    ToHfConfig,
+    ToMegatronConfig,
+)
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
 from rl.config import EvalConfig, RLConfig
@@ -174,17 +181,35 @@ def verify(config: Annotated[VerifyConfig, FLAT]) -> None:
     print("decided by " + ", ".join(f"{rule} {count}" for rule, count in summary.decided_by.most_common()))
 
 
-def to_megatron(config: Annotated[ConvertConfig, FLAT]) -> None:
-    """Split a Hugging Face folder into a distributed checkpoint."""
+def to_megatron(config: Annotated[ToMegatronConfig, FLAT]) -> None:
+    """Write a Hugging Face folder as a distributed checkpoint, cut for a layout; any other loads it, too.
+
+    One process without ranks; it holds a few blocks of weights in memory, whatever the model's size.
+
+    Examples:
+      omr convert to-megatron models/Qwen2.5-VL-3B-Instruct checkpoints/3b
+      omr convert to-megatron models/Qwen2.5-VL-7B-Instruct checkpoints/7b --parallel.tp 4 --parallel.pp 2
+    """
     _check_free(config.out)
-    _check_layout(config.source, config.parallel, config.parallel.model_parallel_size)
-    run_local(_to_megatron, config.parallel.model_parallel_size, config)
+    config.parallel.check_model(ModelConfig.from_hf(config.source))
+    from megatron_omr.convert_folders.to_megatron import to_megatron as convert
+
+    print(convert(config))
 
 
-def to_hf(config: Annotated[ConvertConfig, FLAT]) -> None:
-    """Gather a distributed checkpoint into a Hugging Face folder that transformers and vLLM load."""
+def to_hf(config: Annotated[ToHfConfig, FLAT]) -> None:
+    """Write the weights of a distributed checkpoint, of any layout, as a folder that transformers and vLLM load.
+
+    One process without ranks; it holds a few blocks of weights in memory, whatever the model's size. Sums are verified.
+
+    Examples:
+      omr convert to-hf runs/demo/sft/checkpoints/step-00000100 models/mine
+      omr convert to-hf checkpoints/from-megatron models/mine --template models/Qwen2.5-VL-7B-Instruct
+    """
     _check_free(config.out)
-    run_local(_to_hf, config.parallel.model_parallel_size, config)
+    from megatron_omr.convert_folders.to_hf import to_hf as convert
+
+    print(convert(config))
 
 
 def parity(config: Annotated[ParityConfig, FLAT]) -> None:
@@ -292,20 +317,6 @@ def _sft(config: SFTConfig) -> None:
 
     rank, world_size, init_method = rank_environment()
     run_sft(config, rank=rank, world_size=world_size, init_method=init_method)
-
-
-def _to_megatron(config: ConvertConfig) -> None:
-    from megatron_omr.convert_folders import to_megatron
-
-    rank, world_size, init_method = rank_environment()
-    to_megatron(config, rank=rank, world_size=world_size, init_method=init_method)
-
-
-def _to_hf(config: ConvertConfig) -> None:
-    from megatron_omr.convert_folders import to_hf
-
-    rank, world_size, init_method = rank_environment()
-    to_hf(config, rank=rank, world_size=world_size, init_method=init_method)
 
 
 def _parity(config: ParityConfig) -> None:

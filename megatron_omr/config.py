@@ -328,15 +328,27 @@ class SFTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """One direction of the conversion between a Hugging Face folder and a distributed checkpoint."""
+class ToMegatronConfig:
+    """A Hugging Face folder to a distributed checkpoint."""
 
     source: str
-    """Hugging Face folder (to-megatron) or checkpoint folder (to-hf)."""
+    """Hugging Face folder with safetensors."""
     out: str
     """Folder to write."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """The layout that converts; as many processes are started as it needs."""
+    """The layout that is to load it fastest. Any other loads it, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToHfConfig:
+    """A distributed checkpoint to a Hugging Face folder."""
+
+    source: str
+    """Checkpoint folder, such as RUN/checkpoints/step-00000100; of any layout."""
+    out: str
+    """Folder to write."""
+    template: str = ""
+    """Hugging Face folder with the model's config, tokenizer and processor; by default SOURCE/hf."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class WrittenFile:
 
 
 def write_shards(
-    path: Path, shards: Iterable[Shard], *, on_bytes: Callable[[int], None] = lambda count: None
+    path: Path, shards: Iterable[Shard], *, on_bytes: Callable[[int], object] = lambda count: None
 ) -> WrittenFile:
     """Writes a file of shards, one tensor at a time, and syncs it to the disk.
 

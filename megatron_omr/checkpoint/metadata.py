@@ -10,9 +10,10 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
@@ -65,6 +66,28 @@ def read_metadata(checkpoint: Path) -> Metadata:
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not of a checkpoint ({error}); take another step-* folder") from error
     return metadata
+
+
+def read_item(file: IO[bytes]) -> tuple[Tensor, int]:
+    """Returns the tensor of an item of a .distcp file without its elements, and the item's byte at which these begin.
+
+    Raises:
+        ValueError: the item is damaged, or is no tensor.
+    """
+    try:
+        tensor = torch.load(file, map_location="meta", weights_only=True)
+        start = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * tensor.itemsize
+    except (
+        pickle.UnpicklingError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise ValueError(f"the item is damaged, or is no tensor: {error}") from error
+    return tensor, start
 
 
 class _NameError(Exception):

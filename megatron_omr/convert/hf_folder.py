@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline.files import atomic_writer, parse_json, to_json, write_json
@@ -120,38 +119,6 @@ def _list_names(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def write_tensors(weights: Iterable[tuple[str, Tensor]], folder: Path, max_bytes: int) -> None:
-    """Writes model.safetensors, or numbered files with an index when there is more than `max_bytes`."""
-    files: list[dict[str, int]] = []  # of each file, tensor -> bytes
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        path = folder / f"{len(files)}.part"
-        path.touch()
-        mode = path.stat().st_mode  # the umask's; safetensors writes files for their owner alone
-        save_file(pending, path, metadata={"format": "pt"})
-        path.chmod(mode)
-        files.append({name: t.nbytes for name, t in pending.items()})
-        pending.clear()
-
-    for name, tensor in weights:
-        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > max_bytes:
-            flush()
-        pending[name] = tensor.clone(memory_format=torch.contiguous_format)
-    flush()
-    if len(files) == 1:
-        (folder / "0.part").rename(folder / _WEIGHTS)
-        return
-    weight_map = {}
-    for i, sizes in enumerate(files):
-        name = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-        (folder / f"{i}.part").rename(folder / name)
-        weight_map |= dict.fromkeys(sizes, name)
-    total = sum(size for sizes in files for size in sizes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / _INDEX).write_text(to_json(index, indent=2, sort_keys=True) + "\n")
-
-
 class HfWriter:
     """Writes tensors, in any order, into model.safetensors, or into numbered files with an index beyond `max_bytes`.
 
@@ -181,24 +148,38 @@ class HfWriter:
             raise
         return self
 
-    def write(self, name: str, tensor: Tensor, *, first_row: int = 0) -> None:
-        """Writes a tensor, or the rows of one from `first_row` on.
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Writes a tensor. Raises as write_block(), and where the tensor has another shape than its entry."""
+        shape = self._places[name][1].shape
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} is {list(tensor.shape)}, and {self._folder} expects {list(shape)}")
+        self.write_block(name, tensor.reshape(shape[0] if shape else 1, -1), first_row=0)
+
+    def write_block(self, name: str, block: Tensor, *, first_row: int, first_column: int = 0) -> None:
+        """Writes a rectangle of a tensor, which counts as a matrix: its rows with all other dimensions as columns.
 
         Raises:
             KeyError: `name` is not among the entries.
-            ValueError: the tensor has another shape or dtype than its entry, or was written before.
+            ValueError: the block lies outside the tensor, has another dtype, or was written before.
         """
         file, place = self._places[name]
-        row = math.prod(place.shape[1:]) * tensor.element_size()
-        start = first_row * row
-        fits = tensor.dtype == DTYPES[place.dtype] and tuple(tensor.shape[1:]) == place.shape[1:]
-        if not fits or start + tensor.nbytes > place.num_bytes or tensor.nbytes > self._left[name]:
+        width = math.prod(place.shape[1:])
+        rows, columns = block.shape
+        lies_inside = first_row + rows <= (place.shape or (1,))[0] and first_column + columns <= width
+        if not lies_inside or block.dtype != DTYPES[place.dtype] or block.nbytes > self._left[name]:
             raise ValueError(
-                f"{name} of shape {list(tensor.shape)}, {tensor.dtype}, from row {first_row} does not fit into the "
-                f"{list(place.shape)}, {place.dtype}, of {self._folder / file}, or was written before"
+                f"{name}: [{rows}, {columns}] in {block.dtype} at row {first_row}, column {first_column} does not fit "
+                f"into {list(place.shape)} in {place.dtype} of {self._folder / file}, or was written before"
             )
-        write_at(self._descriptors[file], as_bytes(tensor), place.start + start)
-        self._left[name] -= tensor.nbytes
+        start = place.start + (first_row * width + first_column) * block.element_size()
+        data, descriptor = as_bytes(block), self._descriptors[file]
+        if columns == width:
+            write_at(descriptor, data, start)
+        else:
+            step, stride = columns * block.element_size(), width * block.element_size()
+            for row in range(rows):
+                write_at(descriptor, data[row * step : (row + 1) * step], start + row * stride)
+        self._left[name] -= block.nbytes
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Raises ValueError where a tensor was not written."""

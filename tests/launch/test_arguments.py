@@ -11,7 +11,7 @@ from data_pipeline.select.config import FilterConfig, SelectConfig
 from launch.arguments import FLAT, pick, presets, recipes, run
 from launch.config import DigitsConfig
 from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.config import ConvertConfig, SFTConfig
+from megatron_omr.config import SFTConfig, ToMegatronConfig
 
 
 def parsed(config_type: type, words: list[str], *, bases: dict | None = None, by_preset: bool = False) -> Any:
@@ -58,7 +58,7 @@ def test_preset_is_a_base_whose_fields_can_be_changed(words: list[str]):
 
 
 def test_fields_without_a_default_are_positional():
-    config = parsed(ConvertConfig, ["a", "b", "--parallel.tp", "2"])
+    config = parsed(ToMegatronConfig, ["a", "b", "--parallel.tp", "2"])
     assert (config.source, config.out, config.parallel.tp) == ("a", "b", 2)
     assert parsed(DigitsConfig, ["out", "--train", "5"]).counts["train"] == 5
 

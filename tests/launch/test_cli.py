@@ -54,7 +54,9 @@ def test_help_of_a_command_explains_and_ends_with_examples(command: str):
     assert examples.strip() and all(line.startswith("  omr ") for line in examples.strip("\n").splitlines())
 
 
-@pytest.mark.parametrize("words", [("sft", "demo"), ("rl", "demo"), ("eval", "demo"), ("convert", "to-hf")])
+@pytest.mark.parametrize(
+    "words", [("sft", "demo"), ("rl", "demo"), ("eval", "demo"), ("convert", "to-megatron")]
+)
 def test_help_of_a_recipe_lists_its_fields(words: tuple[str, str]):
     done = omr(*words, "--help")
     assert done.returncode == 0

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoProcessor
 
-from megatron_omr.convert.hf_folder import HfTensors, HfWriter, copy_template, write_tensors
+from megatron_omr.convert.hf_folder import HfTensors, HfWriter, copy_template
 
 
 def test_folder_without_weights_is_named(tmp_path: Path) -> None:
@@ -82,7 +82,9 @@ def test_exported_processor_is_read_by_transformers_4_and_5(tiny_hf: Path, tmp_p
 def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        write_tensors(((name, torch.ones(4)) for name in "ab"), tmp_path, max_bytes=16)
+        with HfWriter(tmp_path, entries_of(dict.fromkeys("ab", torch.ones(4))), max_bytes=16) as writer:
+            for name in "ab":
+                writer.write(name, torch.ones(4))
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
@@ -111,8 +113,9 @@ def test_written_file_is_that_of_safetensors_to_the_byte(tmp_path: Path) -> None
     with HfWriter(tmp_path, entries_of(tensors)) as writer:
         for name, tensor in reversed(tensors.items()):
             if name == "large":  # in parts, the last first
-                writer.write(name, tensor[40:], first_row=40)
-                writer.write(name, tensor[:40])
+                writer.write_block(name, tensor[40:], first_row=40)
+                writer.write_block(name, tensor[:40, 20:], first_row=0, first_column=20)
+                writer.write_block(name, tensor[:40, :20], first_row=0)
             else:
                 writer.write(name, tensor)
     save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
@@ -143,17 +146,17 @@ def test_many_files_have_an_index_and_hold_each_tensor_once(tmp_path: Path) -> N
         ("a", torch.ones(2, 2).bfloat16(), 0),
         ("a", torch.ones(1, 2), 2),
         ("a", torch.ones(3, 2), 0),
-        ("b", torch.ones(4), 0),  # written before
+        ("b", torch.ones(4, 1), 0),  # written before
     ],
 )
 def test_tensor_that_does_not_fit_is_refused(
     name: str, tensor: torch.Tensor, row: int, tmp_path: Path
 ) -> None:
-    message = f"{name} of shape .* does not fit"
+    message = f"{name}: .* does not fit"
     out = HfWriter(tmp_path, entries_of({"a": torch.ones(2, 2), "b": torch.ones(4)}))
     with pytest.raises(ValueError, match=message), out as writer:
         writer.write("b", torch.ones(4))
-        writer.write(name, tensor, first_row=row)
+        writer.write_block(name, tensor, first_row=row)
 
 
 def test_tensors_that_were_never_written_are_named(tmp_path: Path) -> None:
@@ -161,4 +164,7 @@ def test_tensors_that_were_never_written_are_named(tmp_path: Path) -> None:
     out = HfWriter(tmp_path, entries_of(tensors))
     with pytest.raises(ValueError, match="lacks large, which were never written"), out as writer:
         for name, tensor in tensors.items():
-            writer.write(name, tensor[:63] if name == "large" else tensor)
+            if name == "large":
+                writer.write_block(name, tensor[:63], first_row=0)
+            else:
+                writer.write(name, tensor)

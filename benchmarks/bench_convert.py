@@ -1,0 +1,155 @@
+"""Conversion of whole folders, Hugging Face -> Megatron (TP2 x PP2) -> Hugging Face, against `cp` of the same bytes.
+
+The weights are random BF16 in the shapes of the 3B, with fewer layers for the smaller sizes. Each conversion is a whole
+command in a process of its own, imports included; all end with the bytes on the disk (`cp` with a sync after it).
+Memory is the largest resident size of that process (VmHWM): pages of mapped files count, and no weights are mapped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import write_result
+from data_pipeline.files import to_json
+from megatron_omr.convert.hf_folder import HfTensors, HfWriter
+from megatron_omr.convert.mapping import build_rules
+from megatron_omr.convert.names import stored_name
+from megatron_omr.model_config import ModelConfig
+from megatron_omr.plan.shapes import CONFIGS
+
+SIZES = {"0.3B": (2, 1), "1B": (9, 1), "3B": (36, 32)}
+"""Layers of the language model and of the vision tower."""
+TINY_VOCABULARY = 32_768  # of the 0.3B: the 3B's own would be all of it
+DEFAULT = ("0.3B", "1B")
+LAYOUT = ("--parallel.tp", "2", "--parallel.pp", "2")
+RUN = """
+import sys
+from pathlib import Path
+from launch.cli import main
+code = main(sys.argv[1:])
+print([line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")][0])
+sys.exit(code)
+"""
+
+
+def main(sizes: Sequence[str] = DEFAULT) -> dict[str, object]:
+    """Measures, prints and writes benchmarks/results/convert.json, where sizes not measured now stay; returns it."""
+    found = _read_before()
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="convert-") as folder:
+            found[size] = measure(size, Path(folder))
+        for name, value in found[size].items():
+            print(f"{size:5} {name:40} {value:10.3f}", flush=True)
+    result: dict[str, object] = {"layout": "tp2 pp2", "models": found}
+    write_result("convert", result)
+    return result
+
+
+def _read_before() -> dict[str, dict[str, float]]:
+    path = Path(__file__).parent / "results" / "convert.json"
+    return json.loads(path.read_text())["models"] if path.exists() else {}
+
+
+def measure(size: str, root: Path) -> dict[str, float]:
+    """Returns times, their ratios and memory for one size."""
+    hf, checkpoint, back, copy = (root / name for name in ("hf", "checkpoint", "back", "copy"))
+    num_bytes = write_random_model(hf, size)
+    copied = [timed(lambda: copy_files(hf, copy))]
+    there, there_mib = run_command("to-megatron", hf, checkpoint, *LAYOUT)
+    shutil.rmtree(copy)
+    again, again_mib = run_command("to-hf", checkpoint, back)
+    files = sorted(path.name for path in hf.glob("*.safetensors"))
+    assert files == sorted(path.name for path in back.glob("*.safetensors"))
+    for name in files:
+        subprocess.run(["cmp", hf / name, back / name], check=True)  # to the bit
+    shutil.rmtree(back)
+    copied.append(timed(lambda: copy_files(checkpoint, copy)))
+    cp = sum(copied) / len(copied)
+    return {
+        "weights, GB": num_bytes / 1e9,
+        "cp and sync, s": cp,
+        "to Megatron, s": there,
+        "to Hugging Face, s": again,
+        "to Megatron, times cp": there / cp,
+        "to Hugging Face, times cp": again / cp,
+        "to Megatron, peak MiB": there_mib,
+        "to Hugging Face, peak MiB": again_mib,
+        "imports alone, peak MiB": _imports_mib(),
+    }
+
+
+def write_random_model(folder: Path, size: str) -> int:
+    """Writes a folder of random BF16 weights, one tensor at a time; returns their bytes."""
+    folder.mkdir()
+    layers, vision_layers = SIZES[size]
+    config = json.loads((CONFIGS / "Qwen2.5-VL-3B-Instruct" / "config.json").read_text())
+    text = config.get("text_config") or config
+    text["num_hidden_layers"], config["vision_config"]["depth"] = layers, vision_layers
+    if size == "0.3B":
+        text["vocab_size"] = TINY_VOCABULARY
+        ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        config |= {name: number for number, name in enumerate(ids)}
+    (folder / "config.json").write_text(to_json(config))
+    rules = build_rules(ModelConfig.from_hf(folder))
+    entries = [
+        (stored_name(name), shape, torch.bfloat16)
+        for rule in rules
+        for name, shape in zip(rule.hf, rule.hf_shapes(), strict=True)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    with HfWriter(folder, entries) as writer:
+        for name, shape, dtype in entries:
+            bits = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, generator=generator)
+            writer.write(name, bits.view(dtype))
+    with HfTensors(folder) as tensors:
+        return sum(place.num_bytes for place in tensors.places.values())
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies a folder with cp, and syncs its files."""
+    subprocess.run(["cp", "-r", source, target], check=True)
+    subprocess.run(["sync", *[path for path in target.rglob("*") if path.is_file()]], check=True)
+
+
+def run_command(direction: str, source: Path, out: Path, *options: str) -> tuple[float, float]:
+    """Runs `omr convert` in a process of its own; returns seconds, and the process's peak of memory in MiB."""
+    words = ["convert", direction, str(source), str(out), *options]
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", RUN, *words], check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    *_, line = done.stdout.splitlines()
+    return seconds, int(line.split()[1]) / 1024
+
+
+def _imports_mib() -> float:
+    code = RUN.replace(
+        "code = main(sys.argv[1:])",
+        "import megatron_omr.convert_folders.to_megatron, megatron_omr.convert_folders.to_hf; code = 0",
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[1]) / 1024
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Returns the seconds that a call takes, after the disk has come to rest."""
+    os.sync()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sizes", nargs="*", default=DEFAULT, help=f"of {', '.join(SIZES)}")
+    main(parser.parse_args().sizes)

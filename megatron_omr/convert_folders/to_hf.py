@@ -1,0 +1,159 @@
+"""Writes the weights of a Megatron checkpoint, of any layout, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from data_pipeline.files import atomic_folder
+from megatron_omr.checkpoint.manifest import NAME, check_files, read_manifest
+from megatron_omr.checkpoint.metadata import read_metadata
+from megatron_omr.config import ToHfConfig
+from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfWriter, copy_template
+from megatron_omr.convert.mapping import Rule, build_rules
+from megatron_omr.convert.names import stored_name
+from megatron_omr.convert.ops import Segment, select_rows
+from megatron_omr.convert_folders.items import BLOCK_BYTES, Item, damaged, list_items, stream_items
+from megatron_omr.convert_folders.progress import Converted, Stopwatch, check_room, show_progress
+from megatron_omr.dtypes import torch_dtype
+from megatron_omr.model_config import ModelConfig
+
+
+def to_hf(
+    config: ToHfConfig, *, block_bytes: int = BLOCK_BYTES, max_file_bytes: int = MAX_FILE_BYTES
+) -> Converted:
+    """Writes the folder `config.out`, complete or not at all; memory holds a few blocks.
+
+    Weights are cast to the dtype that config.json names.
+
+    Raises:
+        ValueError: a file of the checkpoint is damaged, or it does not hold the model of its config.json.
+        OSError: the disk is full, or cannot be written.
+    """
+    watch, source, out = Stopwatch(), Path(config.source), Path(config.out)
+    template = config.template or source / "hf"
+    sums = _check_small_files(source)
+    model = ModelConfig.from_hf(template)
+    rules, dtype = build_rules(model), torch_dtype(model.precision)
+    metadata = read_metadata(source)
+    _check_shapes(source, metadata, rules)
+    keys = _describe_keys(rules)
+    files = list_items(source, metadata, {rule.key: len(rule.shape) == 2 for rule in rules})
+    _check_sizes(source, files, sums)
+    entries = [
+        (stored_name(name), shape, dtype)
+        for rule in rules
+        for name, shape in zip(rule.hf, rule.hf_shapes(), strict=True)
+    ]
+    total = sum(math.prod(shape) for _, shape, _ in entries) * dtype.itemsize
+    check_room(out, total)
+    to_read = sum((source / name).stat().st_size for name in files)
+    with (
+        show_progress(out, to_read) as bar,
+        atomic_folder(out) as folder,
+        HfWriter(folder, entries, max_file_bytes) as writer,
+    ):
+        copy_template(template, folder)
+        for name, items in files.items():
+            wanted = sums[name] if sums else None
+            for item, first, block in stream_items(
+                source / name, items, sum=wanted, on_bytes=bar.update, block_bytes=block_bytes
+            ):
+                _write_rows(writer, keys[item.key], item, first, block.to(dtype))
+    return watch.finish(out, total)
+
+
+def _check_small_files(source: Path) -> dict[str, str]:
+    """Checks all files of a checkpoint but its shards; returns the sums of these, none where Megatron-Core wrote it.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    if not (source / NAME).exists() and (source / ".metadata").exists():
+        return {}
+    manifest = read_manifest(source)
+    small = {name: found for name, found in manifest.files.items() if not name.endswith(".distcp")}
+    check_files(source, replace(manifest, files=small))
+    return {name: found.sum for name, found in manifest.files.items() if name not in small}
+
+
+def _check_sizes(source: Path, files: Collection[str], sums: Mapping[str, str]) -> None:
+    """Raises ValueError where a file of shards is not there, or state.json does not list it."""
+    for name in files:
+        if not (source / name).is_file():
+            raise damaged(source / name, "it does not exist")
+        if sums and name not in sums:
+            raise damaged(source / NAME, f"it does not list {name}")
+
+
+def _check_shapes(source: Path, metadata: Metadata, rules: Sequence[Rule]) -> None:
+    """Raises ValueError, with all of them listed, where the checkpoint lacks keys or has them in other shapes."""
+    faults = []
+    for key, shape in {rule.key: rule.global_shape for rule in rules}.items():
+        found = metadata.state_dict_metadata.get(key)
+        if not isinstance(found, TensorStorageMetadata):
+            faults.append(f"it lacks {key}")
+        elif tuple(found.size) != shape:
+            faults.append(f"{key} is {list(found.size)} and should be {list(shape)}")
+    if faults:
+        raise ValueError(
+            f"{source} does not hold the model of its config.json: {'; '.join(faults)}. Take the config.json of the "
+            "model that was trained"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parameter:
+    """What the rows of a parameter, of one layer, are in Hugging Face files."""
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    segments: list[Segment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Key:
+    """A tensor of the checkpoint: the parameters of all layers, or one."""
+
+    by_layer: list[_Parameter]
+    has_layers: bool
+
+    def locate(self, item: Item) -> tuple[int, int, int, int]:
+        """Returns an item's first layer, its rows of each layer, the first of them, and its first column."""
+        offset, sizes = (
+            (item.offset, item.sizes) if self.has_layers else ((0, *item.offset), (1, *item.sizes))
+        )
+        layer, row, *columns = offset
+        return layer, sizes[1], row, columns[0] if columns else 0
+
+
+def _describe_keys(rules: Sequence[Rule]) -> dict[str, _Key]:
+    keys: dict[str, _Key] = {}
+    for rule in rules:
+        widths = tuple(math.prod(shape[1:]) for shape in rule.hf_shapes())
+        names = tuple(stored_name(name) for name in rule.hf)
+        key = keys.setdefault(rule.key, _Key(by_layer=[], has_layers=rule.layer is not None))
+        key.by_layer.append(_Parameter(names=names, widths=widths, segments=rule.segments()))
+    return keys
+
+
+def _write_rows(writer: HfWriter, key: _Key, item: Item, first: int, block: Tensor) -> None:
+    """Writes rows of an item, from its row `first` on, to where they belong; they may be of several layers."""
+    first_layer, rows, first_row, column = key.locate(item)
+    done = 0
+    while done < len(block):
+        layer, row = divmod(first + done, rows)
+        count = min(len(block) - done, rows - row)
+        parameter = key.by_layer[first_layer + layer]
+        for place, (tensor, hf_row, number) in select_rows(parameter.segments, first_row + row, count):
+            kept = 0 if tensor is None else min(block.size(1), parameter.widths[tensor] - column)
+            if tensor is None or kept <= 0:  # zeros that Megatron's layers have
+                continue
+            part = block[done + place : done + place + number, :kept]
+            writer.write_block(parameter.names[tensor], part, first_row=hf_row, first_column=column)
+        done += count
