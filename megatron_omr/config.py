@@ -266,7 +266,7 @@ class CheckpointConfig:
     keep: int = 3
     """Newest checkpoints kept."""
     background: bool = True
-    """Train on while a checkpoint is written. On a CPU that takes up to as much memory again as a rank's state."""
+    """Train on while a checkpoint is written, which takes up to as much more host memory as a rank writes."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "checkpoint.", every=1, keep=1)
