@@ -23,6 +23,9 @@ from data_pipeline.files import write_json
 from megatron_omr.checkpoint import metadata as metadata_file
 from megatron_omr.checkpoint.shards import Place, Shard
 
+DESCRIPTIONS = (".metadata", "metadata.json", "common.pt")
+"""The files that write_metadata writes."""
+
 _FORMAT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from data_pipeline.files import partial_folder, publish_folder, read_json, remove_folder, write_json
 from megatron_omr import cpu
 from megatron_omr.checkpoint.background import BackgroundCall
-from megatron_omr.checkpoint.files import WrittenFile, write_metadata, write_shards
+from megatron_omr.checkpoint.files import DESCRIPTIONS, WrittenFile, write_metadata, write_shards
 from megatron_omr.checkpoint.manifest import FileSum, sum_file, write_manifest
 from megatron_omr.checkpoint.shards import Shard, WritePlan, plan_write
 from megatron_omr.checkpoint.state import optimizer_shards, optimizer_step, weight_shards
@@ -74,7 +74,8 @@ class CheckpointWriter:
         shards = self._own_shards()
         fields = self._describe(step, state)
         name = f"writing {final.name} on rank {dist.get_rank()}"
-        self._running = BackgroundCall(name, partial(self._write, final, shards, fields))
+        steps = optimizer_step(self._trainer)  # not in the fork: it may lie on a GPU
+        self._running = BackgroundCall(name, partial(self._write, final, shards, fields, steps))
         if not self._config.background:
             self.finish()
         self._pause += time.perf_counter() - started
@@ -115,12 +116,12 @@ class CheckpointWriter:
             "state": state,
         }
 
-    def _write(self, final: Path, shards: Sequence[Shard], fields: dict[str, Any]) -> None:
+    def _write(self, final: Path, shards: Sequence[Shard], fields: dict[str, Any], steps: int) -> None:
         """Writes this rank's part, and on rank 0 the rest when all parts are there."""
         partial, rank = partial_folder(final), dist.get_rank()
         try:
             written = write_shards(partial / _part(rank), shards)
-            write_json(_result(partial, rank), {**asdict(written), "steps": optimizer_step(self._trainer)})
+            write_json(_result(partial, rank), {**asdict(written), "steps": steps})
             if rank == 0:
                 self._complete(final, fields)
         except OSError as error:
@@ -143,7 +144,7 @@ class CheckpointWriter:
         write_metadata(partial, self._plan.metadata, written)
         copy_template(self._template, partial / "hf")
         sums = {file.name: FileSum(num_bytes=file.num_bytes, sum=file.sum) for file in written}
-        others = [path for path in partial.rglob("*") if path.is_file() and path.name not in sums]
+        others = [*(partial / name for name in DESCRIPTIONS), *(partial / "hf").iterdir()]
         sums |= {str(path.relative_to(partial)): sum_file(path) for path in others}
         write_manifest(partial, fields | {"optimizer_steps": steps}, sums)
         publish_folder(final)

@@ -71,7 +71,7 @@ def init_optimizer(trainer: Trainer) -> None:
 
 def optimizer_step(trainer: Trainer) -> int:
     """Returns how often Adam has stepped; 0 on ranks where all weights are frozen. Skipped steps do not count."""
-    return max((group.get("step", 0) for group in trainer.optimizer.param_groups), default=0)
+    return max((int(group.get("step", 0)) for group in trainer.optimizer.param_groups), default=0)
 
 
 def _collect_blocks(chunks: Sequence[Any]) -> dict[Tensor, list[ShardedTensor]]:
