@@ -24,12 +24,11 @@ import torch.distributed as dist
 from data_pipeline.files import partial_folder, publish_folder, read_json, remove_folder, write_json
 from megatron_omr import cpu
 from megatron_omr.checkpoint.background import BackgroundCall
-from megatron_omr.checkpoint.files import DESCRIPTIONS, WrittenFile, write_metadata, write_shards
-from megatron_omr.checkpoint.manifest import FileSum, sum_file, write_manifest
+from megatron_omr.checkpoint.files import WrittenFile, write_shards
+from megatron_omr.checkpoint.folder import complete_folder
 from megatron_omr.checkpoint.shards import Shard, WritePlan, plan_write
 from megatron_omr.checkpoint.state import optimizer_shards, optimizer_step, weight_shards
 from megatron_omr.config import CheckpointConfig
-from megatron_omr.convert.hf_folder import copy_template
 from megatron_omr.train.run_folder import checkpoint_name, list_checkpoints
 from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
@@ -141,12 +140,10 @@ class CheckpointWriter:
         results = [_await_result(partial, rank) for rank in range(dist.get_world_size())]
         steps = max(result.pop("steps") for result in results)
         written = [WrittenFile.from_json(result) for result in results]
-        write_metadata(partial, self._plan.metadata, written)
-        copy_template(self._template, partial / "hf")
-        sums = {file.name: FileSum(num_bytes=file.num_bytes, sum=file.sum) for file in written}
-        others = [*(partial / name for name in DESCRIPTIONS), *(partial / "hf").iterdir()]
-        sums |= {str(path.relative_to(partial)): sum_file(path) for path in others}
-        write_manifest(partial, fields | {"optimizer_steps": steps}, sums)
+        fields = fields | {"optimizer_steps": steps}
+        complete_folder(
+            partial, fields, metadata=self._plan.metadata, written=written, template=self._template
+        )
         publish_folder(final)
         # later ones are damaged: they were passed over, or the run would have continued from them
         for old in [path for path in list_checkpoints(self._folder) if path <= final][: -self._config.keep]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from data_pipeline.files import atomic_folder
-from megatron_omr.checkpoint.files import write_metadata, write_shards
-from megatron_omr.checkpoint.manifest import FileSum, sum_file, write_manifest
+from megatron_omr.checkpoint.files import write_shards
+from megatron_omr.checkpoint.folder import complete_folder
 from megatron_omr.checkpoint.shards import Shard, plan_write
 from megatron_omr.config import ToMegatronConfig
-from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfTensors, copy_template
+from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfTensors
 from megatron_omr.convert.mapping import Rectangle, Rule, build_rules
 from megatron_omr.convert.source import check_tensors, read_part
 from megatron_omr.convert_folders.progress import Converted, Stopwatch, check_room, show_progress
@@ -58,11 +58,6 @@ def to_megatron(
             ]
             metadata = plan_write(shards).metadata
             assert metadata is not None
-            write_metadata(folder, metadata, written)
-            copy_template(config.source, folder / "hf")
-            sums = {file.name: FileSum(num_bytes=file.num_bytes, sum=file.sum) for file in written}
-            others = [path for path in folder.rglob("*") if path.is_file() and path.name not in sums]
-            sums |= {str(path.relative_to(folder)): sum_file(path) for path in others}
             fields = {
                 "step": 0,
                 "world_size": 0,
@@ -70,7 +65,7 @@ def to_megatron(
                 "device": "cpu",
                 "state": {},
             }
-            write_manifest(folder, fields, sums)
+            complete_folder(folder, fields, metadata=metadata, written=written, template=config.source)
     return watch.finish(out, total)
 
 
