@@ -53,24 +53,10 @@ def wrap_chunks(chunks: Sequence[MegatronModule], *, overlap: bool = False) -> l
         DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
         for number, chunk in enumerate(chunks)
     ]
-    for chunk in wrapped:
-        _count_padding(chunk)
     if overlap:  # gradients of all micro-batches but the last stay where they are
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = cast("Any", no_sync if len(no_sync) > 1 else no_sync[0])
     return wrapped
-
-
-def _count_padding(chunk: DistributedDataParallel) -> None:
-    """Makes the padding at the end of each bucket part of what the optimizer saves and loads.
-
-    Megatron-Core gathers the states of a buffer without it, and cuts parameters out of them by places that count it.
-    With several buckets, from overlap or from tied weights under PP, a checkpoint would hold shifted weights.
-    """
-    for buffer in cast("list[Any]", chunk.buffers):
-        buffer.numel_unpadded = buffer.numel
-        for bucket in buffer.buckets:
-            bucket.numel_unpadded = bucket.grad_data.numel()
 
 
 def start_param_gathers(chunks: Sequence[DistributedDataParallel]) -> None:
