@@ -113,7 +113,7 @@ def pins_memory() -> bool:
 
 
 def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Returns the tensors in host memory: themselves on a CPU, copies of those on a GPU."""
+    """Returns the tensors in host memory: themselves on a CPU, copies in pinned memory of those on a GPU."""
     if device() == "cpu":
         return list(tensors)
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]

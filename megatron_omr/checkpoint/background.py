@@ -30,6 +30,8 @@ class BackgroundCall:
     def __init__(self, name: str, call: Callable[[], None]) -> None:
         """Starts it; `name` says in errors what runs."""
         self._name = name
+        # what it holds stays allocated: pinned memory is not copied on write, and would be used again
+        self._call: Callable[[], None] | None = call
         self._reader, writer = mp.Pipe(duplex=False)
         parent = os.getpid()
         self._pid = os.fork()
@@ -61,6 +63,7 @@ class BackgroundCall:
             ) from None
         finally:
             self._reader.close()
+            self._call = None
             with suppress(ChildProcessError):  # others in this process may wait for all children
                 os.waitpid(self._pid, 0)
         if failure is not None:
