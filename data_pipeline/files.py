@@ -53,7 +53,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def publish_folder(folder: Path) -> None:
     """Gives `partial_folder(folder)` its name, in place of an older one, and syncs that to the disk."""
-    if folder.exists():
+    if os.path.lexists(folder):
         remove_folder(folder)
     partial_folder(folder).replace(folder)
     descriptor = os.open(folder.parent, os.O_RDONLY)
@@ -70,7 +70,7 @@ def remove_leftovers(parent: Path, names: str) -> None:
     """Removes what killed writers left in `parent` of the atomic folders whose names match the pattern `names`."""
     for suffix in (PARTIAL, _OLD):
         for left in parent.glob(f".{names}{suffix}"):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left, ignore_errors=True)
 
 
 def to_json(
@@ -203,8 +203,16 @@ def check_settings(folder: Path, found: Mapping[str, object], wanted: Mapping[st
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder in one step, so that a kill leaves all of it or nothing."""
+    """Removes a folder in one step, so that a kill leaves all of it or nothing; of a link, what it names stays."""
     old = folder.with_name(f".{folder.name}{_OLD}")  # hidden: `shards.old` may be a folder of the user's
-    shutil.rmtree(old, ignore_errors=True)  # of a removal that was killed
+    _remove(old, ignore_errors=True)  # of a removal that was killed
     folder.replace(old)
-    shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Removes a folder, or the file or link that a user has put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+    else:
+        path.unlink(missing_ok=ignore_errors)

@@ -99,6 +99,22 @@ def test_leftovers_of_folders_are_removed_and_nothing_else(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left[2:])
 
 
+@pytest.mark.parametrize("aim", ["folder", "nowhere"])
+def test_links_and_files_in_the_place_of_a_folder_are_replaced(tmp_path: Path, aim: str):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    (tmp_path / "link").symlink_to(tmp_path / aim)
+    (tmp_path / "file").touch()
+    (tmp_path / ".hf.old").symlink_to(tmp_path / "folder")
+    for name in ("link", "file"):
+        with atomic_folder(tmp_path / name) as partial:
+            (partial / "new").touch()
+        assert not (tmp_path / name).is_symlink() and (tmp_path / name / "new").exists()
+    remove_leftovers(tmp_path, "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["kept"]
+
+
 def test_shared_writers_do_not_touch_each_other(tmp_path: Path):
     path = tmp_path / "file"
     other = tmp_path / "file.1.partial"
