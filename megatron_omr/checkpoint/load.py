@@ -13,10 +13,10 @@ from data_pipeline.files import remove_leftovers
 from megatron_omr.checkpoint.manifest import Manifest, check_files, read_manifest
 from megatron_omr.checkpoint.metadata import read_metadata
 from megatron_omr.checkpoint.shards import read_shards
-from megatron_omr.checkpoint.state import frozen_shards, optimizer_shards
+from megatron_omr.checkpoint.state import OPTIMIZER, frozen_shards, optimizer_shards, weight_shards
 from megatron_omr.parallel import union_of_ranks
 from megatron_omr.train.run_folder import CHECKPOINT_NAME, checkpoint_name, list_checkpoints
-from megatron_omr.train.trainer import Trainer
+from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
 R = TypeVar("R")
 
@@ -36,7 +36,9 @@ def load_newest(trainer: Trainer, run: Path) -> tuple[int, dict[str, Any], str]:
         remove_leftovers(run / "checkpoints", CHECKPOINT_NAME)
         remove_leftovers(run, "hf")
     damaged: list[str] = []
-    for checkpoint in reversed(list_checkpoints(run / "checkpoints")):
+    # all ranks try the same ones, also where a file system shows them different folders
+    names = union_of_ranks({path.name for path in list_checkpoints(run / "checkpoints")})
+    for checkpoint in (run / "checkpoints" / name for name in sorted(names, reverse=True)):
         try:
             step, state = load_checkpoint(trainer, checkpoint, must_be=checkpoint.name)
         except ValueError as error:
@@ -58,8 +60,9 @@ def load_checkpoint(trainer: Trainer, checkpoint: Path, *, must_be: str = "") ->
     Raises:
         ValueError: a file is missing or damaged, or it is of another model; on all ranks the same.
     """
+    keys = union_of_ranks({shard.key for shard in weight_shards(unwrap_chunks(trainer))})
     manifest = _on_all_ranks(lambda: _verify(checkpoint, must_be))
-    _on_all_ranks(lambda: _read(trainer, checkpoint))
+    _on_all_ranks(lambda: _read(trainer, checkpoint, manifest, keys))
     _gather_weights(trainer)
     for group in trainer.optimizer.param_groups:
         group["step"] = manifest.fields["optimizer_steps"]
@@ -88,10 +91,21 @@ def _verify(checkpoint: Path, must_be: str) -> Manifest:
     return manifest
 
 
-def _read(trainer: Trainer, checkpoint: Path) -> None:
-    """Reads this rank's part of the optimizer's states, and the weights that the optimizer does not have."""
+def _read(trainer: Trainer, checkpoint: Path, manifest: Manifest, keys: set[str]) -> None:
+    """Reads this rank's part of the optimizer's states, and the weights that the optimizer does not have.
+
+    Args:
+        keys: the weights of the whole model.
+    """
+    metadata = read_metadata(checkpoint)
+    if others := {place.relative_path for place in metadata.storage_data.values()} - manifest.files.keys():
+        raise ValueError(f"{checkpoint} has shards in {min(others)}, which its state.json does not list")
+    weights = {key for key in metadata.state_dict_metadata if not key.startswith(OPTIMIZER)}
+    if unknown := sorted(weights - keys):
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ValueError(f"{checkpoint} is of another model, which has {unknown[0]}{more}")
     shards = [*optimizer_shards(trainer, with_copies=True), *frozen_shards(trainer)]
-    read_shards(checkpoint, shards, read_metadata(checkpoint))
+    read_shards(checkpoint, shards, metadata)
 
 
 @torch.no_grad()

@@ -125,11 +125,14 @@ def _chunk(shard: Shard) -> ChunkStorageMetadata:
 def read_shards(folder: Path, shards: Sequence[Shard], metadata: Metadata) -> None:
     """Fills the tensors of `shards` in place with what the checkpoint `folder` holds at their places. Not collective.
 
+    Elements are cast to the dtype of the tensor that they go to.
+
     Args:
         metadata: the contents of the folder's `.metadata`.
 
     Raises:
-        ValueError: the checkpoint lacks a key, or holds it in another shape or dtype; the message lists them.
+        ValueError: the checkpoint lacks a key, or holds it in another shape; the message lists them. Or it does not
+            hold all elements.
     """
     if faults := list(filter(None, (_find_fault(shard, metadata) for shard in shards))):
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -143,7 +146,11 @@ def read_shards(folder: Path, shards: Sequence[Shard], metadata: Metadata) -> No
     )
     reader = FileSystemReader(folder)
     reader.set_up_storage_reader(metadata, is_coordinator=True)
-    reader.read_data(planner.create_local_plan(), planner).wait()
+    plan = planner.create_local_plan()
+    found = sum(math.prod(item.lengths) for item in plan.items)  # of shards that do not overlap
+    if found != (wanted := sum(math.prod(shard.sizes) for shard in shards)):
+        raise ValueError(f"{folder} holds {found} of {wanted} elements; take another step-* folder")
+    reader.read_data(plan, planner).wait()
 
 
 def _find_fault(shard: Shard, metadata: Metadata) -> str | None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from megatron_omr.checkpoint.shards import Shard, split_range
 from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
+OPTIMIZER = "optimizer.state."
+"""Prefix of the keys of the optimizer's states; all others are weights."""
 _EXTRA_STATE = "_extra_state"
 
 
@@ -98,7 +100,7 @@ def _state_shards(optimizer: Any, parameter: Tensor, blocks: Sequence[ShardedTen
         start, end = max(held.start, first), min(held.end, first + block.data.numel())
         for name in ("param", "exp_avg", "exp_avg_sq"):
             flat = states[name].detach().view(-1)[start - held.start : max(0, end - held.start)]
-            yield from _cut(block, f"optimizer.state.{name}.{block.key}", flat, start - first, end - first)
+            yield from _cut(block, f"{OPTIMIZER}{name}.{block.key}", flat, start - first, end - first)
 
 
 def _cut(block: ShardedTensor, key: str, flat: Tensor, start: int, end: int) -> Iterator[Shard]:

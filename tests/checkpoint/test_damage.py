@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.failures import RankError
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from launch.cli import main
-from megatron_omr.checkpoint.manifest import check_files, read_manifest
+from megatron_omr.checkpoint.manifest import check_files, read_manifest, write_manifest
 from megatron_omr.config import ParallelConfig
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import random_micro_batches, tiny_trainer
@@ -172,13 +173,38 @@ def add_strays(folder: Path) -> None:
             (place / name).write_text("stray")
 
 
-def test_renamed_copy_of_an_older_checkpoint_is_passed_over(run: Path, tiny_hf: Path) -> None:
-    """It would be loaded again after each kill, whatever was saved meanwhile."""
-    copy = run / "checkpoints" / "step-00000007"
-    shutil.copytree(run / "checkpoints" / OLDER, copy)
-    step, _, line = run_ranks(_load, 1, str(tiny_hf), str(run))[0]
-    shutil.rmtree(copy)
+def test_copies_that_were_renamed_or_list_less_are_passed_over(
+    run: Path, tiny_hf: Path, tmp_path: Path
+) -> None:
+    """Renamed, it would be loaded again after each kill; what state.json does not list was not verified."""
+    folder = shutil.copytree(run, tmp_path / "run") / "checkpoints"
+    shutil.copytree(folder / OLDER, folder / "step-00000007")
+    shutil.copytree(folder / NEWEST, folder / "step-00000006")
+    manifest = read_manifest(folder / NEWEST)
+    files = {name: found for name, found in manifest.files.items() if name != "__1_0.distcp"}
+    write_manifest(folder / "step-00000006", {**manifest.fields, "step": 6}, files)
+    step, _, line = run_ranks(_load, 1, str(tiny_hf), str(tmp_path / "run"))[0]
     assert step == 2 and "step-00000007 was written as step-00000001" in line
+    assert "step-00000006 has shards in __1_0.distcp, which its state.json does not list" in line
+
+
+def test_weights_that_the_model_lacks_are_named(run: Path, tiny_tied_hf: Path) -> None:
+    with pytest.raises(RankError, match=r"another model, which has language_model.output_layer.weight; "):
+        run_ranks(_load, 1, str(tiny_tied_hf), str(run))
+
+
+def test_ranks_that_see_different_folders_load_the_same(run: Path, tiny_hf: Path, tmp_path: Path) -> None:
+    """A file system of several machines may show a checkpoint to one before the other."""
+    for rank in ("0", "1"):
+        shutil.copytree(run, tmp_path / rank)
+    shutil.rmtree(tmp_path / "1" / "checkpoints" / NEWEST)
+    for step, state, line in run_ranks(_load_own, 2, str(tiny_hf), str(tmp_path)):
+        assert (step, state) == (1, {"now": 1})
+        assert f"{NEWEST} has no state.json that can be read" in line
+
+
+def _load_own(folder: str, root: str) -> tuple[int, dict, str]:
+    return _load(folder, f"{root}/{os.environ['RANK']}")
 
 
 def _load(folder: str, run: str) -> tuple[int, dict, str]:

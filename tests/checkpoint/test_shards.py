@@ -91,6 +91,16 @@ def test_other_models_are_refused_with_their_differences(tmp_path: Path) -> None
         read_shards(tmp_path, shards, metadata)
 
 
+def test_elements_that_no_shard_holds_are_missed(tmp_path: Path) -> None:
+    """The tensors that are read may not have been set to anything before."""
+    write(tmp_path, [shard for bounds in ((0, 12), (12, 24)) for shard in cut("a", *bounds)])
+    metadata = FileSystemReader(tmp_path).read_metadata()
+    found: Any = metadata.state_dict_metadata["a"]
+    found.chunks.pop()
+    with pytest.raises(ValueError, match=r"holds 12 of 24 elements; take another step-"):
+        read_shards(tmp_path, cut("a", 0, 24, to_read=True), metadata)
+
+
 def test_full_disk_is_an_error() -> None:
     if not os.access("/dev/full", os.W_OK):
         pytest.skip("this system has no /dev/full")
