@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"omr: error: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("omr: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "omr: interrupted; the same command continues from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -278,7 +281,7 @@ OMR = CommandGroup(
 
 
 def _check_free(out: str) -> None:
-    if Path(out).exists():
+    if os.path.lexists(out):  # a link to nothing, too
         raise ValueError(f"out={out} already exists; choose another folder, or delete it first")
 
 

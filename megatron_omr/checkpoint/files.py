@@ -82,24 +82,24 @@ class _SummedStream:
         self._file = file
         self._sum = xxhash.xxh3_64()
         self.num_bytes = 0
-        self._error: OSError | None = None
+        self._error: BaseException | None = None  # a full disk, or a signal while it waited for the disk
 
     def save(self, tensor: torch.Tensor) -> None:
         try:
             torch.save(tensor, cast("IO[bytes]", self))
-        except RuntimeError:  # torch's own, about the bytes that are missing
+        except RuntimeError:  # torch's own, about the bytes that are missing, hides what write() raised
             if self._error is not None:
                 raise self._error from None
             raise
 
     def write(self, data: bytes) -> int:
         view = memoryview(data).cast("B")
-        self._sum.update(view)
         written = 0
         try:
+            self._sum.update(view)
             while written < len(view):  # a raw file may take less than all
                 written += self._file.write(view[written:])
-        except OSError as error:
+        except BaseException as error:
             self._error = error
             raise
         self.num_bytes += written

@@ -105,9 +105,12 @@ def _find_places(folder: Path) -> dict[str, tuple[str, TensorPlace]]:
         return {name: (_WEIGHTS, place) for name, place in read_places(folder / _WEIGHTS).items()}
     try:
         files: dict[str, str] = parse_json((folder / _INDEX).read_bytes())["weight_map"]
-        places = {file: read_places(folder / file) for file in sorted({*files.values()})}
+        paths = {file: folder / file for file in sorted({*files.values()})}
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / _INDEX} has no weight_map; fetch the file again") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / _INDEX} cannot be read: {error}; fetch the file again") from error
+    places = {file: read_places(path) for file, path in paths.items()}
     if lacking := [name for name, file in files.items() if name not in places[file]]:
         raise ValueError(
             f"{folder / files[lacking[0]]} lacks {_list_names(lacking)} of {_INDEX}; fetch it again"

@@ -14,7 +14,7 @@ from megatron_omr.convert.hf_folder import HfTensors
 from megatron_omr.convert.mapping import EMBEDDING, OUTPUT_LAYER, Rectangle, Rule
 from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import select_rows
-from megatron_omr.convert.tensor_file import DTYPES, TensorPlace
+from megatron_omr.convert.tensor_file import DTYPES, TensorPlace, as_bytes
 
 HEAD = "lm_head.weight"
 _COMPARED_BYTES = 2**24
@@ -97,7 +97,7 @@ def _check_tied(source: HfTensors, embedding: str) -> None:
             count = min(step, rows - first)
             source.read_rows(HEAD, first, a[:count])
             source.read_rows(embedding, first, b[:count])
-            alike = alike and torch.equal(a[:count], b[:count])
+            alike = alike and as_bytes(a[:count]) == as_bytes(b[:count])  # also NaN
     if not alike:
         raise ValueError(
             f"{source.folder}/config.json says tie_word_embeddings=true, but {HEAD} differs from {embedding}; "

@@ -23,6 +23,9 @@ from megatron_omr.convert_folders.progress import Converted, Stopwatch, check_ro
 from megatron_omr.dtypes import torch_dtype
 from megatron_omr.model_config import ModelConfig
 
+_PARTS = ("language_model.", "vision_model.")
+"""How the keys of weights begin; checkpoints of training also hold the optimizer's states."""
+
 
 def to_hf(
     config: ToHfConfig, *, block_bytes: int = BLOCK_BYTES, max_file_bytes: int = MAX_FILE_BYTES
@@ -44,7 +47,7 @@ def to_hf(
     _check_shapes(source, metadata, rules)
     keys = _describe_keys(rules)
     files = list_items(source, metadata, {rule.key: len(rule.shape) == 2 for rule in rules})
-    _check_sizes(source, files, sums)
+    _check_shard_files(source, files, sums)
     entries = [
         (stored_name(name), shape, dtype)
         for rule in rules
@@ -71,10 +74,12 @@ def to_hf(
 def _check_small_files(source: Path) -> dict[str, str]:
     """Checks all files of a checkpoint but its shards; returns the sums of these, none where Megatron-Core wrote it.
 
+    Megatron-Core's have neither state.json nor hf/: where only one of these is missing, the checkpoint is incomplete.
+
     Raises:
         ValueError: one is damaged.
     """
-    if not (source / NAME).exists() and (source / ".metadata").exists():
+    if (source / ".metadata").exists() and not (source / NAME).exists() and not (source / "hf").exists():
         return {}
     manifest = read_manifest(source)
     small = {name: found for name, found in manifest.files.items() if not name.endswith(".distcp")}
@@ -82,7 +87,7 @@ def _check_small_files(source: Path) -> dict[str, str]:
     return {name: found.sum for name, found in manifest.files.items() if name not in small}
 
 
-def _check_sizes(source: Path, files: Collection[str], sums: Mapping[str, str]) -> None:
+def _check_shard_files(source: Path, files: Collection[str], sums: Mapping[str, str]) -> None:
     """Raises ValueError where a file of shards is not there, or state.json does not list it."""
     for name in files:
         if not (source / name).is_file():
@@ -92,9 +97,14 @@ def _check_sizes(source: Path, files: Collection[str], sums: Mapping[str, str]) 
 
 
 def _check_shapes(source: Path, metadata: Metadata, rules: Sequence[Rule]) -> None:
-    """Raises ValueError, with all of them listed, where the checkpoint lacks keys or has them in other shapes."""
-    faults = []
-    for key, shape in {rule.key: rule.global_shape for rule in rules}.items():
+    """Raises ValueError, with all of them listed, where the checkpoint lacks keys, has others, or in other shapes."""
+    wanted = {rule.key: rule.global_shape for rule in rules}
+    faults = [
+        f"it has {key}, which the model does not"
+        for key in metadata.state_dict_metadata
+        if key.startswith(_PARTS) and key not in wanted and "_extra_state" not in key
+    ]
+    for key, shape in wanted.items():
         found = metadata.state_dict_metadata.get(key)
         if not isinstance(found, TensorStorageMetadata):
             faults.append(f"it lacks {key}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,21 @@ def test_full_disk_is_an_error() -> None:
         pytest.skip("this system has no /dev/full")
     with pytest.raises(OSError, match="No space"):
         write_shards(Path("/dev/full"), cut("a", 0, 24))
+
+
+def test_signal_that_comes_while_the_disk_is_waited_for_stays_itself(tmp_path: Path) -> None:
+    """torch would raise its own error about the bytes that are missing."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    path, before = tmp_path / "a", signal.signal(signal.SIGALRM, leave)
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # reads nothing: writing waits
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(SystemExit):
+            write_shards(path, cut("a", 0, 24) * 1_000)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        os.close(reader)

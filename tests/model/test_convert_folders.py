@@ -61,6 +61,8 @@ def test_commands_convert_and_say_how_fast(
         assert f"GB of weights in {folder}, " in out and out.count("GB/s") == 2
     assert main(["convert", "to-hf", str(checkpoint), str(back)]) == 2
     assert f"out={back} already exists" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to("nothing")
+    assert main(["convert", "to-hf", str(checkpoint), str(tmp_path / "link")]) == 2
     assert main(["convert", "to-megatron", str(tiny_hf), str(tmp_path / "x"), "--parallel.tp", "3"]) == 2
     assert "parallel.tp=3 must divide num_key_value_heads=2" in capsys.readouterr().err
 
@@ -86,12 +88,29 @@ def test_damage_is_named_in_one_line_and_leaves_nothing(tiny_hf: Path, tmp_path:
     shards.unlink()
     _fails(lambda: to_hf(ToHfConfig(source=str(checkpoint), out=str(tmp_path / "hf"))), shards)
     shards.write_bytes(whole)
+    state = (checkpoint / "state.json").rename(checkpoint / "lost")
+    _fails(
+        lambda: to_hf(ToHfConfig(source=str(checkpoint), out=str(tmp_path / "hf"))), checkpoint
+    )  # not one that Megatron-Core wrote: it has hf/
+    state.rename(checkpoint / "state.json")
     (checkpoint / "hf" / "config.json").write_text("{}")
     _fails(
         lambda: to_hf(ToHfConfig(source=str(checkpoint), out=str(tmp_path / "hf"))),
         checkpoint / "hf/config.json",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_weights_that_the_template_does_not_have_are_listed(
+    tiny_hf: Path, tiny_tied_hf: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    to_megatron(ToMegatronConfig(source=str(tiny_hf), out=str(checkpoint)))
+    config = ToHfConfig(source=str(checkpoint), out=str(tmp_path / "hf"), template=str(tiny_tied_hf))
+    with pytest.raises(
+        ValueError, match="it has language_model.output_layer.weight, which the model does not"
+    ):
+        to_hf(config)
 
 
 def _fails(convert: Callable[[], object], path: Path) -> None:

@@ -37,6 +37,9 @@ def test_damaged_or_missing_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="model.safetensors lacks b of model.safetensors.index.json"):
         HfTensors(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(ValueError, match=r"index.json cannot be read: Expecting .*; fetch the file again"):
+        HfTensors(tmp_path)
 
 
 def test_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
