@@ -5,7 +5,7 @@ FOLDER/step-00000100/    __R_0.distcp, what rank R wrote; .metadata, metadata.js
     state.json           step, what the caller wants back, and a sum of every file
 Each rank forks a process that writes its part under a hidden name. Rank 0's waits for the others', adds the rest and
 gives the folder its name: one with its final name is complete. Ranks meet in the file system alone: after the first
-save, which deals the shards to them, none of them calls a collective.
+save, which deals the shards to them, none of them calls a collective, but to end the gathers of parallel.overlap.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class CheckpointWriter:
         """Starts to save what the trainer is after `step` steps. Collective.
 
         Args:
+            step: larger than that of the save before, which other ranks may still be writing.
             state: what the caller wants back on resuming, as JSON.
 
         Raises:

@@ -55,6 +55,7 @@ def test_run_learns_and_writes_checkpoints_config_and_hf_folder(finished: Path, 
     rows = read_metrics(finished)
     assert [row["step"] for row in rows] == list(range(8))
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    assert rows[0]["checkpoint_pause"] == 0 and any(row["checkpoint_pause"] > 0 for row in rows)
     assert rows[0]["lr"] == 0 and rows[2]["lr"] == pytest.approx(1e-3)
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
     assert json.loads((finished / "config.json").read_text())["optim"]["lr"] == config.optim.lr
