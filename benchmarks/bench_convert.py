@@ -1,7 +1,8 @@
 """Conversion of whole folders, Hugging Face -> Megatron (TP2 x PP2) -> Hugging Face, against `cp` of the same bytes.
 
 The weights are random BF16 in the shapes of the 3B, with fewer layers for the smaller sizes. Each conversion is a whole
-command in a process of its own, imports included; all end with the bytes on the disk (`cp` with a sync after it).
+command in a process of its own, imports included, and follows the `cp` that it is compared with. All begin with a disk
+at rest and end with the bytes on it (`cp` with a sync after it).
 Memory is the largest resident size of that process (VmHWM): pages of mapped files count, and no weights are mapped.
 """
 
@@ -65,24 +66,24 @@ def measure(size: str, root: Path) -> dict[str, float]:
     """Returns times, their ratios and memory for one size."""
     hf, checkpoint, back, copy = (root / name for name in ("hf", "checkpoint", "back", "copy"))
     num_bytes = write_random_model(hf, size)
-    copied = [timed(lambda: copy_files(hf, copy))]
+    cp_hf = timed(lambda: copy_files(hf, copy))
     there, there_mib = run_command("to-megatron", hf, checkpoint, *LAYOUT)
+    shutil.rmtree(copy)
+    cp_checkpoint = timed(lambda: copy_files(checkpoint, copy))
     shutil.rmtree(copy)
     again, again_mib = run_command("to-hf", checkpoint, back)
     files = sorted(path.name for path in hf.glob("*.safetensors"))
     assert files == sorted(path.name for path in back.glob("*.safetensors"))
     for name in files:
         subprocess.run(["cmp", hf / name, back / name], check=True)  # to the bit
-    shutil.rmtree(back)
-    copied.append(timed(lambda: copy_files(checkpoint, copy)))
-    cp = sum(copied) / len(copied)
     return {
         "weights, GB": num_bytes / 1e9,
-        "cp and sync, s": cp,
+        "cp and sync of the folder, s": cp_hf,
+        "cp and sync of the checkpoint, s": cp_checkpoint,
         "to Megatron, s": there,
         "to Hugging Face, s": again,
-        "to Megatron, times cp": there / cp,
-        "to Hugging Face, times cp": again / cp,
+        "to Megatron, times cp": there / cp_hf,
+        "to Hugging Face, times cp": again / cp_checkpoint,
         "to Megatron, peak MiB": there_mib,
         "to Hugging Face, peak MiB": again_mib,
         "imports alone, peak MiB": _imports_mib(),
@@ -125,8 +126,10 @@ def copy_files(source: Path, target: Path) -> None:
 def run_command(direction: str, source: Path, out: Path, *options: str) -> tuple[float, float]:
     """Runs `omr convert` in a process of its own; returns seconds, and the process's peak of memory in MiB."""
     words = ["convert", direction, str(source), str(out), *options]
+    command = [sys.executable, "-c", RUN, *words]
+    os.sync()
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", RUN, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     *_, line = done.stdout.splitlines()
     return seconds, int(line.split()[1]) / 1024
