@@ -134,6 +134,7 @@ def test_interrupted_conversion_leaves_nothing_that_looks_finished(
     child = os.fork()
     if child == 0:
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
             with sigterm_exits():
                 to_megatron(config, block_bytes=64)  # thousands of shards
             os._exit(0)
