@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -67,8 +67,9 @@ class CheckpointWriter:
         started = time.perf_counter()
         self.finish()
         final = self._folder / checkpoint_name(step)
+        self._partial = partial_folder(final)
         try:
-            partial_folder(final).mkdir(parents=True, exist_ok=True)
+            self._partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _explain(final, error) from error
         shards = self._own_shards()
@@ -83,13 +84,24 @@ class CheckpointWriter:
     def check(self) -> None:
         """Raises what save() does, if the writing has failed meanwhile."""
         if self._running is not None:
-            self._running.has_ended()
+            self._settle(self._running.has_ended)
 
     def finish(self) -> None:
         """Waits until this rank's part is written, and on rank 0 the whole; raises as save()."""
         if self._running is not None:
-            self._running.wait()
+            self._settle(self._running.wait)
             self._running = None
+
+    def _settle(self, ended: Callable[[], object]) -> None:
+        """Calls `ended`; what it raises is told to rank 0's writer, which a writer that was killed could not do."""
+        try:
+            ended()
+        except (OSError, RuntimeError) as error:
+            *_, line = str(error).splitlines()
+            if dist.get_rank() > 0 and self._partial.is_dir():  # else rank 0 has given up
+                with suppress(OSError):
+                    write_json(_result(self._partial, dist.get_rank()), {"error": line})
+            raise
 
     def take_pause(self) -> float:
         """Returns the seconds that training has waited for saving since the last call."""
