@@ -77,6 +77,7 @@ def measure(size: str, root: Path) -> dict[str, float]:
     for name in files:
         subprocess.run(["cmp", hf / name, back / name], check=True)  # to the bit
     return {
+        "load average": os.getloadavg()[0],
         "weights, GB": num_bytes / 1e9,
         "cp and sync of the folder, s": cp_hf,
         "cp and sync of the checkpoint, s": cp_checkpoint,
