@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 _OTHER_FILES = 2**26  # config, tokenizer, headers
@@ -21,10 +22,11 @@ class Converted:
     out: Path
     num_bytes: int  # of weights
     seconds: float
+    cast: str  # what was rounded, if anything
 
     def __str__(self) -> str:
         size, speed = self.num_bytes / 1e9, self.num_bytes / 1e9 / self.seconds
-        return f"{size:.3g} GB of weights in {self.out}, {self.seconds:.1f} s, {speed:.2g} GB/s"
+        return f"{size:.3g} GB of weights in {self.out}, {self.seconds:.1f} s, {speed:.2g} GB/s{self.cast}"
 
 
 class Stopwatch:
@@ -33,8 +35,14 @@ class Stopwatch:
     def __init__(self) -> None:
         self._start = time.monotonic()
 
-    def finish(self, out: Path, num_bytes: int) -> Converted:
-        return Converted(out=out, num_bytes=num_bytes, seconds=time.monotonic() - self._start)
+    def finish(
+        self, out: Path, num_bytes: int, *, read: Iterable[torch.dtype], written: torch.dtype
+    ) -> Converted:
+        """Returns what was done by now: weights of the dtypes `read` were written in one."""
+        others = sorted({str(dtype).removeprefix("torch.") for dtype in read if dtype != written})
+        cast = f"; cast from {', '.join(others)} to config.json's {str(written)[6:]}" if others else ""
+        seconds = time.monotonic() - self._start
+        return Converted(out=out, num_bytes=num_bytes, seconds=seconds, cast=cast)
 
 
 def check_room(out: Path, num_bytes: int) -> None:

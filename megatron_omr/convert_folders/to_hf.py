@@ -68,7 +68,8 @@ def to_hf(
                 source / name, items, sum=wanted, on_bytes=bar.update, block_bytes=block_bytes
             ):
                 _write_rows(writer, keys[item.key], item, first, block.to(dtype))
-    return watch.finish(out, total)
+    dtypes = {item.dtype for items in files.values() for item in items}
+    return watch.finish(out, total, read=dtypes, written=dtype)
 
 
 def _check_small_files(source: Path) -> dict[str, str]:

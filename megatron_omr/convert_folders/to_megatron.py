@@ -19,6 +19,7 @@ from megatron_omr.config import ToMegatronConfig
 from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfTensors
 from megatron_omr.convert.mapping import Rectangle, Rule, build_rules
 from megatron_omr.convert.source import check_tensors, read_part
+from megatron_omr.convert.tensor_file import DTYPES
 from megatron_omr.convert_folders.progress import Converted, Stopwatch, check_room, show_progress
 from megatron_omr.dtypes import torch_dtype
 from megatron_omr.model_config import ModelConfig
@@ -43,6 +44,7 @@ def to_megatron(
     rules, dtype = build_rules(model), torch_dtype(model.precision)
     with HfTensors(Path(config.source)) as source:
         check_tensors(source, rules)
+        dtypes = {DTYPES[source.places[name].dtype] for rule in rules for name in rule.hf}
         reader = _PartReader(source, dtype)
         shards = [
             shard
@@ -66,7 +68,7 @@ def to_megatron(
                 "state": {},
             }
             complete_folder(folder, fields, metadata=metadata, written=written, template=config.source)
-    return watch.finish(out, total)
+    return watch.finish(out, total, read=dtypes, written=dtype)
 
 
 def cut_rule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from data_pipeline.files import read_json, write_json
 from launch.cli import main
 from launch.launcher import rank_environment, sigterm_exits
 from megatron_omr.checkpoint.manifest import check_files, read_manifest
@@ -111,6 +113,17 @@ def test_weights_that_the_template_does_not_have_are_listed(
         ValueError, match="it has language_model.output_layer.weight, which the model does not"
     ):
         to_hf(config)
+
+
+def test_rounded_weights_are_said(tiny_hf: Path, tmp_path: Path) -> None:
+    source = tmp_path / "bf16"
+    shutil.copytree(tiny_hf, source)
+    config = read_json(source / "config.json")
+    write_json(source / "config.json", config | {"dtype": "bfloat16"})
+    done = to_megatron(ToMegatronConfig(source=str(source), out=str(tmp_path / "out")))
+    assert str(done).endswith("GB/s; cast from float32 to config.json's bfloat16")
+    back = to_hf(ToHfConfig(source=str(tmp_path / "out"), out=str(tmp_path / "hf")))
+    assert str(back).endswith("GB/s")
 
 
 def _fails(convert: Callable[[], object], path: Path) -> None:
