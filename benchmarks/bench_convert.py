@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from megatron_omr.plan.shapes import CONFIGS
 SIZES = {"0.3B": (2, 1), "1B": (9, 1), "3B": (36, 32)}
 """Layers of the language model and of the vision tower."""
 TINY_VOCABULARY = 32_768  # of the 0.3B: the 3B's own would be all of it
+ROUNDS = 2  # of which the best of each part counts
 DEFAULT = ("0.3B", "1B")
 LAYOUT = ("--parallel.tp", "2", "--parallel.pp", "2")
 RUN = """
@@ -66,12 +67,16 @@ def measure(size: str, root: Path) -> dict[str, float]:
     """Returns times, their ratios and memory for one size."""
     hf, checkpoint, back, copy = (root / name for name in ("hf", "checkpoint", "back", "copy"))
     num_bytes = write_random_model(hf, size)
-    cp_hf = timed(lambda: copy_files(hf, copy))
-    there, there_mib = run_command("to-megatron", hf, checkpoint, *LAYOUT)
-    shutil.rmtree(copy)
-    cp_checkpoint = timed(lambda: copy_files(checkpoint, copy))
-    shutil.rmtree(copy)
-    again, again_mib = run_command("to-hf", checkpoint, back)
+    rounds = []
+    for _ in range(ROUNDS):
+        for left in (checkpoint, back):
+            shutil.rmtree(left, ignore_errors=True)
+        cp_hf = time_copy(hf, copy)
+        there, there_mib = run_command("to-megatron", hf, checkpoint, *LAYOUT)
+        cp_checkpoint = time_copy(checkpoint, copy)
+        again, again_mib = run_command("to-hf", checkpoint, back)
+        rounds.append((cp_hf, there, cp_checkpoint, again, there_mib, again_mib))
+    cp_hf, there, cp_checkpoint, again, there_mib, again_mib = map(min, zip(*rounds, strict=True))
     files = sorted(path.name for path in hf.glob("*.safetensors"))
     assert files == sorted(path.name for path in back.glob("*.safetensors"))
     for name in files:
@@ -118,10 +123,15 @@ def write_random_model(folder: Path, size: str) -> int:
         return sum(place.num_bytes for place in tensors.places.values())
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copies a folder with cp, and syncs its files."""
+def time_copy(source: Path, target: Path) -> float:
+    """Copies a folder with cp, syncs its files, and removes it: what follows finds the same free memory."""
+    os.sync()
+    start = time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
     subprocess.run(["sync", *[path for path in target.rglob("*") if path.is_file()]], check=True)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
 
 
 def run_command(direction: str, source: Path, out: Path, *options: str) -> tuple[float, float]:
@@ -143,14 +153,6 @@ def _imports_mib() -> float:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[1]) / 1024
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Returns the seconds that a call takes, after the disk has come to rest."""
-    os.sync()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
