@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from threading import Event, Lock, local
 
 import torch
 from torch import Tensor
 
 from data_pipeline.files import atomic_folder
-from megatron_omr.checkpoint.files import write_shards
+from megatron_omr.checkpoint.files import WrittenFile, write_shards
 from megatron_omr.checkpoint.folder import complete_folder
 from megatron_omr.checkpoint.shards import Shard, plan_write
 from megatron_omr.config import ToMegatronConfig
@@ -24,6 +26,7 @@ from megatron_omr.convert_folders.progress import Converted, Stopwatch, check_ro
 from megatron_omr.dtypes import torch_dtype
 from megatron_omr.model_config import ModelConfig
 
+_THREADS = 2
 BLOCK_BYTES = 2**26
 """Larger parts of a tensor are written as several shards of rows."""
 
@@ -54,10 +57,7 @@ def to_megatron(
         total = sum(shard.num_bytes for shard in shards)
         check_room(out, total)
         with show_progress(out, total) as bar, atomic_folder(out) as folder:
-            written = [
-                write_shards(folder / f"__{number}_0.distcp", part, on_bytes=bar.update)
-                for number, part in enumerate(_divide(shards, max_file_bytes))
-            ]
+            written = _write_files(folder, _divide(shards, max_file_bytes), bar.update)
             metadata = plan_write(shards).metadata
             assert metadata is not None
             fields = {
@@ -69,6 +69,31 @@ def to_megatron(
             }
             complete_folder(folder, fields, metadata=metadata, written=written, template=config.source)
     return watch.finish(out, total, read=dtypes, written=dtype)
+
+
+def _write_files(
+    folder: Path, files: Sequence[Sequence[Shard]], on_bytes: Callable[[int], object]
+) -> list[WrittenFile]:
+    """Writes files of shards in two threads, which wait most of the time for the kernel to copy and to sync."""
+    lock, is_stopped = Lock(), Event()
+
+    def count(num_bytes: int) -> None:
+        if is_stopped.is_set():
+            raise InterruptedError("another file could not be written")
+        with lock:
+            on_bytes(num_bytes)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        tasks = [
+            pool.submit(write_shards, folder / f"__{number}_0.distcp", shards, on_bytes=count)
+            for number, shards in enumerate(files)
+        ]
+        try:
+            return [task.result() for task in tasks]
+        except BaseException:
+            is_stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def cut_rule(
@@ -100,28 +125,35 @@ def _split_rows(part: Rectangle, rows: int) -> Iterator[Rectangle]:
         yield (first + start, *columns), (min(rows, count - start), *widths)
 
 
+class _Memory(local):
+    """What a thread reads into."""
+
+    def __init__(self) -> None:
+        self.part = bytearray()
+        self.rows = bytearray()
+        self.held: tuple[str, int] | None = None  # the rows in self.rows
+
+
 class _PartReader:
-    """Reads parts of parameters into memory of its own: a part is valid until the next one is read."""
+    """Reads parts of parameters into memory of its own: a part is valid until its thread reads the next one."""
 
     def __init__(self, source: HfTensors, dtype: torch.dtype) -> None:
         self._source = source
         self._dtype = dtype
-        self._part = bytearray()
-        self._rows = bytearray()
-        self._held: tuple[str, int] | None = None  # the rows in self._rows
+        self._memory = _Memory()
 
     def read(self, rule: Rule, part: Rectangle) -> Tensor:
-        (first, *columns), sizes = part
-        self._part, out = self._take(self._part, sizes)
+        memory, ((first, *columns), sizes) = self._memory, part
+        memory.part, out = self._take(memory.part, sizes)
         if sizes[1:] == rule.shape[1:]:
             read_part(self._source, rule, part, out)
             return out
         whole = (sizes[0], *rule.shape[1:])
-        self._rows, rows = self._take(self._rows, whole)
-        if self._held != (rule.megatron, first):
-            self._held = None
+        memory.rows, rows = self._take(memory.rows, whole)
+        if memory.held != (rule.megatron, first):
+            memory.held = None
             read_part(self._source, rule, ((first, 0), whole), rows)
-            self._held = (rule.megatron, first)
+            memory.held = (rule.megatron, first)
         return out.copy_(rows.narrow(1, columns[0], sizes[1]))
 
     def _take(self, memory: bytearray, sizes: Sequence[int]) -> tuple[bytearray, Tensor]:
@@ -129,14 +161,14 @@ class _PartReader:
         count = math.prod(sizes)
         if len(memory) < count * self._dtype.itemsize:
             memory = bytearray(count * self._dtype.itemsize)
-            self._held = None
+            self._memory.held = None
         return memory, torch.frombuffer(memory, dtype=self._dtype, count=count).view(sizes)
 
 
 def _divide(shards: Sequence[Shard], max_bytes: int) -> list[list[Shard]]:
-    """Returns the shards of each file, in their order: as few files as possible, of about the same size."""
+    """Returns the shards of each file, in their order: files of about the same size, at least one a thread."""
     total = sum(shard.num_bytes for shard in shards)
-    number = -(-total // max_bytes)
+    number = max(_THREADS, -(-total // max_bytes))
     files: list[list[Shard]] = [[] for _ in range(number)]
     before = 0
     for shard in shards:
