@@ -97,7 +97,7 @@ class CheckpointWriter:
         try:
             ended()
         except (OSError, RuntimeError) as error:
-            *_, line = str(error).splitlines()
+            *_, line = str(error).splitlines() or [repr(error)]
             if dist.get_rank() > 0 and self._partial.is_dir():  # else rank 0 has given up
                 with suppress(OSError):
                     write_json(_result(self._partial, dist.get_rank()), {"error": line})

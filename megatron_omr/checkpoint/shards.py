@@ -66,7 +66,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class WritePlan:
-    """What each rank writes: made once, the same for every checkpoint of a run."""
+    """Lists what this rank writes; made once, and the same for every checkpoint of a run."""
 
     places: frozenset[Place]
     """The shards that this rank writes; others write those that several ranks hold."""

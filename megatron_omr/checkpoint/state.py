@@ -7,7 +7,7 @@ reads its own part, and any other layout finds its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -29,12 +29,7 @@ def weight_shards(chunks: Sequence[nn.Module]) -> list[Shard]:
     Extra states are pickles of Transformer Engine, and only FP8 with delayed scaling, which is not offered, has
     anything in them. Without them a checkpoint is the same whichever backend, device or FP8 recipe wrote it.
     """
-    return [
-        shard
-        for blocks in _collect_blocks(chunks).values()
-        for block in blocks
-        for shard in _cut(block, block.key, cast("Tensor", block.data), 0, block.data.numel())
-    ]
+    return _whole_blocks(_collect_blocks(chunks).values())
 
 
 def optimizer_shards(trainer: Trainer, *, with_copies: bool) -> list[Shard]:
@@ -55,14 +50,8 @@ def optimizer_shards(trainer: Trainer, *, with_copies: bool) -> list[Shard]:
 
 def frozen_shards(trainer: Trainer) -> list[Shard]:
     """Returns the weights that the optimizer does not have."""
-    chunks = unwrap_chunks(trainer)
-    frozen = {
-        block.key
-        for parameter, blocks in _collect_blocks(chunks).items()
-        for block in blocks
-        if not parameter.requires_grad
-    }
-    return [shard for shard in weight_shards(chunks) if shard.key in frozen]
+    blocks = _collect_blocks(unwrap_chunks(trainer))
+    return _whole_blocks(found for parameter, found in blocks.items() if not parameter.requires_grad)
 
 
 def init_optimizer(trainer: Trainer) -> None:
@@ -90,6 +79,15 @@ def _collect_blocks(chunks: Sequence[Any]) -> dict[Tensor, list[ShardedTensor]]:
                 parts = found.build() if isinstance(found, ShardedTensorFactory) else [found]
             blocks[found.data] = [part for part in nested_values(parts) if part is not None]
     return blocks
+
+
+def _whole_blocks(by_parameter: Iterable[Sequence[ShardedTensor]]) -> list[Shard]:
+    return [
+        shard
+        for blocks in by_parameter
+        for block in blocks
+        for shard in _cut(block, block.key, cast("Tensor", block.data), 0, block.data.numel())
+    ]
 
 
 def _state_shards(optimizer: Any, parameter: Tensor, blocks: Sequence[ShardedTensor]) -> Iterator[Shard]:

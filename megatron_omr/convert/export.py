@@ -50,7 +50,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportPlan:
-    """What every export of a run does; all but `ranks` is the same on all ranks."""
+    """Describes every export of a run; all but `ranks` is the same on all ranks."""
 
     ranks: Ranks
     placements: Mapping[str, Placement]  # by Megatron's names
