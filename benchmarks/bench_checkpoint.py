@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.environment import write_result
 from data_pipeline.sources.digits import digit_texts
-from launch.launcher import rank_environment, run_local
+from launch.ranks.launcher import rank_environment, run_local
 from megatron_omr.config import CheckpointConfig, OptimConfig, ParallelConfig
 from megatron_omr.tiny import TinyConfig, create_tiny_model
 

@@ -19,8 +19,8 @@ from data_pipeline.verify.config import VerifyConfig
 from launch.arguments import FLAT, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
-from launch.launcher import launched_by_cluster, rank_environment, run_local, sigterm_exits
 from launch.plan_command import PLAN
+from launch.ranks.launcher import launched_by_cluster, rank_environment, run_local, sigterm_exits
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.files import to_json
-from launch.gpus import count_gpus, list_gpus
+from launch.ranks.gpus import count_gpus, list_gpus
 
 State = Literal["ok", "missing", "broken"]
 

@@ -52,8 +52,8 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
         *("rollout", "trainer", "placement", "trainer_group", "evaluate", "loop"),
     ],
     "launch": [
-        *("config", "recipes", "arguments", "gpus", "cluster", "doctor", "launcher", "report"),
-        *("stages", "summary", "demo", "data_commands", "plan_command", "cli"),
+        *("config", "recipes", "arguments", "ranks", "doctor", "report", "stages", "summary", "demo"),
+        *("data_commands", "plan_command", "executors", "submit", "launch_command", "cli"),
     ],
 }
 
@@ -74,6 +74,7 @@ CONFINED = {
     "math_verify": ("data_pipeline/verify/math.py",),
     "wandb": ("megatron_omr/train/metrics.py",),
     "tyro": ("launch/",),
+    "nemo_run": ("launch/executors.py",),
 }
 PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards.py", "rl/pack.py", "rl/rollout/manager.py")
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")

@@ -19,7 +19,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from launch.launcher import LocalRank, start_ranks
+from launch.ranks.launcher import LocalRank, start_ranks
 from megatron_omr.checkpoint.manifest import check_files, read_manifest
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
 from megatron_omr.train.run_folder import list_checkpoints

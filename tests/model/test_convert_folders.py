@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.files import read_json, write_json
 from launch.cli import main
-from launch.launcher import rank_environment, sigterm_exits
+from launch.ranks.launcher import rank_environment, sigterm_exits
 from megatron_omr.checkpoint.manifest import check_files, read_manifest
 from megatron_omr.config import ParallelConfig, ToHfConfig, ToMegatronConfig
 from megatron_omr.convert_folders.progress import check_room

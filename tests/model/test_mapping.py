@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.launcher import rank_environment
+from launch.ranks.launcher import rank_environment
 from megatron_omr.config import ParallelConfig
 from megatron_omr.convert.mapping import EMBEDDING, OUTPUT_LAYER, Rule, build_rules
 from megatron_omr.model_config import ModelConfig

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.launcher import rank_environment
+from launch.ranks.launcher import rank_environment
 from megatron_omr.config import ParallelConfig
 from rl.config import RLConfig
 from rl.pack import split_by_rank

@@ -21,8 +21,8 @@ from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, RankError, build_rank_error, call_or_fail
-from launch.cluster import Identity, find_identity
-from launch.gpus import count_gpus
+from launch.ranks.gpus import count_gpus
+from launch.ranks.identity import Identity, find_identity
 
 PRELOAD = ["megatron_omr.preload"]
 """Imported once by the fork server; every rank is then a copy that starts in a moment."""

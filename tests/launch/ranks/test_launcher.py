@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.failures import RankError, RankMistake
-from launch.gpus import count_gpus, list_gpus
-from launch.launcher import choose_start_method, rank_environment, run_local, start_ranks
+from launch.ranks.gpus import count_gpus, list_gpus
+from launch.ranks.launcher import choose_start_method, rank_environment, run_local, start_ranks
 from tests.helpers.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -215,7 +215,7 @@ def test_no_rank_outlives_its_launcher(number: signal.Signals, tmp_path: Path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells turn it off behind `&`
         "from pathlib import Path\nimport tests.launch.test_launcher as t\n"
-        "from launch.launcher import PRELOAD, run_local\n"
+        "from launch.ranks.launcher import PRELOAD, run_local\n"
         f"PRELOAD.clear()\nrun_local(t.start_a_child_and_sleep, 2, Path({str(tmp_path)!r}))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -230,7 +230,7 @@ def test_no_rank_outlives_its_launcher(number: signal.Signals, tmp_path: Path):
 
 
 def run_as_rank(statement: str, **variables: str) -> str:
-    code = f"import os\nfrom launch.launcher import rank_environment, run_local\n{statement}"
+    code = f"import os\nfrom launch.ranks.launcher import rank_environment, run_local\n{statement}"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.cluster import count_tasks, find_identity, first_host
+from launch.ranks.identity import count_tasks, find_identity, first_host
 
 SRUN = {
     "SLURM_PROCID": "11",
