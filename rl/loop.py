@@ -22,7 +22,7 @@ from rl.groups import (
     select_groups,
     split_groups,
 )
-from rl.placement import build_engine_calls, check_gpus
+from rl.placement.actors import build_engine_calls, check_gpus
 from rl.prompts import PromptStream
 from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer

@@ -16,7 +16,7 @@ from megatron_omr.flops import build_cost_model
 from megatron_omr.model_config import ModelConfig
 from rl.config import RLConfig
 from rl.pack import split_by_rank
-from rl.placement import collect, create_trainers
+from rl.placement.actors import collect, create_trainers
 from rl.types import TrainRollout
 from rl.weight_sync.manifest import WeightManifest
 

@@ -1,6 +1,6 @@
 """A vLLM engine: reads prompts by reference, marks rollouts with the version of the weights that wrote them.
 
-`Engine` is a plain class: evaluation and tests use it in their own process, rl/placement.py makes it a Ray
+`Engine` is a plain class: evaluation and tests use it in their own process, rl/placement makes it a Ray
 actor. vLLM is imported when an engine starts, after the environment it reads at import is set.
 """
 

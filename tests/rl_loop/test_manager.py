@@ -19,7 +19,7 @@ from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, RLConfig, SamplingConfig
-from rl.placement import build_engine_calls
+from rl.placement.actors import build_engine_calls
 from rl.prompts import load_prompt_limits, read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 from rl.types import Prompt, Responses, Rollout
