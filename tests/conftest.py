@@ -20,6 +20,7 @@ import pytest
 from data_pipeline.scratch import scratch_folder
 from tests.helpers.browser import start_browser
 from tests.helpers.model_server import ModelServer
+from tests.helpers.slurm_cluster import SlurmCluster, skip_without_slurm, start_slurm
 
 _scratch = ExitStack()
 
@@ -59,6 +60,21 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     chrome = start_browser(tmp_path_factory.mktemp("profile"))
     yield chrome
     chrome.quit()
+
+
+@pytest.fixture(scope="session")
+def slurm_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A real Slurm of two nodes, which see every test's tmp_path; skipped where it cannot run."""
+    skip_without_slurm()
+    with start_slurm(tmp_path_factory.getbasetemp()) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_session: SlurmCluster) -> Iterator[SlurmCluster]:
+    """The session's Slurm; the test's jobs are cancelled, and nodes that it crashed are started again."""
+    yield slurm_session
+    slurm_session.reset()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
