@@ -23,8 +23,9 @@ from rl.groups import (
     split_groups,
 )
 from rl.placement.actors import build_engine_calls, check_gpus
+from rl.placement.transfer import WeightTransfer
 from rl.prompts import PromptStream
-from rl.rollout.manager import RolloutManager
+from rl.rollout.manager import EngineCalls, RolloutManager
 from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup
 from rl.types import TrainRollout
@@ -47,14 +48,18 @@ def run_rl(config: RLConfig) -> None:
             VerifyPool(config.reward.checker) as pool,
             # the trainers start while the engines do
             closing(TrainerGroup(config)) as trainers,
-            closing(
-                RolloutManager(build_engine_calls(config, watch=trainers.check_alive), config.engine)
-            ) as engines,
+            closing(RolloutManager(connect_engines(config, trainers), config.engine)) as engines,
         ):
             run_sync(config, trainers, engines, pool)
             trainers.save_hf()
     finally:
         stop_ray()
+
+
+def connect_engines(config: RLConfig, trainers: TrainerGroup) -> EngineCalls:
+    """Returns the functions that start engines, ask them, and give them the trainers' weights."""
+    transfer = WeightTransfer(trainers.send_weights)
+    return build_engine_calls(config, update=transfer.update, watch=trainers.check_alive)
 
 
 def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool) -> None:
@@ -64,7 +69,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
     print(trainers.describe_backends(), flush=True)
     if state:
         prompts.load_state_dict(state["prompts"])
-    engines.update_weights(trainers.send_weights(version=first_step))
+    engines.update_weights(first_step)
     bad_steps, signal = BadSteps(**state.get("bad_steps", {})), SignalWatch()
     log = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="rl")
     rows = JsonLines(run / "rollouts.jsonl", first_step=first_step)
@@ -86,7 +91,7 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
                     samples=lambda kept=kept: {group[0].ref.id for group in kept},
                 )
             with timer.phase("sync"):
-                engines.update_weights(trainers.send_weights(version=step + 1))
+                engines.update_weights(step + 1)
             counts = {**prompts.skipped, "engine_restarts": engines.restarts}
             values = compute_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
             log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)

@@ -35,13 +35,15 @@ def check_gpus(config: RLConfig) -> None:
 
 
 def build_engine_calls(
-    config: RLConfig, *, watch: Callable[[], object] = lambda: None
+    config: RLConfig,
+    *,
+    update: Callable[[Sequence[ActorHandle], int], list[EngineDied | None]],
+    watch: Callable[[], object] = lambda: None,
 ) -> EngineCalls[ActorHandle, ray.ObjectRef]:
     """Returns the manager's functions for engines that are Ray actors.
 
-    Weights reach them through shared memory: they must run on the machine of the trainer's rank 0.
-
     Args:
+        update: WeightTransfer.update.
         watch: called again and again while engines generate; what it raises ends the wait.
     """
     actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
@@ -49,9 +51,9 @@ def build_engine_calls(
         start=lambda: actor.remote(config),
         stop=ray.kill,
         ask=lambda engine, prompts, sampling, seed: engine.generate.remote(prompts, sampling, seed),
-        update=lambda engine, manifest: engine.update_weights.remote(manifest),
+        update=update,
         wait=lambda replies: _wait(replies, watch),
-        take=_take,
+        take=take_reply,
     )
 
 
@@ -133,7 +135,13 @@ def _wait(replies: Sequence[ray.ObjectRef], watch: Callable[[], object]) -> ray.
     return ready[0]
 
 
-def _take(reply: ray.ObjectRef) -> Any:
+def take_reply(reply: ray.ObjectRef) -> Any:
+    """Returns an engine's reply.
+
+    Raises:
+        EngineDied: its process ended.
+        Exception: what the engine raised.
+    """
     try:
         return ray.get(reply)
     except RayActorError as error:

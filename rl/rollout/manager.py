@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 from data_pipeline.failures import RankError
 from rl.config import EngineConfig, SamplingConfig
 from rl.types import Prompt, Responses
-from rl.weight_sync.manifest import WeightManifest
 
 E = TypeVar("E")  # an engine
 H = TypeVar("H", bound=Hashable)  # a pending reply
@@ -22,7 +21,7 @@ IN_FLIGHT = 2
 """Requests an engine holds, so that it never waits for the next."""
 
 MAX_RESTARTS = 3
-"""Engines that may die in one round of prompts; more deaths have a cause."""
+"""Engines that may die in one round of prompts or one update; more deaths have a cause."""
 
 
 class EngineDied(RankError):
@@ -31,7 +30,7 @@ class EngineDied(RankError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineCalls(Generic[E, H]):
-    """Functions that start, ask and stop engines of kind E. All but `wait` and `take` return at once."""
+    """Functions that start, ask and stop engines of kind E. All but `update`, `wait` and `take` return at once."""
 
     start: Callable[[], E]
     """Returns a new engine with the weights of the model folder."""
@@ -39,8 +38,8 @@ class EngineCalls(Generic[E, H]):
     """Ends an engine, also one that is dead already."""
     ask: Callable[[E, Sequence[Prompt], SamplingConfig, int], H]
     """Engine.generate(prompts, sampling, step_seed)."""
-    update: Callable[[E, WeightManifest], H]
-    """Engine.update_weights(manifest)."""
+    update: Callable[[Sequence[E], int], list[EngineDied | None]]
+    """Gives these engines the weights of a version; returns for each None, or how it died. Waits for them."""
     wait: Callable[[Sequence[H]], H]
     """Waits until one of the replies has arrived or its engine has died, and returns it."""
     take: Callable[[H], Any]
@@ -56,21 +55,17 @@ class RolloutManager(Generic[E, H]):
         self._calls = calls
         self._max_num_seqs = config.max_num_seqs
         self._engines = [calls.start() for _ in range(config.num_engines)]
-        self._manifest: WeightManifest | None = None
+        self._version: int | None = None
 
-    def update_weights(self, manifest: WeightManifest) -> None:
-        """Gives every engine these weights; engines started later get them too.
+    def update_weights(self, version: int) -> None:
+        """Gives every engine the weights of `version`; engines started later get them too.
 
         Raises:
+            RuntimeError: engines keep dying.
             Exception: an engine refused the weights; whatever its Engine.update_weights raised.
         """
-        self._manifest = manifest
-        replies = [self._calls.update(engine, manifest) for engine in self._engines]
-        for number, reply in enumerate(replies):
-            try:
-                self._calls.take(reply)
-            except EngineDied:
-                self._replace(number)
+        self._version = version
+        self._update(range(len(self._engines)))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
@@ -99,8 +94,9 @@ class RolloutManager(Generic[E, H]):
                 del asked[reply]
             except EngineDied as error:
                 deaths += 1
-                self._check_deaths(deaths, [prompts[i] for i in asked[reply][1]], error)
-                dead = asked[reply][0]
+                dead, chunk = asked[reply]
+                first, last = (prompts[i].ref.id for i in (chunk[0], chunk[-1]))
+                _check_deaths(deaths, f"was asked {first} to {last} ({error})")
                 queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
                 asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
                 self._replace(dead)
@@ -125,16 +121,32 @@ class RolloutManager(Generic[E, H]):
         return chosen
 
     def _replace(self, number: int) -> None:
+        self._restart(number)
+        if self._version is not None:
+            self._update([number])
+
+    def _restart(self, number: int) -> None:
         self.restarts += 1
         self._calls.stop(self._engines[number])  # it may still hold memory
         self._engines[number] = self._calls.start()
-        if self._manifest is not None:
-            self._calls.take(self._calls.update(self._engines[number], self._manifest))
 
-    def _check_deaths(self, deaths: int, prompts: Sequence[Prompt], last: EngineDied) -> None:
-        if deaths > MAX_RESTARTS:
-            raise RankError(
-                f"{deaths} engines died in one round of prompts, allowed {MAX_RESTARTS}; "
-                f"the last was asked {prompts[0].ref.id} to {prompts[-1].ref.id} ({last}). If memory "
-                "ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or engine.cpu_kv_cache_gib"
-            )
+    def _update(self, numbers: Sequence[int]) -> None:
+        """Gives these engines the current weights; those that die are replaced, and the new ones get them."""
+        assert self._version is not None
+        deaths = 0
+        while numbers:
+            outcomes = self._calls.update([self._engines[number] for number in numbers], self._version)
+            died = {number: out for number, out in zip(numbers, outcomes, strict=True) if out is not None}
+            deaths += len(died)
+            for number, error in died.items():
+                _check_deaths(deaths, f"was given weights ({error})")
+                self._restart(number)
+            numbers = list(died)
+
+
+def _check_deaths(deaths: int, last: str) -> None:
+    if deaths > MAX_RESTARTS:
+        raise RankError(
+            f"{deaths} engines died one after another, allowed {MAX_RESTARTS}; the last {last}. If memory "
+            "ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or engine.cpu_kv_cache_gib"
+        )

@@ -20,6 +20,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement.actors import build_engine_calls
+from rl.placement.transfer import WeightTransfer
 from rl.prompts import load_prompt_limits, read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
 from rl.types import Prompt, Responses, Rollout
@@ -67,7 +68,11 @@ class Reply:
 class EchoEngines:
     """Starts EchoEngines, returns their replies in any order, and lets engines die."""
 
-    def __init__(self, seed: int = 0, *, deaths: Sequence[int] = ()) -> None:
+    def __init__(
+        self, seed: int = 0, *, deaths: Sequence[int] = (), deaths_in_updates: Sequence[int] = ()
+    ) -> None:
+        """Takes the numbers of the waits and of the updates, counted over all engines, in which an engine dies."""
+        self._updates, self._deaths_in_updates = 0, set(deaths_in_updates)
         self.started: list[EchoEngine] = []
         self.asked: list[Reply] = []
         self._random, self._deaths, self._waits = random.Random(seed), set(deaths), 0
@@ -77,9 +82,7 @@ class EchoEngines:
             start=self._start,
             stop=self._stop,
             ask=self._ask,
-            update=lambda engine, manifest: Reply(
-                engine, lambda: setattr(engine, "version", manifest.version)
-            ),
+            update=self._update,
             wait=self._wait,
             take=self._take,
         )
@@ -97,6 +100,13 @@ class EchoEngines:
         assert engine.alive
         self.asked.append(Reply(engine, lambda: engine.answer(prompts, sampling, seed), len(prompts)))
         return self.asked[-1]
+
+    def _update(self, engines: Sequence[EchoEngine], version: int) -> list[EngineDied | None]:
+        for engine in engines:
+            self._updates += 1
+            engine.version = version
+            engine.alive = engine.alive and self._updates not in self._deaths_in_updates
+        return [None if engine.alive else EngineDied(f"engine {engine.number}") for engine in engines]
 
     def _wait(self, replies: Sequence[Reply]) -> Reply:
         self._waits += 1
@@ -120,10 +130,6 @@ def versions(found: Sequence[Responses]) -> set[int]:
     return {rollout.policy_version for responses in found for rollout in responses.rollouts}
 
 
-def weights_of(version: int) -> WeightManifest:
-    return WeightManifest(version=version, buckets=())
-
-
 @settings(deadline=None)
 @given(
     num_prompts=st.integers(0, 40),
@@ -137,7 +143,7 @@ def test_no_response_is_lost_or_doubled_when_engines_die(
 ) -> None:
     park = EchoEngines(seed, deaths=deaths)
     manager = RolloutManager(park.calls(), EngineConfig(num_engines=num_engines, max_num_seqs=max_num_seqs))
-    manager.update_weights(weights_of(7))
+    manager.update_weights(7)
     found = manager.generate(some_prompts(num_prompts), SAMPLING, 5)
     assert [[r.token_ids for r in responses.rollouts] for responses in found] == [
         [(i, 5, 0), (i, 5, 1)] for i in range(num_prompts)
@@ -172,9 +178,26 @@ def test_engine_that_died_between_steps_is_replaced_with_the_new_weights() -> No
     park = EchoEngines()
     manager = RolloutManager(park.calls(), EngineConfig(num_engines=2, max_num_seqs=4))
     park.started[0].alive = False
-    manager.update_weights(weights_of(3))
+    manager.update_weights(3)
     assert manager.restarts == 1
     assert versions(manager.generate(some_prompts(8), SAMPLING, 0)) == {3}
+
+
+def test_engines_that_die_in_an_update_are_replaced_until_too_many_have() -> None:
+    park = EchoEngines(deaths_in_updates=[2, 4])  # of three engines the second, then the one in its place
+    manager = RolloutManager(park.calls(), EngineConfig(num_engines=3, max_num_seqs=4))
+    manager.update_weights(5)
+    assert manager.restarts == 2 and [engine.alive for engine in park.started] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert versions(manager.generate(some_prompts(8), SAMPLING, 0)) == {5}
+    dying = EchoEngines(deaths_in_updates=range(99))
+    with pytest.raises(RuntimeError, match=r"4 engines died.*the last was given weights \(engine \d"):
+        RolloutManager(dying.calls(), EngineConfig(num_engines=2, max_num_seqs=4)).update_weights(1)
 
 
 @pytest.mark.heavy
@@ -193,7 +216,8 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
     prompts = [prompt for prompt, _ in read_prompts(config.shards, load_prompt_limits(config))]
     start_ray()
     try:
-        calls = build_engine_calls(config)
+        sent_weights: list[WeightManifest] = []
+        calls = build_engine_calls(config, update=WeightTransfer(lambda version: sent_weights[0]).update)
         victims: list[object] = []
 
         def kill_once_then_wait(replies: Sequence[object]) -> object:
@@ -204,7 +228,8 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
 
         manager = RolloutManager(replace(calls, wait=kill_once_then_wait), config.engine)
         with sent(changed_weights(tiny_hf), 3) as manifest:
-            manager.update_weights(manifest)
+            sent_weights.append(manifest)
+            manager.update_weights(3)
             undisturbed = manager.generate(prompts, config.sampling, 1)
             victims.append(manager._engines[0])
             disturbed = manager.generate(prompts, config.sampling, 1)
