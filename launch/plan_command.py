@@ -60,12 +60,13 @@ def plan_rl(
         json: Print values instead of tables.
     """
     task, layout = build_rl_task(config, assume, shape=shape), build_layout(config)
-    wanted = config.trainers + config.engine.num_engines
+    engine = config.engine
+    wanted = config.trainers + engine.num_engines * engine.tp
     if wanted > cluster.num_gpus:
         raise ValueError(
-            f"trainers={config.trainers} and engine.num_engines={config.engine.num_engines} need {wanted} GPUs, and "
-            f"cluster.nodes={cluster.nodes} x cluster.gpus_per_node={cluster.gpus_per_node} are {cluster.num_gpus}; "
-            "lower the former or raise the latter"
+            f"trainers={config.trainers} and engine.num_engines={engine.num_engines} x engine.tp={engine.tp} need "
+            f"{wanted} GPUs, and cluster.nodes={cluster.nodes} x cluster.gpus_per_node={cluster.gpus_per_node} are "
+            f"{cluster.num_gpus}; lower the former or raise the latter"
         )
     _print(task, layout, config.trainers, cluster, assume, top=top, json=json)
 

@@ -17,7 +17,9 @@ class EngineConfig:
     """The vLLM engines."""
 
     num_engines: int = 1
-    """Engines, one GPU each where there are GPUs."""
+    """Engines, each with GPUs of its own where there are any."""
+    tp: int = 1
+    """Tensor-parallel processes of an engine, and so its GPUs, all on one node."""
     precision: Precision = "bf16"
     max_model_len: int = 32_792
     """Prompt and response, in tokens."""
@@ -31,7 +33,7 @@ class EngineConfig:
     """Keys and values an engine keeps where there is no GPU, in GiB."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "engine.", num_engines=1, max_model_len=2, max_num_seqs=1, max_images=0)
+        check_at_least(self, "engine.", num_engines=1, tp=1, max_model_len=2, max_num_seqs=1, max_images=0)
 
 
 @dataclass(frozen=True, kw_only=True)

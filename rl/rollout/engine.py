@@ -183,6 +183,7 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         limit_mm_per_prompt={"image": config.max_images, "video": 0},
+        tensor_parallel_size=config.tp,
         use_tqdm_on_load=False,
         mm_processor_cache_gb=0,  # prompts of one step rarely share images
         logprobs_mode="raw_logprobs" if exact else "processed_logprobs",

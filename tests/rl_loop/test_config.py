@@ -13,6 +13,7 @@ from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
     ("build", "message"),
     [
         (lambda: EngineConfig(num_engines=0), "engine.num_engines=0 must be at least 1"),
+        (lambda: EngineConfig(tp=0), "engine.tp=0 must be at least 1"),
         (lambda: SamplingConfig(max_tokens=0), "sampling.max_tokens=0 must be at least 1"),
         (lambda: EvalConfig(model="m", shards="s", out="o", limit=-1), "limit=-1 must be at least 0"),
         (

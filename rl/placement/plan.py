@@ -1,0 +1,142 @@
+"""Decides which node gets which process of a run, before any is started (pure: no Ray).
+
+Ranks of a TP x CP group of the trainer follow each other, and stay on one node where they fit; else the group is cut
+into as few equal parts as possible. An engine's GPUs are those of one node. Without any GPU nothing is counted: the
+trainers are on the first node, and the engines on the others, if there are others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from rl.config import RLConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine of the cluster."""
+
+    address: str
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The node of each process, by address."""
+
+    trainers: tuple[str, ...]  # by rank
+    engines: tuple[str, ...]
+    group_size: int
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """The nodes of the ranks of each TP x CP group."""
+        ranks = iter(self.trainers)
+        return list(iter(lambda: tuple(islice(ranks, self.group_size)), ()))
+
+    def describe(self) -> str:
+        """Returns the line that says how many trainers and engines each node has."""
+        trainers, engines = Counter(self.trainers), Counter(self.engines)
+        nodes = dict.fromkeys([*self.trainers, *self.engines])
+        return "; ".join(f"{node}: {trainers[node]} trainers, {engines[node]} engines" for node in nodes)
+
+
+def build_plan(nodes: Sequence[Node], config: RLConfig) -> Plan:
+    """Returns where the processes of `config` go.
+
+    Args:
+        nodes: the driver's node first.
+
+    Raises:
+        ValueError: they do not fit; says which field is too large, and what each node has.
+    """
+    tp, cp, engine = config.parallel.tp, config.parallel.cp, config.engine
+    trainers: list[str] = []
+    engines: list[str] = []
+    if any(node.gpus for node in nodes):
+        _check_total(nodes, config)
+        trainers += _place_trainers(nodes, config)
+    else:
+        trainers += [nodes[0].address] * config.trainers
+    while len(engines) < engine.num_engines:
+        address = place_engine(nodes, trainers, engines, engine.tp)
+        if address is None:
+            raise ValueError(
+                f"each of engine.num_engines={engine.num_engines} needs engine.tp={engine.tp} free GPUs on one node; "
+                f"beside trainers={config.trainers}, {len(engines)} fit, and there are left: "
+                f"{_list(_count_free(nodes, trainers, engines, engine.tp))}; lower engine.num_engines or engine.tp"
+            )
+        engines.append(address)
+    return Plan(trainers=tuple(trainers), engines=tuple(engines), group_size=tp * cp)
+
+
+def place_engine(
+    nodes: Sequence[Node], trainers: Sequence[str], engines: Sequence[str], engine_tp: int
+) -> str | None:
+    """Returns the node for one more engine beside these trainers and engines; None where none has room."""
+    if any(node.gpus for node in nodes):
+        return _find_fullest(_count_free(nodes, trainers, engines, engine_tp), engine_tp)
+    running = Counter(engines)
+    addresses = [node.address for node in nodes]
+    others = [address for address in addresses if address not in trainers]
+    return min(others or addresses, key=lambda address: running[address], default=None)
+
+
+def _place_trainers(nodes: Sequence[Node], config: RLConfig) -> list[str]:
+    tp, cp = config.parallel.tp, config.parallel.cp
+    free = {node.address: node.gpus for node in nodes}
+    chosen: list[str] = []
+    while len(chosen) < config.trainers:
+        group = _place_group(free, tp=tp, cp=cp)
+        chosen += group
+        free = {address: gpus - group.count(address) for address, gpus in free.items()}
+    return chosen
+
+
+def _place_group(free: Mapping[str, int], *, tp: int, cp: int) -> list[str]:
+    """Returns the nodes of a group's ranks: one node, or as few equal parts as possible."""
+    for part in _part_sizes(tp, cp):
+        left, chosen = dict(free), list[str]()
+        while len(chosen) < tp * cp and (address := _find_fullest(left, part)) is not None:
+            chosen += [address] * part
+            left[address] -= part
+        if len(chosen) == tp * cp:
+            return chosen
+    raise AssertionError(f"too few GPUs in all, which was checked before: {free}")
+
+
+def _part_sizes(tp: int, cp: int) -> Iterator[int]:
+    """Yields the sizes of the equal parts that a group may be cut into, largest first: tensor-parallel ranks last."""
+    yield from (tp * size for size in range(cp, 0, -1) if cp % size == 0)
+    yield from (size for size in range(tp - 1, 0, -1) if tp % size == 0)
+
+
+def _find_fullest(free: Mapping[str, int], wanted: int) -> str | None:
+    """Returns the node with the fewest free GPUs of those with enough: others keep room for larger groups."""
+    fitting = [address for address, gpus in free.items() if gpus >= wanted]
+    return min(fitting, key=lambda address: free[address], default=None)
+
+
+def _count_free(
+    nodes: Sequence[Node], trainers: Sequence[str], engines: Sequence[str], engine_tp: int
+) -> dict[str, int]:
+    taken = Counter(trainers)
+    taken.update([address for address in engines for _ in range(engine_tp)])
+    return {node.address: node.gpus - taken[node.address] for node in nodes}
+
+
+def _check_total(nodes: Sequence[Node], config: RLConfig) -> None:
+    engine, seen = config.engine, {node.address: node.gpus for node in nodes}
+    wanted = config.trainers + engine.num_engines * engine.tp
+    if wanted > sum(seen.values()):
+        raise ValueError(
+            f"trainers={config.trainers} and engine.num_engines={engine.num_engines} x engine.tp={engine.tp} need "
+            f"{wanted} GPUs, and Ray sees {sum(seen.values())}: {_list(seen)}; lower one or add nodes"
+        )
+
+
+def _list(gpus: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} on {address}" for address, count in gpus.items())
