@@ -16,7 +16,7 @@ SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 
 help:
 	@echo "make demo         the whole recipe on this machine, to a report in runs/demo"
-	@echo "make test         all tests"
+	@echo "make test         all tests: the light ones on two cores, then those that need Ray, vLLM or several ranks"
 	@echo "make test-latest  the tests of training, data and RL on the newest Megatron-Core and Python 3.12"
 	@echo "make test-gpu     the tests that need a GPU, with the python that PYTHON names"
 	@echo "make check        lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
@@ -32,8 +32,14 @@ setup:
 demo: setup
 	$(BIN)/omr demo
 
+# First, on two cores, the tests that may run side by side, then the others one by one. pytest's code 2 is Ctrl-C or a
+# file that does not import; code 5 that PYTEST= selects nothing of a part: a mistake where it is so in both.
 test: setup
-	$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest --part light -n 2 --dist loadfile $(PYTEST); light=$$?; \
+	if [ $$light -eq 2 ]; then exit 2; fi; \
+	$(BIN)/python -m pytest --part heavy $(PYTEST); heavy=$$?; \
+	case "$$light $$heavy" in "0 0" | "0 5" | "5 0") ;; *) \
+		echo "make test: failed (light tests: exit code $$light, heavy tests: $$heavy)"; exit 1 ;; esac
 
 # What rests on Megatron-Core, torch, vLLM and Ray: the other tests have nothing that a version could change.
 LATEST := tests/latest tests/checkpoint tests/data/encode tests/data/loader \

@@ -25,6 +25,23 @@ from tests.helpers.slurm_cluster import SlurmCluster, skip_without_slurm, start_
 _scratch = ExitStack()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part", choices=("light", "heavy"), help="only tests that may run side by side, or only the others"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the other part of the tests; `-m` and `-k` stay free for a selection of one's own."""
+    parts: dict[str, list[pytest.Item]] = {"light": [], "heavy": []}
+    for item in items:
+        alone = item.get_closest_marker("heavy") or item.get_closest_marker("gpu")
+        parts["heavy" if alone else "light"].append(item)
+    if part := config.getoption("part"):
+        items[:] = parts.pop(part)
+        config.hook.pytest_deselected(items=[item for others in parts.values() for item in others])
+
+
 def pytest_configure() -> None:
     """Gives the session a temporary folder, as `omr` does for a command."""
     _scratch.enter_context(scratch_folder())

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +134,17 @@ def read_sources(root: Path) -> list[Source]:
     return [Source(path, text, ast.parse(text)) for path, text in texts.items()]
 
 
-def imports(source: Source) -> Iterator[Import]:
+@cache
+def sources_of_this_code() -> list[Source]:
+    return read_sources(ROOT)
+
+
+@cache
+def imports(source: Source) -> tuple[Import, ...]:
+    return tuple(_find_imports(source))
+
+
+def _find_imports(source: Source) -> Iterator[Import]:
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):
             yield from (Import((alias.name,), node.lineno) for alias in node.names)
@@ -388,7 +399,7 @@ BREAKS = {
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_code_follows_rule(rule: Rule):
-    broken = list(rule(read_sources(ROOT)))
+    broken = list(rule(sources_of_this_code()))
     assert not broken, "\n" + "\n".join(broken)
 
 
@@ -434,7 +445,7 @@ def test_elif_chains_do_not_nest():
 
 
 def test_every_listed_boundary_still_needs_its_place():
-    for source in read_sources(ROOT):
+    for source in sources_of_this_code():
         for name in BROAD_EXCEPTS.get(source.path, ()):
             body = next(node for node in functions(source) if node.name == name)
             assert any(map(_catches_everything, ast.walk(body))), (
@@ -466,7 +477,7 @@ def test_configs_recipes_and_command_line_load_nothing_heavy():
 
 
 def test_algorithms_and_rewards_load_neither_ray_nor_vllm_nor_megatron():
-    paths = [path for path in (source.path for source in read_sources(ROOT)) if path.startswith(PURE)]
+    paths = [path for path in (source.path for source in sources_of_this_code()) if path.startswith(PURE)]
     names = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
     assert not modules_after(f"import {', '.join(names)}") & {"ray", "vllm", "megatron"}
 

@@ -100,6 +100,8 @@ def shrink(shape: str, layout: ParallelConfig) -> ModelConfig:
     )
 
 
+@pytest.mark.heavy
+@pytest.mark.slow
 def test_formula_is_exact(tmp_path: Path) -> None:
     off = []
     for case, *measured in zip(CASES, *run_ranks(_measure, 2, str(tmp_path)), strict=True):
