@@ -34,13 +34,14 @@ from megatron_omr.config import (
 )
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
+from megatron_omr.train.stop import RESUMABLE, STOP_SIGNAL, hold_stop, stop_exits
 from rl.config import EvalConfig, RLConfig
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for a mistake in the command line or a config)."""
     try:
-        with sigterm_exits(), scratch_folder():
+        with sigterm_exits(), stop_exits(), scratch_folder():
             run(OMR, sys.argv[1:] if argv is None else argv)
     except ValueError as mistake:
         print(f"omr: error: {mistake}", file=sys.stderr)
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, RankError, CalledProcessError) as failure:
+        if isinstance(failure, CalledProcessError) and failure.returncode == RESUMABLE:
+            return RESUMABLE  # it said why
         print(f"omr: error: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -118,7 +121,8 @@ def sft(config: Annotated[SFTConfig, FLAT]) -> None:
     """
     _check_layout(config.model, config.parallel, config.processes, config.compute)
     config.check_processes(_count_ranks(config.processes))
-    run_local(_sft, config.processes, config)
+    with hold_stop():
+        run_local(_sft, config.processes, config, forward=[STOP_SIGNAL])
 
 
 def rl(config: Annotated[RLConfig, FLAT]) -> None:

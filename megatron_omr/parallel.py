@@ -47,6 +47,11 @@ class Ranks:
         return self.pp_rank == self.pp_size - 1
 
     @property
+    def is_first_of_replica(self) -> bool:
+        """True on one rank of each data-parallel replica."""
+        return self.tp_rank == self.pp_rank == self.cp_rank == 0
+
+    @property
     def is_logger(self) -> bool:
         """True on the one rank whose losses and metrics are written."""
         return self.is_last_stage and self.tp_rank == self.cp_rank == self.dp_rank == 0
@@ -112,6 +117,11 @@ def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_metho
     )
 
 
+def wait_for_all() -> None:
+    """Returns when all ranks have called it. Collective."""
+    dist.barrier()
+
+
 def shutdown() -> None:
     """Leaves the world; a later `initialize` may join another."""
     parallel_state.destroy_model_parallel()
@@ -126,9 +136,11 @@ def union_of_ranks(ids: set[str]) -> set[str]:
     return set().union(*gathered)
 
 
-def sum_over_replicas(ranks: Ranks, values: Sequence[float]) -> list[float]:
-    """Returns the sums over the data-parallel replicas. Collective."""
-    return [sum(column) for column in zip(*gather_over_replicas(ranks, values), strict=True)]
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Returns the sums over all ranks. Collective."""
+    sums = torch.tensor(values, dtype=torch.float64, device=cpu.device())
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def gather_over_replicas(ranks: Ranks, values: Sequence[float]) -> list[list[float]]:

@@ -10,23 +10,22 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import REASONS, name_counts
 from data_pipeline.loader.loader import Loader
 from data_pipeline.shards.survey import warn_of_small_images
-from megatron_omr import cpu, parallel
+from megatron_omr import parallel
 from megatron_omr.checkpoint.load import load_newest
 from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
-from megatron_omr.flops import build_cost_model
 from megatron_omr.parallel import Ranks
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
-from megatron_omr.train.peers import find_peers
+from megatron_omr.train.peers import build_loader
 from megatron_omr.train.run_folder import claim_run, list_checkpoints
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
+from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
 
 log = logging.getLogger(__name__)
@@ -35,31 +34,49 @@ SHOWN = ("loss", "tokens_per_second", "mfu")
 
 
 def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) -> None:
-    """Trains one rank's part of the run. A killed run continues from its newest checkpoint, bit for bit."""
-    ranks = parallel.initialize(
-        config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
-    )
+    """Trains one rank's part of the run. A killed run continues from its newest checkpoint, bit for bit.
+
+    Raises:
+        SystemExit: with code RESUMABLE, after a rank got SIGUSR1: the run has ended its step and saved.
+    """
     run = Path(config.run)
-    if ranks.rank == 0:
-        claim_run(config, run)
-    trainer = build_trainer(
-        config.model,
-        config.parallel,
-        ranks,
-        config.optim,
-        precision=config.precision,
-        steps=config.steps,
-        compute=config.compute,
-        resumes=bool(list_checkpoints(run / "checkpoints")),
-    )
-    if ranks.rank == 0:
-        print(trainer.backends.line(), flush=True)
+    folder = run / "checkpoints"
+    with hold_stop() as stop:
+        ranks = parallel.initialize(
+            config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
+        )
+        if ranks.rank == 0:
+            claim_run(config, run)
+        trainer = build_trainer(
+            config.model,
+            config.parallel,
+            ranks,
+            config.optim,
+            precision=config.precision,
+            steps=config.steps,
+            compute=config.compute,
+            resumes=bool(list_checkpoints(folder)),
+        )
+        if ranks.rank == 0:
+            print(trainer.backends.line(), flush=True)
+        checkpoints = CheckpointWriter(trainer, run / "checkpoints", config.checkpoint, template=config.model)
+        step = train(config, trainer, checkpoints, stop)
+        if step >= config.steps:
+            save_hf(trainer.export_plan, unwrap_chunks(trainer), run / "hf", template=config.model)
+        checkpoints.finish()
+        parallel.wait_for_all()  # a launcher may end the others when the first one ends
+        parallel.shutdown()
+    if step < config.steps:
+        exit_resumable(f"{run} is saved after {step} of {config.steps} steps", says=ranks.rank == 0)
+
+
+def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, stop: StopRequest) -> int:
+    """Runs and saves steps until `config.steps`, or until a rank is asked to stop; returns the steps done."""
     loader = build_loader(config, trainer)
     loss = SFT_LOSSES[config.loader.loss_mean]
-    step, bad_steps, empty_steps = resume(trainer, loader, run)
+    step, bad_steps, empty_steps = resume(trainer, loader, Path(config.run))
     too_many_empty = min(config.steps, 2 * loader.steps_per_epoch)  # these hold a whole epoch
-    metrics = open_log(config, first_step=step) if ranks.is_logger else None
-    checkpoints = CheckpointWriter(trainer, run / "checkpoints", config.checkpoint, template=config.model)
+    metrics = open_log(config, first_step=step) if trainer.ranks.is_logger else None
     with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
@@ -70,36 +87,18 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
             empty_steps = empty_steps.after(
                 result.work.num_learned, limit=too_many_empty, cases=lambda: loader.first_skipped
             )
-            skipped = count_skipped(loader, ranks)
+            skipped, stops = exchange(loader, trainer.ranks, stop)
             if metrics is not None:
-                values = summarize_step(result, time.perf_counter() - started, world_size)
+                values = summarize_step(result, time.perf_counter() - started, trainer.ranks.world_size)
                 values |= {"bad_steps": bad_steps.total, "checkpoint_pause": checkpoints.take_pause()}
                 metrics.write(step, values | skipped, show=SHOWN)
             step += 1
-            if step % config.checkpoint.every == 0 or step == config.steps:
+            if stops or step % config.checkpoint.every == 0 or step == config.steps:
                 counts = {"bad_steps": asdict(bad_steps), "empty_steps": asdict(empty_steps)}
-                state = {"loader": loader.state_dict(), **counts}
-                checkpoints.save(step, state)
-    save_hf(trainer.export_plan, unwrap_chunks(trainer), run / "hf", template=config.model)
-    checkpoints.finish()
-    parallel.shutdown()
-
-
-def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
-    """Returns the loader of this data-parallel rank, with the model's own chat template."""
-    ranks = trainer.ranks
-    encoder = ChatEncoder.from_hf(config.model, config.image)
-    return Loader(
-        config.loader,
-        encoder,
-        dp_rank=ranks.dp_rank,
-        dp_size=ranks.dp_size,
-        multiple=config.parallel.sequence_multiple,
-        pack_multiple=config.parallel.pack_multiple(config.compute.alignment(config.parallel)),
-        cost=build_cost_model(trainer.model, config.optim.freeze),
-        pin=cpu.pins_memory(),
-        peers=find_peers(ranks),
-    )
+                checkpoints.save(step, {"loader": loader.state_dict(), **counts})
+            if stops:
+                break
+    return step
 
 
 def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps, EmptySteps]:
@@ -112,10 +111,14 @@ def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps, 
     return step, BadSteps(**state.get("bad_steps", {})), EmptySteps(**state.get("empty_steps", {}))
 
 
-def count_skipped(loader: Loader, ranks: Ranks) -> dict[str, float]:
-    """Returns metrics: the samples that all ranks skipped since they began, all and by reason."""
-    counts = parallel.sum_over_replicas(ranks, [loader.skipped[reason] for reason in REASONS])
-    return name_counts("skipped_samples", dict(zip(REASONS, counts, strict=True)))
+def exchange(loader: Loader, ranks: Ranks, stop: StopRequest) -> tuple[dict[str, float], bool]:
+    """Returns metrics of all samples skipped since the ranks began, and whether any rank is asked to stop. Collective.
+
+    One reduction for both: signals reach the ranks at different steps, and all must stop after the same one.
+    """
+    own = [float(ranks.is_first_of_replica and loader.skipped[reason]) for reason in REASONS]
+    *counts, asked = parallel.sum_over_ranks([*own, float(stop.is_made())])
+    return name_counts("skipped_samples", dict(zip(REASONS, counts, strict=True))), asked > 0
 
 
 def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:

@@ -12,6 +12,7 @@ from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.metrics import JsonLines, MetricsLog
 from megatron_omr.train.run_folder import claim_run
+from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.config import RLConfig
 from rl.groups import (
     SignalWatch,
@@ -38,9 +39,21 @@ SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step"
 
 
 def run_rl(config: RLConfig) -> None:
-    """Trains until `config.steps`. A run that was killed continues from its newest checkpoint."""
+    """Trains until `config.steps`. A run that was killed continues from its newest checkpoint.
+
+    Raises:
+        SystemExit: with code RESUMABLE, after SIGUSR1: the run has ended its step and saved.
+    """
     run = Path(config.run)
     claim_run(config, run)
+    with hold_stop() as stop:  # before Ray starts: its processes inherit that the signal is blocked
+        step = start_and_train(config, stop)
+    if step < config.steps:
+        exit_resumable(f"{run} is saved after {step} of {config.steps} steps")
+
+
+def start_and_train(config: RLConfig, stop: StopRequest) -> int:
+    """Starts Ray, trainers and engines, and trains; returns the steps done. All are ended, and the run is saved."""
     start_ray()
     try:
         check_gpus(config)
@@ -50,8 +63,12 @@ def run_rl(config: RLConfig) -> None:
             closing(TrainerGroup(config)) as trainers,
             closing(RolloutManager(connect_engines(config, trainers), config.engine)) as engines,
         ):
-            run_sync(config, trainers, engines, pool)
-            trainers.save_hf()
+            step = run_sync(config, trainers, engines, pool, stop)
+            if step < config.steps:
+                trainers.finish_checkpoint()
+            else:
+                trainers.save_hf()
+            return step
     finally:
         stop_ray()
 
@@ -62,8 +79,10 @@ def connect_engines(config: RLConfig, trainers: TrainerGroup) -> EngineCalls:
     return build_engine_calls(config, update=transfer.update, watch=trainers.check_alive)
 
 
-def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool) -> None:
-    """Generates and trains in turn: every rollout is of the weights that learn from it."""
+def run_sync(
+    config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool, stop: StopRequest
+) -> int:
+    """Generates and trains in turn: every rollout is of the weights that learn from it. Returns the steps done."""
     run, prompts = Path(config.run), PromptStream(config)
     first_step, state = trainers.resume()
     print(trainers.describe_backends(), flush=True)
@@ -97,9 +116,13 @@ def run_sync(config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, 
             log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)
             for group in groups[:LOGGED_GROUPS]:
                 rows.write(step, build_row(group))
-            if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
+            stops = stop.is_made()
+            if stops or (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 signal.warn(step + 1)
                 trainers.save(step + 1, {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)})
+            if stops:
+                return step + 1
+    return max(first_step, config.steps)
 
 
 def learn(

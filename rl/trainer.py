@@ -112,6 +112,10 @@ class TrainerWorker:
         """Starts to write the checkpoint of `step` steps."""
         self._checkpoints.save(step, state)
 
+    def finish_checkpoint(self) -> None:
+        """Waits for the last checkpoint."""
+        self._checkpoints.finish()
+
     def save_hf(self) -> None:
         """Writes the weights as a Hugging Face folder, RUN/hf, and waits for the last checkpoint."""
         out = Path(self._config.run) / "hf"

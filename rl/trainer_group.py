@@ -100,6 +100,10 @@ class TrainerGroup:
         """Writes the checkpoint of `step` steps, with `state`."""
         self._on_all(lambda worker: worker.save(step, state))
 
+    def finish_checkpoint(self) -> None:
+        """Waits until the last checkpoint is complete."""
+        self._on_all(lambda worker: worker.finish_checkpoint())
+
     def save_hf(self) -> None:
         """Writes RUN/hf."""
         self._on_all(lambda worker: worker.save_hf())

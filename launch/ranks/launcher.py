@@ -76,7 +76,13 @@ def launched_by_cluster() -> bool:
     return find_identity() is not None
 
 
-def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float | None = None) -> list[Any]:
+def run_local(
+    fn: Callable[..., Any],
+    processes: int,
+    *args: Any,
+    timeout: float | None = None,
+    forward: Sequence[signal.Signals] = (),
+) -> list[Any]:
     """Calls fn(*args) on `processes` ranks of this machine, waits for all and returns their results.
 
     Under torchrun or srun this process already is a rank, and fn is called directly. Every rank has RANK,
@@ -86,6 +92,7 @@ def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float
     Args:
         fn: a module-level function (ranks import it by name); its arguments and results are pickled.
         timeout: seconds after which all ranks are killed; None sets no limit.
+        forward: signals that are sent on to the ranks, where they are blocked until a rank asks for them.
 
     Raises:
         RankMistake: a rank raised ValueError; this is one, too.
@@ -96,7 +103,11 @@ def run_local(fn: Callable[..., Any], processes: int, *args: Any, timeout: float
     if identity is not None:
         os.environ.update(identity.variables())
         return [fn(*args)]
-    with sigterm_exits(), start_ranks(fn, processes, *args) as ranks:
+    with (
+        sigterm_exits(),
+        start_ranks(fn, processes, *args, blocked=forward) as ranks,
+        _forwards(forward, ranks),
+    ):
         return _wait(ranks, timeout)
 
 
@@ -110,13 +121,20 @@ def choose_start_method(num_gpus: int) -> Literal["forkserver", "spawn"]:
 
 
 @contextmanager
-def start_ranks(fn: Callable[..., Any], processes: int, *args: Any) -> Iterator[list[LocalRank]]:
-    """Starts the ranks of run_local; leaving the block kills them, with the processes that they started."""
+def start_ranks(
+    fn: Callable[..., Any], processes: int, *args: Any, blocked: Sequence[signal.Signals] = ()
+) -> Iterator[list[LocalRank]]:
+    """Starts the ranks of run_local; leaving the block kills them, with the processes that they started.
+
+    Args:
+        blocked: signals that wait until a rank asks for them.
+    """
     context: Any = mp.get_context(choose_start_method(count_gpus()))
     context.set_forkserver_preload(PRELOAD)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     ranks: list[LocalRank] = []
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder, _openmp_threads(threads):
+    # blocked here as well: what ranks are made from inherits it
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder, _openmp_threads(threads), _blocks(blocked):
         try:
             for rank in range(processes):
                 reader, writer = context.Pipe(duplex=False)
@@ -128,7 +146,7 @@ def start_ranks(fn: Callable[..., Any], processes: int, *args: Any) -> Iterator[
                     init_method=f"file://{folder}/rendezvous",
                 )
                 process = context.Process(
-                    target=_rank, args=(writer, identity, threads, fn, args), name=f"rank {rank}"
+                    target=_rank, args=(writer, identity, threads, blocked, fn, args), name=f"rank {rank}"
                 )
                 ranks.append(LocalRank(process, reader))
                 process.start()
@@ -150,7 +168,44 @@ def _openmp_threads(threads: str) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _rank(writer: Any, identity: Identity, threads: str, fn: Callable[..., Any], args: tuple) -> None:
+@contextmanager
+def _blocks(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Blocks signals in this thread, and in the processes that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _forwards(signals: Sequence[signal.Signals], ranks: Sequence[LocalRank]) -> Iterator[None]:
+    """Sends signals that this process gets to all ranks; they are blocked outside the block."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            if rank.process.exitcode is None and rank.process.pid:
+                os.kill(rank.process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in signals}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _rank(
+    writer: Any,
+    identity: Identity,
+    threads: str,
+    blocked: Sequence[signal.Signals],
+    fn: Callable[..., Any],
+    args: tuple,
+) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     # Its own group: the terminal's Ctrl-C reaches the parent alone, which kills whole groups.
     os.setpgid(0, 0)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -242,4 +297,5 @@ def sigterm_exits() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is leave:  # else what ran has decided otherwise
+            signal.signal(signal.SIGTERM, before)

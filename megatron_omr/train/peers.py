@@ -1,4 +1,4 @@
-"""Gives the batches that one rank reads to its peers: those of the same replica on the same machine.
+"""Reads a rank's batches, or takes those of a peer: a rank of the same replica on the same machine.
 
 Ranks that differ only in their tensor-, context- or pipeline-parallel rank need the same batches, so one of them reads,
 decodes and packs; the others map its memory.
@@ -14,9 +14,15 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.sharing import BatchesPlace, SharedBatches, open_batches
 from data_pipeline.types import PackedBatch
+from megatron_omr import cpu
+from megatron_omr.config import SFTConfig
+from megatron_omr.flops import build_cost_model
 from megatron_omr.parallel import Ranks
+from megatron_omr.train.trainer import Trainer
 
 T = TypeVar("T")
 
@@ -67,3 +73,20 @@ def find_peers(ranks: Ranks) -> Peers | None:
             assert isinstance(group, ProcessGroup)
             own = Peers(group=group, reader=members[0])
     return own
+
+
+def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
+    """Returns the loader of this data-parallel rank, with the model's own chat template."""
+    ranks = trainer.ranks
+    encoder = ChatEncoder.from_hf(config.model, config.image)
+    return Loader(
+        config.loader,
+        encoder,
+        dp_rank=ranks.dp_rank,
+        dp_size=ranks.dp_size,
+        multiple=config.parallel.sequence_multiple,
+        pack_multiple=config.parallel.pack_multiple(config.compute.alignment(config.parallel)),
+        cost=build_cost_model(trainer.model, config.optim.freeze),
+        pin=cpu.pins_memory(),
+        peers=find_peers(ranks),
+    )
