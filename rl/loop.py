@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -21,18 +20,14 @@ from rl.groups import (
     compute_metrics,
     score_groups,
     select_groups,
-    split_groups,
 )
 from rl.placement.actors import build_engine_calls, check_gpus
 from rl.placement.transfer import WeightTransfer
 from rl.prompts import PromptStream
 from rl.rollout.manager import EngineCalls, RolloutManager
 from rl.timer import PhaseTimer
-from rl.trainer_group import TrainerGroup
-from rl.types import TrainRollout
+from rl.trainer_group import TrainerGroup, learn
 
-PROBE_GROUPS, PROBE_ROLLOUTS = 8, 2
-"""Groups of each step, and rollouts of each, on which engine and trainer are compared."""
 LOGGED_GROUPS = 2
 """Groups of each step that are written to rollouts.jsonl."""
 SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step")
@@ -123,17 +118,3 @@ def run_sync(
             if stops:
                 return step + 1
     return max(first_step, config.steps)
-
-
-def learn(
-    config: RLConfig,
-    trainers: TrainerGroup,
-    rollouts: Sequence[Sequence[TrainRollout]],
-    kept: Sequence[Sequence[TrainRollout]],
-) -> dict[str, float]:
-    """Checks that engines and trainer agree on groups of rollouts, then trains on the kept ones, if any."""
-    probes = [rollout for group in rollouts[:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]
-    mismatch = trainers.check_engines(probes)
-    if not kept:
-        return mismatch | {"skipped_steps": 0.0}
-    return mismatch | trainers.train(split_groups(kept, config.algorithm.num_minibatches))

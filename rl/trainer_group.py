@@ -15,6 +15,7 @@ from data_pipeline.loader.cost import CostModel
 from megatron_omr.flops import build_cost_model
 from megatron_omr.model_config import ModelConfig
 from rl.config import RLConfig
+from rl.groups import split_groups
 from rl.pack import split_by_rank
 from rl.placement.actors import collect, create_trainers
 from rl.types import TrainRollout
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROBE_GROUPS, PROBE_ROLLOUTS = 8, 2
+"""Groups of each step, and rollouts of each, on which engine and trainer are compared."""
 R = TypeVar("R")
 S = TypeVar("S")
 
@@ -138,3 +141,17 @@ class TrainerGroup:
         """Calls each worker with the share of its data-parallel rank."""
         processes = zip(self._processes, self._places, strict=True)
         return collect([process.run.remote(call, shares[dp_rank]) for process, (dp_rank, _) in processes])
+
+
+def learn(
+    config: RLConfig,
+    trainers: TrainerGroup,
+    rollouts: Sequence[Sequence[TrainRollout]],
+    kept: Sequence[Sequence[TrainRollout]],
+) -> dict[str, float]:
+    """Checks that engines and trainer agree on groups of rollouts, then trains on the kept ones, if any."""
+    probes = [rollout for group in rollouts[:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]
+    mismatch = trainers.check_engines(probes)
+    if not kept:
+        return mismatch | {"skipped_steps": 0.0}
+    return mismatch | trainers.train(split_groups(kept, config.algorithm.num_minibatches))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +22,7 @@ from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.config import CheckerConfig
 from launch.ranks.launcher import rank_environment
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
+from megatron_omr.train.stop import RESUMABLE
 from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
 from tests.helpers.bad_samples import bad_questions
 from tests.helpers.processes import find_processes, wait_for_process, wait_until
@@ -130,13 +133,27 @@ def kill_engine_when_generating(run: Path, after_rows: int) -> None:
         engine.kill()
 
 
-def test_resume_and_a_killed_engine_change_nothing(finished: Path, config: RLConfig, tmp_path: Path) -> None:
-    """Two steps, a new start, an engine killed while it generates: the same responses, rewards and gradients."""
+def stop_all(run: Path, others: set[psutil.Process]) -> None:
+    """Sends SIGUSR1 to this process and all that the run started, as a batch scheduler does, after the first step."""
+    wait_until(lambda: (run / "metrics.jsonl").exists() and rows(run))
+    for process in [*(set(psutil.Process().children(recursive=True)) - others), psutil.Process()]:
+        process.send_signal(signal.SIGUSR1)
+
+
+def test_stop_resume_and_a_killed_engine_change_nothing(
+    finished: Path, config: RLConfig, tmp_path: Path
+) -> None:
+    """Stopped ahead of a time limit, and an engine killed while it generates: the same responses and gradients."""
     from rl.loop import run_rl
 
-    run = tmp_path / "disturbed"
-    run_rl(replace(config, run=str(run), steps=2))
-    assert len(rows(run)) == 2
+    run, others = tmp_path / "disturbed", set(psutil.Process().children(recursive=True))
+    threading.Thread(target=stop_all, args=(run, others), daemon=True).start()
+    with pytest.raises(SystemExit, match=str(RESUMABLE)):
+        run_rl(replace(config, run=str(run)))
+    steps = len(rows(run))
+    assert steps in (1, 2) and list((run / "checkpoints").iterdir()) == [
+        run / "checkpoints" / f"step-{steps:08d}"
+    ]
     killer = threading.Thread(target=kill_engine_when_generating, args=(run, 3), daemon=True)
     killer.start()
     run_rl(replace(config, run=str(run)))
