@@ -10,7 +10,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from data_pipeline.errors import REASONS, name_counts
 from data_pipeline.loader.loader import Loader
 from data_pipeline.shards.survey import warn_of_small_images
 from megatron_omr import parallel
@@ -18,11 +17,10 @@ from megatron_omr.checkpoint.load import load_newest
 from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
-from megatron_omr.parallel import Ranks
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
-from megatron_omr.train.peers import build_loader
+from megatron_omr.train.peers import build_loader, exchange
 from megatron_omr.train.run_folder import claim_run, list_checkpoints
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
 from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
@@ -109,16 +107,6 @@ def resume(trainer: Trainer, loader: Loader, run: Path) -> tuple[int, BadSteps, 
     if state:
         loader.load_state_dict(state["loader"])
     return step, BadSteps(**state.get("bad_steps", {})), EmptySteps(**state.get("empty_steps", {}))
-
-
-def exchange(loader: Loader, ranks: Ranks, stop: StopRequest) -> tuple[dict[str, float], bool]:
-    """Returns metrics of all samples skipped since the ranks began, and whether any rank is asked to stop. Collective.
-
-    One reduction for both: signals reach the ranks at different steps, and all must stop after the same one.
-    """
-    own = [float(ranks.is_first_of_replica and loader.skipped[reason]) for reason in REASONS]
-    *counts, asked = parallel.sum_over_ranks([*own, float(stop.is_made())])
-    return name_counts("skipped_samples", dict(zip(REASONS, counts, strict=True))), asked > 0
 
 
 def open_log(config: SFTConfig, *, first_step: int) -> MetricsLog:

@@ -15,13 +15,15 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.errors import REASONS, name_counts
 from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.sharing import BatchesPlace, SharedBatches, open_batches
 from data_pipeline.types import PackedBatch
-from megatron_omr import cpu
+from megatron_omr import cpu, parallel
 from megatron_omr.config import SFTConfig
 from megatron_omr.flops import build_cost_model
 from megatron_omr.parallel import Ranks
+from megatron_omr.train.stop import StopRequest
 from megatron_omr.train.trainer import Trainer
 
 T = TypeVar("T")
@@ -90,3 +92,13 @@ def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
         pin=cpu.pins_memory(),
         peers=find_peers(ranks),
     )
+
+
+def exchange(loader: Loader, ranks: Ranks, stop: StopRequest) -> tuple[dict[str, float], bool]:
+    """Returns metrics of all samples skipped since the ranks began, and whether any rank is asked to stop. Collective.
+
+    One reduction for both: signals reach the ranks at different steps, and all must stop after the same one.
+    """
+    own = [float(ranks.is_first_of_replica and loader.skipped[reason]) for reason in REASONS]
+    *counts, asked = parallel.sum_over_ranks([*own, float(stop.is_made())])
+    return name_counts("skipped_samples", dict(zip(REASONS, counts, strict=True))), asked > 0
