@@ -40,7 +40,8 @@ def plan_sft(
         json: Print values instead of tables.
     """
     task, layout = build_sft_task(config, assume, shape=shape), build_layout(config)
-    _print(task, layout, cluster.num_gpus, cluster, assume, top=top, json=json)
+    _check_room(config.processes, f"processes={config.processes}", cluster)
+    _print(task, layout, config.processes, cluster, assume, top=top, json=json)
 
 
 def plan_rl(
@@ -61,14 +62,18 @@ def plan_rl(
     """
     task, layout = build_rl_task(config, assume, shape=shape), build_layout(config)
     engine = config.engine
-    wanted = config.trainers + engine.num_engines * engine.tp
+    wanted = f"trainers={config.trainers} and engine.num_engines={engine.num_engines} x engine.tp={engine.tp}"
+    _check_room(config.trainers + engine.num_engines * engine.tp, wanted, cluster)
+    _print(task, layout, config.trainers, cluster, assume, top=top, json=json)
+
+
+def _check_room(wanted: int, fields: str, cluster: ClusterConfig) -> None:
+    """Raises ValueError where `wanted` GPUs, of these fields, are more than the machines have."""
     if wanted > cluster.num_gpus:
         raise ValueError(
-            f"trainers={config.trainers} and engine.num_engines={engine.num_engines} x engine.tp={engine.tp} need "
-            f"{wanted} GPUs, and cluster.nodes={cluster.nodes} x cluster.gpus_per_node={cluster.gpus_per_node} are "
-            f"{cluster.num_gpus}; lower the former or raise the latter"
+            f"{fields} need {wanted} GPUs, and cluster.nodes={cluster.nodes} x cluster.gpus_per_node="
+            f"{cluster.gpus_per_node} are {cluster.num_gpus}; lower the former or raise the latter"
         )
-    _print(task, layout, config.trainers, cluster, assume, top=top, json=json)
 
 
 def build_layout(config: SFTConfig | RLConfig) -> Layout:
@@ -111,6 +116,7 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
     )
     engine = EngineTask(
         num_engines=config.engine.num_engines,
+        tp=config.engine.tp,
         utilization=config.engine.gpu_memory_utilization,
         max_model_len=config.engine.max_model_len,
         max_num_seqs=config.engine.max_num_seqs,
@@ -188,7 +194,7 @@ PLAN = CommandGroup(
 
     Examples:
       omr plan qwen2_5_vl_7b_sft
-      omr plan qwen2_5_vl_7b_sft --cluster.gpu h200 --cluster.nodes 8 --parallel.tp 2
+      omr plan qwen2_5_vl_7b_sft --processes 64 --cluster.nodes 8 --cluster.gpu h200
       omr plan qwen2_5_vl_7b_gspo --assume.rollout_tokens 6000 --json
     """,
     commands=_commands(),

@@ -102,7 +102,7 @@ def choose_gpu(env: Mapping[str, str], num_gpus: int) -> int:
     if ranks > num_gpus:
         raise ValueError(
             f"{ranks} ranks were started on this machine, visible GPUs: {num_gpus}, and each needs one of its own; "
-            "start fewer processes, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+            "start fewer processes (--processes), on more machines, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
     return local_rank
 

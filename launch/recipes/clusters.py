@@ -13,14 +13,17 @@ class RecipeSite:
     shape: str  # of megatron_omr/plan/configs, for where the model's folder is not there
 
 
-_ONE_NODE = ClusterConfig(gpu="h100", nodes=1)
-_7B = RecipeSite(cluster=_ONE_NODE, shape="Qwen2.5-VL-7B-Instruct")
+def _site(size: str, nodes: int) -> RecipeSite:
+    return RecipeSite(cluster=ClusterConfig(gpu="h100", nodes=nodes), shape=f"Qwen2.5-VL-{size}-Instruct")
+
+
 RECIPE_SITES: dict[str, RecipeSite] = {
-    "qwen2_5_vl_3b_sft": RecipeSite(cluster=_ONE_NODE, shape="Qwen2.5-VL-3B-Instruct"),
-    "qwen2_5_vl_7b_sft": _7B,
-    "qwen2_5_vl_32b_sft": RecipeSite(cluster=ClusterConfig(nodes=4), shape="Qwen2.5-VL-32B-Instruct"),
-    "qwen2_5_vl_72b_sft": RecipeSite(cluster=ClusterConfig(nodes=16), shape="Qwen2.5-VL-72B-Instruct"),
-    "qwen2_5_vl_7b_gspo": _7B,
-    "qwen2_5_vl_7b_grpo": _7B,
+    "qwen2_5_vl_3b_sft": _site("3B", nodes=1),
+    "qwen2_5_vl_7b_sft": _site("7B", nodes=4),
+    "qwen2_5_vl_32b_sft": _site("32B", nodes=4),
+    "qwen2_5_vl_72b_sft": _site("72B", nodes=16),
+    "qwen2_5_vl_7b_gspo": _site("7B", nodes=8),
+    "qwen2_5_vl_7b_grpo": _site("7B", nodes=8),
+    "qwen2_5_vl_32b_gspo": _site("32B", nodes=8),
 }
 """By the name of the recipe. The demo has none: it runs on a CPU."""

@@ -25,13 +25,13 @@ def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -
 
 
 def qwen2_5_vl_7b_greedy() -> EvalConfig:
-    """The published protocol: one greedy response of at most 49,152 tokens to each question."""
+    """The published protocol: one greedy response of at most 49,152 tokens to each question, on 8 GPUs."""
     trained = rl.qwen2_5_vl_7b_gspo()
     return EvalConfig(
         model=f"{trained.run}/hf",
         shards="data/held_out",
         out=f"{trained.run}/eval",
-        engine=replace(trained.engine, max_model_len=4_096 + 49_152),
+        engine=replace(trained.engine, num_engines=8, max_model_len=4_096 + 49_152),
         sampling=SamplingConfig(n=1, temperature=0.0, max_tokens=49_152),
         reward=trained.reward,
         image=trained.image,

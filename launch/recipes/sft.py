@@ -27,7 +27,9 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> SFTConfig:
 
 
 def qwen2_5_vl_7b_sft() -> SFTConfig:
-    """The published cold start: 32 packs of 61,440 tokens a step, 4,300 steps, cosine from 5e-5.
+    """The published cold start: 32 packs of 61,440 tokens a step, 4,300 steps, cosine from 5e-5, on 4 x 8 GPUs.
+
+    On one machine of 8 GPUs: --processes 8. The layout fits there too, and a step takes four times as long.
 
     One rank of a machine reads for all that share its samples. 2,048 photographs take about five seconds of one core,
     and as many requests where the shards are at an address: eight threads hide that behind the step before.
@@ -41,7 +43,7 @@ def qwen2_5_vl_7b_sft() -> SFTConfig:
         steps=4_300,
         seed=42,
         precision="bf16",
-        processes=8,
+        processes=32,
         loader=LoaderConfig(
             shards="data/openmmreasoner_sft_874k",
             global_batch_size=2_048,
@@ -66,17 +68,18 @@ def qwen2_5_vl_7b_sft() -> SFTConfig:
 
 
 def qwen2_5_vl_3b_sft() -> SFTConfig:
-    """The same recipe on Qwen2.5-VL-3B, whose two key-value heads allow two-way tensor parallelism."""
+    """The same recipe on Qwen2.5-VL-3B, on one machine of 8 GPUs."""
     return replace(
         qwen2_5_vl_7b_sft(),
         run="runs/qwen2_5_vl_3b_sft",
         model="models/Qwen2.5-VL-3B-Instruct",
+        processes=8,
         parallel=ParallelConfig(cp=4, overlap=True),
     )
 
 
 def qwen2_5_vl_32b_sft() -> SFTConfig:
-    """The same recipe on Qwen2.5-VL-32B, for four machines of eight GPUs."""
+    """The same recipe on Qwen2.5-VL-32B, on 4 x 8 GPUs."""
     return replace(
         qwen2_5_vl_7b_sft(),
         run="runs/qwen2_5_vl_32b_sft",
@@ -87,11 +90,12 @@ def qwen2_5_vl_32b_sft() -> SFTConfig:
 
 
 def qwen2_5_vl_72b_sft() -> SFTConfig:
-    """The same recipe on Qwen2.5-VL-72B, for sixteen machines of eight GPUs."""
+    """The same recipe on Qwen2.5-VL-72B, on 16 x 8 GPUs."""
     return replace(
         qwen2_5_vl_32b_sft(),
         run="runs/qwen2_5_vl_72b_sft",
         model="models/Qwen2.5-VL-72B-Instruct",
+        processes=128,
         parallel=ParallelConfig(tp=8, pp=2, cp=4, sp=True, overlap=True),
         compute=ComputeConfig(recompute="mlp", recompute_vision="full"),
     )

@@ -70,7 +70,9 @@ class AssumeConfig:
     overlapped: float = 0.8
     """Share of the reduction of gradients and the gathering of weights that is hidden with parallel.overlap."""
     engine_gib: float = 6.0
-    """GiB that an engine takes beside weights, keys and values."""
+    """GiB of a GPU that an engine takes beside weights, keys and values."""
+    all_reduce_us: float = 20.0
+    """Microseconds of an all-reduce among the GPUs of an engine with engine.tp, two in each layer for each token."""
     sync_gbytes: float = 1.0
     """GB/s of weights from trainer to engines: copies to the host and their checksums."""
 
@@ -84,7 +86,14 @@ class AssumeConfig:
                 raise ValueError(f"assume.{name}={getattr(self, name)} must lie between 0 and 1")
         check_at_least(self, "assume.", response_tokens=1, response_std=0, rollout_tokens=1, rollout_std=0)
         check_at_least(
-            self, "assume.", question_tokens=0, image_pixels=784, images=0, reserve_gib=0, engine_gib=0
+            self,
+            "assume.",
+            question_tokens=0,
+            image_pixels=784,
+            images=0,
+            reserve_gib=0,
+            engine_gib=0,
+            all_reduce_us=0,
         )
         for name in ("fp8_speedup", "sync_gbytes"):
             if getattr(self, name) <= 0:

@@ -118,7 +118,7 @@ def plan_time(
         mfu=0.0,
         bubble=0.0,
     )
-    gpus = dp * parallel.model_parallel_size + (task.engine.num_engines if task.engine else 0)
+    gpus = dp * parallel.model_parallel_size + (task.engine.num_gpus if task.engine else 0)
     mfu = _model_flops(task) / (time.total * gpus * site.gpu.peak)
     return replace(time, mfu=mfu, bubble=waiting / time.train)
 
@@ -222,15 +222,10 @@ def _time_engines(task: Task, gpu: Gpu, assume: AssumeConfig) -> tuple[float, fl
         1.0, min(engine.max_num_seqs, each, memory.tokens / (engine.prompt_tokens + engine.response_tokens))
     )
     bandwidth = gpu.hbm * assume.hbm_efficiency
-    step = (memory.weights + held * context * cache_bytes(task.model, task.element)) / bandwidth
+    talk = 2 * task.model.num_layers * assume.all_reduce_us * 1e-6 * (engine.tp > 1)
+    alone = memory.weights / bandwidth + talk  # a token of one response
+    step = alone + held * context * cache_bytes(task.model, task.element, tp=engine.tp) / bandwidth
     all_at_once = each * engine.response_tokens / held * step
-    longest = engine.longest * memory.weights / bandwidth  # alone at the end
-    prefill = (
-        each
-        * engine.prompt_tokens
-        * 2
-        * memory.weights
-        / task.element
-        / (gpu.peak * assume.language_efficiency)
-    )
-    return prefill + max(all_at_once, longest), memory.weights / (assume.sync_gbytes * 1e9)
+    prompts = each * engine.prompt_tokens * 2 * memory.weights / task.element
+    prefill = prompts / (gpu.peak * assume.language_efficiency)
+    return prefill + max(all_at_once, engine.longest * alone), memory.sent / (assume.sync_gbytes * 1e9)

@@ -5,7 +5,7 @@ All ranks of a stage hold the same, but for rounding. What is exact, what is ass
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 from megatron_omr.config import ParallelConfig
@@ -157,12 +157,13 @@ def count_patches(task: Task, assume: AssumeConfig, *, cp: int) -> tuple[float, 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineMemory:
-    """Bytes of an engine's GPU."""
+    """Bytes of each GPU of an engine."""
 
     weights: float
     working: float
     cache: float  # keys and values
-    tokens: float  # that the cache holds
+    tokens: float  # that the caches of its GPUs hold
+    sent: float  # bytes of the whole model, which the trainer sends
 
     @property
     def total(self) -> float:
@@ -170,14 +171,37 @@ class EngineMemory:
 
 
 def plan_engine(task: Task, engine: EngineTask, gpu: Gpu, assume: AssumeConfig) -> EngineMemory:
-    """Returns how an engine divides its share of a GPU; a cache below 0 means that the weights do not fit."""
-    model = task.model
-    weights = task.element * sum(p.size for p in list_parameters(model, _whole(model), tp=1, pp=1))
+    """Returns how an engine divides its share of each GPU; a cache below 0 means that the weights do not fit.
+
+    Raises:
+        ValueError: vLLM cannot divide the model by engine.tp.
+    """
+    _check_engine(task.model, engine.tp)
+    sent, weights = (_weight_bytes(task, tp) for tp in (1, engine.tp))
     working = assume.engine_gib * GIB
     cache = engine.utilization * gpu.memory_gib * GIB - weights - working
-    return EngineMemory(
-        weights=weights, working=working, cache=cache, tokens=cache / cache_bytes(model, task.element)
-    )
+    tokens = cache / cache_bytes(task.model, task.element, tp=engine.tp)
+    return EngineMemory(weights=weights, working=working, cache=cache, tokens=tokens, sent=sent)
+
+
+def _weight_bytes(task: Task, tp: int) -> float:
+    """Returns the bytes of the whole model on one of `tp` GPUs, each with a key-value head at least."""
+    model = replace(task.model, num_kv_heads=max(task.model.num_kv_heads, tp))
+    return task.element * sum(p.size for p in list_parameters(model, _whole(model), tp=tp, pp=1))
+
+
+def _check_engine(model: ModelConfig, tp: int) -> None:
+    """Raises ValueError where vLLM cannot divide the model; key-value heads it repeats where they are fewer."""
+    limits = {
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": max(model.num_kv_heads, tp),
+        "intermediate_size": model.intermediate_size,
+        "vision_config.num_heads": model.vision.num_heads,
+        "vision_config.intermediate_size": model.vision.intermediate_size,
+    }
+    for name, value in limits.items():
+        if value % tp:
+            raise ValueError(f"engine.tp={tp} must divide {name}={value}; use a smaller one")
 
 
 def find_engine_problem(engine: EngineTask, memory: EngineMemory) -> str:
@@ -192,9 +216,9 @@ def find_engine_problem(engine: EngineTask, memory: EngineMemory) -> str:
     return ""
 
 
-def cache_bytes(model: ModelConfig, element: int) -> float:
-    """Returns the bytes of one token's keys and values."""
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * element
+def cache_bytes(model: ModelConfig, element: int, *, tp: int) -> float:
+    """Returns the bytes of one token's keys and values on one of the `tp` GPUs of an engine."""
+    return 2 * model.num_layers * max(model.num_kv_heads // tp, 1) * model.head_dim * element
 
 
 def _whole(model: ModelConfig) -> Chunk:

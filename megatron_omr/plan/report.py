@@ -96,7 +96,7 @@ def _time_table(time: StepTime) -> tuple[list[str], list[list[str]]]:
 
 def _describe_speed(task: Task, plan: Plan, cluster: ClusterConfig) -> str:
     ranks = plan.dp * plan.layout.parallel.model_parallel_size
-    gpus = ranks + (task.engine.num_engines if task.engine else 0)
+    gpus = ranks + (task.engine.num_gpus if task.engine else 0)
     idle = cluster.num_gpus - gpus
     text = (
         f"{task.work.tokens / plan.time.total / gpus:,.0f} tokens/s a GPU, MFU {plan.time.mfu:.1%}, "
@@ -110,10 +110,10 @@ def _describe_engine(task: Task, engine: EngineMemory) -> str:
     if problem := find_engine_problem(task.engine, engine):
         return f"engine: does not fit: {problem}; see engine.gpu_memory_utilization"
     return (
-        f"engine: {engine.weights / GIB:.1f} GiB of weights, {engine.working / GIB:.1f} working, "
-        f"{engine.cache / GIB:.1f} of keys and values = {engine.tokens:,.0f} tokens, "
-        f"{engine.tokens / task.engine.max_model_len:,.0f} responses of full length at once; "
-        f"weights on their way take {engine.weights / GIB:.1f} GiB of the host's memory"
+        f"engine: {engine.weights / GIB:.1f} GiB of weights{' a GPU' * (task.engine.tp > 1)}, "
+        f"{engine.working / GIB:.1f} working, {engine.cache / GIB:.1f} of keys and values = "
+        f"{engine.tokens:,.0f} tokens, {engine.tokens / task.engine.max_model_len:,.0f} responses of full length "
+        f"at once; weights on their way take {engine.sent / GIB:.1f} GiB of the host's memory"
     )
 
 

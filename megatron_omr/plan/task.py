@@ -70,6 +70,7 @@ class EngineTask:
     """What the engines of an RL run do in a step."""
 
     num_engines: int
+    tp: int  # GPUs of an engine
     utilization: float  # of a GPU's memory
     max_model_len: int
     max_num_seqs: int
@@ -77,6 +78,10 @@ class EngineTask:
     prompt_tokens: float
     response_tokens: float
     longest: float  # tokens of the longest response of a step
+
+    @property
+    def num_gpus(self) -> int:
+        return self.num_engines * self.tp
 
 
 @dataclass(frozen=True, kw_only=True)

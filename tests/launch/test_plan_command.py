@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -13,39 +14,86 @@ from launch.plan_command import build_layout, build_rl_task, build_sft_task
 from launch.recipes.clusters import RECIPE_SITES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.plan.config import AssumeConfig
+from megatron_omr.config import SFTConfig
+from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.gpus import GPUS
 from megatron_omr.plan.memory import plan_engine
 from megatron_omr.plan.search import plan_layout
+from rl.config import RLConfig
+from rl.placement.plan import Node, build_plan
 from tests.helpers.plan_docs import PAGE, render
 
 ASSUME = AssumeConfig()
+ONE_NODE = ClusterConfig()
 
 
 def test_every_recipe_but_the_demo_states_its_machines():
     assert {*SFT_RECIPES, *RL_RECIPES} - {"demo"} == set(RECIPE_SITES)
 
 
+def check_sft_fits(config: SFTConfig, cluster: ClusterConfig, shape: str) -> None:
+    config.check_processes(cluster.num_gpus)
+    assert config.processes == cluster.num_gpus, "no GPU is idle"
+    task = build_sft_task(config, ASSUME, shape=shape)
+    plan = plan_layout(task, build_layout(config), ranks=config.processes, cluster=cluster, assume=ASSUME)
+    assert not plan.problem
+
+
+def check_rl_fits(config: RLConfig, cluster: ClusterConfig, shape: str) -> None:
+    task = build_rl_task(config, ASSUME, shape=shape)
+    plan = plan_layout(task, build_layout(config), ranks=config.trainers, cluster=cluster, assume=ASSUME)
+    assert not plan.problem
+    assert task.engine is not None and config.trainers + task.engine.num_gpus == cluster.num_gpus
+    engine = plan_engine(task, task.engine, GPUS[cluster.gpu], ASSUME)
+    assert engine.tokens > config.engine.max_model_len
+    nodes = [Node(address=str(number), gpus=cluster.gpus_per_node) for number in range(cluster.nodes)]
+    placed = build_plan(nodes, config)
+    assert all(len(set(group)) == 1 for group in placed.groups), "tensor-parallel ranks share a machine"
+
+
 @pytest.mark.parametrize("name", sorted(SFT_RECIPES.keys() - {"demo"}))
 def test_sft_recipe_fits_its_machines(name: str):
-    config, site = SFT_RECIPES[name](), RECIPE_SITES[name]
-    task = build_sft_task(config, ASSUME, shape=site.shape)
-    plan = plan_layout(
-        task, build_layout(config), ranks=site.cluster.num_gpus, cluster=site.cluster, assume=ASSUME
-    )
-    assert not plan.problem
+    site = RECIPE_SITES[name]
+    check_sft_fits(SFT_RECIPES[name](), site.cluster, site.shape)
 
 
 @pytest.mark.parametrize("name", sorted(RL_RECIPES.keys() - {"demo"}))
 def test_rl_recipe_fits_its_machines(name: str):
-    config, site = RL_RECIPES[name](), RECIPE_SITES[name]
-    task = build_rl_task(config, ASSUME, shape=site.shape)
-    plan = plan_layout(task, build_layout(config), ranks=config.trainers, cluster=site.cluster, assume=ASSUME)
-    assert not plan.problem
-    assert config.trainers + config.engine.num_engines <= site.cluster.num_gpus
-    assert task.engine is not None
-    engine = plan_engine(task, task.engine, GPUS[site.cluster.gpu], ASSUME)
-    assert engine.tokens > config.engine.max_model_len
+    site = RECIPE_SITES[name]
+    check_rl_fits(RL_RECIPES[name](), site.cluster, site.shape)
+
+
+def test_published_recipes_run_on_the_machines_of_the_paper():
+    found = [RECIPE_SITES[f"qwen2_5_vl_7b_{name}"].cluster for name in ("sft", "gspo")]
+    assert [(cluster.nodes, cluster.gpus_per_node) for cluster in found] == [(4, 8), (8, 8)]
+
+
+def test_variant_for_one_machine_of_each_7b_recipe_fits():
+    """What the recipes' docstrings say to change."""
+    shape = RECIPE_SITES["qwen2_5_vl_7b_sft"].shape
+    sft, rl = SFT_RECIPES["qwen2_5_vl_7b_sft"], RL_RECIPES["qwen2_5_vl_7b_gspo"]
+    assert "--processes 8" in str(sft.__doc__)
+    check_sft_fits(replace(sft(), processes=8), ONE_NODE, shape)
+    assert "--trainers 4 --engine.num_engines 4" in str(rl.__doc__)
+    small = replace(rl(), trainers=4, engine=replace(rl().engine, num_engines=4))
+    check_rl_fits(small, ONE_NODE, shape)
+
+
+def test_an_engine_of_several_gpus_holds_more_and_is_faster_alone():
+    def plan(tp: int):
+        recipe = RL_RECIPES["qwen2_5_vl_32b_gspo"]()
+        config = replace(recipe, engine=replace(recipe.engine, tp=tp, num_engines=32 // tp))
+        task = build_rl_task(config, ASSUME, shape=RECIPE_SITES["qwen2_5_vl_32b_gspo"].shape)
+        return plan_engine(task, task.engine, GPUS["h100"], ASSUME)
+
+    one, two, four = plan(1), plan(2), plan(4)
+    assert one.sent == one.weights == four.sent
+    assert four.weights == pytest.approx(one.weights / 4, rel=1e-3), (
+        "norms and a few biases are whole on each"
+    )
+    assert one.cache < 0, "32B leaves no room on one GPU"
+    cache = four.cache / two.cache  # twice the GPUs, each with half of a token's keys and values
+    assert four.tokens / two.tokens == pytest.approx(2 * cache)
 
 
 def test_docs_show_what_the_command_prints():
@@ -78,7 +126,7 @@ def test_json_holds_the_parts_of_the_totals(capsys: pytest.CaptureFixture[str]):
 
 def test_fields_of_the_recipe_and_the_cluster_count(capsys: pytest.CaptureFixture[str]):
     words = ["--compute.recompute", "none", "--compute.recompute_vision", "none", "--cluster.gpu", "a100"]
-    assert main(["plan", "qwen2_5_vl_7b_sft", *words]) == 0
+    assert main(["plan", "qwen2_5_vl_3b_sft", *words]) == 0
     out = capsys.readouterr().out
     assert "on 1 x 8 a100" in out and "does not fit: needs" in out
 
@@ -87,9 +135,21 @@ def test_fields_of_the_recipe_and_the_cluster_count(capsys: pytest.CaptureFixtur
     ("words", "message"),
     [
         (["qwen2_5_vl_7b_sft", "--parallel.tp", "8"], "parallel.tp=8 must divide num_key_value_heads=4"),
-        (["qwen2_5_vl_7b_sft", "--cluster.gpus_per_node", "6"], "6 processes cannot hold parallel.tp=2"),
-        (["qwen2_5_vl_7b_gspo", "--trainers", "8"], "need 12 GPUs"),
-        (["qwen2_5_vl_7b_sft", "--cluster.nodes", "4096"], "loader.global_batch_size=2,048 holds no sample"),
+        (["qwen2_5_vl_7b_sft", "--processes", "6"], "6 processes cannot hold parallel.tp=2"),
+        (["qwen2_5_vl_7b_sft", "--cluster.nodes", "2"], "processes=32 need 32 GPUs, and cluster.nodes=2 x"),
+        (["qwen2_5_vl_7b_gspo", "--trainers", "52"], "x engine.tp=1 need 68 GPUs"),
+        (
+            ["qwen2_5_vl_7b_gspo", "--engine.tp", "3", "--trainers", "4"],
+            "engine.tp=3 must divide num_attention_heads=28",
+        ),
+        (
+            ["qwen2_5_vl_32b_gspo", "--engine.tp", "5", "--engine.num_engines", "1"],
+            "must divide num_key_value_heads=8",
+        ),
+        (
+            ["qwen2_5_vl_7b_sft", "--processes", "32768", "--cluster.nodes", "4096"],
+            "loader.global_batch_size=2,048 holds no sample",
+        ),
         (
             ["qwen2_5_vl_7b_sft", "--compute.fp8", "tensorwise", "--compute.backend", "local"],
             "compute.fp8=tensorwise runs in Transformer Engine's layers",
