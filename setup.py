@@ -58,7 +58,7 @@ EXTRAS = {
         *COMMON,
         "megatron-core>=0.16.1,<0.20",
         "torch==2.11.0",
-        "transformer-engine[core_cu13,pytorch]>=2.9,<2.13",  # CUDA 13, as this torch is built for
+        "transformer-engine[pytorch]>=2.9,<2.13",
         "transformers>=5.5.3,<5.20",
         "vllm==0.26.0",
     ],
@@ -94,7 +94,11 @@ setup(
     packages=find_packages(
         include=[f"{name}*" for name in ("data_pipeline", "megatron_omr", "rl", "launch")]
     ),
-    package_data={"launch.report": ["templates/*"], "megatron_omr.plan": ["configs/*/config.json"]},
+    package_data={
+        "launch": ["clusters/*.toml"],
+        "launch.report": ["templates/*"],
+        "megatron_omr.plan": ["configs/*/config.json"],
+    },
     install_requires=["tyro>=1.0"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["omr = launch.cli:main"]},

@@ -33,7 +33,16 @@ class CommandGroup:
     """The option --preset names the command, by default the first, and not the next word."""
 
 
-Command: TypeAlias = Callable[..., None] | CommandGroup
+@dataclass(frozen=True, kw_only=True)
+class WordsCommand:
+    """A command that reads the words which follow it by itself."""
+
+    doc: str
+    call: Callable[[Sequence[str], str], None]
+    """Gets these words, and what precedes them."""
+
+
+Command: TypeAlias = Callable[..., None] | CommandGroup | WordsCommand
 
 
 def with_config(command: Callable[..., None], config: object, doc: str | None = None) -> Command:
@@ -62,6 +71,9 @@ def run(command: Command, words: Sequence[str], *, prog: str = "omr", examples: 
         ValueError: there is no command of that name, or a config refuses a value.
         SystemExit: after help, or with 2 for a mistake in a field; a typo names the nearest field.
     """
+    if isinstance(command, WordsCommand):
+        command.call(words, prog)
+        return
     text, _, own_examples = _doc(command).partition("Examples:\n")
     description, examples = text.partition("Args:\n")[0].strip(), own_examples or examples
     asked = not {"-h", "--help"}.isdisjoint(words)
@@ -128,4 +140,4 @@ def _preset(default: str, words: Sequence[str], prog: str) -> tuple[str, Sequenc
 
 
 def _doc(command: Command) -> str:
-    return cleandoc(command.doc if isinstance(command, CommandGroup) else command.__doc__ or "")
+    return cleandoc(command.__doc__ or "" if callable(command) else command.doc)

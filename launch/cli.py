@@ -16,14 +16,17 @@ from tyro.conf import Positional
 from data_pipeline.failures import RankError
 from data_pipeline.scratch import scratch_folder
 from data_pipeline.verify.config import VerifyConfig
-from launch.arguments import FLAT, CommandGroup, recipes, run
+from launch.arguments import FLAT, Command, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
+from launch.launch_command import build_launch
 from launch.plan_command import PLAN
 from launch.ranks.launcher import launched_by_cluster, rank_environment, run_local, sigterm_exits
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
+from launch.submit.checks import check_served
+from launch.submit.size import Stage
 from megatron_omr.config import (
     ComputeConfig,
     ParallelConfig,
@@ -257,6 +260,13 @@ CONVERT = CommandGroup(
     commands={"to-megatron": to_megatron, "to-hf": to_hf},
     kind="direction",
 )
+SUBMITTED: dict[Stage, Command] = {
+    "sft": recipes(sft, SFT_RECIPES),
+    "rl": recipes(rl, RL_RECIPES),
+    "data": DATA,
+    "eval": recipes(evaluate, EVAL_RECIPES),
+    "convert": CONVERT,
+}
 OMR = CommandGroup(
     doc="""Post-training of multimodal reasoners: SFT and RL of Qwen2.5-VL on Megatron-Core, Ray and vLLM.
 
@@ -270,14 +280,11 @@ OMR = CommandGroup(
     commands={
         "doctor": doctor,
         "demo": demo,
-        "data": DATA,
         "tiny": tiny,
         "plan": PLAN,
-        "sft": recipes(sft, SFT_RECIPES),
-        "rl": recipes(rl, RL_RECIPES),
-        "eval": recipes(evaluate, EVAL_RECIPES),
+        **SUBMITTED,
+        "launch": build_launch(SUBMITTED),
         "verify": verify,
-        "convert": CONVERT,
         "parity": parity,
         "report": report,
     },
@@ -305,15 +312,8 @@ def _count_ranks(processes: int) -> int:
 
 
 def _check_engine(model: str) -> None:
-    """Raises ValueError for a wrong folder, and for a model that vLLM computes otherwise than transformers.
-
-    Its tables for M-RoPE are four times as long as the original context, and make YaRN's frequencies from that length.
-    """
-    if ModelConfig.from_hf(model).rope.yarn is not None:
-        raise ValueError(
-            f"{model}/config.json: rope_type='yarn' works in SFT and conversion, but vLLM computes other frequencies; "
-            "use rope_type='default' for RL and evaluation"
-        )
+    """Raises ValueError for a wrong folder, and for a model that vLLM computes otherwise than transformers."""
+    check_served(ModelConfig.from_hf(model), model)
 
 
 # ---- the functions that run in each rank ----

@@ -54,7 +54,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
     ],
     "launch": [
         *("config", "recipes", "arguments", "ranks", "doctor", "report", "stages", "summary", "demo"),
-        *("data_commands", "plan_command", "executors", "submit", "launch_command", "cli"),
+        *("data_commands", "plan_command", "submit", "executors", "submission", "launch_command", "cli"),
     ],
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from launch.arguments import Command, CommandGroup, run
+from launch.arguments import Command, CommandGroup, WordsCommand, run
 from launch.cli import OMR
+from launch.launch_command import LaunchOptions, replace_functions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *ROOT.glob("docs/*.md")]
@@ -28,6 +29,10 @@ def without_effect(command: Command, seen: dict[str, Callable[..., None]]) -> Co
     if isinstance(command, CommandGroup):
         found = command.commands() if callable(command.commands) else command.commands
         return replace(command, commands={name: without_effect(each, seen) for name, each in found.items()})
+    if isinstance(command, WordsCommand):  # omr launch
+        _, submitted = command.call.args  # pyright: ignore
+        parsing = replace_functions(submitted, lambda given, options: None)
+        return replace(command, call=lambda words, prog: run(parsing, words, prog=prog))
     function, bound = (command.func, command.keywords) if isinstance(command, partial) else (command, {})
 
     @wraps(function)
@@ -62,6 +67,7 @@ def test_commands_have_known_options_and_valid_values(page: Path, capsys: pytest
 
 def test_options_in_sentences_exist(capsys: pytest.CaptureFixture[str]):
     known = {"--preset", "--FIELD", "--filters", "--dedup"}
+    known |= {f"--{field.name.replace('_', '-')}" for field in fields(LaunchOptions)}
     without_effect(OMR, functions := {})
     for function in functions.values():
         with pytest.raises(SystemExit):

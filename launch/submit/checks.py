@@ -1,0 +1,165 @@
+"""Checks that need no GPU and no job: layout and memory of a recipe, its inputs, the code, and Slurm's opinion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from data_pipeline.curate.config import SHARDS, CurateConfig
+from launch.plan_command import build_layout, build_rl_task, build_sft_task
+from launch.recipes.clusters import RECIPE_SITES
+from launch.submit.code import Code
+from launch.submit.config import ClusterFile
+from launch.submit.login import Login
+from launch.submit.size import Size
+from megatron_omr.config import SFTConfig, ToHfConfig, ToMegatronConfig
+from megatron_omr.model_config import ModelConfig
+from megatron_omr.plan.config import AssumeConfig, ClusterConfig
+from megatron_omr.plan.gpus import GPUS
+from megatron_omr.plan.memory import find_engine_problem, plan_engine
+from megatron_omr.plan.search import count_replicas, plan_layout
+from megatron_omr.plan.task import Layout, Task
+from rl.config import EvalConfig, RLConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of what was checked."""
+
+    name: str
+    state: Literal["ok", "wrong", "unknown"]
+    text: str
+
+    def line(self) -> str:
+        return f"{ {'ok': 'ok', 'wrong': '!!', 'unknown': '??'}[self.state] }  {self.name:<8}  {self.text}"
+
+
+def check_all(
+    config: object, recipe: str, *, cluster: ClusterFile, size: Size, login: Login, code: Code, base: str
+) -> list[Check]:
+    """Returns what was checked, in the order of the screen; relative paths start from `base`."""
+    here = _from(config, base) if not cluster.ssh.host else config
+    return [
+        *check_layout(here, recipe, cluster, size),
+        *check_inputs(config, login, base),
+        check_code(config, code, base),
+    ]
+
+
+def _from(config: object, base: str) -> object:
+    """Returns a config whose model is found from any folder."""
+    if isinstance(config, SFTConfig | RLConfig):
+        return replace(config, model=os.path.join(base, config.model))
+    return config
+
+
+def check_layout(config: object, recipe: str, cluster: ClusterFile, size: Size) -> Iterator[Check]:
+    """Checks that the model can be laid out as wished, and fits the memory of the cluster's GPUs by `omr plan`."""
+    if not isinstance(config, SFTConfig | RLConfig):
+        return
+    shape = RECIPE_SITES[recipe].shape if recipe in RECIPE_SITES else ""
+    assume, layout = AssumeConfig(), build_layout(config)
+    if not shape and not Path(config.model).exists():
+        yield Check(
+            name="layout", state="unknown", text=f"model={config.model} is not here: its shape decides"
+        )
+        return
+    try:
+        if isinstance(config, SFTConfig):
+            task, ranks = build_sft_task(config, assume, shape=shape), config.processes
+        else:
+            task, ranks = build_rl_task(config, assume, shape=shape), config.trainers
+            check_served(task.model, config.model)
+        dp = count_replicas(task, layout, ranks)
+    except ValueError as mistake:
+        yield Check(name="layout", state="wrong", text=str(mistake))
+        return
+    described = f"{layout.describe()}, {dp} replica{'s' * (dp > 1)} on {ranks} ranks"
+    yield Check(name="layout", state="ok", text=described)
+    yield check_memory(task, layout, ranks, cluster, size)
+
+
+def check_memory(task: Task, layout: Layout, ranks: int, cluster: ClusterFile, size: Size) -> Check:
+    """Checks that trainer and engines fit the memory of the cluster's GPUs, by `omr plan`."""
+    if not cluster.gpu:
+        return Check(
+            name="memory", state="unknown", text='the cluster file names no GPU, such as gpu = "h100"'
+        )
+    site = ClusterConfig(gpu=cluster.gpu, nodes=size.nodes, gpus_per_node=max(1, size.gpus_per_node))
+    try:
+        plan = plan_layout(task, layout, ranks=ranks, cluster=site, assume=AssumeConfig())
+        problem = plan.problem
+        if task.engine and not problem:
+            engine = plan_engine(task, task.engine, GPUS[cluster.gpu], AssumeConfig())
+            problem = find_engine_problem(task.engine, engine)
+    except ValueError as mistake:  # no FP8 on this GPU
+        return Check(name="memory", state="wrong", text=str(mistake))
+    if problem:
+        return Check(name="memory", state="wrong", text=f"{problem}; `omr plan` lists layouts that fit")
+    return Check(name="memory", state="ok", text=f"{plan.peak_gib:.0f} GiB of a {cluster.gpu} planned")
+
+
+def check_served(shape: ModelConfig, model: str) -> None:
+    """Raises ValueError for a model that vLLM computes otherwise than transformers.
+
+    Its tables for M-RoPE are four times as long as the original context, and make YaRN's frequencies from that length.
+    """
+    if shape.rope.yarn is not None:
+        raise ValueError(
+            f"{model}/config.json: rope_type='yarn' works in SFT and conversion, but vLLM computes other frequencies; "
+            "use rope_type='default' for RL and evaluation"
+        )
+
+
+def check_inputs(config: object, login: Login, base: str) -> Iterator[Check]:
+    """Checks that the folders which a command reads are there."""
+    for field, place in list_inputs(config):
+        if "://" in place:
+            yield Check(name="input", state="unknown", text=f"{field}={place} is an address: not looked at")
+            continue
+        path = place if place.startswith("/") else f"{base}/{place.removeprefix('./')}"
+        if login.exists(path):
+            yield Check(name="input", state="ok", text=f"{field}={place}")
+        else:
+            where = f" on {login.ssh.host}" if login.ssh.host else ""
+            yield Check(name="input", state="wrong", text=f"{field}={place} is not there{where}: no {path}")
+
+
+def list_inputs(config: object) -> list[tuple[str, str]]:
+    """Returns the inputs of a command, by the names of their options."""
+    if isinstance(config, SFTConfig):
+        return [("model", config.model), ("loader.shards", config.loader.shards)]
+    if isinstance(config, RLConfig | EvalConfig):
+        return [("model", config.model), ("shards", config.shards)]
+    if isinstance(config, ToHfConfig | ToMegatronConfig):
+        return [("source", config.source)]
+    if isinstance(config, CurateConfig):
+        named = [(f"sources.{i}.rows.path", source) for i, source in enumerate(config.sources)]
+        return [
+            (field, source.rows.path)
+            for field, source in named
+            if source.corpus == SHARDS or source.rows.path.startswith(("./", "/"))
+        ]
+    return []
+
+
+def check_code(config: object, code: Code, base: str) -> Check:
+    """Says which code will run; Ray puts the current folder first for its workers."""
+    if not code.revision:
+        return Check(name="code", state="unknown", text=code.describe())
+    shadow = isinstance(config, RLConfig | EvalConfig) and Path(base, "launch", "cli.py").is_file()
+    note = f"; Ray's workers take that of {base}, a checkout too: leave it as it is until the job runs"
+    return Check(name="code", state="unknown" if shadow else "ok", text=code.describe() + note * shadow)
+
+
+def check_with_slurm(login: Login, script: str) -> Check:
+    """Asks Slurm whether it would take a script: partition, account, limits, sizes; nothing is submitted."""
+    try:
+        done = login.run("sbatch", "--test-only", stdin=script)
+    except OSError as failure:
+        return Check(name="slurm", state="unknown", text=f"not asked: {failure}")
+    said = " ".join(done.stderr.split()).removeprefix("sbatch: ")
+    return Check(name="slurm", state="wrong" if done.returncode else "ok", text=said)
