@@ -19,7 +19,17 @@ from launch.launch_command import LaunchOptions, replace_functions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *ROOT.glob("docs/*.md")]
-FOLDERS = ("data_pipeline", "megatron_omr", "rl", "launch", "tests", "benchmarks", "requirements", "docs")
+FOLDERS = (
+    "data_pipeline",
+    "megatron_omr",
+    "rl",
+    "launch",
+    "tests",
+    "benchmarks",
+    "requirements",
+    "docs",
+    "slurm",
+)
 VALUES = {"CORPUS": "messages", "RECIPE": "own", "N": "1", "$TEACHER": "http://teacher/v1", "...": "--seed=1"}
 page_of_docs = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -56,6 +66,7 @@ def read_code(page: Path) -> Iterator[str]:
 @page_of_docs
 def test_commands_have_known_options_and_valid_values(page: Path, capsys: pytest.CaptureFixture[str]):
     text = "\n".join(read_code(page))
+    text = re.sub(r"^sbatch .*slurm/(\w+)\.sbatch ", r"omr \1 ", text, flags=re.M)
     for line in re.findall(r"^(?:torchrun .* -m launch\.cli|omr) ([a-z].*)", text, re.M):
         words = [VALUES.get(word, word) for word in shlex.split(line, comments=True)]
         only_named = all(re.fullmatch(r"[a-z][\w-]*", word) for word in words)

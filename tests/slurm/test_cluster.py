@@ -13,7 +13,7 @@ pytestmark = pytest.mark.heavy
 
 
 def test_tasks_run_on_two_nodes_and_are_accounted(slurm: SlurmCluster, tmp_path: Path):
-    task = "echo $(hostname) $SLURM_PROCID $CUDA_VISIBLE_DEVICES; exit $((3 * SLURM_PROCID))"
+    task = "echo $(hostname) $SLURM_PROCID $CUDA_VISIBLE_DEVICES; sleep $SLURM_PROCID; exit $((3 * SLURM_PROCID))"
     job = slurm.submit(
         *("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", f"--output={tmp_path}/log"),
         f"--wrap=srun --kill-on-bad-exit=1 bash -c '{task}'",
