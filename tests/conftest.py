@@ -19,7 +19,6 @@ import pytest
 
 from data_pipeline.scratch import scratch_folder
 from tests.helpers.browser import start_browser
-from tests.helpers.model_server import ModelServer
 from tests.helpers.slurm_cluster import SlurmCluster, skip_without_slurm, start_slurm
 
 _scratch = ExitStack()
@@ -60,15 +59,6 @@ def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tied_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("tied"), tied=True)
-
-
-@pytest.fixture(scope="module")
-def server(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A vLLM server of `tiny_hf`."""
-    server = ModelServer(tiny_hf, tmp_path_factory.mktemp("server") / "log.txt")
-    server.wait_until_ready()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="session")
