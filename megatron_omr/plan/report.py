@@ -44,7 +44,7 @@ def write_report(
         text_table(*_memory_table(plan.memory)),
     ]
     if engine is not None:
-        lines += ["", _describe_engine(task, engine)]
+        lines += ["", _describe_engine(task, engine, cluster)]
     lines += ["", text_table(*_time_table(plan.time)), "", _describe_speed(task, plan, cluster)]
     fitting = [p for p in found if not p.problem]
     lines += [
@@ -105,16 +105,19 @@ def _describe_speed(task: Task, plan: Plan, cluster: ClusterConfig) -> str:
     return text + (f"; {idle} of {cluster.num_gpus} GPUs are idle" if idle else "")
 
 
-def _describe_engine(task: Task, engine: EngineMemory) -> str:
+def _describe_engine(task: Task, engine: EngineMemory, cluster: ClusterConfig) -> str:
     assert task.engine is not None
     if problem := find_engine_problem(task.engine, engine):
         return f"engine: does not fit: {problem}; see engine.gpu_memory_utilization"
-    return (
+    text = (
         f"engine: {engine.weights / GIB:.1f} GiB of weights{' a GPU' * (task.engine.tp > 1)}, "
         f"{engine.working / GIB:.1f} working, {engine.cache / GIB:.1f} of keys and values = "
         f"{engine.tokens:,.0f} tokens, {engine.tokens / task.engine.max_model_len:,.0f} responses of full length "
-        f"at once; weights on their way take {engine.sent / GIB:.1f} GiB of the host's memory"
+        "at once"
     )
+    if cluster.nodes > 1:  # a few buckets at a time
+        return text
+    return f"{text}; weights in shared memory take {engine.sent / GIB:.1f} GiB of the host's"
 
 
 def _search_table(plans: Sequence[Plan], *, problems: bool) -> str:
