@@ -58,7 +58,7 @@ EXTRAS = {
         *COMMON,
         "megatron-core>=0.16.1,<0.20",
         "torch==2.11.0",
-        "transformer-engine[pytorch]>=2.9,<2.13",
+        "transformer-engine[core_cu13,pytorch]>=2.9,<2.13",  # CUDA 13, as this torch is built for
         "transformers>=5.5.3,<5.20",
         "vllm==0.26.0",
     ],

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.setup_file import setup_arguments
+
 ROOT = Path(__file__).parents[2]
 LOCKS = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "latest")}
 PINS = {name: dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.M)) for name, text in LOCKS.items()}
@@ -82,18 +84,6 @@ def test_only_the_lock_of_the_cpu_build_is_free_of_cuda():
     assert PINS["cpu"]["torch"] == PINS["latest"]["torch"] + "+cpu"
     assert not [name for name in PINS["cpu"] if name.startswith("nvidia-")]
     assert {"nvidia-cublas", "cuda-toolkit"} <= PINS["latest"].keys()
-
-
-def setup_arguments() -> dict:
-    """Returns the arguments that setup.py gives to setuptools."""
-    code = (
-        "import json, setuptools\nsetuptools.setup = lambda **given: print(json.dumps(given))\n"
-        "__file__ = 'setup.py'\nexec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    import json
-
-    return json.loads(done.stdout)
 
 
 def test_every_package_is_declared():
