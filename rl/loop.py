@@ -21,7 +21,8 @@ from rl.groups import (
     score_groups,
     select_groups,
 )
-from rl.placement.actors import build_engine_calls, check_gpus
+from rl.placement.actors import build_engine_calls
+from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer
 from rl.prompts import PromptStream
 from rl.rollout.manager import EngineCalls, RolloutManager
@@ -51,12 +52,14 @@ def start_and_train(config: RLConfig, stop: StopRequest) -> int:
     """Starts Ray, trainers and engines, and trains; returns the steps done. All are ended, and the run is saved."""
     start_ray()
     try:
-        check_gpus(config)
+        placement = Placement(config)
+        if placement.num_nodes > 1:
+            print(placement.plan.describe(), flush=True)
         with (
             VerifyPool(config.reward.checker) as pool,
             # the trainers start while the engines do
-            closing(TrainerGroup(config)) as trainers,
-            closing(RolloutManager(connect_engines(config, trainers), config.engine)) as engines,
+            closing(TrainerGroup(config, placement)) as trainers,
+            closing(RolloutManager(connect_engines(config, placement, trainers), config.engine)) as engines,
         ):
             step = run_sync(config, trainers, engines, pool, stop)
             if step < config.steps:
@@ -68,10 +71,10 @@ def start_and_train(config: RLConfig, stop: StopRequest) -> int:
         stop_ray()
 
 
-def connect_engines(config: RLConfig, trainers: TrainerGroup) -> EngineCalls:
+def connect_engines(config: RLConfig, placement: Placement, trainers: TrainerGroup) -> EngineCalls:
     """Returns the functions that start engines, ask them, and give them the trainers' weights."""
     transfer = WeightTransfer(trainers.send_weights)
-    return build_engine_calls(config, update=transfer.update, watch=trainers.check_alive)
+    return build_engine_calls(config, placement, update=transfer.update, watch=trainers.check_alive)
 
 
 def run_sync(

@@ -189,7 +189,6 @@ def test_killed_trainer_ends_the_run_with_its_name(config: RLConfig, tmp_path: P
         run_rl(replace(config, run=str(run), steps=1000))
     assert time.monotonic() - killed_at[0] < 60  # seen: 6 s; before, the others waited for ever
     assert not find_processes("ray::TrainerProcess") and not find_processes("ray::Engine")
-    assert not list(run.glob(".rendezvous-*"))
 
 
 def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement.actors import build_engine_calls
+from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer
 from rl.prompts import load_prompt_limits, read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
@@ -217,7 +218,8 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
     start_ray()
     try:
         sent_weights: list[WeightManifest] = []
-        calls = build_engine_calls(config, update=WeightTransfer(lambda version: sent_weights[0]).update)
+        update = WeightTransfer(lambda version: sent_weights[0]).update
+        calls = build_engine_calls(config, Placement(config), update=update)
         victims: list[object] = []
 
         def kill_once_then_wait(replies: Sequence[object]) -> object:

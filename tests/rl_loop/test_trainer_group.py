@@ -19,6 +19,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.failures import RankError
 from data_pipeline.ray_session import start_ray, stop_ray
 from megatron_omr.convert.names import modern_name
+from rl.placement.places import Placement
 from rl.trainer_group import TrainerGroup
 from rl.types import TrainRollout
 from tests.helpers.processes import wait_until
@@ -37,7 +38,8 @@ def rollouts(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 def trainers(tiny_hf: Path, tmp_path: Path) -> Iterator[TrainerGroup]:
     start_ray()
     try:
-        group = TrainerGroup(rl_config(tiny_hf, tmp_path, trainers=2))
+        config = rl_config(tiny_hf, tmp_path, trainers=2)
+        group = TrainerGroup(config, Placement(config))
         yield group
         group.close()
     finally:
@@ -100,16 +102,14 @@ def test_two_trainers_check_train_send_and_save(
 def test_failure_is_its_message_and_nothing_is_left(tiny_hf: Path, tmp_path: Path) -> None:
     """Raised on all ranks when they start."""
     config = rl_config(tiny_hf, tmp_path, trainers=2)
-    run = Path(config.run)
-    run.mkdir()
-    (run / ".rendezvous-of-a-killed-run").touch()
     start_ray()
     try:
-        group = TrainerGroup(replace(config, model=str(tmp_path / "nowhere")))
+        config = replace(config, model=str(tmp_path / "nowhere"))
+        group = TrainerGroup(config, Placement(config))
         with pytest.raises(ValueError, match="nowhere") as mistake:
             group.resume()
         assert "\n" not in str(mistake.value)
         group.close()
     finally:
         stop_ray()
-    assert not list(run.iterdir())
+    assert not Path(config.run).exists()
