@@ -107,8 +107,8 @@ def _reserve(addresses: Sequence[str], num_gpus: int) -> PlacementGroup:
     if not group.wait(WAIT_SECONDS):
         remove_placement_group(group)
         raise NoRoom(
-            f"Ray gave no place with {num_gpus} GPUs on {', '.join(dict.fromkeys(addresses))} within "
-            f"{WAIT_SECONDS:g} s; nodes that are alive: {_list(list_nodes())}. Another job of this Ray cluster may hold the GPUs"
+            f"Ray gave no place with {num_gpus} GPUs on {', '.join(set(addresses))} within {WAIT_SECONDS:g} s; "
+            f"nodes that are alive: {_list(list_nodes())}. Another job of this Ray cluster may hold the GPUs"
         )
     return group
 
