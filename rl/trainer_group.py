@@ -127,9 +127,10 @@ class TrainerGroup:
         return collect([process.run.remote(call) for process in self._processes])
 
     def _by_rank(self, call: Callable[[TrainerWorker, S], R], shares: Sequence[S]) -> list[R]:
-        """Calls each worker with the share of its data-parallel rank."""
+        """Calls each worker with the share of its data-parallel rank, which reaches a node once."""
+        held = [ray.put(share) for share in shares]
         processes = zip(self._processes, self._places, strict=True)
-        return collect([process.run.remote(call, shares[dp_rank]) for process, (dp_rank, _) in processes])
+        return collect([process.run.remote(call, held[dp_rank]) for process, (dp_rank, _) in processes])
 
 
 def learn(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -65,7 +66,7 @@ def test_two_trainers_check_train_send_and_save(
     gaps = trainers.check_engines(rollouts)
     assert gaps["mismatch_mean"] <= gaps["mismatch_max"] < 1e-4
     assert trainers.check_engines(rollouts[:1])["mismatch_max"] < 1e-4  # one rank gets none
-    other = [replace(r, logprobs=tuple(x - 1 for x in r.logprobs)) for r in rollouts]
+    other = [replace(r, logprobs=r.logprobs - 1) for r in rollouts]
     with pytest.raises(RuntimeError, match=r"mean \|logprob difference\| 1 .* on 4 rollouts.*max_mismatch"):
         trainers.check_engines(other)
 
@@ -84,7 +85,7 @@ def test_two_trainers_check_train_send_and_save(
     assert message.startswith("the run continues from step-00000002: ")
     banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
     with pytest.raises(ValueError, match="ban them while sampling"):
-        trainers.check_engines([replace(rollouts[0], token_ids=(banned, *rollouts[0].token_ids[1:]))])
+        trainers.check_engines([replace(rollouts[0], token_ids=np.array([banned, 2], np.int32))])
 
     trainers.check_alive()
     places = trainers._on_all(lambda worker: (os.getpid(), dist.get_rank()))
