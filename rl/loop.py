@@ -34,8 +34,11 @@ LOGGED_GROUPS = 2
 SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step")
 
 
-def run_rl(config: RLConfig) -> None:
+def run_rl(config: RLConfig, *, nodes: int = 1) -> None:
     """Trains until `config.steps`. A run that was killed continues from its newest checkpoint.
+
+    Args:
+        nodes: machines that Ray has, or will have in a moment.
 
     Raises:
         SystemExit: with code RESUMABLE, after SIGUSR1: the run has ended its step and saved.
@@ -43,14 +46,14 @@ def run_rl(config: RLConfig) -> None:
     run = Path(config.run)
     claim_run(config, run)
     with hold_stop() as stop:  # before Ray starts: its processes inherit that the signal is blocked
-        step = start_and_train(config, stop)
+        step = start_and_train(config, nodes, stop)
     if step < config.steps:
         exit_resumable(f"{run} is saved after {step} of {config.steps} steps")
 
 
-def start_and_train(config: RLConfig, stop: StopRequest) -> int:
+def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
     """Starts Ray, trainers and engines, and trains; returns the steps done. All are ended, and the run is saved."""
-    start_ray()
+    start_ray(nodes=nodes)
     try:
         placement = Placement(config)
         if placement.num_nodes > 1:

@@ -46,7 +46,8 @@ def build_engine_calls(
 
     def stop(engine: ActorHandle) -> None:
         ray.kill(engine)
-        placement.release_engine(places.pop(engine))
+        if place := places.pop(engine, None):
+            placement.release_engine(place)
 
     return EngineCalls(
         start=start,
