@@ -137,7 +137,7 @@ def sft(config: Annotated[SFTConfig, FLAT]) -> None:
       omr sft demo --optim.lr 5e-4 --run runs/slower
       omr sft qwen2_5_vl_7b_sft --parallel.tp 4 --parallel.cp 2 --log.wandb my-project
     """
-    _check_layout(config.model, config.parallel, config.processes, config.compute)
+    _check_layout(config.model, config.parallel, config.compute)
     config.check_processes(_count_ranks(config.processes))
     with hold_stop():
         run_local(_sft, config.processes, config, forward=[STOP_SIGNAL])
@@ -152,7 +152,8 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
       omr rl qwen2_5_vl_7b_gspo --trainers 4 --engine.num_engines 4
     """
     step = find_step("omr rl RECIPE")
-    _check_layout(config.model, config.parallel, config.trainers, config.compute)
+    _check_layout(config.model, config.parallel, config.compute)
+    config.parallel.dp(config.trainers, name="trainers")
     _check_engine(config.model)
     if step is None:
         from rl.loop import run_rl
@@ -263,7 +264,8 @@ def parity(config: Annotated[ParityConfig, FLAT]) -> None:
       omr parity runs/demo/model --parallel.tp 2 --parallel.sp --json
     """
     processes = config.processes or config.parallel.model_parallel_size
-    _check_layout(config.model, config.parallel, processes)
+    _check_layout(config.model, config.parallel)
+    config.parallel.dp(_count_ranks(processes))
     run_local(_parity, processes, config)
 
 
@@ -329,14 +331,11 @@ def _check_free(out: str) -> None:
         raise ValueError(f"out={out} already exists; choose another folder, or delete it first")
 
 
-def _check_layout(
-    model: str, parallel: ParallelConfig, processes: int, compute: ComputeConfig = ComputeConfig()
-) -> None:
+def _check_layout(model: str, parallel: ParallelConfig, compute: ComputeConfig = ComputeConfig()) -> None:
     """Checks the layout, and that its layers can be computed as wished, before any rank starts."""
     shape = ModelConfig.from_hf(model)
     parallel.check_model(shape)
     compute.check_model(shape, parallel)
-    parallel.dp(_count_ranks(processes))
 
 
 def _count_ranks(processes: int) -> int:
