@@ -112,7 +112,7 @@ def run_sync(
                 )
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
-            counts = {**prompts.skipped, "engine_restarts": engines.restarts}
+            counts = {**prompts.skipped, "engine_restarts": engines.restarts, "engines_lost": engines.lost}
             values = compute_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
             log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)
             for group in groups[:LOGGED_GROUPS]:

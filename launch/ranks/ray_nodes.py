@@ -25,7 +25,6 @@ from pathlib import Path
 
 from data_pipeline.failures import RankError
 from data_pipeline.files import read_json, write_json
-from data_pipeline.ray_session import find_store_bytes
 from launch.ranks.identity import Step
 
 MEET_SECONDS = 300.0
@@ -64,7 +63,9 @@ def lead_nodes(step: Step, run: Path, exit_code: Callable[[BaseException | None]
     # Ray's processes and the driver inherit them
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     port = find_free_port(address, step.port)
-    options = ["--head", f"--port={port}", "--include-dashboard=false", "--ray-client-server-port=0"]
+    options = ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]
+    # Ray's default for all its jobs is 10001, and it takes no 0; like the other ports it asks for the token
+    options += [f"--ray-client-server-port={find_free_port(address, port + 1)}"]
     with ray_node(address, options) as node:
         _wait_for_port(node, address, port)
         os.environ["RAY_ADDRESS"] = f"{address}:{port}"
@@ -178,6 +179,8 @@ class RayNode:
 @contextmanager
 def ray_node(address: str, words: Sequence[str]) -> Iterator[RayNode]:
     """Starts Ray on this node, with files of its own: several jobs and users may share a machine."""
+    from data_pipeline.ray_session import find_store_bytes  # imports ray, which reads RAY_AUTH_MODE
+
     folder = tempfile.gettempdir()
     options = [
         f"--node-ip-address={address}",

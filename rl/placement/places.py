@@ -10,16 +10,12 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from data_pipeline.failures import RankError
 from rl.config import RLConfig
 from rl.placement.plan import Node, build_plan, place_engine
+from rl.rollout.manager import NoRoom
 
 WAIT_SECONDS = 60.0
 """Limit of the wait for a place: free ones are given at once, and those of a process that died within seconds."""
-
-
-class NoRoom(RankError):
-    """Raised where a process finds no place; the message says what the nodes have."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from rl.placement.actors import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer
 from rl.prompts import load_prompt_limits, read_prompts
-from rl.rollout.manager import EngineCalls, EngineDied, RolloutManager
+from rl.rollout.manager import EngineCalls, EngineDied, NoRoom, RolloutManager
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.manifest import WeightManifest
 from tests.helpers.groups import make_prompt
@@ -76,6 +76,7 @@ class EchoEngines:
         """Takes the numbers of the waits and of the updates, counted over all engines, in which an engine dies."""
         self._updates, self._deaths_in_updates = 0, set(deaths_in_updates)
         self.started: list[EchoEngine] = []
+        self.room = 99
         self.asked: list[Reply] = []
         self._random, self._deaths, self._waits = random.Random(seed), set(deaths), 0
 
@@ -90,6 +91,8 @@ class EchoEngines:
         )
 
     def _start(self) -> EchoEngine:
+        if len(self.started) == self.room:
+            raise NoRoom("no node has room")
         self.started.append(EchoEngine(len(self.started)))
         return self.started[-1]
 
@@ -200,6 +203,20 @@ def test_engines_that_die_in_an_update_are_replaced_until_too_many_have() -> Non
     dying = EchoEngines(deaths_in_updates=range(99))
     with pytest.raises(RuntimeError, match=r"4 engines died.*the last was given weights \(engine \d"):
         RolloutManager(dying.calls(), EngineConfig(num_engines=2, max_num_seqs=4)).update_weights(1)
+
+
+def test_run_goes_on_without_engines_for_which_no_node_has_room(caplog: pytest.LogCaptureFixture) -> None:
+    park = EchoEngines(deaths=[2], deaths_in_updates=[2])
+    park.room = 3
+    manager = RolloutManager(park.calls(), EngineConfig(num_engines=3, max_num_seqs=4))
+    manager.update_weights(5)  # the second dies
+    found = manager.generate(some_prompts(12), SAMPLING, 1)  # another dies
+    assert len(found) == 12 and versions(found) == {5}
+    assert (manager.restarts, manager.lost, len(manager._engines)) == (0, 2, 1)
+    assert "the run goes on with 1 engines: no node has room" in caplog.text
+    manager._engines[next(iter(manager._engines))].alive = False
+    with pytest.raises(NoRoom):
+        manager.update_weights(6)
 
 
 @pytest.mark.heavy

@@ -15,7 +15,8 @@ from ray._private import ray_constants
 from data_pipeline.ray_session import stop_ray
 from rl.placement import places
 from rl.placement.network import find_interface, open_store
-from rl.placement.places import NoRoom, Place, Placement
+from rl.placement.places import Place, Placement
+from rl.rollout.manager import NoRoom
 from tests.rl_loop.placement.test_plan import make_config
 
 
