@@ -16,7 +16,6 @@ COMMON = [
     "numpy",
     "openai>=2.0",
     "pillow",
-    "psutil",
     "pydantic>=2.0",
     "ray==2.60.0",
     "safetensors",
@@ -71,6 +70,7 @@ EXTRAS = {
         "easy-vqa==1.0",  # the corpus of docs/newcomer.md, MIT: 5,000 images of 64 x 64 pixels, 3 MB
         "hypothesis",
         "pre-commit",
+        "psutil",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -101,5 +101,9 @@ setup(
     },
     install_requires=["tyro>=1.0"],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["omr = launch.cli:main"]},
+    entry_points={
+        "console_scripts": ["omr = launch.cli:main"],
+        # loaded in every process of a vLLM engine, also in those that vLLM starts itself
+        "vllm.general_plugins": ["omr = rl.weight_sync.receiver:register"],
+    },
 )

@@ -16,11 +16,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from types import ModuleType
 from typing import Any, Literal, cast
 from urllib.parse import parse_qs, urlparse
 
 import torch
+import torch.distributed as dist
 from torch.utils._device import _device_constructors
 
 from megatron_omr.fallbacks.adam import GroupStepAdam
@@ -129,6 +131,24 @@ def logits_chunk_bytes() -> int:
 def distributed_backend() -> str:
     """Returns the backend of torch's process groups on this device."""
     return {"cuda": "nccl", "cpu": "gloo", "meta": "fake"}[device()]
+
+
+def open_group(store: dist.Store, *, rank: int, num_ranks: int, address: str, timeout: timedelta) -> Any:
+    """Returns a group that is not torch's default one: gloo on a CPU, bound to `address`, NCCL on a GPU.
+
+    Args:
+        timeout: for all ranks to come, and then for each call, whose wait() raises RuntimeError after it.
+    """
+    if device() == "cuda":
+        # read in the constructor; otherwise a call that runs out of time ends the process
+        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+        nccl = dist.ProcessGroupNCCL.Options()
+        nccl._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, num_ranks, nccl)
+    gloo = dist.ProcessGroupGloo._Options()
+    gloo._timeout = timeout
+    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    return dist.ProcessGroupGloo(store, rank, num_ranks, gloo)
 
 
 def capability() -> tuple[int, int] | None:

@@ -32,7 +32,18 @@ class EngineConfig:
     cpu_kv_cache_gib: float = 1.0
     """Keys and values an engine keeps where there is no GPU, in GiB."""
 
+    weight_transfer: Literal["auto", "shared_memory", "collective"] = "auto"
+    """How weights reach the engines: through shared memory of one machine, or by broadcasts over its network (gloo
+    on CPUs, NCCL on GPUs); auto takes shared memory where all engines are on the machine of the trainer's rank 0."""
+    transfer_timeout: float = 300.0
+    """Seconds that trainer and engines wait for each other in a transfer: for all to come, for the next bytes, and for
+    an engine to finish once it has all. An engine that takes longer is killed and replaced."""
+
     def __post_init__(self) -> None:
+        if not 0 < self.transfer_timeout < float("inf"):
+            raise ValueError(
+                f"engine.transfer_timeout={self.transfer_timeout:g} must be a number of seconds above 0, e.g. 300"
+            )
         check_at_least(self, "engine.", num_engines=1, tp=1, max_model_len=2, max_num_seqs=1, max_images=0)
 
 

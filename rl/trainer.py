@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,16 @@ from rl.algorithms.policy_loss import build_policy_loss
 from rl.config import RLConfig
 from rl.pack import PackRules, attach_rollouts, pack_rollouts
 from rl.types import RolloutBatch, TrainRollout
-from rl.weight_sync.manifest import WeightManifest
-from rl.weight_sync.sender import WeightSender
+from rl.weight_sync.collective import CollectiveSender
+from rl.weight_sync.layout import WeightError
+from rl.weight_sync.sender import Sender, open_sender
 
 
 class TrainerWorker:
-    """A rank of the trainer. Every method but `place` and `describe_backends` is collective over all workers."""
+    """A rank of the trainer.
+
+    Every method is collective over all workers, except `place`, `describe_backends`, `open_sender` and `join_engines`.
+    """
 
     def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
         self._config = config
@@ -52,8 +56,7 @@ class TrainerWorker:
             resumes=bool(list_checkpoints(folder)),
         )
         self._loss = build_policy_loss(config.algorithm)
-        plan = self._trainer.export_plan
-        self._sender = WeightSender(plan.tensors) if self._ranks.rank == 0 else None
+        self._sender: Sender | None = None  # of rank 0
         self._checkpoints = CheckpointWriter(self._trainer, folder, config.checkpoint, template=config.model)
 
     def place(self) -> tuple[int, bool]:
@@ -99,14 +102,36 @@ class TrainerWorker:
             "excess": sum(r.work.excess for r in results) / len(results),
         }
 
-    def send_weights(self, version: int) -> WeightManifest | None:
-        """Writes the weights into shared memory; rank 0 returns the manifest for the engines."""
+    def open_sender(self, host: str) -> dict[str, Any]:
+        """Makes rank 0 ready to send weights; returns the place from which engines get them, for Engine.join_transfer.
+
+        Args:
+            host: this machine's address on the network that it shares with the engines.
+        """
+        self._sender = open_sender(self._config.engine, self._trainer.export_plan.tensors, host)
+        return asdict(self._sender.place)
+
+    def join_engines(self, generation: int, num_ranks: int) -> str:
+        """Opens rank 0's end of a group with the engines' processes; returns why not all came, or ""."""
+        assert isinstance(self._sender, CollectiveSender)
+        try:
+            self._sender.join(generation, num_ranks)
+        except WeightError as error:
+            return str(error)
+        return ""
+
+    def send_weights(self, version: int) -> str:
+        """Sends the weights; returns why an engine did not get them, or "". All ranks end the export in any case."""
         weights = stream(self._trainer.export_plan, unwrap_chunks(self._trainer))
+        failure = ""
         if self._sender is not None:
-            return self._sender.send(weights, version)
+            try:
+                self._sender.send(weights, version)
+            except WeightError as error:
+                failure = str(error)
         for _ in weights:  # takes part in gathering them
             pass
-        return None
+        return failure
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Starts to write the checkpoint of `step` steps."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -15,10 +17,8 @@ from megatron_omr.model_config import ModelConfig
 from rl.config import RLConfig
 from rl.groups import split_groups
 from rl.pack import split_by_rank
-from rl.placement.actors import collect, start_trainers
-from rl.placement.places import Placement
+from rl.placement.actors import collect, create_trainers
 from rl.types import TrainRollout
-from rl.weight_sync.manifest import WeightManifest
 
 if TYPE_CHECKING:
     from rl.trainer import TrainerWorker
@@ -34,8 +34,17 @@ S = TypeVar("S")
 class TrainerGroup:
     """The trainer of the RL loop. Workers of one data-parallel rank get the same rollouts."""
 
-    def __init__(self, config: RLConfig, placement: Placement) -> None:
-        self._processes, self._started = start_trainers(config, placement)
+    def __init__(self, config: RLConfig) -> None:
+        run = Path(config.run).absolute()
+        run.mkdir(parents=True, exist_ok=True)
+        for left in run.glob(".rendezvous-*"):  # by a run that was killed
+            left.unlink()
+        self._rendezvous = run / f".rendezvous-{uuid.uuid4().hex}"
+        self._processes = create_trainers(config.trainers)
+        self._started = [
+            process.start.remote(config, config.trainers, f"file://{self._rendezvous}")
+            for process in self._processes
+        ]
         self._looks = self._started
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
@@ -84,10 +93,17 @@ class TrainerGroup:
         logger = next(i for i, (_, is_logger) in enumerate(self._places) if is_logger)
         return self._by_rank(lambda worker, share: worker.train(share), by_rank)[logger]
 
-    def send_weights(self, version: int) -> WeightManifest:
-        """Writes the current weights into shared memory, where engines read them."""
-        manifests = self._on_all(lambda worker: worker.send_weights(version))
-        return next(manifest for manifest in manifests if manifest is not None)
+    def open_sender(self) -> dict[str, Any]:
+        """Makes the first worker ready to send weights; returns the place from which engines get them."""
+        return self._on_first(lambda worker: worker.open_sender(ray.util.get_node_ip_address()))
+
+    def join_engines(self, generation: int, num_ranks: int) -> str:
+        """Opens the first worker's end of a group with engines; returns why not all came, or ""."""
+        return self._on_first(lambda worker: worker.join_engines(generation, num_ranks))
+
+    def send_weights(self, version: int) -> str:
+        """Sends the current weights; returns why an engine did not get them, or ""."""
+        return self._on_all(lambda worker: worker.send_weights(version))[0]
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Writes the checkpoint of `step` steps, with `state`."""
@@ -103,6 +119,7 @@ class TrainerGroup:
 
     def close(self) -> None:
         """Ends the workers."""
+        self._rendezvous.unlink(missing_ok=True)
         for process in self._processes:
             ray.kill(process)
 
@@ -123,14 +140,16 @@ class TrainerGroup:
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
         return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts, cost=self._cost)
 
+    def _on_first(self, call: Callable[[TrainerWorker], R]) -> R:
+        return collect([self._processes[0].run.remote(call)])[0]
+
     def _on_all(self, call: Callable[[TrainerWorker], R]) -> list[R]:
         return collect([process.run.remote(call) for process in self._processes])
 
     def _by_rank(self, call: Callable[[TrainerWorker, S], R], shares: Sequence[S]) -> list[R]:
-        """Calls each worker with the share of its data-parallel rank, which reaches a node once."""
-        held = [ray.put(share) for share in shares]
+        """Calls each worker with the share of its data-parallel rank."""
         processes = zip(self._processes, self._places, strict=True)
-        return collect([process.run.remote(call, held[dp_rank]) for process, (dp_rank, _) in processes])
+        return collect([process.run.remote(call, shares[dp_rank]) for process, (dp_rank, _) in processes])
 
 
 def learn(

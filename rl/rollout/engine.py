@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from PIL import Image
 
 from data_pipeline.encode.chat import ChatEncoder
@@ -22,7 +22,8 @@ from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts import load_prompt_limits
 from rl.types import Prompt, Responses, Rollout
-from rl.weight_sync.manifest import WeightManifest
+from rl.weight_sync.expected import read_expected_shapes
+from rl.weight_sync.layout import check_complete, read_layout
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput, SamplingParams
@@ -93,20 +94,35 @@ class Engine:
                 found[number] = Responses(rollouts=self._rollouts(output, self.version))
         return [found[number] for number in range(len(prompts))]
 
-    def update_weights(self, manifest: WeightManifest) -> int:
-        """Loads the weights of `manifest`, drops what was computed with the old ones, and returns the new version.
+    def is_ready(self) -> bool:
+        """Returns True: an actor answers once it has started."""
+        return True
+
+    def join_transfer(self, place: Mapping[str, Any]) -> None:
+        """Opens the trainer's end of a transfer, a SharedPlace or CollectivePlace as a dict, for updates to come.
 
         Raises:
-            WeightError: a tensor is missing, unknown, misshapen or corrupted. From then on the engine refuses
-                to generate until an update succeeds.
+            WeightMismatch: the trainer's tensors are not those of this model; nothing has changed.
+            WeightError: the other end cannot be reached.
+        """
+        check_complete(read_layout(place["layout"]), read_expected_shapes(Path(self._config.model)))
+        self._llm.collective_rpc("init_weight_transfer_engine", args=({"place": dict(place)},))
+
+    def update_weights(self, version: int) -> None:
+        """Loads the weights of `version` as they arrive, and drops what was computed with the old ones.
+
+        Raises:
+            WeightError: not all arrived, or some were corrupted. From then on the engine refuses to generate until an
+                update succeeds.
+            RuntimeError: the same, in a process of a tensor-parallel engine, which must then be replaced: replies of
+                its other processes were left unread.
         """
         self.version = None
         self._llm.collective_rpc("start_weight_update")
-        self._llm.collective_rpc("update_weights", args=({"manifest": manifest},))
+        self._llm.collective_rpc("update_weights", args=({"version": version},))
         self._llm.collective_rpc("finish_weight_update")
         self.reset_caches()
-        self.version = manifest.version
-        return manifest.version
+        self.version = version
 
     def reset_caches(self) -> None:
         """Drops keys and values, processed images, and the embeddings that vLLM keeps for equal images."""
@@ -154,10 +170,8 @@ class Engine:
         ids, sampled = completion.token_ids, cast("list[dict[int, Logprob]] | None", completion.logprobs)
         assert sampled is not None and completion.finish_reason is not None, "asked for in _params"
         return Rollout(
-            token_ids=np.array(ids, np.int32),
-            logprobs=np.array(
-                [step[token].logprob for step, token in zip(sampled, ids, strict=True)], np.float32
-            ),
+            token_ids=tuple(ids),
+            logprobs=tuple(step[token].logprob for step, token in zip(sampled, ids, strict=True)),
             response=self._encoder.decode(ids),
             finish_reason=completion.finish_reason,
             policy_version=version,
@@ -177,9 +191,10 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
-    from rl.weight_sync.receiver import BACKEND, register
+    from rl.weight_sync.receiver import BACKENDS, register
 
     register()
+    way = "collective" if config.weight_transfer == "collective" else "shared_memory"
     return LLM(
         model_folder,
         dtype=HF_DTYPES[config.precision],
@@ -187,10 +202,11 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
         max_num_seqs=config.max_num_seqs,
         limit_mm_per_prompt={"image": config.max_images, "video": 0},
         tensor_parallel_size=config.tp,
+        distributed_executor_backend="mp" if config.tp > 1 else None,  # processes of this actor, on its node
         use_tqdm_on_load=False,
         mm_processor_cache_gb=0,  # prompts of one step rarely share images
         logprobs_mode="raw_logprobs" if exact else "processed_logprobs",
-        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
         **_hardware_settings(config),
     )
 

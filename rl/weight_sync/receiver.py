@@ -1,16 +1,12 @@
-"""A weight-transfer backend for vLLM: loads the weights of a `WeightManifest` from shared memory.
-
-The model is changed only after the whole manifest was found complete and uncorrupted.
-"""
+"""Weight-transfer backends for vLLM: load the trainer's weights while they arrive."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -21,82 +17,108 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from megatron_omr.convert.names import modern_name
-from rl.weight_sync.manifest import WeightError, WeightManifest, check_complete, open_bucket
+from rl.weight_sync import collective, shared_memory
+from rl.weight_sync.layout import WeightError
 
-BACKEND = "omr_shared_memory"
+BACKENDS = {"shared_memory": "omr_shared_memory", "collective": "omr_collective"}
+"""vLLM's names of the values of `engine.weight_transfer`."""
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Empty: each update contains the place of its memory."""
+    """A place as a dict: it may come through msgpack, which knows no dataclasses."""
+
+    place: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    manifest: WeightManifest
+    version: int = 0
 
 
-class SharedMemoryReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Runs inside each vLLM worker."""
+class Reader(Protocol):
+    """The receiving end of a way of transfer."""
+
+    def receive(self, version: int) -> Iterator[tuple[str, Tensor]]: ...
+
+    def confirm(self, version: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Runs inside each vLLM worker. Names and shapes were compared before: see Engine.join_transfer."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
+    reader: Reader | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._expected = read_expected_shapes(Path(self.model_config.model), self.model)
-        self._received: list[tuple[str, Tensor]] = []
+    def open_reader(self, place: dict[str, Any]) -> Reader:
+        raise NotImplementedError
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        pass
+        self.shutdown()
+        self.reader = self.open_reader(init_info.place)
 
     def start_weight_update(self) -> None:
-        self._received = []
+        initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # the base class waits for the accelerator here, which reading shared memory does not need
+        # the base class waits for the accelerator here; finish_weight_update does
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        manifest = update_info.manifest
-        check_complete(manifest, self._expected)
-        self._received = [pair for bucket in manifest.buckets for pair in open_bucket(bucket)]
+        """Loads each tensor as it arrives.
 
-    def finish_weight_update(self) -> None:
-        if not self._received:
-            raise WeightError(
-                "finish_weight_update without weights; call update_weights with a manifest first"
-            )
-        initialize_layerwise_reload(self.model)
-        self.model.load_weights(iter(self._received))
-        finalize_layerwise_reload(self.model, self.model_config)
+        Raises:
+            WeightError: not all arrived; the model has some new weights, and can be given all of them again.
+        """
+        if self.reader is None:
+            raise WeightError("no place to read weights from; call init_weight_transfer_engine first")
+        try:
+            self.model.load_weights(self.reader.receive(update_info.version))
+            self._finish(update_info.version)
+        except BaseException:
+            # layers that wait for more tensors would count those of the next update to the ones they have
+            finalize_layerwise_reload(self.model, self.model_config)
+            raise
+
+    def _finish(self, version: int) -> None:
+        """Ends the update here: once it failed in finish_weight_update, vLLM would refuse another one."""
+        assert self.reader is not None
+        finalize_layerwise_reload(self.model, self.model_config)  # some layers copy their tensors only now
+        self.reader.confirm(version)
         if is_tied(self.model):
             refresh_tied_heads(self.model)
-        self._received = []  # unmaps the memory
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def finish_weight_update(self) -> None:
+        """Does nothing: receive_weights did."""
 
     def shutdown(self) -> None:
-        self._received = []
+        if self.reader is not None:
+            self.reader.close()
+        self.reader = None
 
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
-        """vLLM up to 0.26 requires this method; the trainer uses rl.weight_sync.sender.WeightSender."""
-        raise WeightError("send weights with rl.weight_sync.sender.WeightSender")
+        """vLLM up to 0.26 requires this method; the trainer has senders of its own."""
+        raise WeightError("send weights with a sender of rl.weight_sync")
 
 
-def read_expected_shapes(folder: Path, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes of the checkpoint that vLLM loaded, spelled as exports spell them."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise WeightError(f"{folder} has no .safetensors file with the names of the model's tensors")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-            shapes |= {modern_name(name): tuple(tensors.get_slice(name).get_shape()) for name in names}
-    if is_tied(model):
-        shapes.pop("lm_head.weight", None)
-    return shapes
+class SharedMemoryReceiver(Receiver):
+    """Reads shared memory of a trainer on this machine."""
+
+    def open_reader(self, place: dict[str, Any]) -> Reader:
+        return shared_memory.SharedMemoryReader(shared_memory.read_place(place))
+
+
+class CollectiveReceiver(Receiver):
+    """Takes part in the trainer's broadcasts."""
+
+    def open_reader(self, place: dict[str, Any]) -> Reader:
+        return collective.CollectiveReader(collective.read_place(place), rank=self.parallel_config.rank)
 
 
 def is_tied(model: torch.nn.Module) -> bool:
@@ -115,6 +137,8 @@ def refresh_tied_heads(model: torch.nn.Module) -> None:
 
 
 def register() -> None:
-    """Registers the backend with vLLM in this process, once; also vLLM's plugin entry for its own workers."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryReceiver)
+    """Registers the backends with vLLM in this process, once; also vLLM's plugin entry for its own workers."""
+    receivers = {"shared_memory": SharedMemoryReceiver, "collective": CollectiveReceiver}
+    for way, backend in BACKENDS.items():
+        if backend not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(backend, receivers[way])

@@ -24,7 +24,7 @@ def test_engine_computes_with_the_weights_that_a_gpu_sent(tiny_hf: Path, tmp_pat
 
     import torch
 
-    from tests.helpers.weights import sent
+    from tests.helpers.weights import sent, update_engine
     from tests.rl_loop.test_engine import Oracle, SwitchableEngine, engine_config, generate, questions
 
     shards = tmp_path / "shards"
@@ -45,6 +45,7 @@ def test_engine_computes_with_the_weights_that_a_gpu_sent(tiny_hf: Path, tmp_pat
         assert gap() < SAME
         weights = [(name, t.to("cuda", torch.bfloat16)) for name, t in oracle.change(seed=1)]
         stale = gap()  # of the engine's old weights to the oracle's new ones
-        with sent(weights, 1, bucket_bytes=2**20) as manifest:
-            assert engine.update_weights(manifest) == 1
+        with sent(weights, 1, bucket_bytes=2**20) as place:
+            update_engine(engine, place, 1)
+            assert engine.version == 1
         assert gap() < min(SAME, stale / 2)

@@ -160,7 +160,8 @@ def _export_everywhere(folder: str, parallel: ParallelConfig, out: str) -> dict[
     from megatron_omr.convert import export
     from megatron_omr.train import trainer as trainer_module
     from megatron_omr.train.step import train_step
-    from rl.weight_sync.sender import WeightSender
+    from rl.weight_sync.layout import lay_out
+    from rl.weight_sync.shared_memory import SharedMemorySender
     from tests.helpers.weights import received
 
     class Recorded(oracle.Oracle):
@@ -181,9 +182,10 @@ def _export_everywhere(folder: str, parallel: ParallelConfig, out: str) -> dict[
     trainer = tiny_trainer(folder, parallel)
     train_step(trainer, random_micro_batches(trainer, parallel, seed=1))
     chunks = trainer_module.unwrap_chunks(trainer)
-    sender = WeightSender(trainer.export_plan.tensors) if trainer.ranks.rank == 0 else None
+    layout = lay_out(trainer.export_plan.tensors)
+    sender = SharedMemorySender(layout, timeout=2.0) if trainer.ranks.rank == 0 else None
     synced = export.stream(trainer.export_plan, chunks)
-    manifest = sender.send(synced, 1) if sender else list(synced)
+    _ = sender.send(synced, 1) if sender else list(synced)
     dist.all_gather_object = lambda *args, **options: objects.append(1) or gather(*args, **options)
     export.save_hf(trainer.export_plan, chunks, out, template=folder)
     reference = Recorded(out) if trainer.ranks.rank == 0 else None
@@ -192,10 +194,10 @@ def _export_everywhere(folder: str, parallel: ParallelConfig, out: str) -> dict[
         "plans": len(plans),
         "objects gathered after the first stream": len(objects),
         "planned": {tensor.name: tensor.shape for tensor in trainer.export_plan.tensors},
-        "order synced": [entry.name for entry in manifest.entries] if sender else [],
+        "order synced": [tensor.name for tensor in layout.tensors] if sender else [],
         "order saved": saved,
         "order compared": compared,
-        "sent": {name: t.numpy() for name, t in received(manifest).items()} if sender else {},
+        "sent": {name: t.numpy() for name, t in received(sender.place, 1).items()} if sender else {},
         "difference": difference,
     }
 

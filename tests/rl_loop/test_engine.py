@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +26,8 @@ from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.prompts import read_prompts
 from rl.rollout.engine import Engine, request_seed
 from rl.types import Prompt, Rollout
-from rl.weight_sync.manifest import WeightError
-from tests.helpers.weights import sent
+from rl.weight_sync.layout import WeightError
+from tests.helpers.weights import open_memory, open_sender, sent, update_engine
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
@@ -118,7 +120,7 @@ class Oracle:
             logits = self.logits(prompt, rollout) / temperature
             largest = logits.abs().amax(-1)
             logits[:, list(banned)] = -torch.inf
-            mine = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids).long()[:, None])[:, 0]
+            mine = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
             gaps.append(((mine - torch.tensor(rollout.logprobs)).abs() / largest).max().item())
         return max(gaps)
 
@@ -162,8 +164,8 @@ def engine(running_engine: SwitchableEngine, oracle: Oracle) -> Iterator[Switcha
 
 
 def update(engine: Engine, weights: Weights, version: int) -> None:
-    with sent(weights, version, bucket_bytes=2**20) as manifest:
-        engine.update_weights(manifest)
+    with sent(weights, version, bucket_bytes=2**20) as place:
+        update_engine(engine, place, version)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ def test_responses_and_logprobs_are_those_of_the_model(
         for rollout in rollouts:
             assert len(rollout.logprobs) == len(rollout.token_ids) <= SAMPLING.max_tokens
             assert (rollout.token_ids[-1] == stop) == (rollout.finish_reason == "stop")
-            assert rollout.response == oracle.encoder.decode(rollout.token_ids.tolist())
+            assert rollout.response == oracle.encoder.decode(rollout.token_ids)
             assert rollout.policy_version == 0
     more = [rollouts for seed in range(2, 8) for rollouts in generate(engine, prompts, step_seed=seed)]
     assert {rollout.finish_reason for rollouts in sampled + more for rollout in rollouts} == {
@@ -199,7 +201,7 @@ def test_vision_tokens_are_never_sampled(
     for prompt, rollouts in zip(prompts, generate(engine, prompts, step_seed=2), strict=True):
         for rollout in rollouts:
             expected += oracle.logits(prompt, rollout).softmax(-1)[:, banned].sum().item()
-            seen |= set(rollout.token_ids.tolist())
+            seen |= set(rollout.token_ids)
     assert expected > 5  # without the ban; a mean over 960 tokens, which draws hardly change: it was 13
     assert not seen & set(banned)
 
@@ -221,7 +223,7 @@ def greedy(engine: Engine, prompts: Sequence[Prompt]) -> list[Rollout]:
 
 
 def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
-    return [tuple(rollout.token_ids.tolist()) for rollout in rollouts]
+    return [rollout.token_ids for rollout in rollouts]
 
 
 def test_responses_to_one_prompt_share_its_keys_and_values(
@@ -254,7 +256,7 @@ def test_update_reaches_every_weight_and_clears_the_caches(
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "corrupted"])
-def test_bad_update_is_named_and_stops_generation_until_a_good_one(
+def test_bad_update_is_named_and_a_half_loaded_one_stops_generation_until_a_good_one(
     fault: str, engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
 ) -> None:
     name = "model.language_model.layers.1.mlp.down_proj.weight"
@@ -266,18 +268,63 @@ def test_bad_update_is_named_and_stops_generation_until_a_good_one(
         "misshapen": [(n, t.T.contiguous() if n == name else t) for n, t in weights],
         "corrupted": weights,
     }
-    with sent(bad[fault], 7, bucket_bytes=2**20) as manifest:
+    before = greedy(engine, prompts[:2])
+    with sent(bad[fault], 7, bucket_bytes=2**20) as place:
         if fault == "corrupted":
-            bucket = next(b for b in manifest.buckets if any(e.name == name for e in b.tensors))
-            memory = torch.from_file(bucket.path, shared=True, size=bucket.num_bytes, dtype=torch.uint8)
-            memory[next(e.offset for e in bucket.tensors if e.name == name)] ^= 1
-        with pytest.raises(WeightError, match=name):
-            engine.update_weights(manifest)
-    assert engine.version is None
-    with pytest.raises(RuntimeError, match="last weight update failed"):
-        engine.generate(prompts, SAMPLING, step_seed=1)
+            bucket = next(b for b in place.layout.buckets if any(t.name == name for t in b.tensors))
+            open_memory(place)[bucket.start + next(t.offset for t in bucket.tensors if t.name == name)] ^= 1
+        with pytest.raises(WeightError, match=name if fault != "corrupted" else "weights arrived corrupted"):
+            update_engine(engine, place, 7)
+    if fault == "corrupted":  # the buckets before it were loaded
+        assert engine.version is None
+        with pytest.raises(RuntimeError, match="last weight update failed"):
+            engine.generate(prompts, SAMPLING, step_seed=1)
+    else:  # seen before anything was loaded
+        assert greedy(engine, prompts[:2]) == before
     update(engine, weights, 8)
     assert oracle.gap(prompts[:2], greedy(engine, prompts[:2])) < SAME
+
+
+@pytest.mark.parametrize("bucket_bytes", [2**12, 2**20])
+def test_update_that_broke_halfway_leaves_nothing_behind(
+    bucket_bytes: int, engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
+) -> None:
+    """A complete one afterwards leaves every parameter and buffer bit for bit as in an engine without the break."""
+    weights = oracle.change(5)
+    update(engine, weights, 1)
+    undisturbed, answers = model_tensors(engine), greedy(engine, prompts)
+    update(engine, oracle.change(6), 2)
+    with closing(open_sender(oracle.change(7), bucket_bytes=bucket_bytes, timeout=0.3)) as sender:
+        if bucket_bytes == 2**12:  # what vLLM merges into one parameter comes in several buckets
+            places = {
+                t.name: number for number, b in enumerate(sender.place.layout.buckets) for t in b.tensors
+            }
+            layer = "model.language_model.layers.1.self_attn"
+            assert len({places[f"{layer}.{name}_proj.weight"] for name in "qkv"}) > 1
+        with pytest.raises(ValueError, match="argument 2 is shorter"):
+            sender.send(oracle.change(7)[: len(weights) // 2], 3)
+        with pytest.raises(WeightError, match="wrote nothing of weights 3"):
+            update_engine(engine, sender.place, 3)
+        assert engine.version is None
+        sender.send(oracle.change(5), 4)
+        engine.update_weights(4)
+    again = model_tensors(engine)
+    assert again.keys() == undisturbed.keys() and len(again) > 50
+    assert all(torch.equal(again[name], undisturbed[name]) for name in again)
+    assert tokens(greedy(engine, prompts)) == tokens(answers)
+    assert [rollout.logprobs for rollout in greedy(engine, prompts)] == [
+        rollout.logprobs for rollout in answers
+    ]
+
+
+def model_tensors(engine: Engine) -> dict[str, Tensor]:
+    """Returns copies of everything in vLLM's model, also what it packed for its kernels."""
+
+    def copy(worker: Any) -> dict[str, Tensor]:
+        model = worker.model_runner.get_model()
+        return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+    return engine._llm.collective_rpc(copy)[0]
 
 
 def test_swapped_tensors_show_in_the_probe(

@@ -189,15 +189,20 @@ def test_killed_trainer_ends_the_run_with_its_name(config: RLConfig, tmp_path: P
         run_rl(replace(config, run=str(run), steps=1000))
     assert time.monotonic() - killed_at[0] < 60  # seen: 6 s; before, the others waited for ever
     assert not find_processes("ray::TrainerProcess") and not find_processes("ray::Engine")
+    assert not list(run.glob(".rendezvous-*"))
 
 
 def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:
-    """GRPO with off-policy mini-batches needs no other change."""
+    """GRPO with off-policy mini-batches needs no other change; weights come by broadcasts here, after each step."""
     from rl.loop import run_rl
 
     algorithm = AlgorithmConfig(name="grpo", clip_low=1e-4, clip_high=1e-4, num_minibatches=2)
-    run_rl(replace(config, run=str(tmp_path), steps=1, prompts_per_step=24, algorithm=algorithm))
-    (row,) = rows(tmp_path)
+    engine = replace(config.engine, weight_transfer="collective")
+    run_rl(
+        replace(config, run=str(tmp_path), steps=2, prompts_per_step=24, algorithm=algorithm, engine=engine)
+    )
+    row, after = rows(tmp_path)
+    assert after["mismatch_mean"] < 1e-5  # between engine and trainer, with the weights of the first step
     assert row["grad_norm"] > 0
     assert row["clip_fraction"] > 0  # the second step's ratios have left the tiny interval
     assert row["mismatch"] < 1e-5

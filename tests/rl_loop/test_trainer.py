@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,9 +16,10 @@ from megatron_omr.config import ParallelConfig
 from rl.config import RLConfig
 from rl.pack import split_by_rank
 from rl.types import TrainRollout
-from rl.weight_sync.manifest import WeightManifest
+from rl.weight_sync.shared_memory import read_place
 from tests.helpers.ranks import run_ranks
 from tests.helpers.rl_training import oracle_rollouts, rl_config
+from tests.helpers.weights import received
 from tests.model.test_peers import digest
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
@@ -37,22 +38,25 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
     )
     seen: dict[str, Any] = {"place": (dp_rank, is_logger), "resumed at first": worker.resume()}
     seen["score"] = worker.score(share[0])
-    seen["weights at first"] = checksums(worker.send_weights(0))
+    place = worker.open_sender("127.0.0.1") if rank == 0 else None
+
+    def checksums(version: int) -> dict[str, int]:
+        assert worker.send_weights(version) == ""
+        weights = received(read_place(place), version) if place else {}
+        return {name: zlib.crc32(tensor.contiguous().view(-1).numpy()) for name, tensor in weights.items()}
+
+    seen["weights at first"] = checksums(0)
     seen["step"] = worker.train(share)
-    seen["weights of step 1"] = checksums(worker.send_weights(1))
+    seen["weights of step 1"] = checksums(1)
     worker.save(1, {"cursor": 5})
     worker.save_hf()
     seen["two steps"] = worker.train(halves)
-    seen["weights of step 3"] = checksums(worker.send_weights(3))
+    seen["weights of step 3"] = checksums(3)
     seen["resumed"] = worker.resume()
-    seen["weights resumed"] = checksums(worker.send_weights(1))
+    seen["weights resumed"] = checksums(1)
     with pytest.raises(ValueError, match="ban them while sampling"):
-        worker.score([replace(rollouts[0], token_ids=np.array([worker._encoder.image_token_id, 1, 2]))])
+        worker.score([replace(rollouts[0], token_ids=(worker._encoder.image_token_id, 1, 2))])
     return seen
-
-
-def checksums(manifest: WeightManifest | None) -> dict[str, int]:
-    return {entry.name: entry.checksum for entry in manifest.entries} if manifest else {}
 
 
 def pack_rank(config: RLConfig, rollouts: list[TrainRollout]) -> tuple[int, str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,9 +19,9 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.failures import RankError
 from data_pipeline.ray_session import start_ray, stop_ray
 from megatron_omr.convert.names import modern_name
-from rl.placement.places import Placement
 from rl.trainer_group import TrainerGroup
 from rl.types import TrainRollout
+from rl.weight_sync.shared_memory import read_place
 from tests.helpers.processes import wait_until
 from tests.helpers.rl_training import oracle_rollouts, rl_config
 from tests.helpers.weights import received
@@ -39,8 +38,7 @@ def rollouts(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 def trainers(tiny_hf: Path, tmp_path: Path) -> Iterator[TrainerGroup]:
     start_ray()
     try:
-        config = rl_config(tiny_hf, tmp_path, trainers=2)
-        group = TrainerGroup(config, Placement(config))
+        group = TrainerGroup(rl_config(tiny_hf, tmp_path, trainers=2))
         yield group
         group.close()
     finally:
@@ -56,23 +54,25 @@ def test_two_trainers_check_train_send_and_save(
 ) -> None:
     """One test, because starting the trainers takes most of its time."""
     assert trainers.resume() == (0, {})
-    manifest = trainers.send_weights(version=3)
+    place = read_place(trainers.open_sender())
+    assert trainers.send_weights(version=3) == ""
     base = {modern_name(name): tensor for name, tensor in load_file(tiny_hf / "model.safetensors").items()}
-    sent = received(manifest)
-    assert manifest.version == 3 and sent.keys() == base.keys()
+    sent = received(place, 3)
+    assert sent.keys() == base.keys()
     assert all(torch.equal(sent[name], base[name]) for name in base)
 
     # float32 sums in another order give 1e-6; another tensor or prompt would give 0.1 and more
     gaps = trainers.check_engines(rollouts)
     assert gaps["mismatch_mean"] <= gaps["mismatch_max"] < 1e-4
     assert trainers.check_engines(rollouts[:1])["mismatch_max"] < 1e-4  # one rank gets none
-    other = [replace(r, logprobs=r.logprobs - 1) for r in rollouts]
+    other = [replace(r, logprobs=tuple(x - 1 for x in r.logprobs)) for r in rollouts]
     with pytest.raises(RuntimeError, match=r"mean \|logprob difference\| 1 .* on 4 rollouts.*max_mismatch"):
         trainers.check_engines(other)
 
     metrics = trainers.train([rollouts[:2], rollouts[2:]])
     assert metrics["skipped_steps"] == 0 and metrics["grad_norm"] > 0
-    moved = received(trainers.send_weights(version=4))
+    assert trainers.send_weights(version=4) == ""
+    moved = received(place, 4)
     assert not any(torch.equal(moved[name], base[name]) for name in base)
 
     trainers.save(2, {"cursor": 7})
@@ -85,7 +85,7 @@ def test_two_trainers_check_train_send_and_save(
     assert message.startswith("the run continues from step-00000002: ")
     banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
     with pytest.raises(ValueError, match="ban them while sampling"):
-        trainers.check_engines([replace(rollouts[0], token_ids=np.array([banned, 2], np.int32))])
+        trainers.check_engines([replace(rollouts[0], token_ids=(banned, *rollouts[0].token_ids[1:]))])
 
     trainers.check_alive()
     places = trainers._on_all(lambda worker: (os.getpid(), dist.get_rank()))
@@ -103,14 +103,16 @@ def test_two_trainers_check_train_send_and_save(
 def test_failure_is_its_message_and_nothing_is_left(tiny_hf: Path, tmp_path: Path) -> None:
     """Raised on all ranks when they start."""
     config = rl_config(tiny_hf, tmp_path, trainers=2)
+    run = Path(config.run)
+    run.mkdir()
+    (run / ".rendezvous-of-a-killed-run").touch()
     start_ray()
     try:
-        config = replace(config, model=str(tmp_path / "nowhere"))
-        group = TrainerGroup(config, Placement(config))
+        group = TrainerGroup(replace(config, model=str(tmp_path / "nowhere")))
         with pytest.raises(ValueError, match="nowhere") as mistake:
             group.resume()
         assert "\n" not in str(mistake.value)
         group.close()
     finally:
         stop_ray()
-    assert not Path(config.run).exists()
+    assert not list(run.iterdir())

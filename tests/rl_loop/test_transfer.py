@@ -1,0 +1,145 @@
+"""Transfers to Ray actors: each engine gets the weights or is found dead in time, and the others are not disturbed.
+
+The engines are actors with the readers of real ones, without vLLM; test_manager.py and test_loop.py have real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from data_pipeline.ray_session import start_ray, stop_ray
+from rl.config import EngineConfig
+from rl.placement import transfer as transfer_module
+from rl.placement.transfer import WeightTransfer
+from rl.rollout.manager import EngineDied
+from rl.weight_sync import collective, shared_memory
+from rl.weight_sync.layout import WeightMismatch
+from tests.helpers.weights import LocalTrainers, some_weights
+
+pytestmark = pytest.mark.heavy
+Weights = Iterable[tuple[str, torch.Tensor]]
+
+
+class BareEngine:
+    """The methods of rl.rollout.engine.Engine that a transfer calls."""
+
+    def __init__(self, *, fits: bool = True) -> None:
+        self.updates: list[int] = []
+        self._fits, self._reader, self._digest = fits, None, {}
+
+    def is_ready(self) -> int:
+        return os.getpid()
+
+    def join_transfer(self, place: Mapping[str, Any]) -> None:
+        if not self._fits:
+            raise WeightMismatch("b is missing")
+        if "port" in place:
+            self._reader = collective.CollectiveReader(collective.read_place(dict(place)), rank=0)
+        else:
+            self._reader = shared_memory.SharedMemoryReader(shared_memory.read_place(dict(place)))
+
+    def update_weights(self, version: int) -> None:
+        assert self._reader is not None
+        self.updates.append(version)
+        self._digest = digest(self._reader.receive(version))
+        self._reader.confirm(version)
+
+    def seen(self) -> tuple[list[int], dict[str, int]]:
+        return self.updates, self._digest
+
+
+def digest(weights: Weights) -> dict[str, int]:
+    return {name: zlib.crc32(t.contiguous().view(-1).view(torch.uint8).numpy()) for name, t in weights}
+
+
+class InterruptedTrainers(LocalTrainers):
+    """Calls `interrupt` in the middle of the next export."""
+
+    interrupt: Callable[[], object] | None = None
+
+    def export(self) -> Weights:
+        for number, pair in enumerate(self.weights):
+            if number == len(self.weights) // 2 and self.interrupt:
+                self.interrupt()
+                self.interrupt = None
+            yield pair
+
+    def train(self, seed: int) -> None:
+        self.weights = list(some_weights(seed).items())
+
+
+@pytest.fixture(scope="module")
+def start_engine() -> Iterator[Callable[..., ActorHandle]]:
+    start_ray()
+    actor: Any = ray.remote(BareEngine).options(num_cpus=0)
+    yield lambda **options: actor.remote(**options)
+    stop_ray()
+
+
+def updates(engine: ActorHandle, seed: int) -> list[int]:
+    """Returns the versions that the engine was asked to load, after checking that it has the weights of `seed`."""
+    seen, found = ray.get(engine.seen.remote())
+    assert found == digest(some_weights(seed).items())
+    return seen
+
+
+def engine_config(way: Any) -> EngineConfig:
+    return EngineConfig(weight_transfer=way, transfer_timeout=2)
+
+
+@pytest.mark.parametrize("way", ["shared_memory", "collective"])
+def test_engine_lost_in_a_transfer_is_found_and_the_others_get_the_weights(
+    way: str, start_engine: Callable[..., ActorHandle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer_module, "GRACE_SECONDS", 1)
+    trainers = InterruptedTrainers(some_weights(1).items(), engine_config(way))
+    transfer = WeightTransfer(trainers, engine_config(way))
+    engines = [start_engine() for _ in range(4)]
+    kept, killed, hung, late = engines
+    pids = dict(zip(engines, ray.get([engine.is_ready.remote() for engine in engines]), strict=True))
+    with closing(trainers.sender):
+        assert transfer.update([kept, killed, hung], 1) == [None, None, None]
+        assert trainers.sent == 1 and [updates(e, 1) for e in (kept, killed, hung)] == [[1]] * 3
+        for version, (victim, how) in enumerate(((killed, signal.SIGKILL), (hung, signal.SIGSTOP)), 2):
+            trainers.train(version)
+            trainers.interrupt = lambda victim=victim, how=how: os.kill(pids[victim], how)
+            left = [kept, *((killed, hung) if victim is killed else (hung,))]
+            found = transfer.update(left, version)
+            assert [isinstance(outcome, EngineDied) for outcome in found] == [
+                engine is victim for engine in left
+            ]
+        seen = updates(kept, 3)  # a broadcast that broke before it had all is repeated
+        assert list(dict.fromkeys(seen)) == [1, 2, 3] and trainers.sent == len(seen)
+        assert way == "collective" or seen == [1, 2, 3]
+        assert transfer.update([late], 3) == [None]
+        assert updates(late, 3) == [3]
+        assert trainers.sent == len(seen) + (way == "collective")  # shared memory still has the weights
+        assert updates(kept, 3) == seen  # it took no part
+        trainers.train(4)
+        assert transfer.update([kept, late], 4) == [None, None]
+        assert updates(kept, 4)[-1] == updates(late, 4)[-1] == 4
+    for pid in pids.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_weights_of_another_model_are_refused_before_any_is_sent(
+    start_engine: Callable[..., ActorHandle],
+) -> None:
+    trainers = InterruptedTrainers(some_weights().items(), engine_config("shared_memory"))
+    transfer, engine = WeightTransfer(trainers, engine_config("shared_memory")), start_engine(fits=False)
+    with closing(trainers.sender), pytest.raises(WeightMismatch, match="^b is missing$"):
+        transfer.update([engine], 1)
+    assert trainers.sent == 0
+    ray.kill(engine)
