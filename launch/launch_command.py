@@ -18,7 +18,7 @@ from data_pipeline.files import to_json
 from launch.arguments import FLAT, Command, CommandGroup, WordsCommand, run
 from launch.submission import Request, dry_run, prepare, run_checks, start
 from launch.submit.checks import Check
-from launch.submit.follow import follow, print_log, read_last_lines
+from launch.submit.follow import find_exit_code, follow, print_log, read_last_lines
 from launch.submit.jobs import JobState, cancel_job, find_state
 from launch.submit.lookup import find_cluster
 from launch.submit.records import JobRecord, find_folder, read_record
@@ -76,14 +76,17 @@ def status(run: Positional[Path], *, json: bool = False) -> None:
       omr launch status runs/qwen2_5_vl_7b_sft
     """
     record, state = _look(run)
+    code = find_exit_code(state, record) if state.ended else 0
     if json:
-        values = {"job": record.job, "state": state.name, "ended": state.ended, "exit_code": state.exit_code}
+        values = {"job": record.job, "state": state.name, "ended": state.ended, "exit_code": code}
         print(to_json(values | {"detail": state.detail, "record": asdict(record)}, indent=2))
     else:
-        print(f"job {record.job}: {state.describe()}\nomr {' '.join(record.command)}\nlog: {record.log}")
-        if state.ended and state.exit_code:
+        print(
+            f"job {record.job}: {_describe(state, code)}\nomr {' '.join(record.command)}\nlog: {record.log}"
+        )
+        if code:
             print(read_last_lines(record))
-    sys.exit(1 if state.ended and state.exit_code else 0)
+    sys.exit(1 if code else 0)
 
 
 def logs(run: Positional[Path], *, lines: int = 0, follow: bool = False) -> None:
@@ -243,7 +246,10 @@ def _watch(folder: Path, record: JobRecord, run: str) -> None:
             f"\nomr launch: job {record.job} goes on; see `omr launch logs {run} --follow`", file=sys.stderr
         )
         sys.exit(130)
-    print(f"omr launch: job {record.job}: {state.describe()}; log: {record.log}", file=sys.stderr)
-    if state.name != "COMPLETED":
-        sys.exit(state.exit_code if 0 < state.exit_code < 256 else 1)
-    sys.exit(0)
+    code = find_exit_code(state, record)
+    print(f"omr launch: job {record.job}: {_describe(state, code)}; log: {record.log}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _describe(state: JobState, code: int) -> str:
+    return state.describe() + (f", exit code {code}" if code else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from launch.submit.records import JobRecord
 LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 5.0
 """Between looks at the log and the state."""
 LAST_LINES = 30
+FAILED_TASK = re.compile(r"^srun: error: \S+: tasks? [\d,-]+: Exited with exit code (\d+)$", re.M)
 NFS_SECONDS = 2.0
 """After a job has ended, its last lines may take so long to show on this machine."""
 
@@ -28,6 +30,17 @@ def read_last_lines(record: JobRecord, lines: int = LAST_LINES) -> str:
     """Returns the end of a job's log."""
     text = login_of(record).read(record.log).decode(errors="replace")
     return "\n".join(text.splitlines()[-lines:])
+
+
+def find_exit_code(state: JobState, record: JobRecord) -> int:
+    """Returns the exit code of the task that failed first; 0 for a job that succeeded.
+
+    Slurm ends the other tasks then, and gives the job the highest code of all: that of a task which was ended.
+    """
+    if state.name == "COMPLETED":
+        return 0
+    found = FAILED_TASK.findall(read_last_lines(record)) if state.exit_code > 128 else []
+    return int(found[0]) if found else state.exit_code or 1
 
 
 def follow(folder: Path, record: JobRecord) -> JobState:

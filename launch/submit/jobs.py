@@ -36,8 +36,7 @@ class JobState:
         return self.name not in ACTIVE
 
     def describe(self) -> str:
-        code = f" with exit code {self.exit_code}" if self.ended and self.exit_code else ""
-        return f"{self.name}{code}" + (f" ({self.detail})" if self.detail else "")
+        return self.name + (f" ({self.detail})" if self.detail else "")
 
 
 def find_state(folder: Path, record: JobRecord) -> JobState:
@@ -119,7 +118,8 @@ def _find_local(folder: Path, record: JobRecord) -> JobState:
     code = folder / ENDED_WITH
     if code.is_file():
         number = int(code.read_text())
-        name = {0: "COMPLETED", RESUMABLE: "STOPPED_RESUMABLE"}.get(number, "FAILED")
+        names = {0: "COMPLETED", RESUMABLE: "STOPPED_RESUMABLE", 128 + signal.SIGTERM: "CANCELLED"}
+        name = names.get(number, "FAILED")
         return JobState(name=name, exit_code=number)
     if alive:
         return JobState(name="RUNNING", detail=f"process {record.job}")

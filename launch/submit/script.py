@@ -11,10 +11,10 @@ from launch.submit.config import ClusterFile
 from launch.submit.records import ENDED_WITH
 from megatron_omr.train.stop import RESUMABLE
 
-LIST_PACKAGES = (
-    "from importlib.metadata import distributions as all\n"
-    'print(*sorted({f"{each.name}=={each.version}" for each in all()}), sep="\\n")'
-)
+LIST_PACKAGES = """import re
+from importlib.metadata import distributions
+names = {re.sub("[-_.]+", "-", each.name).lower(): each.version for each in distributions()}
+print(*(f"{name}=={version}" for name, version in sorted(names.items())), sep="\\n")"""
 """Python that prints the packages of an environment, as a lock does."""
 
 REQUEUE = """

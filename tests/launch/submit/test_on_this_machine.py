@@ -1,0 +1,63 @@
+"""`omr launch --on local`: a job of this machine, that outlives its start and is asked about from other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from launch.submit.jobs import read_birth
+from launch.submit.records import read_record
+from tests.helpers.launching import run_omr
+from tests.helpers.processes import wait_until
+
+DIGITS = ["launch", "data", "digits", "data", "--on", "local", "--validation", "1", "--test", "1", "--train"]
+
+
+def test_job_ends_with_its_code_log_and_records(tmp_path: Path):
+    done, again, listed = run_omr(
+        [*DIGITS, "8"], [*DIGITS, "9"], ["launch", "status", "data", "--json"], cwd=tmp_path
+    )
+    records = tmp_path / "data.launch"
+    assert done.code == 0, done.out + done.err
+    assert "samples in data/train" in done.out and "COMPLETED" in done.err
+    assert (tmp_path / "data" / "train" / "index.json").is_file()
+    assert again.code == 2, "the folder has other settings"
+    assert "FAILED, exit code 2" in again.err and "omr: error:" in again.out
+    assert listed.code == 1
+    found = json.loads(listed.out)
+    assert (found["state"], found["exit_code"], found["ended"]) == ("FAILED", 2, True)
+    (earlier,) = (records / "earlier").iterdir()
+    assert json.loads((earlier / "job.json").read_text())["command"][-1] == "8"
+    assert (earlier / "exit_code").read_text() == "0\n" and (records / "exit_code").read_text() == "2\n"
+    assert "\nnemo-run==0.11.1\n" in (records / "environment.txt").read_text()
+    assert f"PYTHONPATH={Path(__file__).parents[3]}" in (records / "script.sh").read_text()
+
+
+def test_detached_job_runs_on_and_is_cancelled_with_all_its_processes(tmp_path: Path):
+    (started,) = run_omr([*DIGITS, "3000000", "--detach"], cwd=tmp_path)
+    assert started.code == 0, started.err
+    record = read_record(tmp_path / "data.launch")
+    wait_until(lambda: list((tmp_path / "data").glob("*")), seconds=60, every=0.1)
+    running, second, cancelled, ended = run_omr(
+        ["launch", "status", "data"],
+        [*DIGITS, "3000000"],
+        ["launch", "cancel", "data"],
+        ["launch", "status", "data"],
+        cwd=tmp_path,
+    )
+    assert running.code == 0 and running.out.startswith(f"job {record.job}: RUNNING (process {record.job})\n")
+    assert second.code == 2 and "is RUNNING" in second.err and "omr launch cancel data" in second.err
+    assert cancelled.out == f"job {record.job} is cancelled\n"
+    assert "CANCELLED" in ended.out
+    assert read_birth(int(record.job)) != record.born
+    left = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _session(int(pid)) == int(record.job)]
+    assert not left
+
+
+def _session(pid: int) -> int:
+    """Returns the session of a process that runs; 0 for one that has ended."""
+    try:
+        return os.getsid(pid) if read_birth(pid) else 0
+    except ProcessLookupError:
+        return 0
