@@ -205,11 +205,9 @@ def _submit(stage: Stage, words: tuple[str, ...], given: dict[str, Any], options
         return
     _report(checks)
     record = start(job)
-    print(
-        f"job {record.job}; RUN={folder}: omr launch status|logs|cancel {folder}", file=sys.stderr, flush=True
-    )
+    print(f"job {record.job}: omr launch status|logs|cancel {job.run}", file=sys.stderr, flush=True)
     if not options.detach:
-        _watch(job.records, record, folder)
+        _watch(job.records, record, job.run)
 
 
 def _find_output(config: object, given: Mapping[str, Any]) -> str:

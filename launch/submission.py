@@ -71,6 +71,13 @@ class Prepared:
     def login(self) -> Login:
         return Login(ssh=self.cluster.ssh)
 
+    @property
+    def run(self) -> str:
+        """Returns the run's folder, as it is found from the current one."""
+        run = self.request.run
+        is_here = self.cluster.ssh.host or self.base == os.getcwd()
+        return run if is_here else str(Path(self.base) / run)
+
     def log(self, job: str) -> str:
         return f"{self.records_there}/logs/{job}.log"
 
@@ -216,10 +223,9 @@ def _refuse_second_job(job: Prepared) -> None:
     except OSError:  # long forgotten
         return
     if not state.ended:
-        run = job.request.run
         raise ValueError(
-            f"job {record.job} of {run} is {state.describe()}: two jobs must not write one folder; wait for it, or "
-            f"`omr launch cancel {run}`"
+            f"job {record.job} of {job.run} is {state.describe()}: two jobs must not write one folder; wait for it, "
+            f"or `omr launch cancel {job.run}`"
         )
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import launch
 
+MAX_NEW_BYTES = 50_000_000
+"""New files of a checkout are code; more than this is data, a model or a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
@@ -33,12 +36,17 @@ class Code:
 
 
 def find_code(root: Path | None = None) -> Code:
-    """Returns the code of this package, or of another checkout; changes neither its files nor its index."""
+    """Returns the code of this package, or of another checkout; changes neither its files nor its index.
+
+    Raises:
+        ValueError: new files, which would be packed, are too large for code.
+    """
     root = (root or Path(launch.__file__).parents[1]).resolve()
     top = _git(root, "rev-parse", "--show-toplevel", check=False)
     if not top or Path(top.decode().strip()) != root:
         return Code(root=root)
     revision = _git(root, "rev-parse", "HEAD").decode().strip()
+    _refuse_large_files(root)
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}  # the user's own stays as it is
         _git(root, "read-tree", "HEAD", env=index)
@@ -46,6 +54,17 @@ def find_code(root: Path | None = None) -> Code:
         tree = _git(root, "write-tree", env=index).decode().strip()
     diff = _git(root, "diff", "--binary", "--no-ext-diff", "--no-color", revision, tree)
     return Code(root=root, revision=revision, tree=tree, diff=diff)
+
+
+def _refuse_large_files(root: Path) -> None:
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z").decode(errors="surrogateescape")
+    sizes = {name: (root / name).lstat().st_size for name in new.split("\0") if name}
+    if sum(sizes.values()) > MAX_NEW_BYTES:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise ValueError(
+            f"{root} has {sum(sizes.values()) / 1e6:,.0f} MB of new files, which would be packed with the code, above "
+            f"all {largest}; put what is no code into .gitignore, or into another folder"
+        )
 
 
 def _git(root: Path, *words: str, env: dict[str, str] | None = None, check: bool = True) -> bytes:

@@ -28,7 +28,9 @@ class Login:
         """
         command = [*self._ssh(), shlex.join(words)] if self.ssh.host else list(words)
         try:
-            done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT)
+            done = subprocess.run(
+                command, input=stdin, capture_output=True, text=True, errors="replace", timeout=TIMEOUT
+            )
         except subprocess.TimeoutExpired:
             raise OSError(f"{shlex.join(words[:2])} did not answer in {TIMEOUT} s") from None
         except FileNotFoundError:
@@ -52,6 +54,10 @@ class Login:
                 return file.read()
         except FileNotFoundError:
             return b""
+
+    def read_last_lines(self, path: str, lines: int) -> str:
+        """Returns the end of a file; nothing if it is not there yet."""
+        return self.run("tail", "-n", str(lines), path).stdout
 
     def _ssh(self) -> list[str]:
         who = [f"{self.ssh.user}@{self.ssh.host}" if self.ssh.user else self.ssh.host]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from launch.submit.code import find_code
 
 
@@ -59,3 +61,15 @@ def test_folder_without_git_is_said_to_be_one(tmp_path: Path):
     assert not find_code(tmp_path / "inside").revision, (
         "a checkout of something else around it does not count"
     )
+
+
+def test_data_in_the_checkout_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
+    (tmp_path / "weights.bin").write_bytes(b"0" * 3_000_000)
+    assert find_code(tmp_path).diff
+    monkeypatch.setattr("launch.submit.code.MAX_NEW_BYTES", 2_000_000)
+    with pytest.raises(
+        ValueError, match=r"has 3 MB of new files.* above all weights.bin; put .* into .gitignore"
+    ):
+        find_code(tmp_path)

@@ -118,7 +118,13 @@ def test_run_is_looked_after_from_other_processes(
     assert "ended with code 75 and goes back to the queue" in omr("logs", "runs/long").out
 
     assert omr("cancel", "runs/long").out == f"job {job} is cancelled\n"
-    wait_until(lambda: json.loads(omr("status", "runs/long", "--json").out)["ended"], seconds=60, every=0.5)
-    assert "CANCELLED" in omr("status", "runs/long").out
-    assert "has ended already" in omr("cancel", "runs/long").out
+    slurm_session.wait(job, "CANCELLED", seconds=60)
+    status, again = run_omr(
+        ["launch", "status", "runs/long"],
+        ["launch", "cancel", "runs/long"],
+        cwd=folder,
+        env=slurm_session.env,
+    )
+    assert status.code == 1 and "CANCELLED" in status.out
+    assert "has ended already" in again.out
     assert list_checkpoints(run / "checkpoints")
