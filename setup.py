@@ -16,6 +16,7 @@ COMMON = [
     "numpy",
     "openai>=2.0",
     "pillow",
+    "psutil",
     "pydantic>=2.0",
     "ray==2.60.0",
     "safetensors",
@@ -70,7 +71,6 @@ EXTRAS = {
         "easy-vqa==1.0",  # the corpus of docs/newcomer.md, MIT: 5,000 images of 64 x 64 pixels, 3 MB
         "hypothesis",
         "pre-commit",
-        "psutil",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",

@@ -21,6 +21,7 @@ from launch.config import DemoConfig
 from launch.data_commands import DATA
 from launch.launch_command import build_launch
 from launch.plan_command import PLAN
+from launch.ranks.identity import Step, find_step
 from launch.ranks.launcher import launched_by_cluster, rank_environment, run_local, sigterm_exits
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
@@ -46,24 +47,38 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with sigterm_exits(), stop_exits(), scratch_folder():
             run(OMR, sys.argv[1:] if argv is None else argv)
-    except ValueError as mistake:
-        print(f"omr: error: {mistake}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output, such as head, has closed it
+    except BrokenPipeError as error:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (OSError, RankError, CalledProcessError) as failure:
-        if isinstance(failure, CalledProcessError) and failure.returncode == RESUMABLE:
-            return RESUMABLE  # it said why
-        print(f"omr: error: {failure}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        return exit_code(error)
+    except (ValueError, OSError, RankError, CalledProcessError) as error:
+        if exit_code(error) != RESUMABLE:  # else the command that this one started has said why
+            print(f"omr: error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt as error:
         print(
             "omr: interrupted; the same command continues from the last checkpoint, if there is one",
             file=sys.stderr,
         )
-        return 130
+        return exit_code(error)
     return 0
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Returns the exit code of a command that raised `error`."""
+    match error:
+        case None:
+            return 0
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+        case ValueError():
+            return 2
+        case BrokenPipeError():
+            return 141
+        case KeyboardInterrupt():
+            return 130
+        case CalledProcessError(returncode=code) if code == RESUMABLE:
+            return RESUMABLE
+    return 1
 
 
 # ---- the commands: each docstring is the command's help, its first line stands in `omr --help` ----
@@ -122,7 +137,7 @@ def sft(config: Annotated[SFTConfig, FLAT]) -> None:
       omr sft demo --optim.lr 5e-4 --run runs/slower
       omr sft qwen2_5_vl_7b_sft --parallel.tp 4 --parallel.cp 2 --log.wandb my-project
     """
-    _check_layout(config.model, config.parallel, config.processes, config.compute)
+    _check_layout(config.model, config.parallel, config.compute)
     config.check_processes(_count_ranks(config.processes))
     with hold_stop():
         run_local(_sft, config.processes, config, forward=[STOP_SIGNAL])
@@ -136,11 +151,30 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
       omr rl demo --algorithm.name grpo --run runs/grpo
       omr rl qwen2_5_vl_7b_gspo --trainers 4 --engine.num_engines 4
     """
-    _check_layout(config.model, config.parallel, config.trainers, config.compute)
+    step = find_step("omr rl RECIPE")
+    _check_layout(config.model, config.parallel, config.compute)
+    config.parallel.dp(config.trainers, name="trainers")
     _check_engine(config.model)
-    from rl.loop import run_rl
+    if step is None:
+        from rl.loop import run_rl
 
-    run_rl(config)
+        run_rl(config)
+        return
+    with hold_stop():  # also Ray's processes inherit that the signal is blocked
+        _rl_on_nodes(config, step)
+
+
+def _rl_on_nodes(config: RLConfig, step: Step) -> None:
+    """Runs the loop on the first node of a Slurm step, for which the others run Ray."""
+    from launch.ranks.ray_nodes import lead_nodes, serve_nodes
+
+    run = Path(config.run).absolute()
+    if step.node > 0:
+        sys.exit(serve_nodes(step, run))
+    with lead_nodes(step, run, exit_code):
+        from rl.loop import run_rl
+
+        run_rl(config, nodes=len(step.hosts))
 
 
 def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
@@ -230,7 +264,8 @@ def parity(config: Annotated[ParityConfig, FLAT]) -> None:
       omr parity runs/demo/model --parallel.tp 2 --parallel.sp --json
     """
     processes = config.processes or config.parallel.model_parallel_size
-    _check_layout(config.model, config.parallel, processes)
+    _check_layout(config.model, config.parallel)
+    config.parallel.dp(_count_ranks(processes))
     run_local(_parity, processes, config)
 
 
@@ -296,14 +331,11 @@ def _check_free(out: str) -> None:
         raise ValueError(f"out={out} already exists; choose another folder, or delete it first")
 
 
-def _check_layout(
-    model: str, parallel: ParallelConfig, processes: int, compute: ComputeConfig = ComputeConfig()
-) -> None:
+def _check_layout(model: str, parallel: ParallelConfig, compute: ComputeConfig = ComputeConfig()) -> None:
     """Checks the layout, and that its layers can be computed as wished, before any rank starts."""
     shape = ModelConfig.from_hf(model)
     parallel.check_model(shape)
     compute.check_model(shape, parallel)
-    parallel.dp(_count_ranks(processes))
 
 
 def _count_ranks(processes: int) -> int:

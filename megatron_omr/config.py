@@ -68,11 +68,11 @@ class ParallelConfig:
         """
         return math.lcm(self.sequence_multiple, self.cp * (self.tp if self.sp else 1) * alignment)
 
-    def dp(self, world_size: int) -> int:
-        """Returns the data-parallel degree of `world_size` processes."""
+    def dp(self, world_size: int, *, name: str = "processes") -> int:
+        """Returns the data-parallel degree of `world_size` processes, which an error calls by `name`."""
         if world_size % self.model_parallel_size:
             raise ValueError(
-                f"{world_size} processes cannot hold parallel.tp={self.tp} x pp={self.pp} x cp={self.cp} = "
+                f"{world_size} {name} cannot hold parallel.tp={self.tp} x pp={self.pp} x cp={self.cp} = "
                 f"{self.model_parallel_size}; start a multiple of {self.model_parallel_size}"
             )
         return world_size // self.model_parallel_size

@@ -21,7 +21,8 @@ from rl.groups import (
     score_groups,
     select_groups,
 )
-from rl.placement.actors import build_engine_calls, check_gpus
+from rl.placement.actors import build_engine_calls
+from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer, choose_transfer
 from rl.prompts import PromptStream
 from rl.rollout.manager import EngineCalls, RolloutManager
@@ -33,8 +34,11 @@ LOGGED_GROUPS = 2
 SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step")
 
 
-def run_rl(config: RLConfig) -> None:
+def run_rl(config: RLConfig, *, nodes: int = 1) -> None:
     """Trains until `config.steps`. A run that was killed continues from its newest checkpoint.
+
+    Args:
+        nodes: machines that Ray has, or will have in a moment.
 
     Raises:
         SystemExit: with code RESUMABLE, after SIGUSR1: the run has ended its step and saved.
@@ -42,22 +46,23 @@ def run_rl(config: RLConfig) -> None:
     run = Path(config.run)
     claim_run(config, run)
     with hold_stop() as stop:  # before Ray starts: its processes inherit that the signal is blocked
-        step = start_and_train(config, stop)
+        step = start_and_train(config, nodes, stop)
     if step < config.steps:
         exit_resumable(f"{run} is saved after {step} of {config.steps} steps")
 
 
-def start_and_train(config: RLConfig, stop: StopRequest) -> int:
+def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
     """Starts Ray, trainers and engines, and trains; returns the steps done. All are ended, and the run is saved."""
-    start_ray()
+    start_ray(nodes=nodes)
     try:
-        check_gpus(config)
         config = choose_transfer(config)
+        placement = Placement(config)
+        print(placement.plan.describe(), flush=True)
         with (
             VerifyPool(config.reward.checker) as pool,
             # the trainers start while the engines do
-            closing(TrainerGroup(config)) as trainers,
-            closing(RolloutManager(connect_engines(config, trainers), config.engine)) as engines,
+            closing(TrainerGroup(config, placement)) as trainers,
+            closing(RolloutManager(connect_engines(config, placement, trainers), config.engine)) as engines,
         ):
             step = run_sync(config, trainers, engines, pool, stop)
             if step < config.steps:
@@ -69,10 +74,10 @@ def start_and_train(config: RLConfig, stop: StopRequest) -> int:
         stop_ray()
 
 
-def connect_engines(config: RLConfig, trainers: TrainerGroup) -> EngineCalls:
+def connect_engines(config: RLConfig, placement: Placement, trainers: TrainerGroup) -> EngineCalls:
     """Returns the functions that start engines, ask them, and give them the trainers' weights."""
     transfer = WeightTransfer(trainers, config.engine)
-    return build_engine_calls(config, update=transfer.update, watch=trainers.check_alive)
+    return build_engine_calls(config, placement, update=transfer.update, watch=trainers.check_alive)
 
 
 def run_sync(
@@ -107,7 +112,7 @@ def run_sync(
                 )
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
-            counts = {**prompts.skipped, "engine_restarts": engines.restarts}
+            counts = {**prompts.skipped, "engine_restarts": engines.restarts, "engines_lost": engines.lost}
             values = compute_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
             log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)
             for group in groups[:LOGGED_GROUPS]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from data_pipeline.encode.prompt_sharing import respond, share_prompt
@@ -90,7 +91,7 @@ def _by_prompt(rollouts: Sequence[TrainRollout]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _trees(prompt: Example, responses: Mapping[str, Sequence[int]], rules: PackRules) -> Iterator[Tree]:
+def _trees(prompt: Example, responses: Mapping[str, np.ndarray], rules: PackRules) -> Iterator[Tree]:
     """Yields the responses (by name) in as few trees as fit; each by itself where the prompt is not shared."""
     tree = None
     if rules.share_prompts and len(responses) > 1:

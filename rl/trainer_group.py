@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -17,7 +15,8 @@ from megatron_omr.model_config import ModelConfig
 from rl.config import RLConfig
 from rl.groups import split_groups
 from rl.pack import split_by_rank
-from rl.placement.actors import collect, create_trainers
+from rl.placement.actors import collect, start_trainers
+from rl.placement.places import Placement
 from rl.types import TrainRollout
 
 if TYPE_CHECKING:
@@ -34,17 +33,8 @@ S = TypeVar("S")
 class TrainerGroup:
     """The trainer of the RL loop. Workers of one data-parallel rank get the same rollouts."""
 
-    def __init__(self, config: RLConfig) -> None:
-        run = Path(config.run).absolute()
-        run.mkdir(parents=True, exist_ok=True)
-        for left in run.glob(".rendezvous-*"):  # by a run that was killed
-            left.unlink()
-        self._rendezvous = run / f".rendezvous-{uuid.uuid4().hex}"
-        self._processes = create_trainers(config.trainers)
-        self._started = [
-            process.start.remote(config, config.trainers, f"file://{self._rendezvous}")
-            for process in self._processes
-        ]
+    def __init__(self, config: RLConfig, placement: Placement) -> None:
+        self._processes, self._started = start_trainers(config, placement)
         self._looks = self._started
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
@@ -119,7 +109,6 @@ class TrainerGroup:
 
     def close(self) -> None:
         """Ends the workers."""
-        self._rendezvous.unlink(missing_ok=True)
         for process in self._processes:
             ray.kill(process)
 
@@ -147,9 +136,10 @@ class TrainerGroup:
         return collect([process.run.remote(call) for process in self._processes])
 
     def _by_rank(self, call: Callable[[TrainerWorker, S], R], shares: Sequence[S]) -> list[R]:
-        """Calls each worker with the share of its data-parallel rank."""
+        """Calls each worker with the share of its data-parallel rank, which reaches a node once."""
+        held = [ray.put(share) for share in shares]
         processes = zip(self._processes, self._places, strict=True)
-        return collect([process.run.remote(call, shares[dp_rank]) for process, (dp_rank, _) in processes])
+        return collect([process.run.remote(call, held[dp_rank]) for process, (dp_rank, _) in processes])
 
 
 def learn(

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline.errors import BadSample
 from data_pipeline.types import PackedBatch, SampleRef
 from data_pipeline.verify.check import Verdict
@@ -30,12 +33,12 @@ class Prompt:
     patches: tuple[int, ...] = ()  # of each image
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """One response, as an engine returned it."""
+    """One response, as an engine returned it. Its numbers are arrays: Ray copies them as they are, and once a node."""
 
-    token_ids: tuple[int, ...]  # response only, ends with <|im_end|> unless truncated
-    logprobs: tuple[float, ...]  # the engine's, at the sampling temperature, one per response token
+    token_ids: NDArray[np.int32]  # response only, ends with <|im_end|> unless truncated
+    logprobs: NDArray[np.float32]  # the engine's, at the sampling temperature, one per response token
     response: str  # decoded without special tokens
     finish_reason: str  # stop | length
     policy_version: int  # of the weights that wrote it
@@ -77,13 +80,13 @@ class AskedResponse(ScoredResponse):
     fault: str = ""  # why the question could not be asked; then there is one record without a response
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainRollout:
     """A response with its advantage, as the trainer learns from it. The prompt's images stay in the shard."""
 
     ref: SampleRef
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]  # the engine's
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]  # the engine's
     advantage: float
     prompt_tokens: int = 0  # with those of its images
     prompt_patches: tuple[int, ...] = ()  # of each image

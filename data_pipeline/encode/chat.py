@@ -50,10 +50,13 @@ class ChatEncoder:
         tokens, response_ids = self.limits.tokenize(sample, loss_on)
         return respond(self._encode_prompt(sample, tokens), response_ids, id=sample.id)
 
-    def check_response(self, token_ids: Sequence[int]) -> None:
+    def check_response(self, token_ids: Sequence[int] | np.ndarray) -> None:
         """Raises ValueError when a sampled response holds tokens that only prompts may hold."""
-        if banned := sorted(set(token_ids) & set(self.banned_token_ids)):
-            raise ValueError(f"the response holds the special tokens {banned}; ban them while sampling")
+        banned = np.intersect1d(token_ids, self.banned_token_ids)
+        if banned.size:
+            raise ValueError(
+                f"the response holds the special tokens {banned.tolist()}; ban them while sampling"
+            )
 
     def engine_prompt(self, sample: Sample) -> tuple[list[int], list[np.ndarray]]:
         """Returns the prompt's ids with one token per image, and the images [H, W, 3] uint8 in final size."""

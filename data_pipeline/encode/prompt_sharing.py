@@ -17,13 +17,17 @@ from data_pipeline.encode.images import empty_patches
 from data_pipeline.types import Example, Tree
 
 
-def respond(prompt: Example, response: Sequence[int], *, id: str) -> Example:
+def respond(prompt: Example, response: Sequence[int] | np.ndarray, *, id: str) -> Example:
     """Returns the prompt followed by a response, of which every token is to be learned; the prompt's mask stays."""
     return _continue(prompt, 0, response, id)
 
 
 def share_prompt(
-    prompt: Example, responses: Mapping[str, Sequence[int]], *, image_token_id: int, multiple: int = 1
+    prompt: Example,
+    responses: Mapping[str, Sequence[int] | np.ndarray],
+    *,
+    image_token_id: int,
+    multiple: int = 1,
 ) -> Tree | None:
     """Returns the responses (by their ids) as branches of one tree.
 
@@ -41,7 +45,7 @@ def share_prompt(
     return Tree(root=root, branches=tuple(_continue(prompt, cut, ids, id) for id, ids in responses.items()))
 
 
-def _continue(prompt: Example, cut: int, response: Sequence[int], id: str) -> Example:
+def _continue(prompt: Example, cut: int, response: Sequence[int] | np.ndarray, id: str) -> Example:
     """Returns the prompt from token `cut` on, then the response, whose positions continue after the largest."""
     count = len(response)
     input_ids = np.concatenate([prompt.input_ids.numpy()[cut:], response], dtype=np.int64)

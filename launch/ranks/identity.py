@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 FIRST_PORT, PORTS = 20_000, 12_000
 """Ports of rendezvous under Slurm: below those that Linux gives to connections."""
@@ -62,6 +63,57 @@ def find_identity(env: Mapping[str, str] = os.environ) -> Identity | None:
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A Slurm step with one task on each of several nodes, as a command that starts its own processes needs it."""
+
+    node: int
+    """The number of this node."""
+    hosts: tuple[str, ...]
+    name: str
+    """Of job, step and start: no other step has it, nor this one after a requeue."""
+    port: int
+    """Follows from job and step."""
+
+
+def find_step(command: str, env: Mapping[str, str] = os.environ) -> Step | None:
+    """Returns the Slurm step of this process; None where it is the only task, or no task at all.
+
+    Args:
+        command: such as "omr rl RECIPE": it starts its processes itself, so that one task a node is right.
+
+    Raises:
+        ValueError: torchrun, or srun with several tasks on a node, started this process, or RAY_ADDRESS names a
+            cluster, and several tasks are to join it.
+    """
+    right = f"`srun --ntasks-per-node=1 {command}` on several nodes, or `{command}` on one"
+    if "RANK" in env and "WORLD_SIZE" in env:
+        raise ValueError(
+            f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']}: torchrun, or another launcher of ranks, started "
+            f"this process, but {command} starts its trainers and engines itself; use {right}"
+        )
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return None
+    counts = count_tasks(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    if max(counts) > 1:
+        raise ValueError(
+            f"SLURM_STEP_TASKS_PER_NODE={env['SLURM_STEP_TASKS_PER_NODE']}: srun started several tasks on a node, but "
+            f"{command} starts its trainers and engines itself; use {right}"
+        )
+    if "RAY_ADDRESS" in env:
+        raise ValueError(
+            f"RAY_ADDRESS={env['RAY_ADDRESS']} names a Ray cluster that runs already, but srun started {len(counts)} "
+            f"tasks; use `{command}` once, or unset RAY_ADDRESS"
+        )
+    job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
+    return Step(
+        node=int(env["SLURM_NODEID"]),
+        hosts=tuple(list_hosts(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])),
+        name=f"{job}-{step}-{env.get('SLURM_RESTART_COUNT', '0')}",
+        port=_choose_port(job, step),
+    )
+
+
 def slurm_address(env: Mapping[str, str]) -> str:
     """Returns where the ranks of a Slurm step meet: MASTER_ADDR and MASTER_PORT if set, else the first node.
 
@@ -80,15 +132,36 @@ def slurm_address(env: Mapping[str, str]) -> str:
             "set MASTER_ADDR and MASTER_PORT"
         )
     job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
-    port = env.get("MASTER_PORT") or FIRST_PORT + (job * 7 + step) % PORTS
+    port = env.get("MASTER_PORT") or _choose_port(job, step)
     return f"tcp://{host}:{port}"
 
 
+def _choose_port(job: int, step: int) -> int:
+    return FIRST_PORT + (job * 7 + step) % PORTS
+
+
 def first_host(nodes: str) -> str:
-    """Returns the first name of a Slurm node list: "gpu03" of "gpu[03-05,07],cpu1"."""
-    before_comma = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
-    first = before_comma.group() if before_comma else ""
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+    """Returns the first name of a Slurm node list: "gpu03" of "gpu[03-05,07],cpu1"; "" of none."""
+    return next(iter(list_hosts(nodes)), "")
+
+
+def list_hosts(nodes: str) -> list[str]:
+    """Returns the names of a Slurm node list: gpu03, gpu04, cpu1 of "gpu[03-04],cpu1"."""
+    found: list[str] = []
+    for entry in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        parts = re.split(r"\[([^\]]*)\]", entry)  # text and ranges in turn
+        choices = [_expand(part) if i % 2 else [part] for i, part in enumerate(parts)]
+        found += map("".join, product(*choices))
+    return found
+
+
+def _expand(ranges: str) -> list[str]:
+    """Returns the numbers of "03-05,07", as wide as they are written."""
+    numbers: list[str] = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        numbers += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
+    return numbers
 
 
 def count_tasks(per_node: str) -> list[int]:

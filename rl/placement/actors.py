@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -13,29 +12,20 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
 from rl.config import RLConfig
+from rl.placement.network import LOOPBACK, join_network, open_store
+from rl.placement.places import Place, Placement
 from rl.rollout.engine import ENGINE_ENV, Engine
 from rl.rollout.manager import EngineCalls, EngineDied
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-TRAINER_ENV = {"GLOO_SOCKET_IFNAME": "lo"}  # on one machine; the cluster of RAY_ADDRESS has another network
 WATCH_SECONDS = 1.0
 """Between two looks at the trainers while engines generate."""
 R = TypeVar("R")
 
 
-def check_gpus(config: RLConfig) -> None:
-    """Raises ValueError where there are too few GPUs: actors would wait for one without end."""
-    available = int(ray.cluster_resources().get("GPU", 0))
-    wanted = config.trainers + config.engine.num_engines
-    if 0 < available < wanted:
-        raise ValueError(
-            f"trainers={config.trainers} and engine.num_engines={config.engine.num_engines} need {wanted} GPUs, "
-            f"and Ray sees {available}; lower one of them"
-        )
-
-
 def build_engine_calls(
     config: RLConfig,
+    placement: Placement,
     *,
     update: Callable[[Sequence[ActorHandle], int], list[EngineDied | None]],
     watch: Callable[[], object] = lambda: None,
@@ -46,10 +36,22 @@ def build_engine_calls(
         update: WeightTransfer.update.
         watch: called again and again while engines generate; what it raises ends the wait.
     """
-    actor: Any = ray.remote(Engine).options(**_options(ENGINE_ENV))
+    places: dict[ActorHandle, Place] = {}
+
+    def start() -> ActorHandle:
+        place = placement.reserve_engine()
+        engine = _actor(Engine, place, ENGINE_ENV).remote(config)
+        places[engine] = place
+        return engine
+
+    def stop(engine: ActorHandle) -> None:
+        ray.kill(engine)
+        if place := places.pop(engine, None):
+            placement.release_engine(place)
+
     return EngineCalls(
-        start=lambda: actor.remote(config),
-        stop=ray.kill,
+        start=start,
+        stop=stop,
         ask=lambda engine, prompts, sampling, seed: engine.generate.remote(prompts, sampling, seed),
         update=update,
         wait=lambda replies: _wait(replies, watch),
@@ -64,10 +66,18 @@ class TrainerProcess:
         self._rank, self._name = rank, _name(rank)
         self._worker: Any = None
 
+    def open_store(self, on_loopback: bool) -> str:
+        """Opens the store through which the workers meet; returns its address, tcp://host:port."""
+        self._store, address = open_store(LOOPBACK if on_loopback else ray.util.get_node_ip_address())
+        return address
+
     def start(self, config: RLConfig, world_size: int, init_method: str) -> None | Failure:
-        """Loads the model and joins the other workers at `init_method` (file:// or tcp://)."""
+        """Loads the model and joins the other workers at `init_method`, the address of rank 0's store."""
 
         def build() -> None:
+            on_loopback = init_method.startswith(f"tcp://{LOOPBACK}:")
+            join_network(LOOPBACK if on_loopback else ray.util.get_node_ip_address())
+
             from rl.trainer import TrainerWorker
 
             self._worker = TrainerWorker(
@@ -81,11 +91,13 @@ class TrainerProcess:
         return call_or_fail(self._name, call, self._worker, *args)
 
 
-def create_trainers(count: int) -> list[ActorHandle]:
-    """Starts the processes of the trainer."""
-    env = {} if os.environ.get("RAY_ADDRESS") else TRAINER_ENV
-    actor: Any = ray.remote(TrainerProcess).options(**_options(env))
-    return [actor.remote(rank) for rank in range(count)]
+def start_trainers(config: RLConfig, placement: Placement) -> tuple[list[ActorHandle], list[ray.ObjectRef]]:
+    """Starts the processes of the trainer; returns them, and their replies once they have met."""
+    places = placement.reserve_trainers()
+    processes = [_actor(TrainerProcess, place).remote(rank) for rank, place in enumerate(places)]
+    on_one_node = len(set(placement.plan.trainers)) == 1
+    store = processes[0].open_store.remote(on_one_node)
+    return processes, [process.start.remote(config, len(processes), store) for process in processes]
 
 
 def collect(replies: Sequence[ray.ObjectRef], *, wait: bool = True) -> list[Any]:
@@ -123,10 +135,9 @@ def _name(rank: int) -> str:
     return f"trainer rank {rank}"
 
 
-def _options(env: dict[str, str]) -> dict[str, Any]:
-    # only GPUs are reserved; without them all actors share the machine's cores
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    return {"num_cpus": 0, "num_gpus": int(has_gpus), "runtime_env": {"env_vars": WORKER_ENV | env}}
+def _actor(kind: type, place: Place, env: Mapping[str, str] = {}) -> Any:
+    environment = {"env_vars": {**WORKER_ENV, **env}}
+    return ray.remote(kind).options(**place.options(), runtime_env=environment)
 
 
 def _wait(replies: Sequence[ray.ObjectRef], watch: Callable[[], object]) -> ray.ObjectRef:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from PIL import Image
 
 from data_pipeline.encode.chat import ChatEncoder
@@ -170,8 +171,10 @@ class Engine:
         ids, sampled = completion.token_ids, cast("list[dict[int, Logprob]] | None", completion.logprobs)
         assert sampled is not None and completion.finish_reason is not None, "asked for in _params"
         return Rollout(
-            token_ids=tuple(ids),
-            logprobs=tuple(step[token].logprob for step, token in zip(sampled, ids, strict=True)),
+            token_ids=np.array(ids, np.int32),
+            logprobs=np.array(
+                [step[token].logprob for step, token in zip(sampled, ids, strict=True)], np.float32
+            ),
             response=self._encoder.decode(ids),
             finish_reason=completion.finish_reason,
             policy_version=version,

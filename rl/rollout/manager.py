@@ -5,6 +5,7 @@ Imports neither Ray nor vLLM: it gets the functions that start, ask and await an
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any, Generic, TypeVar
 from data_pipeline.failures import RankError
 from rl.config import EngineConfig, SamplingConfig
 from rl.types import Prompt, Responses
+
+log = logging.getLogger(__name__)
 
 E = TypeVar("E")  # an engine
 H = TypeVar("H", bound=Hashable)  # a pending reply
@@ -28,12 +31,16 @@ class EngineDied(RankError):
     """Raised by EngineCalls.take: the engine has died, and its pending requests are lost. The message says why."""
 
 
+class NoRoom(RankError):
+    """Raised by EngineCalls.start: no node has room for another engine. The message says what the nodes have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineCalls(Generic[E, H]):
     """Functions that start, ask and stop engines of kind E. All but `update`, `wait` and `take` return at once."""
 
     start: Callable[[], E]
-    """Returns a new engine with the weights of the model folder."""
+    """Returns a new engine with the weights of the model folder; raises NoRoom."""
     stop: Callable[[E], None]
     """Ends an engine, also one that is dead already."""
     ask: Callable[[E, Sequence[Prompt], SamplingConfig, int], H]
@@ -47,14 +54,18 @@ class EngineCalls(Generic[E, H]):
 
 
 class RolloutManager(Generic[E, H]):
-    """The engines of a run. One that dies is replaced, given the current weights, and asked again."""
+    """The engines of a run. One that dies is replaced, given the current weights, and asked again.
+
+    Where its node was lost and no other has room, the run goes on with the engines that are left.
+    """
 
     def __init__(self, calls: EngineCalls[E, H], config: EngineConfig) -> None:
         """Starts the engines; a request asks for no more responses than `config.max_num_seqs`."""
         self.restarts = 0
+        self.lost = 0  # engines that could not be replaced
         self._calls = calls
         self._max_num_seqs = config.max_num_seqs
-        self._engines = [calls.start() for _ in range(config.num_engines)]
+        self._engines = {number: calls.start() for number in range(config.num_engines)}
         self._version: int | None = None
 
     def update_weights(self, version: int) -> None:
@@ -65,7 +76,7 @@ class RolloutManager(Generic[E, H]):
             Exception: an engine refused the weights; whatever its Engine.update_weights raised.
         """
         self._version = version
-        self._update(range(len(self._engines)))
+        self._update(list(self._engines))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
@@ -104,7 +115,7 @@ class RolloutManager(Generic[E, H]):
 
     def close(self) -> None:
         """Ends the engines."""
-        for engine in self._engines:
+        for engine in self._engines.values():
             self._calls.stop(engine)
         self._engines.clear()
 
@@ -113,7 +124,7 @@ class RolloutManager(Generic[E, H]):
         load = Counter(number for number, _ in asked.values())
         chosen: list[int] = []
         while len(chosen) < num_chunks:
-            number = min(range(len(self._engines)), key=lambda n: load[n])
+            number = min(self._engines, key=lambda n: load[n])
             if load[number] >= IN_FLIGHT:
                 break
             load[number] += 1
@@ -121,14 +132,22 @@ class RolloutManager(Generic[E, H]):
         return chosen
 
     def _replace(self, number: int) -> None:
-        self._restart(number)
-        if self._version is not None:
+        if self._restart(number) and self._version is not None:
             self._update([number])
 
-    def _restart(self, number: int) -> None:
+    def _restart(self, number: int) -> bool:
+        """Starts an engine in the place of another; returns false where no node has room for it."""
+        self._calls.stop(self._engines.pop(number))  # it may still hold memory
+        try:
+            self._engines[number] = self._calls.start()
+        except NoRoom as error:
+            if not self._engines:
+                raise
+            self.lost += 1
+            log.warning(f"the run goes on with {len(self._engines)} engines: {error}")
+            return False
         self.restarts += 1
-        self._calls.stop(self._engines[number])  # it may still hold memory
-        self._engines[number] = self._calls.start()
+        return True
 
     def _update(self, numbers: Sequence[int]) -> None:
         """Gives these engines the current weights; those that die are replaced, and the new ones get them."""
@@ -138,10 +157,9 @@ class RolloutManager(Generic[E, H]):
             outcomes = self._calls.update([self._engines[number] for number in numbers], self._version)
             died = {number: out for number, out in zip(numbers, outcomes, strict=True) if out is not None}
             deaths += len(died)
-            for number, error in died.items():
+            for error in died.values():
                 _check_deaths(deaths, f"was given weights ({error})")
-                self._restart(number)
-            numbers = list(died)
+            numbers = [number for number in died if self._restart(number)]
 
 
 def _check_deaths(deaths: int, last: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from data_pipeline.types import SampleRef
 from data_pipeline.verify.check import Verdict
 from rl.types import Group, Prompt, Reward, Rollout
@@ -24,8 +26,8 @@ def make_rollout(
     length: int = 3, *, response: str = "<answer>7</answer>", finish_reason: str = "stop"
 ) -> Rollout:
     return Rollout(
-        token_ids=tuple(range(10, 10 + length)),
-        logprobs=tuple(-0.1 * (k + 1) for k in range(length)),
+        token_ids=np.arange(10, 10 + length, dtype=np.int32),
+        logprobs=-0.1 * np.arange(1, length + 1, dtype=np.float32),
         response=response,
         finish_reason=finish_reason,
         policy_version=4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -19,7 +20,7 @@ from rl.config import EngineConfig, RLConfig
 from rl.prompts import read_prompts
 from rl.types import TrainRollout
 
-RESPONSES = [(20, 21, 2), (30, 31, 32, 33, 2), (40, 2), (50, 51, 52, 2)]
+RESPONSES = [np.array(ids, np.int32) for ids in [(20, 21, 2), (30, 31, 32, 33, 2), (40, 2), (50, 51, 52, 2)]]
 
 
 def rl_config(model: Path, root: Path, *, trainers: int) -> RLConfig:
@@ -59,12 +60,12 @@ def oracle_rollouts(config: RLConfig) -> list[TrainRollout]:
             image_grid_thw=example.image_grid_thw,
             mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
         ).logits[0, -len(token_ids) - 1 : -1]
-        logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(token_ids)[:, None])[:, 0]
+        logprobs = logits.log_softmax(-1).gather(-1, torch.from_numpy(token_ids).long()[:, None])[:, 0]
         rollouts.append(
             TrainRollout(
                 ref=ref,
                 token_ids=token_ids,
-                logprobs=tuple(logprobs.tolist()),
+                logprobs=logprobs.numpy(),
                 advantage=1.0 if number % 2 else -0.5,
             )
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,11 @@ from launch.arguments import CommandGroup
 ROOT = Path(__file__).parents[2]
 
 
-def omr(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def omr(*args: str, timeout: float = 60, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "launch.cli", *args],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "120"},
+        env={**os.environ, "COLUMNS": "120", **env},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -152,3 +154,32 @@ def test_console_script_is_this_command():
     script = shutil.which("omr", path=Path(sys.executable).parent)
     done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "omr sft demo" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "said"),
+    [
+        (
+            {"RANK": "0", "WORLD_SIZE": "8"},
+            [],
+            "torchrun, or another launcher of ranks, started this.*use `srun --ntasks-per-node=1 omr rl RECIPE`",
+        ),
+        (
+            {},
+            ["--trainers", "3", "--parallel.tp", "2"],
+            "3 trainers cannot hold parallel.tp=2 .* a multiple of 2",
+        ),
+        # a launcher's ranks are none of the trainers
+        (
+            {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "5"},
+            ["--trainers", "3", "--parallel.tp", "2"],
+            "3 trainers",
+        ),
+    ],
+)
+def test_rl_is_started_once_and_counts_its_own_trainers(
+    env: dict[str, str], options: list[str], said: str, tiny_hf: Path
+):
+    done = omr("rl", "demo", "--model", str(tiny_hf), *options, env=env)
+    assert done.returncode == 2
+    assert re.search(said, done.stderr), done.stderr

@@ -120,7 +120,7 @@ class Oracle:
             logits = self.logits(prompt, rollout) / temperature
             largest = logits.abs().amax(-1)
             logits[:, list(banned)] = -torch.inf
-            mine = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+            mine = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids).long()[:, None])[:, 0]
             gaps.append(((mine - torch.tensor(rollout.logprobs)).abs() / largest).max().item())
         return max(gaps)
 
@@ -184,7 +184,7 @@ def test_responses_and_logprobs_are_those_of_the_model(
         for rollout in rollouts:
             assert len(rollout.logprobs) == len(rollout.token_ids) <= SAMPLING.max_tokens
             assert (rollout.token_ids[-1] == stop) == (rollout.finish_reason == "stop")
-            assert rollout.response == oracle.encoder.decode(rollout.token_ids)
+            assert rollout.response == oracle.encoder.decode(rollout.token_ids.tolist())
             assert rollout.policy_version == 0
     more = [rollouts for seed in range(2, 8) for rollouts in generate(engine, prompts, step_seed=seed)]
     assert {rollout.finish_reason for rollouts in sampled + more for rollout in rollouts} == {
@@ -201,7 +201,7 @@ def test_vision_tokens_are_never_sampled(
     for prompt, rollouts in zip(prompts, generate(engine, prompts, step_seed=2), strict=True):
         for rollout in rollouts:
             expected += oracle.logits(prompt, rollout).softmax(-1)[:, banned].sum().item()
-            seen |= set(rollout.token_ids)
+            seen |= set(rollout.token_ids.tolist())
     assert expected > 5  # without the ban; a mean over 960 tokens, which draws hardly change: it was 13
     assert not seen & set(banned)
 
@@ -223,7 +223,7 @@ def greedy(engine: Engine, prompts: Sequence[Prompt]) -> list[Rollout]:
 
 
 def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
-    return [rollout.token_ids for rollout in rollouts]
+    return [tuple(rollout.token_ids.tolist()) for rollout in rollouts]
 
 
 def test_responses_to_one_prompt_share_its_keys_and_values(

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,7 +103,10 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
     refs = [p.ref for p, _ in read_prompts(shards, encoder.limits)][:2]
     rollouts = [
         TrainRollout(
-            ref=refs[k % 2], token_ids=ids, logprobs=tuple(-float(t) for t in ids), advantage=k + 1.0
+            ref=refs[k % 2],
+            token_ids=np.array(ids, np.int32),
+            logprobs=-np.array(ids, np.float32),
+            advantage=k + 1.0,
         )
         for k, ids in enumerate(responses)
     ]
@@ -140,5 +144,5 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
                 packed.labels[start:end][chosen].tolist(),
                 set(batch.advantages_T[start:end][chosen].tolist()),
             )
-    expected = {f"{r.ref.id} ({k})": (list(r.token_ids), {r.advantage}) for k, r in enumerate(rollouts)}
+    expected = {f"{r.ref.id} ({k})": (r.token_ids.tolist(), {r.advantage}) for k, r in enumerate(rollouts)}
     assert seen == expected

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -55,7 +56,7 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
     seen["resumed"] = worker.resume()
     seen["weights resumed"] = checksums(1)
     with pytest.raises(ValueError, match="ban them while sampling"):
-        worker.score([replace(rollouts[0], token_ids=(worker._encoder.image_token_id, 1, 2))])
+        worker.score([replace(rollouts[0], token_ids=np.array([worker._encoder.image_token_id, 1, 2]))])
     return seen
 
 

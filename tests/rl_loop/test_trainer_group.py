@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.failures import RankError
 from data_pipeline.ray_session import start_ray, stop_ray
 from megatron_omr.convert.names import modern_name
+from rl.placement.places import Placement
 from rl.trainer_group import TrainerGroup
 from rl.types import TrainRollout
 from rl.weight_sync.shared_memory import read_place
@@ -38,7 +40,8 @@ def rollouts(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 def trainers(tiny_hf: Path, tmp_path: Path) -> Iterator[TrainerGroup]:
     start_ray()
     try:
-        group = TrainerGroup(rl_config(tiny_hf, tmp_path, trainers=2))
+        config = rl_config(tiny_hf, tmp_path, trainers=2)
+        group = TrainerGroup(config, Placement(config))
         yield group
         group.close()
     finally:
@@ -65,7 +68,7 @@ def test_two_trainers_check_train_send_and_save(
     gaps = trainers.check_engines(rollouts)
     assert gaps["mismatch_mean"] <= gaps["mismatch_max"] < 1e-4
     assert trainers.check_engines(rollouts[:1])["mismatch_max"] < 1e-4  # one rank gets none
-    other = [replace(r, logprobs=tuple(x - 1 for x in r.logprobs)) for r in rollouts]
+    other = [replace(r, logprobs=r.logprobs - 1) for r in rollouts]
     with pytest.raises(RuntimeError, match=r"mean \|logprob difference\| 1 .* on 4 rollouts.*max_mismatch"):
         trainers.check_engines(other)
 
@@ -85,7 +88,7 @@ def test_two_trainers_check_train_send_and_save(
     assert message.startswith("the run continues from step-00000002: ")
     banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
     with pytest.raises(ValueError, match="ban them while sampling"):
-        trainers.check_engines([replace(rollouts[0], token_ids=(banned, *rollouts[0].token_ids[1:]))])
+        trainers.check_engines([replace(rollouts[0], token_ids=np.array([banned, 2], np.int32))])
 
     trainers.check_alive()
     places = trainers._on_all(lambda worker: (os.getpid(), dist.get_rank()))
@@ -103,16 +106,14 @@ def test_two_trainers_check_train_send_and_save(
 def test_failure_is_its_message_and_nothing_is_left(tiny_hf: Path, tmp_path: Path) -> None:
     """Raised on all ranks when they start."""
     config = rl_config(tiny_hf, tmp_path, trainers=2)
-    run = Path(config.run)
-    run.mkdir()
-    (run / ".rendezvous-of-a-killed-run").touch()
     start_ray()
     try:
-        group = TrainerGroup(replace(config, model=str(tmp_path / "nowhere")))
+        config = replace(config, model=str(tmp_path / "nowhere"))
+        group = TrainerGroup(config, Placement(config))
         with pytest.raises(ValueError, match="nowhere") as mistake:
             group.resume()
         assert "\n" not in str(mistake.value)
         group.close()
     finally:
         stop_ray()
-    assert not list(run.iterdir())
+    assert not Path(config.run).exists()

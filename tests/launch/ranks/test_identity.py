@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.ranks.identity import count_tasks, find_identity, first_host
+from launch.ranks.identity import count_tasks, find_identity, find_step, first_host, list_hosts
 
 SRUN = {
     "SLURM_PROCID": "11",
@@ -85,3 +85,57 @@ def test_first_host_of_a_node_list(nodes: str, first: str):
 def test_tasks_of_each_node():
     assert count_tasks("8(x2),4") == [8, 8, 4]
     assert count_tasks("1") == [1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "hosts"),
+    [
+        ("", []),
+        ("n1", ["n1"]),
+        ("gpu[03-05,07],cpu1", ["gpu03", "gpu04", "gpu05", "gpu07", "cpu1"]),
+        ("r[1-2]n[09-10]-ib", ["r1n09-ib", "r1n10-ib", "r2n09-ib", "r2n10-ib"]),
+    ],
+)
+def test_all_hosts_of_a_node_list(nodes: str, hosts: list[str]):
+    assert list_hosts(nodes) == hosts
+
+
+ONE_TASK_A_NODE = SRUN | {
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+}
+
+
+def test_step_with_one_task_a_node_is_one_command_on_several_nodes():
+    step, again = (
+        find_step("omr rl RECIPE", ONE_TASK_A_NODE | more) for more in ({}, {"SLURM_RESTART_COUNT": "1"})
+    )
+    assert step is not None and again is not None
+    assert (step.node, step.hosts, step.name) == (1, ("gpu03", "gpu04"), "1234-2-0")
+    assert again.name != step.name and 1024 < step.port < 32_768
+    assert find_step("omr rl RECIPE", {}) is None
+    alone = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "RAY_ADDRESS": "10.0.0.1:6379"}
+    assert find_step("omr rl RECIPE", SRUN | alone) is None
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "8"}, "RANK=3 and WORLD_SIZE=8: torchrun"),
+        (SRUN, r"SLURM_STEP_TASKS_PER_NODE=8\(x2\): srun started several tasks on a node"),
+    ],
+)
+def test_command_that_starts_its_own_processes_says_how_it_is_started(env: dict[str, str], said: str):
+    with pytest.raises(
+        ValueError, match=f"{said}.*use `srun --ntasks-per-node=1 omr rl RECIPE` on several nodes"
+    ):
+        find_step("omr rl RECIPE", env)
+
+
+def test_running_ray_cluster_is_joined_by_one_task():
+    with pytest.raises(
+        ValueError, match=r"RAY_ADDRESS=h:1 names .* srun started 2 tasks; use `omr rl RECIPE` once"
+    ):
+        find_step("omr rl RECIPE", ONE_TASK_A_NODE | {"RAY_ADDRESS": "h:1"})

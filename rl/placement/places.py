@@ -1,0 +1,112 @@
+"""Holds the places of a run's processes on Ray's nodes: a placement group for each trainer group and each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rl.config import RLConfig
+from rl.placement.plan import Node, build_plan, place_engine
+from rl.rollout.manager import NoRoom
+
+WAIT_SECONDS = 60.0
+"""Limit of the wait for a place: free ones are given at once, and those of a process that died within seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A place for one actor on a node."""
+
+    address: str
+    num_gpus: int
+    group: PlacementGroup
+    bundle: int
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options of the actor: only GPUs are reserved, without them all actors share the cores."""
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundle)
+        return {"num_cpus": 0, "num_gpus": self.num_gpus, "scheduling_strategy": strategy}
+
+
+class Placement:
+    """The places of a run, as rl/placement/plan.py decides."""
+
+    def __init__(self, config: RLConfig) -> None:
+        """Plans for the nodes that Ray has; raises ValueError where the run does not fit, before anything waits."""
+        nodes = list_nodes()
+        self.plan = build_plan(nodes, config)
+        self._planned = list(self.plan.engines)
+        self._engine_tp = config.engine.tp
+        self._has_gpus = any(node.gpus for node in nodes)
+        self._engines: list[Place] = []
+
+    def reserve_trainers(self) -> list[Place]:
+        """Returns a place for each rank of the trainer; raises NoRoom."""
+        num_gpus = int(self._has_gpus)
+        groups = [(group, _reserve(group, num_gpus)) for group in self.plan.groups]
+        return [
+            Place(address=address, num_gpus=num_gpus, group=reserved, bundle=bundle)
+            for addresses, reserved in groups
+            for bundle, address in enumerate(addresses)
+        ]
+
+    def reserve_engine(self) -> Place:
+        """Returns a place for the next engine: the planned one or, for those that replace others, a free one.
+
+        Raises:
+            NoRoom: no node that is left has room.
+        """
+        running = [place.address for place in self._engines]
+        nodes = list_nodes()
+        if self._planned:
+            address = self._planned.pop(0)
+        else:
+            address = place_engine(nodes, self.plan.trainers, running, self._engine_tp)
+        if address is None:
+            raise NoRoom(
+                f"no node has engine.tp={self._engine_tp} free GPUs for another engine: {_list(nodes)}, with trainers "
+                f"on {', '.join(dict.fromkeys(self.plan.trainers))} and engines on {', '.join(running) or 'none'}"
+            )
+        num_gpus = self._engine_tp if self._has_gpus else 0
+        place = Place(address=address, num_gpus=num_gpus, group=_reserve([address], num_gpus), bundle=0)
+        self._engines.append(place)
+        return place
+
+    def release_engine(self, place: Place) -> None:
+        """Gives the place of an engine back; an actor that still is there ends."""
+        self._engines.remove(place)
+        remove_placement_group(place.group)
+
+
+def list_nodes() -> list[Node]:
+    """Returns the nodes that are alive: the driver's first."""
+    here = ray.util.get_node_ip_address()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [
+        Node(address=node["NodeManagerAddress"], gpus=int(node["Resources"].get("GPU", 0))) for node in alive
+    ]
+    return sorted(
+        nodes, key=lambda node: (node.address != here, [part.zfill(3) for part in node.address.split(".")])
+    )
+
+
+def _reserve(addresses: Sequence[str], num_gpus: int) -> PlacementGroup:
+    """Returns a placement group with a bundle on each of these nodes."""
+    gpus = {"GPU": num_gpus} if num_gpus else {}
+    group = placement_group([{f"node:{address}": 0.001, **gpus} for address in addresses])
+    if not group.wait(WAIT_SECONDS):
+        remove_placement_group(group)
+        raise NoRoom(
+            f"Ray gave no place with {num_gpus} GPUs on {', '.join(set(addresses))} within {WAIT_SECONDS:g} s; "
+            f"nodes that are alive: {_list(list_nodes())}. Another job of this Ray cluster may hold the GPUs"
+        )
+    return group
+
+
+def _list(nodes: Sequence[Node]) -> str:
+    return ", ".join(f"{node.address} with {node.gpus} GPUs" for node in nodes)
