@@ -20,18 +20,24 @@ def test_interrupted_runs_end_as_one_that_ran_through(slurm: SlurmCluster, runs:
     undisturbed = runs.finish_sft()
 
     job = runs.submit_sft("disturbed")
-    runs.wait_for_step("disturbed", 12)
-    slurm.cancel(job)
-    slurm.wait(job, "CANCELLED")
-    kept = list_checkpoints(runs.root / "disturbed/checkpoints")
-    assert kept
-    check_files(kept[-1], read_manifest(kept[-1]))  # raises for a damaged file
+    runs.wait_for_step("disturbed", 4)
+    slurm.cancel(job, "--signal=USR1", "--batch")  # as Slurm does ahead of a time limit
+    slurm.wait(job, "PENDING")
+    assert "stopped by SIGUSR1" in slurm.log(job)
+    assert "the run stopped ahead of the time limit: job" in slurm.log(job)
 
-    job = runs.submit_sft("disturbed")
-    runs.wait_for_step("disturbed", 20)
+    runs.wait_for_step("disturbed", 12)
     slurm.crash("node2")
     slurm.wait(job, "PENDING")
     slurm.up("node2")
-    slurm.wait(job, "COMPLETED")
-    assert slurm.show(job)["Restarts"] == "1"
+
+    slurm.wait(job, "RUNNING")
+    runs.wait_for_step("disturbed", 20)
+    slurm.cancel(job)
+    slurm.wait(job, "CANCELLED")
+    assert slurm.show(job)["Restarts"] == "2"
+    kept = list_checkpoints(runs.root / "disturbed/checkpoints")
+    check_files(kept[-1], read_manifest(kept[-1]))  # raises for a damaged file
+
+    slurm.wait(runs.submit_sft("disturbed"), "COMPLETED")
     assert runs.read_weights("disturbed") == runs.read_weights(undisturbed)
