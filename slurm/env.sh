@@ -22,7 +22,8 @@ if [[ $OMR_INTERFACE ]]; then export NCCL_SOCKET_IFNAME=$OMR_INTERFACE GLOO_SOCK
 # Modules, proxies and secrets of your site come here: module load cuda; export HF_HUB_OFFLINE=1; ...
 
 # Runs `omr ARGUMENTS` as the job's step, one process for each of its tasks, and ends as it does. When the time limit is
-# near, or a node was lost, the job goes back to the queue; omr then continues from the last checkpoint.
+# near, the job goes back to the queue; so does one that lost a node, by Slurm itself once SlurmdTimeout is over, also
+# where tasks on other nodes failed of it. omr then continues from the last checkpoint.
 run_omr() {
     local srun=(srun --kill-on-bad-exit=1) python=$OMR_VENV/bin/python step='' code=0 signalled=1 asked=0
     if [[ $OMR_CONTAINER ]]; then
@@ -42,16 +43,9 @@ run_omr() {
     if ((code == 0)); then return; fi
     echo "omr.sbatch: job ${SLURM_JOB_ID} ended with code $code: omr $*" >&2
     # 75 says that the run is saved and continues; a task that had no time to say so was ended by the signal
-    if ((code == 75 || (asked && code > 128))); then requeue "the run stopped ahead of the time limit"; fi
-    if ! nodes_answer; then requeue "a node does not answer"; fi
+    if ((code == 75 || (asked && code > 128))); then
+        echo "omr.sbatch: it stopped ahead of the time limit: job $SLURM_JOB_ID goes back to the queue" >&2
+        if scontrol requeue "$SLURM_JOB_ID"; then sleep 600; fi # Slurm ends this script meanwhile
+    fi
     exit "$code"
-}
-
-nodes_answer() {
-    timeout 60 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true 2>/dev/null
-}
-
-requeue() {
-    echo "omr.sbatch: $1: job $SLURM_JOB_ID goes back to the queue" >&2
-    if scontrol requeue "$SLURM_JOB_ID"; then sleep 600; fi # Slurm ends this script meanwhile
 }

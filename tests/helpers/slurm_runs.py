@@ -13,6 +13,7 @@ from tests.helpers.slurm_cluster import SlurmCluster
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=4")
 TINY_DATA = ("--train", "48", "--validation", "4", "--test", "16")
+RL_SIZES = "--steps 2 --prompts_per_step 4 --sampling.n 4 --sampling.max_tokens 24 --trainers 1 --engine.num_engines 1"
 JOB_ENV = {"OMP_NUM_THREADS": "1", "OMR_HOME": str(ROOT), "OMR_VENV": sys.prefix, "PYTHONPATH": ""}
 
 
@@ -54,7 +55,9 @@ class TinyRuns:
             "data": f"--cpus-per-task=4 -- digits {chain}/data {' '.join(TINY_DATA)}",
             "sft": f"{two_nodes} -- {' '.join(self.sft_words('chain/sft', data='chain/data'))}",
             "convert": f"-- to-hf {chain}/sft/checkpoints/step-00000032 {chain}/converted",
-            "eval": f"--cpus-per-task=4 --gpus-per-node=0 -- demo --model {chain}/converted "
+            "rl": f"{two_nodes} -- demo --run {chain}/rl --model {chain}/converted {RL_SIZES} "
+            f"--shards {chain}/data/train",
+            "eval": f"--cpus-per-task=4 --gpus-per-node=0 -- demo --model {chain}/rl/hf "
             f"--shards {chain}/data/test --out {chain}/eval --engine.num_engines 1",
         }
         Path(chain).mkdir()

@@ -13,11 +13,11 @@ pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 def test_the_chain_runs_from_data_to_evaluation(slurm: SlurmCluster, runs: TinyRuns):
     jobs = runs.submit_chain()
-    assert list(jobs) == ["data", "sft", "convert", "eval"]
+    assert list(jobs) == ["data", "sft", "convert", "rl", "eval"]
     for job in jobs.values():
         slurm.wait(job, "COMPLETED", seconds=240)
-    assert slurm.show(jobs["sft"])["NodeList"] == "node[1-2]"
-    assert runs.count_steps("chain/sft") == 32
+    assert slurm.show(jobs["sft"])["NodeList"] == slurm.show(jobs["rl"])["NodeList"] == "node[1-2]"
+    assert (runs.count_steps("chain/sft"), runs.count_steps("chain/rl")) == (32, 2)
     assert read_json(runs.root / "chain/eval/summary.json")["count"] == 16
 
 

@@ -24,7 +24,7 @@ def test_interrupted_runs_end_as_one_that_ran_through(slurm: SlurmCluster, runs:
     slurm.cancel(job, "--signal=USR1", "--batch")  # as Slurm does ahead of a time limit
     slurm.wait(job, "PENDING")
     assert "stopped by SIGUSR1" in slurm.log(job)
-    assert "the run stopped ahead of the time limit: job" in slurm.log(job)
+    assert "it stopped ahead of the time limit: job" in slurm.log(job)
 
     runs.wait_for_step("disturbed", 12)
     slurm.crash("node2")
