@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ENGINE_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in the actor itself
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # of tensor parallelism; vLLM insists on it inside an actor
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # trainer and engine share the cores
