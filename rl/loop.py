@@ -55,9 +55,9 @@ def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
     """Starts Ray, trainers and engines, and trains; returns the steps done. All are ended, and the run is saved."""
     start_ray(nodes=nodes)
     try:
-        config = choose_transfer(config)
         placement = Placement(config)
         print(placement.plan.describe(), flush=True)
+        config = choose_transfer(config, placement.plan)
         with (
             VerifyPool(config.reward.checker) as pool,
             # the trainers start while the engines do

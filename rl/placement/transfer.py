@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 from data_pipeline.failures import RankError
 from rl.config import EngineConfig, RLConfig
 from rl.placement.actors import WATCH_SECONDS, take_reply
+from rl.placement.plan import Plan
 from rl.rollout.manager import EngineDied
 from rl.weight_sync.layout import WeightError, WeightMismatch
 
@@ -29,12 +30,21 @@ Outcome = EngineDied | WeightError | None
 """How a call of an engine ended: it must be replaced, it can be asked again, or it did as asked."""
 
 
-def choose_transfer(config: RLConfig) -> RLConfig:
-    """Returns the config with auto replaced by how weights reach the engines on the nodes that Ray has."""
-    if config.engine.weight_transfer != "auto":
+def choose_transfer(config: RLConfig, plan: Plan) -> RLConfig:
+    """Returns the config with auto replaced by how weights reach the engines where the plan puts them.
+
+    Raises:
+        ValueError: shared memory is asked for, and an engine is on another machine than the trainer's rank 0.
+    """
+    way, others = config.engine.weight_transfer, sorted({*plan.engines} - {plan.trainers[0]})
+    if way == "shared_memory" and others:
+        raise ValueError(
+            f"engine.weight_transfer=shared_memory reaches engines on {plan.trainers[0]} alone, the machine of the "
+            f"trainer's rank 0, and {', '.join(others)} would have some; use auto or collective"
+        )
+    if way != "auto":
         return config
-    one_machine = sum(node["Alive"] for node in ray.nodes()) == 1
-    way = "shared_memory" if one_machine else "collective"
+    way = "collective" if others else "shared_memory"
     return replace(config, engine=replace(config.engine, weight_transfer=way))
 
 

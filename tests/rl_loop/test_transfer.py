@@ -19,15 +19,15 @@ import torch
 from ray.actor import ActorHandle
 
 from data_pipeline.ray_session import start_ray, stop_ray
-from rl.config import EngineConfig
+from rl.config import EngineConfig, RLConfig
 from rl.placement import transfer as transfer_module
-from rl.placement.transfer import WeightTransfer
+from rl.placement.plan import Plan
+from rl.placement.transfer import WeightTransfer, choose_transfer
 from rl.rollout.manager import EngineDied
 from rl.weight_sync import collective, shared_memory
 from rl.weight_sync.layout import WeightMismatch
 from tests.helpers.weights import LocalTrainers, some_weights
 
-pytestmark = pytest.mark.heavy
 Weights = Iterable[tuple[str, torch.Tensor]]
 
 
@@ -98,6 +98,7 @@ def engine_config(way: Any) -> EngineConfig:
     return EngineConfig(weight_transfer=way, transfer_timeout=2)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("way", ["shared_memory", "collective"])
 def test_engine_lost_in_a_transfer_is_found_and_the_others_get_the_weights(
     way: str, start_engine: Callable[..., ActorHandle], monkeypatch: pytest.MonkeyPatch
@@ -134,6 +135,7 @@ def test_engine_lost_in_a_transfer_is_found_and_the_others_get_the_weights(
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.heavy
 def test_weights_of_another_model_are_refused_before_any_is_sent(
     start_engine: Callable[..., ActorHandle],
 ) -> None:
@@ -143,3 +145,17 @@ def test_weights_of_another_model_are_refused_before_any_is_sent(
         transfer.update([engine], 1)
     assert trainers.sent == 0
     ray.kill(engine)
+
+
+def test_auto_takes_shared_memory_where_all_engines_are_beside_rank_0() -> None:
+    def plan(*engines: str) -> Plan:
+        return Plan(trainers=("a", "b"), engines=engines, group_size=1)
+
+    def choose(way: Any, *engines: str) -> str:
+        config = RLConfig(run="", model="", shards="", engine=EngineConfig(weight_transfer=way))
+        return choose_transfer(config, plan(*engines)).engine.weight_transfer
+
+    assert choose("auto", "a", "a") == "shared_memory" == choose("shared_memory", "a")
+    assert choose("auto", "a", "b") == "collective" == choose("collective", "a")
+    with pytest.raises(ValueError, match="engine.weight_transfer=shared_memory reaches engines on a alone"):
+        choose("shared_memory", "a", "b")

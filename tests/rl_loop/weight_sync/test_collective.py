@@ -112,10 +112,10 @@ def interrupted(
         yield pair
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_receiver_lost_in_a_transfer_is_noticed_in_time_and_the_others_get_the_weights_in_a_new_group(
-    how: int, sender: CollectiveSender
+def test_receiver_that_hangs_in_a_transfer_is_noticed_and_the_others_get_the_weights_in_a_new_group(
+    sender: CollectiveSender,
 ) -> None:
+    """test_transfer.py kills one."""
     with started(3) as (kept, lost, late):
         join(sender, 1, [kept, lost])
         update(sender, 1, [kept, lost])
@@ -123,7 +123,7 @@ def test_receiver_lost_in_a_transfer_is_noticed_in_time_and_the_others_get_the_w
             receiver.pipe.send(2)
         start = time.monotonic()
         with pytest.raises(WeightError, match=r"did not receive the weights within engine.transfer_timeout"):
-            sender.send(interrupted(float_weights(2), lambda: lost.signal(how)), 2)
+            sender.send(interrupted(float_weights(2), lambda: lost.signal(signal.SIGSTOP)), 2)
         answer = kept.answer()
         assert isinstance(answer, str) and "the weights did not arrive within" in answer
         assert time.monotonic() - start < 3 * TIMEOUT
