@@ -103,7 +103,7 @@ def read_birth(pid: int) -> int:
     return 0 if fields[0] in ("Z", "X") else int(fields[19])
 
 
-def wait_for_any(pids: Sequence[int]) -> None:
+def reap_children(pids: Sequence[int]) -> None:
     """Takes note of children that have ended, so that they do not stay as remains."""
     for pid in pids:
         try:
@@ -113,7 +113,7 @@ def wait_for_any(pids: Sequence[int]) -> None:
 
 
 def _find_local(folder: Path, record: JobRecord) -> JobState:
-    wait_for_any([int(record.job)])
+    reap_children([int(record.job)])
     alive = read_birth(int(record.job)) == record.born
     code = folder / ENDED_WITH
     if code.is_file():
@@ -135,5 +135,5 @@ def _end_process(record: JobRecord) -> None:
         os.killpg(pid, number)
         until = time.monotonic() + seconds
         while read_birth(pid) == record.born and time.monotonic() < until:
-            wait_for_any([pid])
+            reap_children([pid])
             time.sleep(0.1)

@@ -93,7 +93,7 @@ def test_failing_task_gives_its_code_and_its_last_lines(
 def test_run_is_looked_after_from_other_processes(
     launched: Mapping[str, Outcome], folder: Path, slurm_session: SlurmCluster
 ):
-    """It gets the signal of a time limit, goes back to the queue, continues, and is cancelled."""
+    """It gets the signal of a time limit, continues, loses a node, continues, and is cancelled."""
     assert launched["long"].code == 0, launched["long"].err
     run = folder / "runs/long"
     job = json.loads((run / "launch" / "job.json").read_text())["job"]
@@ -116,6 +116,13 @@ def test_run_is_looked_after_from_other_processes(
     assert shown.code == 0 and json.loads(shown.out)["state"] == "RUNNING"
     assert "started anew 1 times" in json.loads(shown.out)["detail"]
     assert "ended with code 75 and goes back to the queue" in omr("logs", "runs/long").out
+
+    slurm_session.crash("node2")
+    slurm_session.wait(job, "PENDING", seconds=90)
+    slurm_session.up("node2")
+    seen = steps()
+    wait_until(lambda: steps() > seen + 1, seconds=90, every=0.2)
+    assert slurm_session.show(job)["Restarts"] == "2"
 
     assert omr("cancel", "runs/long").out == f"job {job} is cancelled\n"
     slurm_session.wait(job, "CANCELLED", seconds=60)
