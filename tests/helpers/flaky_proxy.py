@@ -31,7 +31,7 @@ class FlakyProxy:
 
     def __init__(self, upstream: str, fault: Fault = no_fault, *, extra: Body | None = None) -> None:
         self.asked: list[Body] = []  # bodies of chat completions, in order
-        self._upstream, self._fault, self._extra = upstream, fault, extra or {}
+        self.upstream, self._fault, self._extra = upstream, fault, extra or {}
         self._seen: Counter[int] = Counter()  # by the request's seed
         self._port = free_port()
         self._loop = asyncio.new_event_loop()
@@ -69,7 +69,7 @@ class FlakyProxy:
         await self._runner.cleanup()
 
     async def _models(self, _request: web.Request) -> web.StreamResponse:
-        return await self._pass_on(self._session.get(f"{self._upstream}/v1/models"))
+        return await self._pass_on(self._session.get(f"{self.upstream}/v1/models"))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -87,7 +87,7 @@ class FlakyProxy:
             return web.json_response({"error": {"message": "on demand"}}, status=int(fault))
         elif fault:
             return web.Response(text=fault, content_type="application/json")
-        url = f"{self._upstream}/v1/chat/completions"
+        url = f"{self.upstream}/v1/chat/completions"
         return await self._pass_on(self._session.post(url, json=body | self._extra))
 
     async def _pass_on(self, response: Any) -> web.StreamResponse:
