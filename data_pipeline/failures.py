@@ -51,17 +51,28 @@ def call_or_fail(rank: str, fn: Callable[..., R], *args: object) -> R | Failure:
     try:
         return fn(*args)
     except Exception as error:
-        return Failure(
-            rank=rank,
-            time=time.time_ns(),
-            mistake=str(error) if isinstance(error, ValueError) else "",
-            fault=str(error) if isinstance(error, OSError) else "",
-            traceback=traceback.format_exc(),
-        )
+        return describe_failure(rank, error)
+
+
+def describe_failure(rank: str, error: BaseException) -> Failure:
+    """Returns what a rank raised, in a form that can be sent to another process."""
+    return Failure(
+        rank=rank,
+        time=time.time_ns(),
+        mistake=str(error) if isinstance(error, ValueError) else "",
+        fault=str(error) if isinstance(error, OSError) else "",
+        traceback="".join(traceback.format_exception(error)),
+    )
 
 
 def build_rank_error(failures: Sequence[Failure]) -> RankError:
-    """Returns the error that says what the cause of these failures was.
+    """Returns the error that says what the cause of these failures was."""
+    cause = find_cause(failures)
+    return RankMistake(cause.message) if cause.mistake else RankError(cause.message)
+
+
+def find_cause(failures: Sequence[Failure]) -> Failure:
+    """Returns the failure that caused the others.
 
     It is a death, except by SIGABRT, with which NCCL ends a rank whose peer is gone; else a mistake of the user; else
     what was raised first.
@@ -72,5 +83,4 @@ def build_rank_error(failures: Sequence[Failure]) -> RankError:
             return (3 if "SIGABRT" in failure.death else 0), failure.time
         return (1 if failure.mistake else 2), failure.time
 
-    cause = min(failures, key=order)
-    return RankMistake(cause.message) if cause.mistake else RankError(cause.message)
+    return min(failures, key=order)

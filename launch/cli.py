@@ -33,9 +33,8 @@ from megatron_omr.config import (
     ParallelConfig,
     ParityConfig,
     SFTConfig,
-    ToHfConfig,
-    ToMegatronConfig,
 )
+from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
 from megatron_omr.train.stop import RESUMABLE, STOP_SIGNAL, hold_stop, stop_exits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal, get_args
 
 from data_pipeline.config import check_at_least
@@ -273,6 +274,27 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultConfig:
+    """When a run is ended whose ranks have stopped or wait for each other; the rank that is the cause is named."""
+
+    beat: float = 5.0
+    """Seconds between two signs of life of a rank, in RUN/heartbeats."""
+    silence: float = 60.0
+    """Seconds without one after which a rank is named and all ranks end."""
+    timeout: float = 1_800.0
+    """Seconds that a step may take. Ranks may wait for each other a `silence` longer, in any operation: first the one
+    that is waited for is named."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "fault.", beat=0.1, silence=3 * self.beat, timeout=self.silence)
+
+    @property
+    def collective_timeout(self) -> timedelta:
+        """The longest wait in an operation of several ranks."""
+        return timedelta(seconds=self.timeout + self.silence)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """Metrics always go to RUN/metrics.jsonl."""
 
@@ -306,6 +328,7 @@ class SFTConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    fault: FaultConfig = field(default_factory=FaultConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -325,30 +348,6 @@ class SFTConfig:
                 f"loader.global_batch_size={samples} must be at least {dp}, a sample for each of the replicas that "
                 f"{processes} processes make; raise it, or start fewer"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToMegatronConfig:
-    """A Hugging Face folder to a distributed checkpoint."""
-
-    source: str
-    """Hugging Face folder with safetensors."""
-    out: str
-    """Folder to write."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """The layout that is to load it fastest. Any other loads it, too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToHfConfig:
-    """A distributed checkpoint to a Hugging Face folder."""
-
-    source: str
-    """Checkpoint folder, such as RUN/checkpoints/step-00000100; of any layout."""
-    out: str
-    """Folder to write."""
-    template: str = ""
-    """Hugging Face folder with the model's config, tokenizer and processor; by default SOURCE/hf."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -16,11 +17,14 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_omr import cpu
-from megatron_omr.config import ParallelConfig
+from megatron_omr.config import FaultConfig, ParallelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+
+COLLECTIVE_TIMEOUT = FaultConfig().collective_timeout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +83,20 @@ def _group(group: Any) -> ProcessGroup:
     return group
 
 
-def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_method: str, seed: int) -> Ranks:
+def initialize(
+    config: ParallelConfig,
+    *,
+    rank: int,
+    world_size: int,
+    init_method: str,
+    seed: int,
+    timeout: timedelta = COLLECTIVE_TIMEOUT,
+) -> Ranks:
     """Joins the world, builds the groups and seeds the generators of this process.
 
     Args:
         init_method: the address of the rendezvous, e.g. "file:///path", "tcp://127.0.0.1:29500" or "env://".
+        timeout: longest wait for the others, here and in every later operation.
 
     Raises:
         ValueError: `world_size` is no multiple of tp x pp x cp, or this machine has fewer GPUs than ranks.
@@ -92,7 +105,7 @@ def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_metho
     cpu.check_prepared()
     cpu.claim_device()
     dist.init_process_group(
-        cpu.distributed_backend(), init_method=init_method, rank=rank, world_size=world_size
+        cpu.distributed_backend(), init_method=init_method, rank=rank, world_size=world_size, timeout=timeout
     )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tp,
@@ -100,6 +113,7 @@ def initialize(config: ParallelConfig, *, rank: int, world_size: int, init_metho
         virtual_pipeline_model_parallel_size=config.vp if config.vp > 1 else None,
         context_parallel_size=config.cp,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=cast("int", timeout.total_seconds() / 60),  # any number will do
     )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)

@@ -17,13 +17,14 @@ from megatron_omr.checkpoint.load import load_newest
 from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
+from megatron_omr.session import Session, join_run
 from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
 from megatron_omr.train.peers import build_loader, exchange
-from megatron_omr.train.run_folder import claim_run, list_checkpoints
+from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
-from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
+from megatron_omr.train.stop import exit_resumable
 from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
 
 log = logging.getLogger(__name__)
@@ -37,38 +38,39 @@ def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) 
     Raises:
         SystemExit: with code RESUMABLE, after a rank got SIGUSR1: the run has ended its step and saved.
     """
-    run = Path(config.run)
-    folder = run / "checkpoints"
-    with hold_stop() as stop:
-        ranks = parallel.initialize(
-            config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
-        )
-        if ranks.rank == 0:
-            claim_run(config, run)
-        trainer = build_trainer(
-            config.model,
-            config.parallel,
-            ranks,
-            config.optim,
-            precision=config.precision,
-            steps=config.steps,
-            compute=config.compute,
-            resumes=bool(list_checkpoints(folder)),
-        )
-        if ranks.rank == 0:
-            print(trainer.backends.line(), flush=True)
-        checkpoints = CheckpointWriter(trainer, run / "checkpoints", config.checkpoint, template=config.model)
-        step = train(config, trainer, checkpoints, stop)
-        if step >= config.steps:
-            save_hf(trainer.export_plan, unwrap_chunks(trainer), run / "hf", template=config.model)
-        checkpoints.finish()
-        parallel.wait_for_all()  # a launcher may end the others when the first one ends
-        parallel.shutdown()
+    with join_run(config, rank=rank, world_size=world_size, init_method=init_method) as session:
+        step = train_and_export(config, session)
     if step < config.steps:
-        exit_resumable(f"{run} is saved after {step} of {config.steps} steps", says=ranks.rank == 0)
+        exit_resumable(f"{config.run} is saved after {step} of {config.steps} steps", says=rank == 0)
 
 
-def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, stop: StopRequest) -> int:
+def train_and_export(config: SFTConfig, session: Session) -> int:
+    """Trains, saves, and exports if no rank was asked to stop; returns the steps done."""
+    run, ranks, heart = Path(config.run), session.ranks, session.heart
+    folder = run / "checkpoints"
+    trainer = build_trainer(
+        config.model,
+        config.parallel,
+        ranks,
+        config.optim,
+        precision=config.precision,
+        steps=config.steps,
+        compute=config.compute,
+        resumes=bool(list_checkpoints(folder)),
+    )
+    if ranks.rank == 0:
+        print(trainer.backends.line(), flush=True)
+    checkpoints = CheckpointWriter(trainer, folder, config.checkpoint, template=config.model)
+    step = train(config, trainer, checkpoints, session)
+    if step >= config.steps:
+        heart.enter("export")
+        save_hf(trainer.export_plan, unwrap_chunks(trainer), run / "hf", template=config.model)
+    heart.enter("save")
+    checkpoints.finish()
+    return step
+
+
+def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, session: Session) -> int:
     """Runs and saves steps until `config.steps`, or until a rank is asked to stop; returns the steps done."""
     loader = build_loader(config, trainer)
     loss = SFT_LOSSES[config.loader.loss_mean]
@@ -78,6 +80,7 @@ def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, st
     with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
             started = time.perf_counter()
+            session.heart.enter(f"step {step}", is_limited=True)  # and reading the next batches
             checkpoints.check()
             result = train_step(trainer, [MicroBatch(packed=batch, loss=loss) for batch in batches])
             ids = partial(parallel.union_of_ranks, {i for b in batches for i in b.ids if i})
@@ -85,13 +88,14 @@ def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, st
             empty_steps = empty_steps.after(
                 result.work.num_learned, limit=too_many_empty, cases=lambda: loader.first_skipped
             )
-            skipped, stops = exchange(loader, trainer.ranks, stop)
+            skipped, stops = exchange(loader, trainer.ranks, session.stop)
             if metrics is not None:
                 values = summarize_step(result, time.perf_counter() - started, trainer.ranks.world_size)
                 values |= {"bad_steps": bad_steps.total, "checkpoint_pause": checkpoints.take_pause()}
                 metrics.write(step, values | skipped, show=SHOWN)
             step += 1
             if stops or step % config.checkpoint.every == 0 or step == config.steps:
+                session.heart.enter("save")
                 counts = {"bad_steps": asdict(bad_steps), "empty_steps": asdict(empty_steps)}
                 checkpoints.save(step, {"loader": loader.state_dict(), **counts})
             if stops:

@@ -8,7 +8,14 @@ from typing import Literal
 from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
-from megatron_omr.config import CheckpointConfig, ComputeConfig, LogConfig, OptimConfig, ParallelConfig
+from megatron_omr.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    FaultConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+)
 from megatron_omr.dtypes import Precision
 
 
@@ -139,6 +146,7 @@ class RLConfig:
         default_factory=lambda: OptimConfig(lr=1e-6, schedule="constant", warmup_steps=25, weight_decay=0.1)
     )
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=16))
+    fault: FaultConfig = field(default_factory=FaultConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

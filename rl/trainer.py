@@ -40,9 +40,14 @@ class TrainerWorker:
     def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
         self._config = config
         self._ranks = parallel.initialize(
-            config.parallel, rank=rank, world_size=world_size, init_method=init_method, seed=config.seed
+            config.parallel,
+            rank=rank,
+            world_size=world_size,
+            init_method=init_method,
+            seed=config.seed,
+            timeout=config.fault.collective_timeout,
         )
-        self._peers = find_peers(self._ranks)
+        self._peers = find_peers(self._ranks, config.fault.collective_timeout)
         folder = Path(config.run) / "checkpoints"
         self._encoder = ChatEncoder.from_hf(config.model, config.image)
         self._trainer = build_trainer(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
+from data_pipeline.failures import RankError
 from data_pipeline.loader.cost import CostModel
 from megatron_omr.flops import build_cost_model
 from megatron_omr.model_config import ModelConfig
+from megatron_omr.train.heartbeat import Watch, clear_beats
 from rl.config import RLConfig
 from rl.groups import split_groups
 from rl.pack import split_by_rank
@@ -34,20 +37,24 @@ class TrainerGroup:
     """The trainer of the RL loop. Workers of one data-parallel rank get the same rollouts."""
 
     def __init__(self, config: RLConfig, placement: Placement) -> None:
+        self._run = Path(config.run)
+        clear_beats(self._run)
         self._processes, self._started = start_trainers(config, placement)
         self._looks = self._started
+        self._watch = Watch(self._run, config.fault, rank=0, world_size=config.trainers)
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
         self._model, self._freeze = config.model, config.optim.freeze
 
     def check_alive(self) -> None:
-        """Raises RankError if a worker has died; does not wait for those that are busy."""
+        """Raises RankError if a worker has died, has stopped or hangs; does not wait for those that are busy."""
+        self._look()
         if len(collect(self._looks, wait=False)) == len(self._looks):
             self._looks = [process.run.remote(lambda worker: None) for process in self._processes]
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Loads the newest sound checkpoint; returns (steps done, saved state), or (0, {}) when there is none."""
-        collect(self._started)  # the first to fail said why
+        self._collect(self._started)  # the first to fail said why
         step, state, damaged = self._on_all(lambda worker: worker.resume())[0]
         if damaged:  # the workers' own output does not reach the console
             log.warning(damaged)
@@ -111,11 +118,12 @@ class TrainerGroup:
         """Ends the workers."""
         for process in self._processes:
             ray.kill(process)
+        clear_beats(self._run)
 
     @cached_property
     def _places(self) -> list[tuple[int, bool]]:
         """The data-parallel rank of each worker, and whether its results are logged; waits until all have started."""
-        collect(self._started)
+        self._collect(self._started)
         return self._on_all(lambda worker: worker.place())
 
     @property
@@ -129,17 +137,24 @@ class TrainerGroup:
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
         return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts, cost=self._cost)
 
+    def _look(self) -> None:
+        if report := self._watch.look():
+            raise RankError(report)
+
+    def _collect(self, replies: Sequence[ray.ObjectRef]) -> list[Any]:
+        return collect(replies, watch=self._look)
+
     def _on_first(self, call: Callable[[TrainerWorker], R]) -> R:
-        return collect([self._processes[0].run.remote(call)])[0]
+        return self._collect([self._processes[0].run.remote(call)])[0]
 
     def _on_all(self, call: Callable[[TrainerWorker], R]) -> list[R]:
-        return collect([process.run.remote(call) for process in self._processes])
+        return self._collect([process.run.remote(call) for process in self._processes])
 
     def _by_rank(self, call: Callable[[TrainerWorker, S], R], shares: Sequence[S]) -> list[R]:
         """Calls each worker with the share of its data-parallel rank, which reaches a node once."""
         held = [ray.put(share) for share in shares]
         processes = zip(self._processes, self._places, strict=True)
-        return collect([process.run.remote(call, held[dp_rank]) for process, (dp_rank, _) in processes])
+        return self._collect([process.run.remote(call, held[dp_rank]) for process, (dp_rank, _) in processes])
 
 
 def learn(

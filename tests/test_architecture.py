@@ -46,7 +46,18 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "peers",
             "oracle",
         ),
-        *("model", "convert", "train", "checkpoint", "plan", "preload", "convert_folders", "parity", "sft"),
+        *(
+            "model",
+            "convert",
+            "train",
+            "checkpoint",
+            "plan",
+            "preload",
+            "convert_folders",
+            "parity",
+            "session",
+            "sft",
+        ),
     ],
     "rl": [
         *("config", "types", "timer", "prompts", "pack", "algorithms", "rewards", "groups", "weight_sync"),
@@ -341,6 +352,19 @@ def _is(value: bool, node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
 
+GROUPS = ("init_process_group", "new_group", "init_device_mesh", "initialize_model_parallel", "TCPStore")
+
+
+def waits_without_end(sources: list[Source]) -> Iterator[str]:
+    """Groups of processes whose operations have torch's limit instead of the run's, fault.timeout."""
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and _called(node) in GROUPS:
+                given = {word.arg for word in node.keywords}
+                if not given & {"timeout", "distributed_timeout_minutes"}:
+                    yield f"{source.path}:{node.lineno}: {_called(node)} without timeout"
+
+
 def json_elsewhere(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for node in ast.walk(source.tree) if source.path != "data_pipeline/files.py" else ():
@@ -372,6 +396,7 @@ RULES: list[Rule] = [
     too_deep,
     broad_excepts,
     unsafe,
+    waits_without_end,
     json_elsewhere,
 ]
 
@@ -393,6 +418,7 @@ BREAKS = {
         "rl/x.py": "def f():\n    try:\n        g()\n    except (OSError, Exception):\n        pass\n"
     },
     "unsafe": {"rl/x.py": "load(x, trust_remote_code=True)\n"},
+    "waits_without_end": {"rl/x.py": "dist.new_group([0], timeout=t)\ndist.init_process_group('gloo')\n"},
     "json_elsewhere": {"rl/x.py": "def f(x):\n    return json.dumps(x)\n"},
 }
 

@@ -15,7 +15,8 @@ from launch.submit.code import Code
 from launch.submit.config import ClusterFile
 from launch.submit.login import Login
 from launch.submit.size import Size
-from megatron_omr.config import SFTConfig, ToHfConfig, ToMegatronConfig
+from megatron_omr.config import SFTConfig
+from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.gpus import GPUS

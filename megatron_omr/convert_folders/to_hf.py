@@ -13,11 +13,11 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from data_pipeline.files import atomic_folder
 from megatron_omr.checkpoint.manifest import NAME, check_files, read_manifest
 from megatron_omr.checkpoint.metadata import read_metadata
-from megatron_omr.config import ToHfConfig
 from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfWriter, copy_template
 from megatron_omr.convert.mapping import Rule, build_rules
 from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import Segment, select_rows
+from megatron_omr.convert_folders.config import ToHfConfig
 from megatron_omr.convert_folders.items import BLOCK_BYTES, Item, damaged, list_items, stream_items
 from megatron_omr.convert_folders.progress import Converted, Stopwatch, check_room, show_progress
 from megatron_omr.dtypes import torch_dtype

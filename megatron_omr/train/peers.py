@@ -6,9 +6,11 @@ decodes and packs; the others map its memory.
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -61,20 +63,30 @@ class Peers:
         return opened, rest
 
 
-def find_peers(ranks: Ranks) -> Peers | None:
-    """Returns this rank's peers; None where it has none. Collective over all ranks."""
+def find_peers(ranks: Ranks, timeout: timedelta) -> Peers | None:
+    """Returns this rank's peers, which wait for each other at most `timeout`; None where it has none. Collective."""
     places: list[tuple[int, str]] = [(0, "")] * ranks.world_size
-    dist.all_gather_object(places, (ranks.dp_rank, socket.gethostname()))
+    dist.all_gather_object(places, (ranks.dp_rank, _processes_seen()))
     own = None
     for place in sorted(set(places)):
         members = [rank for rank, other in enumerate(places) if other == place]
         if len(members) == 1:
             continue
-        group = dist.new_group(members, backend="gloo")  # every rank takes part in making every group
+        group = dist.new_group(
+            members, timeout=timeout, backend="gloo"
+        )  # every rank takes part in making every group
         if ranks.rank in members:
             assert isinstance(group, ProcessGroup)
             own = Peers(group=group, reader=members[0])
     return own
+
+
+def _processes_seen() -> str:
+    """Names the processes that this one can see in /proc: those of one machine, or of one container there.
+
+    Names of hosts may be the same on several machines.
+    """
+    return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
 
 
 def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
@@ -90,7 +102,7 @@ def build_loader(config: SFTConfig, trainer: Trainer) -> Loader:
         pack_multiple=config.parallel.pack_multiple(config.compute.alignment(config.parallel)),
         cost=build_cost_model(trainer.model, config.optim.freeze),
         pin=cpu.pins_memory(),
-        peers=find_peers(ranks),
+        peers=find_peers(ranks, config.fault.collective_timeout),
     )
 
 

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "share_prompts",
     "engine",
     "checkpoint",
+    "fault",
     "log",
     "max_bad_samples",
     "loader.max_bad_samples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -11,6 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
+from megatron_omr.train.heartbeat import Heartbeat
 from rl.config import RLConfig
 from rl.placement.network import LOOPBACK, join_network, open_store
 from rl.placement.places import Place, Placement
@@ -65,6 +67,7 @@ class TrainerProcess:
     def __init__(self, rank: int) -> None:
         self._rank, self._name = rank, _name(rank)
         self._worker: Any = None
+        self._heart: Heartbeat | None = None
 
     def open_store(self, on_loopback: bool) -> str:
         """Opens the store through which the workers meet; returns its address, tcp://host:port."""
@@ -75,6 +78,7 @@ class TrainerProcess:
         """Loads the model and joins the other workers at `init_method`, the address of rank 0's store."""
 
         def build() -> None:
+            self._heart = Heartbeat(Path(config.run), config.fault, rank=self._rank)
             on_loopback = init_method.startswith(f"tcp://{LOOPBACK}:")
             join_network(LOOPBACK if on_loopback else ray.util.get_node_ip_address())
 
@@ -88,7 +92,9 @@ class TrainerProcess:
 
     def run(self, call: Callable[..., R], *args: Any) -> R | Failure:
         """Returns `call(worker, *args)`, or what it raised."""
-        return call_or_fail(self._name, call, self._worker, *args)
+        assert self._heart is not None, "start it first"
+        with self._heart.during(call.__qualname__.partition(".<locals>")[0]):
+            return call_or_fail(self._name, call, self._worker, *args)
 
 
 def start_trainers(config: RLConfig, placement: Placement) -> tuple[list[ActorHandle], list[ray.ObjectRef]]:
@@ -100,8 +106,13 @@ def start_trainers(config: RLConfig, placement: Placement) -> tuple[list[ActorHa
     return processes, [process.start.remote(config, len(processes), store) for process in processes]
 
 
-def collect(replies: Sequence[ray.ObjectRef], *, wait: bool = True) -> list[Any]:
+def collect(
+    replies: Sequence[ray.ObjectRef], *, wait: bool = True, watch: Callable[[], object] = lambda: None
+) -> list[Any]:
     """Returns the replies of trainers 0, 1, ... to one call; without `wait` those that have arrived.
+
+    Args:
+        watch: called again and again while it waits; what it raises ends the wait.
 
     Raises:
         RankError: some failed or died; names the one that was the cause.
@@ -110,7 +121,11 @@ def collect(replies: Sequence[ray.ObjectRef], *, wait: bool = True) -> list[Any]
     failures: list[Failure] = []
     deadline = None if wait else time.monotonic()
     while waiting := [reply for reply in replies if reply not in results]:
-        ready, _ = ray.wait(waiting, timeout=deadline and max(0.0, deadline - time.monotonic()))
+        left = WATCH_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(waiting, timeout=left)
+        if not ready and deadline is None:
+            watch()
+            continue
         if not ready:
             break
         results[ready[0]] = result = _result(ready[0], replies.index(ready[0]))

@@ -17,5 +17,16 @@ def sft_rank(config: SFTConfig) -> None:
     run_sft(config, rank=int(env["RANK"]), world_size=int(env["WORLD_SIZE"]), init_method=env["INIT_METHOD"])
 
 
+def logged_sft_rank(config: SFTConfig) -> None:
+    """Writes the rank's standard error to a file: what forks a rank may have been started by a test before."""
+    file = os.open(stderr_of(config, int(os.environ["RANK"])), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 2)
+    sft_rank(config)
+
+
+def stderr_of(config: SFTConfig, rank: int) -> Path:
+    return Path(f"{config.run}-{rank}.stderr")
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,8 @@ from data_pipeline.select.config import FilterConfig, SelectConfig
 from launch.arguments import FLAT, pick, presets, recipes, run
 from launch.config import DigitsConfig
 from launch.recipes.sft import SFT_RECIPES
-from megatron_omr.config import SFTConfig, ToMegatronConfig
+from megatron_omr.config import SFTConfig
+from megatron_omr.convert_folders.config import ToMegatronConfig
 
 
 def parsed(config_type: type, words: list[str], *, bases: dict | None = None, by_preset: bool = False) -> Any:

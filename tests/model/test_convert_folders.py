@@ -16,7 +16,8 @@ from data_pipeline.files import read_json, write_json
 from launch.cli import main
 from launch.ranks.launcher import rank_environment, sigterm_exits
 from megatron_omr.checkpoint.manifest import check_files, read_manifest
-from megatron_omr.config import ParallelConfig, ToHfConfig, ToMegatronConfig
+from megatron_omr.config import ParallelConfig
+from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.convert_folders.progress import check_room
 from megatron_omr.convert_folders.to_hf import to_hf
 from megatron_omr.convert_folders.to_megatron import to_megatron

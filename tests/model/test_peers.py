@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 from dataclasses import fields, replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,7 @@ def _peers(parallel: ParallelConfig) -> tuple[dict[str, int], Any]:
     from megatron_omr.train.peers import find_peers
 
     ranks = init_ranks(parallel)
-    return dict(dp_rank=ranks.dp_rank, dp_size=ranks.dp_size), find_peers(ranks)
+    return dict(dp_rank=ranks.dp_rank, dp_size=ranks.dp_size), find_peers(ranks, timedelta(seconds=60))
 
 
 def _read_with_peers(config: LoaderConfig, folder: str, parallel: ParallelConfig) -> Seen:

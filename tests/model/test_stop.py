@@ -23,7 +23,7 @@ from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.stop import RESUMABLE, STOP_SIGNAL, hold_stop, stop_exits
 from tests.helpers.processes import wait_until
 from tests.helpers.ranks import run_ranks
-from tests.helpers.sft_runs import read_metrics, sft_rank
+from tests.helpers.sft_runs import logged_sft_rank, read_metrics, sft_rank, stderr_of
 
 STEPS = 30
 
@@ -108,23 +108,22 @@ def stop_after(config: SFTConfig, steps: int) -> Iterator[None]:
 
 
 @pytest.mark.heavy
-def test_stopped_runs_continue_to_the_same_weights(
-    config: SFTConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_stopped_runs_continue_to_the_same_weights(config: SFTConfig, tmp_path: Path) -> None:
     """Stopped first by a signal that the launcher forwards, then by one that a single rank gets."""
     whole, run = (replace(config, run=str(tmp_path / name)) for name in ("whole", "run"))
     run_ranks(sft_rank, 2, whole)
     folder = Path(run.run) / "checkpoints"
 
     with pytest.raises(SystemExit) as leave, hold_stop(), stop_after(run, 4):
-        run_local(sft_rank, 2, run, timeout=120, forward=[STOP_SIGNAL])
+        run_local(logged_sft_rank, 2, run, timeout=120, forward=[STOP_SIGNAL])
     (first,) = list_checkpoints(folder)
     steps = len(read_metrics(Path(run.run)))
     assert leave.value.code == RESUMABLE and first.name == f"step-{steps:08d}" and 4 <= steps < STEPS
     line = (
         f"omr: stopped by SIGUSR1: {run.run} is saved after {steps} of 30 steps; the same command continues\n"
     )
-    assert capfd.readouterr().err.count(line) == 1
+    said = "".join(stderr_of(run, rank).read_text() for rank in range(2))
+    assert said.count(line) == 1
     assert not (Path(run.run) / "hf").exists() and not list(folder.glob(".*"))
 
     with start_ranks(sft_rank, 2, run, blocked=[STOP_SIGNAL]) as ranks:

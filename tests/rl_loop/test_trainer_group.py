@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.failures import RankError
 from data_pipeline.ray_session import start_ray, stop_ray
+from megatron_omr.config import FaultConfig
 from megatron_omr.convert.names import modern_name
 from rl.placement.places import Placement
 from rl.trainer_group import TrainerGroup
@@ -40,7 +42,7 @@ def rollouts(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 def trainers(tiny_hf: Path, tmp_path: Path) -> Iterator[TrainerGroup]:
     start_ray()
     try:
-        config = rl_config(tiny_hf, tmp_path, trainers=2)
+        config = replace(rl_config(tiny_hf, tmp_path, trainers=2), fault=FaultConfig(beat=0.5, silence=6))
         group = TrainerGroup(config, Placement(config))
         yield group
         group.close()
@@ -93,6 +95,16 @@ def test_two_trainers_check_train_send_and_save(
     trainers.check_alive()
     places = trainers._on_all(lambda worker: (os.getpid(), dist.get_rank()))
     (victim,) = [pid for pid, rank in places if rank == 1]
+    os.kill(victim, signal.SIGSTOP)
+    with pytest.raises(RankError) as stop:
+        trainers.train([rollouts])
+    assert f"rank 1 on host {socket.gethostname()} (process {victim}) has given no sign of life" in str(
+        stop.value
+    )
+    assert "last phase: " in str(stop.value) and ".py:" in str(stop.value)
+    os.kill(victim, signal.SIGCONT)
+    wait_until(lambda: not _raises(trainers.check_alive))
+
     os.kill(victim, signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(RankError) as death:
@@ -101,6 +113,14 @@ def test_two_trainers_check_train_send_and_save(
     with pytest.raises(RankError, match="trainer rank 1 was killed"):
         trainers.train([rollouts])
     assert time.monotonic() - started < 30  # 7 s were seen, 6 of them for what rank 0 may have to say
+
+
+def _raises(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except RankError:
+        return True
+    return False
 
 
 def test_failure_is_its_message_and_nothing_is_left(tiny_hf: Path, tmp_path: Path) -> None:
@@ -116,4 +136,4 @@ def test_failure_is_its_message_and_nothing_is_left(tiny_hf: Path, tmp_path: Pat
         group.close()
     finally:
         stop_ray()
-    assert not Path(config.run).exists()
+    assert not list(Path(config.run).iterdir())
