@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.failures import GRACE_SECONDS, RankError, find_cause
+from data_pipeline.failures import RankError, find_cause
 from megatron_omr import parallel
 from megatron_omr.config import SFTConfig
 from megatron_omr.parallel import Ranks
@@ -65,11 +65,11 @@ def _names_the_first(run: Path, rank: int, world_size: int) -> Iterator[None]:
     except RuntimeError:
         if multiprocessing.parent_process() is not None:
             raise
-        since = time.time_ns()
-        time.sleep(GRACE_SECONDS)  # the first may have been slow to say so
-        failures = read_failures(run, world_size)
-        # not told: this rank failed before it gave a sign, and the files are of an earlier start
-        is_told = any(one.rank == f"rank {rank}" and since - one.time < 1e9 for one in failures)
+        failures = read_failures(
+            run, world_size
+        )  # the first has said so before it ended, and with it its connections
+        # else this rank failed before it gave a sign, and the files are of an earlier start
+        is_told = any(one.rank == f"rank {rank}" and time.time_ns() - one.time < 60e9 for one in failures)
         if not is_told or (cause := find_cause(failures)).rank == f"rank {rank}":
             raise
         raise RankError(f"rank {rank} ended because {cause.rank} had failed") from None
