@@ -41,11 +41,10 @@ class TinyRuns:
         }
         return ["demo", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
 
-    def submit_sft(self, run: str, *options: str) -> str:
-        """Submits the run on two nodes, with options of sbatch; returns the job's number."""
-        log = f"--output={self.root}/{run}-%j.log"
-        words = (*TWO_NODES, log, *options, "slurm/sft.sbatch", *self.sft_words(run))
-        return self.cluster.submit(*words, env=JOB_ENV)
+    def submit_sft(self, run: str, *words: str) -> str:
+        """Submits the run on two nodes, with more words for `omr`; returns the job's number."""
+        options = (*TWO_NODES, f"--output={self.root}/{run}-%j.log")
+        return self.cluster.submit(*options, "slurm/sft.sbatch", *self.sft_words(run), *words, env=JOB_ENV)
 
     def submit_chain(self) -> dict[str, str]:
         """Submits all stages with slurm/chain.sh; returns the jobs' numbers by stage."""
