@@ -10,22 +10,24 @@
 #       --rl "--nodes=8 -- qwen2_5_vl_7b_gspo --model models/7b-sft --run runs/7b_rl" \
 #       --eval "qwen2_5_vl_7b_greedy --model runs/7b_rl/hf --out runs/7b_rl/eval"
 #
-# A stage is what follows `omr STAGE`; options of its sbatch come first, closed by --. Words are split at spaces.
+# A stage is what follows `omr STAGE`; options of its sbatch come first, closed by --. Words are split at spaces and ends
+# of lines.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stages=(data sft convert rl eval)
-common=()
+common=''
 declare -A given=()
 while (($#)); do
-    name=${1#--}
+    name=${1#--} value=${2-}
+    value=${value//[$'\n\t']/ }
     if (($# < 2)); then
         echo "chain.sh: $1 needs a value" >&2
         exit 2
     elif [[ $name == sbatch ]]; then
-        read -ra common <<<"$2"
+        common=$value
     elif [[ " ${stages[*]} " == *" $name "* && $1 == --* ]]; then
-        given[$name]=$2
+        given[$name]=$value
     else
         echo "chain.sh: $1 is none of --sbatch, --data, --sft, --convert, --rl, --eval" >&2
         exit 2
@@ -37,15 +39,13 @@ if ((${#given[@]} == 0)); then
     exit 2
 fi
 
-before=()
+before=''
 for stage in "${stages[@]}"; do
     [[ ${given[$stage]-} ]] || continue
     options='' words=${given[$stage]}
     if [[ " $words" == *" -- "* ]]; then options=${words%%-- *} words=${words#*-- }; fi
-    read -ra options <<<"$options"
-    read -ra words <<<"$words"
-    job=$(sbatch --parsable --kill-on-invalid-dep=yes "${before[@]}" "${common[@]}" "${options[@]}" \
-        "slurm/$stage.sbatch" "${words[@]}")
+    read -ra words <<<"$before $common $options slurm/$stage.sbatch $words"
+    job=$(sbatch --parsable --kill-on-invalid-dep=yes "${words[@]}")
     echo "$stage ${job%%;*}"
-    before=("--dependency=afterok:${job%%;*}")
+    before=--dependency=afterok:${job%%;*}
 done
