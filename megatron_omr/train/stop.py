@@ -7,6 +7,7 @@ do not die of it. Standard library only: the command line imports it.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -57,13 +58,23 @@ def hold_stop() -> Iterator[StopRequest]:
 
 @contextmanager
 def stop_exits() -> Iterator[None]:
-    """Turns the signal into SystemExit(RESUMABLE), for commands that lose little; only a main thread may do so."""
+    """Turns the signal into SystemExit(RESUMABLE), for commands that lose little; only a main thread may do so.
+
+    What comes again while the command ends is ignored, so that it ends all it started.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    is_leaving = False
+
     def leave(number: int, frame: FrameType | None) -> None:
-        print(f"omr: stopped by {STOP_SIGNAL.name}; the same command continues", file=sys.stderr, flush=True)
+        nonlocal is_leaving
+        if is_leaving:
+            return
+        is_leaving = True
+        # not sys.stderr, whose buffer refuses to be entered where the signal interrupts a write
+        os.write(2, f"omr: stopped by {STOP_SIGNAL.name}; the same command continues\n".encode())
         raise SystemExit(RESUMABLE)
 
     handler = signal.signal(STOP_SIGNAL, leave)
