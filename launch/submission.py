@@ -24,6 +24,7 @@ from launch.submit.records import (
     JOB,
     JobRecord,
     begin_records,
+    check_folder,
     launch_folder,
     read_record,
     write_record,
@@ -106,6 +107,8 @@ def prepare(request: Request) -> Prepared:
         find_size(request.stage, request.config, cluster.slurm, nodes=request.nodes) if is_slurm else Size()
     )
     code, records_there = find_code(), f"{base}/{folder}" if cluster.ssh.host else str(records)
+    if is_slurm:
+        check_folder(records_there)
     threads = {"OMP_NUM_THREADS": "${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"} if size.cpus_per_task else {}
     task = write_task(
         request.words,
@@ -171,7 +174,6 @@ def start(job: Prepared) -> JobRecord:
         OSError: Slurm refuses it, or is not reached.
     """
     _refuse_second_job(job)
-    begin_records(job.records, job.code, job.path)
     record = JobRecord(
         kind=job.cluster.kind,
         job="",
@@ -185,17 +187,24 @@ def start(job: Prepared) -> JobRecord:
         port=job.cluster.ssh.port,
         identity=job.cluster.ssh.identity,
     )
-    if job.cluster.kind == "local":
-        pid, born = start_local(write_local(job.cluster, job.task, str(job.records)), job.records)
-        record = replace(record, job=str(pid), born=born, log=job.log(str(pid)))
-    else:
-        if job.cluster.ssh.host:
-            job.login.run("mkdir", "-p", f"{job.records_there}/logs")
-        submitted = _submit(job, base=job.records, stamp=str(time.time_ns()), is_dry=False)
-        (job.records / "script.sh").write_text(submitted.script)
-        record = replace(record, job=submitted.job, log=job.log(submitted.job))
-    write_record(job.records, record)
+    with begin_records(job.records, job.code, job.path):
+        number, born = _start_local(job) if job.cluster.kind == "local" else (_start_on_slurm(job), 0)
+        record = replace(record, job=number, born=born, log=job.log(number))
+        write_record(job.records, record)
     return record
+
+
+def _start_local(job: Prepared) -> tuple[str, int]:
+    pid, born = start_local(write_local(job.cluster, job.task, str(job.records)), job.records)
+    return str(pid), born
+
+
+def _start_on_slurm(job: Prepared) -> str:
+    if job.cluster.ssh.host:
+        job.login.run("mkdir", "-p", f"{job.records_there}/logs")
+    submitted = _submit(job, base=job.records, stamp=str(time.time_ns()), is_dry=False)
+    (job.records / "script.sh").write_text(submitted.script)
+    return submitted.job
 
 
 def _submit(job: Prepared, *, base: Path, stamp: str, is_dry: bool) -> Submission:

@@ -117,7 +117,8 @@ class ClusterFile:
     folder: str = ""
     """Folder on the cluster that relative paths of recipes start from; empty: the current one."""
     setup: tuple[str, ...] = ()
-    """Lines of bash that a job begins with: modules, an environment, secrets. By default the python of `omr launch`."""
+    """Lines of bash that a job begins with: modules, an environment, secrets. By default the python of `omr launch`.
+    A line that fails ends the job."""
     gpu: Literal["", "h100", "h200", "h800", "a100", "a800", "b200"] = ""
     """Kind of GPU, as in `omr plan --cluster.gpu`; with it, whether the recipe fits is checked. Empty: it is not."""
     environment: dict[str, str] = field(default_factory=dict)

@@ -116,8 +116,8 @@ def _find_local(folder: Path, record: JobRecord) -> JobState:
     reap_children([int(record.job)])
     alive = read_birth(int(record.job)) == record.born
     code = folder / ENDED_WITH
-    if code.is_file():
-        number = int(code.read_text())
+    if code.is_file() and (text := code.read_text().strip()):  # empty for a moment
+        number = int(text)
         names = {0: "COMPLETED", RESUMABLE: "STOPPED_RESUMABLE", 128 + signal.SIGTERM: "CANCELLED"}
         name = names.get(number, "FAILED")
         return JobState(name=name, exit_code=number)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +48,15 @@ def launch_folder(run: str | Path, *, is_output: bool = False) -> Path:
     return run.with_name(f"{run.name}.launch") if is_output else run / "launch"
 
 
+def check_folder(folder: str) -> None:
+    """Raises ValueError for a launch folder that cannot be that of a Slurm job."""
+    if wrong := re.search(r"[^\w./@+=-]", folder):
+        raise ValueError(
+            f"{folder!r} has {wrong[0]!r}: NeMo-Run and Slurm take paths without quotes; letters, digits and ./@+=_- "
+            "may stand in the folder of a run, and in the one that it is submitted from"
+        )
+
+
 def find_folder(run: str) -> Path:
     """Returns the launch folder of a run or an output.
 
@@ -70,15 +82,29 @@ def write_record(folder: Path, record: JobRecord) -> None:
     write_json(folder / JOB, asdict(record))
 
 
-def begin_records(folder: Path, code: Code, cluster: Path) -> None:
-    """Writes what is known before a job exists; keeps what an earlier job of the run left, in its own folder."""
-    if (folder / JOB).is_file():
-        earlier = folder / "earlier" / read_record(folder).job
-        earlier.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            if (folder / name).exists():
-                (folder / name).replace(earlier / name)
+@contextmanager
+def begin_records(folder: Path, code: Code, cluster: Path) -> Iterator[None]:
+    """Writes what is known before a job exists; the block starts it.
+
+    What an earlier job of the run left is kept in a folder of its own, and put back where the block raises.
+    """
+    earlier = folder / "earlier" / read_record(folder).job if (folder / JOB).is_file() else None
+    if earlier:
+        _move_records(folder, earlier)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "revision").write_text(f"{code.revision or 'no git checkout'}\n")
     (folder / "diff.patch").write_bytes(code.diff)
     shutil.copyfile(cluster, folder / "cluster.toml")
+    try:
+        yield
+    except BaseException:
+        if earlier:
+            _move_records(earlier, folder)
+        raise
+
+
+def _move_records(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        if (source / name).exists():
+            (source / name).replace(target / name)

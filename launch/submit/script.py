@@ -35,17 +35,17 @@ trap end_job EXIT
 
 
 def write_setup(cluster: ClusterFile, *, is_elsewhere: bool) -> str:
-    """Returns the lines that a job begins with, on its first node.
+    """Returns the lines that a job begins with, on its first node; one that fails ends the job.
 
     Args:
         is_elsewhere: tasks have another python than this process: that of a container, or of another file system.
     """
-    lines = []
+    lines = ["set -e"]
     if not is_elsewhere:
         lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
     lines += cluster.setup
     lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, "set +e"])
 
 
 def write_batch_setup(cluster: ClusterFile, *, is_elsewhere: bool, cpus_per_task: int) -> str:
@@ -92,8 +92,8 @@ def write_local(cluster: ClusterFile, task: str, records: str) -> str:
         (
             "#!/usr/bin/env bash",
             "trap : TERM INT # bash waits for the run, which ends by itself, and notes its code",
-            write_setup(cluster, is_elsewhere=False),
             "(",
+            write_setup(cluster, is_elsewhere=False),
             task + ")",
             "code=$?",
             f"echo $code > {shlex.quote(f'{records}/{ENDED_WITH}')}",

@@ -68,9 +68,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
         "pyxis",
         "--optim.lr",
         "1e-6",
-        "--run",
-        "runs/it's",
+        "--log.wandb",
+        "it's",
     ]
+    commands["quote"] = ["data", "mix", "data/openmmreasoner_rl_74k", "--out", "it's", "--on", "site"]
     commands["convert"] = ["convert", "to-hf", "checkpoints/step-00000100", "out/hf", "--on", "site"]
     commands["data"] = ["data", "mix", "data/openmmreasoner_rl_74k", "--out", "mix", "--on", "site"]
     commands["missing"] = ["sft", "qwen2_5_vl_7b_sft", "--model", "models/none", "--on", "site"]
@@ -163,7 +164,7 @@ def test_container_has_image_mounts_and_the_packed_code(shown: Mapping[str, Outc
     assert "/data:/data:ro," in srun and "/sft:/nemo_run" in srun and "--chdir" not in srun
     assert "export PATH=" not in batch, "the image has its own python"
     assert "PYTHONPATH=/nemo_run/code" in task
-    assert "launch.cli sft qwen2_5_vl_7b_sft --optim.lr 1e-6 --run 'runs/it'\"'\"'s'" in task
+    assert "launch.cli sft qwen2_5_vl_7b_sft --optim.lr 1e-6 --log.wandb 'it'\"'\"'s'" in task
 
 
 def test_commands_without_gpus_go_to_their_partition(shown: Mapping[str, Outcome]):
@@ -184,5 +185,7 @@ def test_mistakes_end_with_a_line_that_says_so(shown: Mapping[str, Outcome]):
     assert shown["missing"].err.endswith("nothing was submitted, for what is marked !! above: input\n")
     assert shown["nothing"].code == 2
     assert "`omr data validate` writes no folder that a job could have; run it here" in shown["nothing"].err
+    assert shown["quote"].code == 2
+    assert re.search(r"it's\.launch\" has \"'\": NeMo-Run and Slurm take paths", shown["quote"].err)
     assert shown["eval"].code == 2
     assert "--nodes 2, but `omr eval` takes 1 with this recipe" in shown["eval"].err

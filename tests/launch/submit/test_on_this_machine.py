@@ -6,8 +6,11 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
+from launch.submit.code import Code
 from launch.submit.jobs import read_birth
-from launch.submit.records import read_record
+from launch.submit.records import JobRecord, begin_records, read_record, write_record
 from tests.helpers.launching import run_omr
 from tests.helpers.processes import wait_until
 
@@ -53,6 +56,24 @@ def test_detached_job_runs_on_and_is_cancelled_with_all_its_processes(tmp_path: 
     assert read_birth(int(record.job)) != record.born
     left = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _session(int(pid)) == int(record.job)]
     assert not left
+
+
+def test_setup_that_fails_ends_the_job(tmp_path: Path):
+    (tmp_path / "bad.toml").write_text('kind = "local"\nsetup = ["source /none/activate"]\n')
+    (failed,) = run_omr(["launch", "data", "digits", "data", "--on", "bad.toml"], cwd=tmp_path)
+    assert failed.code == 1 and "/none/activate: No such file" in failed.out and "FAILED" in failed.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_job_that_does_not_start_leaves_the_records_of_the_one_before(tmp_path: Path):
+    records, cluster = tmp_path / "launch", tmp_path / "mine.toml"
+    cluster.write_text('kind = "local"\n')
+    job = JobRecord(kind="local", job="1", command=("sft", "demo"), folder="/", log="", submitted="")
+    with begin_records(records, Code(root=tmp_path, revision="old"), cluster):
+        write_record(records, job)
+    with pytest.raises(OSError, match="refused"), begin_records(records, Code(root=tmp_path), cluster):
+        raise OSError("sbatch refused")
+    assert read_record(records) == job and (records / "revision").read_text() == "old\n"
 
 
 def _session(pid: int) -> int:
