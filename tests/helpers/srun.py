@@ -6,9 +6,11 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tests.helpers.hosts import Host
 from tests.helpers.processes import find_processes
@@ -74,14 +76,17 @@ def slurm_variables(hosts: Sequence[Host], node: int, job: int) -> dict[str, str
     }
 
 
-def find_on(host: Host, title: str) -> bool:
-    """Returns whether a process that this one started on the host has a title that begins so."""
-    names = f"/proc/{host._pid}/ns/pid"
-    for process in find_processes(title):
-        with suppress(OSError):
-            if os.readlink(f"/proc/{process.pid}/ns/pid") == os.readlink(names):
-                return True
-    return False
+def find_on(host: Host, title: str) -> list[psutil.Process]:
+    """Returns the processes on the host whose title begins with `title`, of those that this one started."""
+    own = os.readlink(f"/proc/{host._pid}/ns/pid")
+    return [process for process in find_processes(title) if _namespace(process) == own]
+
+
+def _namespace(process: psutil.Process) -> str:
+    try:
+        return os.readlink(f"/proc/{process.pid}/ns/pid")
+    except OSError:  # it has ended
+        return ""
 
 
 def list_processes(host: Host) -> str:

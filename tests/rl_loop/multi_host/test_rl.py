@@ -1,0 +1,81 @@
+"""`omr rl` on three hosts, as srun starts it: real Ray, vLLM and Megatron, weights over the network, a lost host."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from launch.recipes import rl as recipes
+from rl.config import RLConfig
+from tests.helpers.hosts import Host, needs_hosts, start_hosts
+from tests.helpers.processes import wait_until
+from tests.helpers.rl_rows import SAME, responses, rows
+from tests.helpers.srun import find_on, srun
+
+pytestmark = [pytest.mark.heavy, pytest.mark.slow, needs_hosts, pytest.mark.timeout(600)]
+
+FAST_NOTICE = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
+"""By default Ray takes about half a minute to see that a node is lost."""
+
+
+def options(config: Mapping[str, object], recipe: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """Yields the command line's options of the fields that differ from the recipe's."""
+    for name, value in config.items():
+        before = recipe[name]
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from options(value, before, f"{prefix}{name}.")
+        elif isinstance(value, bool) and value != before:
+            group, _, field = f"{prefix}{name}".rpartition(".")
+            yield f"--{group}{'.' * bool(group)}{'' if value else 'no-'}{field}"
+        elif value != before:
+            yield from (f"--{prefix}{name}", str(value))
+
+
+def crash_in_generation(hosts: Sequence[Host]) -> None:
+    """Ends the last host while its engine generates."""
+    wait_until(lambda: find_on(hosts[2], "ray::Engine.generate"), seconds=60)
+    hosts[2].crash()
+
+
+@pytest.mark.parametrize("crash", [crash_in_generation])
+def test_trainers_on_two_hosts_lose_the_host_of_an_engine(
+    crash: Callable[[Sequence[Host]], None], finished: Path, config: RLConfig, tmp_path: Path
+) -> None:
+    """Hosts pretend to have GPUs: one, two and two for two trainers and two engines, so that no other has room.
+
+    All steps are those of the undisturbed run on one machine: the same responses by the same weights.
+    """
+    run = tmp_path / "run"
+    config = replace(config, run=str(run), engine=replace(config.engine, num_engines=2, transfer_timeout=20))
+    words = [sys.executable, "-m", "launch.cli", "rl", "demo"]
+    words += options(asdict(config), asdict(recipes.demo()))
+    gpus = [{**FAST_NOTICE, "RAY_OVERRIDE_RESOURCES": f'{{"GPU": {count}}}'} for count in (1, 2, 2)]
+    with (
+        start_hosts(["alpha", "beta", "gamma"], tmp_path.parent) as hosts,  # they see the policy, too
+        srun(hosts, words, tmp_path, env=gpus) as tasks,
+    ):
+        driver = tasks.processes[0]
+        wait_until(lambda: (run / "metrics.jsonl").exists() or driver.poll() is not None, seconds=200)
+        wait_until(lambda: driver.poll() is not None or len(rows(run)) >= 2, seconds=200)
+        assert driver.poll() is None, tasks.output()
+        crash(hosts)
+        assert tasks.wait(0, 1, seconds=200) == [0, 0], tasks.output()
+        one, two, three = (host.address for host in hosts)
+        plan = f"{one}: 1 trainers, 0 engines; {two}: 1 trainers, 1 engines; {three}: 0 trainers, 1 engines"
+        assert plan in tasks.output()
+    seen, wanted = rows(run), rows(finished)
+    assert [[row[k] for k in SAME] for row in seen] == [[row[k] for k in SAME] for row in wanted]
+    assert responses(run) == responses(finished)
+    # after every update over the network: other weights give 0.1 and more
+    assert all(row["mismatch_max"] < 1e-4 for row in seen)
+    assert [row["engines_lost"] for row in seen] == [0, 0, 1, 1] and seen[-1]["engine_restarts"] == 0
+    assert (run / "hf" / "model.safetensors").exists()
