@@ -186,12 +186,19 @@ class _Buffers:
 
     def lend(self, num_bytes: int) -> Tensor:
         """Returns uint8 memory on the device; a layer whose other tensors are to come may keep views of it."""
-        if cpu.device() == "cuda" or num_bytes > 2 * BUCKET_BYTES:  # torch keeps a GPU's memory itself
+        if cpu.device() == "cuda":  # torch keeps a GPU's memory itself
             return torch.empty(num_bytes, dtype=torch.uint8, device=cpu.device())
-        memory = self._free.pop() if self._free else np.empty(2 * BUCKET_BYTES, dtype=np.uint8)
+        fitting = [memory for memory in self._free if len(memory) >= num_bytes]
+        memory = min(fitting, key=len, default=None)
+        if memory is None:
+            memory = np.empty(max(num_bytes, 2 * BUCKET_BYTES), dtype=np.uint8)
+        self._free = [free for free in self._free if free is not memory]
         lent = memory[:num_bytes]
-        weakref.finalize(lent, self._free.append, memory)
+        weakref.finalize(lent, self._give_back, memory)
         return torch.from_numpy(lent)
+
+    def _give_back(self, memory: np.ndarray) -> None:
+        self._free.append(memory)
 
 
 def read_place(values: dict[str, Any]) -> CollectivePlace:

@@ -14,7 +14,7 @@ from megatron_omr.convert.tensor_file import as_bytes
 from megatron_omr.dtypes import torch_dtype
 from rl.weight_sync.layout import Bucket, Layout, Piece, PlacedTensor
 
-_STEP = 2**18  # bytes copied and added to the checksum while they are in a core's cache
+_STEP = 2**20  # bytes copied and added to the checksum while they are in a core's cache
 
 
 class Outlet(Protocol):
