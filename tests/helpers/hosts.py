@@ -160,6 +160,8 @@ class Host:
         self._pid = int(children.read_text())
 
     def _plug_in(self) -> None:
+        # that of a killed session's host, which the kernel has not taken away yet
+        subprocess.run(["ip", "link", "del", self._cable], capture_output=True)
         _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid))
         _ip("link", "set", self._cable, "master", self.network.bridge, "up")
         inside = ["nsenter", f"--target={self._pid}", "--net", "ip"]
