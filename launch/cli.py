@@ -38,7 +38,7 @@ from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
 from megatron_omr.train.stop import RESUMABLE, STOP_SIGNAL, hold_stop, stop_exits
-from rl.config import EvalConfig, RLConfig
+from rl.config import EngineConfig, EvalConfig, RLConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,7 +153,7 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
     step = find_step("omr rl RECIPE")
     _check_layout(config.model, config.parallel, config.compute)
     config.parallel.dp(config.trainers, name="trainers")
-    _check_engine(config.model)
+    _check_engine(config.model, config.engine)
     if step is None:
         from rl.loop import run_rl
 
@@ -184,7 +184,7 @@ def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
       omr eval demo --model runs/demo/sft/hf --out runs/demo/eval/sft
       omr eval qwen2_5_vl_7b_greedy --limit 500
     """
-    _check_engine(config.model)  # finds a wrong folder before Ray and vLLM start
+    _check_engine(config.model, config.engine)  # finds a wrong folder before Ray and vLLM start
     # read when torch is imported: OpenMP's threads would keep their cores busy while they wait for each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rl.evaluate import describe_seen
@@ -342,9 +342,9 @@ def _count_ranks(processes: int) -> int:
     return rank_environment()[1] if launched_by_cluster() else processes
 
 
-def _check_engine(model: str) -> None:
-    """Raises ValueError for a wrong folder, and for a model that vLLM computes otherwise than transformers."""
-    check_served(ModelConfig.from_hf(model), model)
+def _check_engine(model: str, engine: EngineConfig) -> None:
+    """Raises ValueError for a wrong folder, and for a model that vLLM cannot serve as wished."""
+    check_served(ModelConfig.from_hf(model), model, engine.tp)
 
 
 # ---- the functions that run in each rank ----

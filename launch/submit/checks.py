@@ -73,7 +73,7 @@ def check_layout(config: object, recipe: str, cluster: ClusterFile, size: Size) 
             task, ranks = build_sft_task(config, assume, shape=shape), config.processes
         else:
             task, ranks = build_rl_task(config, assume, shape=shape), config.trainers
-            check_served(task.model, config.model)
+            check_served(task.model, config.model, config.engine.tp)
         dp = count_replicas(task, layout, ranks)
     except ValueError as mistake:
         yield Check(name="layout", state="wrong", text=str(mistake))
@@ -103,11 +103,24 @@ def check_memory(task: Task, layout: Layout, ranks: int, cluster: ClusterFile, s
     return Check(name="memory", state="ok", text=f"{plan.peak_gib:.0f} GiB of a {cluster.gpu} planned")
 
 
-def check_served(shape: ModelConfig, model: str) -> None:
-    """Raises ValueError for a model that vLLM computes otherwise than transformers.
+def check_served(shape: ModelConfig, model: str, tp: int) -> None:
+    """Raises ValueError for a model that vLLM cannot cut into `tp` parts, or computes otherwise than transformers.
 
     Its tables for M-RoPE are four times as long as the original context, and make YaRN's frequencies from that length.
     """
+    vision = shape.vision
+    widths = {
+        "num_attention_heads": shape.num_heads,
+        "intermediate_size": shape.intermediate_size,
+        "vision_config.num_heads": vision.num_heads,
+        "vision_config.intermediate_size": vision.intermediate_size,
+    }
+    for name, width in widths.items():
+        if width % tp:
+            allowed = [t for t in (1, 2, 4, 8, 16) if all(w % t == 0 for w in widths.values())]
+            raise ValueError(
+                f"engine.tp={tp} must divide {name}={width}; this model allows tp = {', '.join(map(str, allowed))}"
+            )
     if shape.rope.yarn is not None:
         raise ValueError(
             f"{model}/config.json: rope_type='yarn' works in SFT and conversion, but vLLM computes other frequencies; "

@@ -175,6 +175,7 @@ def test_console_script_is_this_command():
             ["--trainers", "3", "--parallel.tp", "2"],
             "3 trainers",
         ),
+        ({}, ["--engine.tp", "3"], "engine.tp=3 must divide num_attention_heads=4; .* tp = 1, 2, 4$"),
     ],
 )
 def test_rl_is_started_once_and_counts_its_own_trainers(
