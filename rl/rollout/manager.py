@@ -23,8 +23,9 @@ H = TypeVar("H", bound=Hashable)  # a pending reply
 IN_FLIGHT = 2
 """Requests an engine holds, so that it never waits for the next."""
 
-MAX_RESTARTS = 3
-"""Engines that may die in one round of prompts or one update; more deaths have a cause."""
+MAX_DEATHS = 3
+"""Engines that may die in one round of prompts or one update; where there are more, each may once, as a node is lost
+with all of its engines. More deaths have a cause."""
 
 
 class EngineDied(RankError):
@@ -65,6 +66,7 @@ class RolloutManager(Generic[E, H]):
         self.lost = 0  # engines that could not be replaced
         self._calls = calls
         self._max_num_seqs = config.max_num_seqs
+        self._max_deaths = max(MAX_DEATHS, config.num_engines)
         self._engines = {number: calls.start() for number in range(config.num_engines)}
         self._version: int | None = None
 
@@ -107,7 +109,7 @@ class RolloutManager(Generic[E, H]):
                 deaths += 1
                 dead, chunk = asked[reply]
                 first, last = (prompts[i].ref.id for i in (chunk[0], chunk[-1]))
-                _check_deaths(deaths, f"was asked {first} to {last} ({error})")
+                self._check_deaths(deaths, f"was asked {first} to {last} ({error})")
                 queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
                 asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
                 self._replace(dead)
@@ -158,13 +160,12 @@ class RolloutManager(Generic[E, H]):
             died = {number: out for number, out in zip(numbers, outcomes, strict=True) if out is not None}
             deaths += len(died)
             for error in died.values():
-                _check_deaths(deaths, f"was given weights ({error})")
+                self._check_deaths(deaths, f"was given weights ({error})")
             numbers = [number for number in died if self._restart(number)]
 
-
-def _check_deaths(deaths: int, last: str) -> None:
-    if deaths > MAX_RESTARTS:
-        raise RankError(
-            f"{deaths} engines died one after another, allowed {MAX_RESTARTS}; the last {last}. If memory "
-            "ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or engine.cpu_kv_cache_gib"
-        )
+    def _check_deaths(self, deaths: int, last: str) -> None:
+        if deaths > self._max_deaths:
+            raise RankError(
+                f"{deaths} engines died one after another, allowed {self._max_deaths}; the last {last}. If memory "
+                "ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or engine.cpu_kv_cache_gib"
+            )

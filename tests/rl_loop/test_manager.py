@@ -218,6 +218,14 @@ def test_run_goes_on_without_engines_for_which_no_node_has_room(caplog: pytest.L
         manager.update_weights(6)
 
 
+def test_lost_node_may_have_had_all_engines_but_one() -> None:
+    park = EchoEngines(deaths_in_updates=range(1, 6))
+    park.room = 6
+    manager = RolloutManager(park.calls(), EngineConfig(num_engines=6, max_num_seqs=4))
+    manager.update_weights(5)
+    assert manager.lost == 5 and versions(manager.generate(some_prompts(8), SAMPLING, 1)) == {5}
+
+
 @pytest.mark.heavy
 @pytest.mark.slow
 def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: Path, tmp_path: Path) -> None:
