@@ -110,6 +110,8 @@ BROAD_EXCEPTS = {
     "data_pipeline/failures.py": {"call_or_fail"},
     # the same from a Ray Data task, to the process that asked for it
     "data_pipeline/parts.py": {"run"},
+    # the same from a thread, to the one that waits for its result
+    "rl/placement/transfer.py": {"_start"},
 }
 UNPICKLER = "megatron_omr/checkpoint/metadata.py"  # whose job is to refuse
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}

@@ -13,7 +13,6 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from data_pipeline.failures import RankError
 from rl.config import EngineConfig, RLConfig
 from rl.placement.actors import WATCH_SECONDS, take_reply
 from rl.placement.plan import Plan
@@ -188,7 +187,7 @@ def _start(call: Callable[[], str]) -> Future[str]:
     def run() -> None:
         try:
             future.set_result(call())
-        except RankError as error:
+        except BaseException as error:  # whatever it is, the result is waited for
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()

@@ -136,6 +136,20 @@ def test_engine_lost_in_a_transfer_is_found_and_the_others_get_the_weights(
 
 
 @pytest.mark.heavy
+def test_whatever_a_trainer_raises_ends_the_transfer(start_engine: Callable[..., ActorHandle]) -> None:
+    trainers = InterruptedTrainers(some_weights().items(), engine_config("shared_memory"))
+    transfer, engine = WeightTransfer(trainers, engine_config("shared_memory")), start_engine()
+
+    def fail() -> None:
+        raise LookupError("a broken export")
+
+    trainers.interrupt = fail
+    with closing(trainers.sender), pytest.raises(LookupError, match="a broken export"):
+        transfer.update([engine], 1)
+    ray.kill(engine)
+
+
+@pytest.mark.heavy
 def test_weights_of_another_model_are_refused_before_any_is_sent(
     start_engine: Callable[..., ActorHandle],
 ) -> None:
