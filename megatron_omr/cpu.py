@@ -139,12 +139,16 @@ def open_group(store: dist.Store, *, rank: int, num_ranks: int, address: str, ti
     Args:
         timeout: for all ranks to come, and then for each call, whose wait() raises RuntimeError after it.
     """
+    store.set(f"rank-{rank}", "here")
+    store.wait([f"rank-{other}" for other in range(num_ranks)], timeout)  # NCCL would wait without end
     if device() == "cuda":
         # read in the constructor; otherwise a call that runs out of time ends the process
         os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, num_ranks, nccl)
+        group = dist.ProcessGroupNCCL(store, rank, num_ranks, nccl)
+        group.allreduce([torch.zeros(1, device="cuda")]).wait()  # connects now, while all are here
+        return group
     gloo = dist.ProcessGroupGloo._Options()
     gloo._timeout = timeout
     gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
