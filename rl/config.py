@@ -46,11 +46,16 @@ class EngineConfig:
     """Seconds that trainer and engines wait for each other in a transfer: for all to come, for the next bytes, and for
     an engine to finish once it has all. An engine that takes longer is killed and replaced."""
 
+    reply_timeout: float = 7_200.0
+    """Seconds in which at least one of the engines that generate must answer a request; after them the one that was
+    asked first is killed and replaced. Longer than the longest two responses take."""
+
     def __post_init__(self) -> None:
-        if not 0 < self.transfer_timeout < float("inf"):
-            raise ValueError(
-                f"engine.transfer_timeout={self.transfer_timeout:g} must be a number of seconds above 0, e.g. 300"
-            )
+        for name, seconds in {"transfer_timeout": 300, "reply_timeout": 7200}.items():
+            if not 0 < (value := getattr(self, name)) < float("inf"):
+                raise ValueError(
+                    f"engine.{name}={value:g} must be a number of seconds above 0, e.g. {seconds}"
+                )
         check_at_least(self, "engine.", num_engines=1, tp=1, max_model_len=2, max_num_seqs=1, max_images=0)
 
 

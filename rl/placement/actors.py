@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
 from megatron_omr.train.heartbeat import Heartbeat
-from rl.config import RLConfig
+from rl.config import RLConfig, SamplingConfig
 from rl.placement.network import LOOPBACK, join_network, open_store
 from rl.placement.places import Place, Placement
 from rl.rollout.engine import ENGINE_ENV, Engine
 from rl.rollout.manager import EngineCalls, EngineDied
+from rl.types import Prompt
+
+log = logging.getLogger(__name__)
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 WATCH_SECONDS = 1.0
@@ -51,12 +55,26 @@ def build_engine_calls(
         if place := places.pop(engine, None):
             placement.release_engine(place)
 
+    asked: dict[ray.ObjectRef, ActorHandle] = {}
+
+    def ask(
+        engine: ActorHandle, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int
+    ) -> ray.ObjectRef:
+        reply = engine.generate.remote(prompts, sampling, seed)
+        asked[reply] = engine
+        return reply
+
+    def wait(replies: Sequence[ray.ObjectRef]) -> ray.ObjectRef:
+        for answered in asked.keys() - set(replies):
+            del asked[answered]
+        return wait_for_reply(asked, watch, limit=config.engine.reply_timeout)
+
     return EngineCalls(
         start=start,
         stop=stop,
-        ask=lambda engine, prompts, sampling, seed: engine.generate.remote(prompts, sampling, seed),
+        ask=ask,
         update=update,
-        wait=lambda replies: _wait(replies, watch),
+        wait=wait,
         take=take_reply,
     )
 
@@ -155,9 +173,22 @@ def _actor(kind: type, place: Place, env: Mapping[str, str] = {}) -> Any:
     return ray.remote(kind).options(**place.options(), runtime_env=environment)
 
 
-def _wait(replies: Sequence[ray.ObjectRef], watch: Callable[[], object]) -> ray.ObjectRef:
-    while not (ready := ray.wait(list(replies), timeout=WATCH_SECONDS)[0]):
+def wait_for_reply(
+    asked: Mapping[ray.ObjectRef, ActorHandle], watch: Callable[[], object], *, limit: float
+) -> ray.ObjectRef:
+    """Returns the first reply; an engine that hangs is killed, so that its reply is that it died.
+
+    Args:
+        asked: replies and their engines, in the order of asking.
+        limit: seconds without any reply, after which the engine that was asked first is killed.
+    """
+    deadline = time.monotonic() + limit
+    while not (ready := ray.wait(list(asked), timeout=min(WATCH_SECONDS, limit))[0]):
         watch()
+        if time.monotonic() > deadline:
+            log.warning(f"an engine has not answered for {limit:g} s (engine.reply_timeout) and is replaced")
+            ray.kill(next(iter(asked.values())))
+            deadline += limit
     return ready[0]
 
 

@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from data_pipeline.ray_session import start_ray, stop_ray
 from rl.config import EngineConfig, RLConfig
 from rl.placement import transfer as transfer_module
+from rl.placement.actors import take_reply, wait_for_reply
 from rl.placement.plan import Plan
 from rl.placement.transfer import WeightTransfer, choose_transfer
 from rl.rollout.manager import EngineDied
@@ -147,6 +148,21 @@ def test_whatever_a_trainer_raises_ends_the_transfer(start_engine: Callable[...,
     with closing(trainers.sender), pytest.raises(LookupError, match="a broken export"):
         transfer.update([engine], 1)
     ray.kill(engine)
+
+
+@pytest.mark.heavy
+def test_engine_that_hangs_while_it_generates_is_killed_and_those_that_answer_are_not(
+    start_engine: Callable[..., ActorHandle],
+) -> None:
+    busy, hung = start_engine(), start_engine()
+    os.kill(ray.get(hung.is_ready.remote()), signal.SIGSTOP)
+    asked = {hung.is_ready.remote(): hung, busy.seen.remote(): busy}
+    answered = wait_for_reply(asked, lambda: None, limit=2)
+    assert take_reply(answered) == ([], {}) and asked.pop(answered) is busy
+    with pytest.raises(EngineDied):
+        take_reply(wait_for_reply(asked, lambda: None, limit=2))
+    assert ray.get(busy.seen.remote()) == ([], {})
+    ray.kill(busy)
 
 
 @pytest.mark.heavy
