@@ -111,7 +111,7 @@ BROAD_EXCEPTS = {
     # the same from a Ray Data task, to the process that asked for it
     "data_pipeline/parts.py": {"run"},
     # the same from a thread, to the one that waits for its result
-    "rl/placement/transfer.py": {"_start"},
+    "rl/placement/transfer.py": {"run"},
 }
 UNPICKLER = "megatron_omr/checkpoint/metadata.py"  # whose job is to refuse
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
