@@ -48,6 +48,9 @@ run_omr() {
     # 75 says that the run is saved and continues; a task that had no time to say so was ended by the signal
     if ((code == 75 || (asked && code > 128))) && ((${SLURM_RESTART_COUNT:-0} < OMR_REQUEUES)); then
         echo "omr.sbatch: it stopped ahead of the time limit: job $SLURM_JOB_ID goes back to the queue" >&2
+        if ((SECONDS < 60)); then
+            echo "omr.sbatch: after $SECONDS s: --time must be much longer than the SECONDS of --signal=B:USR1@SECONDS" >&2
+        fi
         if scontrol requeue "$SLURM_JOB_ID"; then sleep 600; fi # Slurm ends this script meanwhile
     fi
     exit "$code"
