@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,6 +183,7 @@ def start(job: Prepared) -> JobRecord:
         log="",
         submitted=datetime.now(UTC).isoformat(timespec="seconds"),
         cluster=str(job.path),
+        machine=socket.gethostname(),
         host=job.cluster.ssh.host,
         user=job.cluster.ssh.user,
         port=job.cluster.ssh.port,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.submit.login import Login, login_of
-from launch.submit.records import ENDED_WITH, JobRecord
+from launch.submit.records import ENDED_WITH, JOB, JobRecord
 from megatron_omr.train.stop import RESUMABLE
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESIZING", "SPECIAL_EXIT")
@@ -44,6 +45,7 @@ def find_state(folder: Path, record: JobRecord) -> JobState:
 
     Raises:
         OSError: Slurm does not answer, or no longer knows the job.
+        ValueError: it is a process of another machine.
     """
     if record.kind == "local":
         return _find_local(folder, record)
@@ -121,6 +123,11 @@ def _find_local(folder: Path, record: JobRecord) -> JobState:
         names = {0: "COMPLETED", RESUMABLE: "STOPPED_RESUMABLE", 128 + signal.SIGTERM: "CANCELLED"}
         name = names.get(number, "FAILED")
         return JobState(name=name, exit_code=number)
+    if record.machine != socket.gethostname():
+        raise ValueError(
+            f"process {record.job} of this run was started on {record.machine}, which alone can tell whether it still "
+            f"runs; ask there, or delete {folder / JOB} if that machine is gone"
+        )
     if alive:
         return JobState(name="RUNNING", detail=f"process {record.job}")
     return JobState(name="CANCELLED", exit_code=128 + signal.SIGTERM, detail="it was ended from outside")

@@ -35,6 +35,8 @@ class JobRecord:
     """Time in UTC, ISO 8601."""
     born: int = 0
     """When a local process started, in ticks of the kernel: numbers of processes come again."""
+    machine: str = ""
+    """Where a local process runs: another machine that sees the folder cannot tell whether it does."""
     cluster: str = ""
     host: str = ""
     user: str = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.submit.code import Code
-from launch.submit.jobs import read_birth
+from launch.submit.jobs import find_state, read_birth
 from launch.submit.records import JobRecord, begin_records, read_record, write_record
 from tests.helpers.launching import run_omr
 from tests.helpers.processes import wait_until
@@ -74,6 +74,16 @@ def test_a_job_that_does_not_start_leaves_the_records_of_the_one_before(tmp_path
     with pytest.raises(OSError, match="refused"), begin_records(records, Code(root=tmp_path), cluster):
         raise OSError("sbatch refused")
     assert read_record(records) == job and (records / "revision").read_text() == "old\n"
+
+
+def test_a_process_of_another_machine_is_not_taken_for_ended(tmp_path: Path):
+    job = JobRecord(
+        kind="local", job="1", command=("sft",), folder="/", log="", submitted="", machine="elsewhere"
+    )
+    with pytest.raises(ValueError, match="process 1 of this run was started on elsewhere"):
+        find_state(tmp_path, job)
+    (tmp_path / "exit_code").write_text("3\n")
+    assert find_state(tmp_path, job).exit_code == 3
 
 
 def _session(pid: int) -> int:
