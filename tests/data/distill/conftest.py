@@ -1,4 +1,4 @@
-"""One vLLM server for all tests of distillation: its start takes longer than most of them."""
+"""A quick teacher that adds, and one vLLM server for all tests: its start takes longer than most of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.adding_teacher import AddingTeacher
 from tests.helpers.model_server import ModelServer
+
+
+@pytest.fixture
+def teacher() -> Iterator[AddingTeacher]:
+    with AddingTeacher() as server:
+        yield server
 
 
 @pytest.fixture(scope="package")
