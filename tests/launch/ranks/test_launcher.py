@@ -214,7 +214,7 @@ def test_no_rank_outlives_its_launcher(number: signal.Signals, tmp_path: Path):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells turn it off behind `&`
-        "from pathlib import Path\nimport tests.launch.test_launcher as t\n"
+        "from pathlib import Path\nimport tests.launch.ranks.test_launcher as t\n"
         "from launch.ranks.launcher import PRELOAD, run_local\n"
         f"PRELOAD.clear()\nrun_local(t.start_a_child_and_sleep, 2, Path({str(tmp_path)!r}))"
     )
