@@ -19,7 +19,7 @@ from launch.ranks.gpus import count_gpus, list_gpus
 from launch.ranks.launcher import choose_start_method, rank_environment, run_local, start_ranks
 from tests.helpers.processes import wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.heavy
 
 
