@@ -33,6 +33,8 @@ START_SECONDS = 120.0
 """Limit of the wait for Ray's first process."""
 END_SECONDS = 15.0
 """At the end the first task waits so long for the others, and every task for its processes of Ray."""
+LOST_SECONDS = 5
+"""A node that does not acknowledge the exit code for so long is not waited for."""
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 """A node that is lost without a word is noticed after 30 s."""
 PR_SET_PDEATHSIG = 1
@@ -127,6 +129,8 @@ class OtherTasks:
             for link in self._links[told:]:
                 told += 1
                 with suppress(OSError):
+                    # a node that was lost acknowledges nothing
+                    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * LOST_SECONDS)
                     link.sendall(f"{code}\n".encode())
             time.sleep(0.05)
         for link in self._links:

@@ -89,6 +89,7 @@ def _namespace(process: psutil.Process) -> str:
         return ""
 
 
-def list_processes(host: Host) -> str:
-    """Returns the command lines of the host's processes."""
-    return host.run("ps", "ax", "-o", "args=")
+def list_processes(host: Host) -> list[str]:
+    """Returns the command lines of the host's processes, without those that ended: process 1 there collects none."""
+    rows = host.run("ps", "ax", "-o", "stat=,args=").splitlines()
+    return [row for row in rows if not row.startswith("Z")]

@@ -46,7 +46,17 @@ def crash_in_generation(hosts: Sequence[Host]) -> None:
     hosts[2].crash()
 
 
-@pytest.mark.parametrize("crash", [crash_in_generation])
+def crash_in_transfer(hosts: Sequence[Host]) -> None:
+    """Ends the last host while the weights are on their way: its engine stopped before, so that they cannot arrive."""
+    wait_until(lambda: find_on(hosts[2], "ray::Engine.generate"), seconds=60)
+    wait_until(lambda: not find_on(hosts[2], "ray::Engine.generate"), seconds=60)
+    for engine in find_on(hosts[2], "ray::Engine"):
+        engine.suspend()
+    wait_until(lambda: find_on(hosts[1], "ray::Engine.update_weights"), seconds=60)
+    hosts[2].crash()
+
+
+@pytest.mark.parametrize("crash", [crash_in_generation, crash_in_transfer])
 def test_trainers_on_two_hosts_lose_the_host_of_an_engine(
     crash: Callable[[Sequence[Host]], None], finished: Path, config: RLConfig, tmp_path: Path
 ) -> None:
@@ -55,7 +65,7 @@ def test_trainers_on_two_hosts_lose_the_host_of_an_engine(
     All steps are those of the undisturbed run on one machine: the same responses by the same weights.
     """
     run = tmp_path / "run"
-    config = replace(config, run=str(run), engine=replace(config.engine, num_engines=2, transfer_timeout=20))
+    config = replace(config, run=str(run), engine=replace(config.engine, num_engines=2, transfer_timeout=8))
     words = [sys.executable, "-m", "launch.cli", "rl", "demo"]
     words += options(asdict(config), asdict(recipes.demo()))
     gpus = [{**FAST_NOTICE, "RAY_OVERRIDE_RESOURCES": f'{{"GPU": {count}}}'} for count in (1, 2, 2)]
