@@ -2,12 +2,12 @@
 
 The first task writes address and token, which nobody but the user can read, into the run's folder, which all nodes see.
 Each of the others keeps a connection to it: through this they learn the exit code, with which all tasks end, or that
-the first task is gone. All processes of Ray are children of the tasks, and end with them in whatever way they end.
+the first task is gone. All processes of Ray descend from the tasks, and end with them in whatever way they end
+(guard.py).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import select
@@ -32,12 +32,11 @@ MEET_SECONDS = 300.0
 START_SECONDS = 120.0
 """Limit of the wait for Ray's first process."""
 END_SECONDS = 15.0
-"""At the end the first task waits so long for the others, and every task for its processes of Ray."""
+"""At the end the first task waits so long for the others."""
 LOST_SECONDS = 5
 """A node that does not acknowledge the exit code for so long is not waited for."""
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 """A node that is lost without a word is noticed after 30 s."""
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,35 +148,31 @@ class OtherTasks:
 
 
 class RayNode:
-    """The process `ray start --block` of this node, which ends with this one."""
+    """The process `ray start --block` of this node and all that it starts, which end with this process."""
 
     def __init__(self, words: Sequence[str], log: Path) -> None:
         self._log = log
         with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words],
-                stdin=subprocess.DEVNULL,
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", "launch.ranks.guard", sys.executable, "-m", "ray.scripts.scripts"]
+                + ["start", "--block", *words],
+                stdin=subprocess.PIPE,  # closes when this process ends, in whatever way
                 stdout=out,
                 stderr=out,
-                # its own group, which Ray kills when `ray start` has ended in whatever way
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
+                start_new_session=True,  # Ctrl-C ends the driver first
             )
 
     def check(self) -> None:
         """Raises RankError if it has ended."""
-        if self._process.poll() is not None:
+        if self._guard.poll() is not None:
             said = self._log.read_text(errors="replace").strip().splitlines()
             raise RankError("\n".join([f"Ray ended on {socket.gethostname()}; its last lines:", *said[-12:]]))
 
     def stop(self) -> None:
         """Ends it and all it started."""
-        self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait()
 
 
 @contextmanager
@@ -268,7 +263,3 @@ def _keep_alive(link: socket.socket) -> None:
 def _ignore_sigterm() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # then Ray's reaper kills the group
