@@ -247,7 +247,9 @@ def _is_left_over(network: Network) -> bool:
 
 def _list_shared(folder: Path) -> tuple[str, ...]:
     """Returns the folders under /tmp that a host needs: the test's, the checkout, Python, and what is compiled once."""
-    kernels = Path(f"/tmp/torchinductor_{getpass.getuser()}")  # torch's; a host without them compiles them anew
+    kernels = Path(
+        f"/tmp/torchinductor_{getpass.getuser()}"
+    )  # torch's; a host without them compiles them anew
     kernels.mkdir(exist_ok=True)
     wanted = [folder, ROOT, Path(sys.prefix), Path(os.environ.get("PYTHONPYCACHEPREFIX", "/")), kernels]
     found = (path.resolve() for path in wanted if path.exists())

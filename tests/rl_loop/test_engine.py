@@ -226,6 +226,10 @@ def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
     return [tuple(rollout.token_ids.tolist()) for rollout in rollouts]
 
 
+def logprobs(rollouts: Sequence[Rollout]) -> list[list[float]]:
+    return [rollout.logprobs.tolist() for rollout in rollouts]
+
+
 def test_responses_to_one_prompt_share_its_keys_and_values(
     engine: SwitchableEngine, prompts: list[Prompt]
 ) -> None:
@@ -280,7 +284,8 @@ def test_bad_update_is_named_and_a_half_loaded_one_stops_generation_until_a_good
         with pytest.raises(RuntimeError, match="last weight update failed"):
             engine.generate(prompts, SAMPLING, step_seed=1)
     else:  # seen before anything was loaded
-        assert greedy(engine, prompts[:2]) == before
+        after = greedy(engine, prompts[:2])
+        assert tokens(after) == tokens(before) and logprobs(after) == logprobs(before)
     update(engine, weights, 8)
     assert oracle.gap(prompts[:2], greedy(engine, prompts[:2])) < SAME
 
@@ -311,10 +316,8 @@ def test_update_that_broke_halfway_leaves_nothing_behind(
     again = model_tensors(engine)
     assert again.keys() == undisturbed.keys() and len(again) > 50
     assert all(torch.equal(again[name], undisturbed[name]) for name in again)
-    assert tokens(greedy(engine, prompts)) == tokens(answers)
-    assert [rollout.logprobs for rollout in greedy(engine, prompts)] == [
-        rollout.logprobs for rollout in answers
-    ]
+    later = greedy(engine, prompts)
+    assert tokens(later) == tokens(answers) and logprobs(later) == logprobs(answers)
 
 
 def model_tensors(engine: Engine) -> dict[str, Tensor]:
