@@ -30,7 +30,7 @@ TITLE = "omr"
 
 @dataclass(kw_only=True)
 class LogDetails(SlurmJobDetails):
-    """Where a job writes: one log for the batch script and all tasks, in `folder`, by the job's number."""
+    """Names one log for the batch script and all tasks of a job, in `folder`, by the job's number."""
 
     @property
     def stdout(self) -> Path:
@@ -120,7 +120,7 @@ def _build_packager(code: Code | None) -> run.Packager:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What goes to Slurm, or went."""
+    """A job that was submitted, or would be."""
 
     job: str
     """Its number; empty after a dry run."""

@@ -28,7 +28,7 @@ from megatron_omr.config import SFTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """Where a command runs."""
+    """The options that `omr launch` adds to those of a command."""
 
     on: str = ""
     """Cluster: the name of a file in ./clusters, ~/.config/megatron-omr or the package, or a path to one."""

@@ -41,7 +41,7 @@ KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCN
 
 @dataclass(frozen=True, kw_only=True)
 class Meeting:
-    """What the first task tells the others in a file."""
+    """Address and token of Ray's head, which the first task writes to a file for the others."""
 
     address: str
     ray_port: int

@@ -23,7 +23,7 @@ SECRET = re.compile(r"(?i)(key|token|secret|password)$")
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """What is asked of Slurm."""
+    """The resources that a job asks Slurm for."""
 
     account: str = ""
     partition: str = ""

@@ -23,7 +23,7 @@ GRACE_SECONDS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What became of a job so far."""
+    """The state of a job, as Slurm or this machine reports it."""
 
     name: str
     """Slurm's word: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ..."""

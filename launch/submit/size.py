@@ -14,7 +14,7 @@ Stage: TypeAlias = Literal["sft", "rl", "data", "eval", "convert"]
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a job asks for."""
+    """The nodes, tasks and GPUs of a job."""
 
     nodes: int = 1
     tasks_per_node: int = 1

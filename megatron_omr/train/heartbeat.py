@@ -40,7 +40,7 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What a rank does."""
+    """The activity of a rank."""
 
     name: str
     number: int = 0
@@ -170,7 +170,7 @@ class Heartbeat:
 
 @dataclass(kw_only=True)
 class _Seen:
-    """What a watch knows of a rank."""
+    """The last sign of a rank that a watch has read."""
 
     beat: Beat
     age: float = 0.0  # seconds in which the watch looked and saw nothing new

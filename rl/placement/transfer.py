@@ -48,7 +48,7 @@ def choose_transfer(config: RLConfig, plan: Plan) -> RLConfig:
 
 
 class Trainers(Protocol):
-    """What TrainerGroup does for a transfer. All raise RankError when a trainer has died."""
+    """The methods of TrainerGroup that a transfer calls. All raise RankError when a trainer has died."""
 
     def check_alive(self) -> None: ...
 

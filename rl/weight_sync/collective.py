@@ -31,7 +31,7 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CollectivePlace:
-    """Where the processes of a group meet."""
+    """The address and members of a group."""
 
     host: str
     port: int

@@ -146,7 +146,8 @@ def check_complete(layout: Layout, expected: Mapping[str, tuple[int, ...]]) -> N
     """
     names = [tensor.name for tensor in layout.tensors]
     problems = [f"{name} came {count} times" for name, count in Counter(names).items() if count > 1]
-    problems += [f"{name} is missing" for name in expected if name not in set(names)]
+    sent = set(names)
+    problems += [f"{name} is missing" for name in expected if name not in sent]
     for tensor in layout.tensors:
         if tensor.name not in expected:
             problems.append(f"{tensor.name} is not a tensor of this model")

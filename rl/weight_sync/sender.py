@@ -19,7 +19,7 @@ class Sender(Protocol):
 
     @property
     def place(self) -> SharedPlace | CollectivePlace:
-        """What engines need in order to receive."""
+        """The address that engines receive from."""
         ...
 
     def send(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None: ...

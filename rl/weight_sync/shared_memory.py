@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.0005
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPlace:
-    """What a process of the same user on this machine needs to read the weights, now and later."""
+    """The path and layout of the memory, for a process of the same user on this machine."""
 
     path: str
     key: int  # of this memory: another may have come to its path
