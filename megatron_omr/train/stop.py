@@ -36,13 +36,17 @@ class StopRequest:
         self._seen = True
 
 
+_held: list[StopRequest] = []  # of the blocks that this process is in
+
+
 @contextmanager
 def hold_stop() -> Iterator[StopRequest]:
     """Keeps the signal from ending this process, and the ones it starts; gives what tells whether it has come.
 
-    Only a main thread may set handlers; in others the signal is blocked alone.
+    Blocks within blocks share one request. Only a main thread may set handlers; in others the signal is blocked alone.
     """
-    request = StopRequest()
+    request = _held[-1] if _held else StopRequest()
+    _held.append(request)
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(STOP_SIGNAL, request.note) if is_main else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [STOP_SIGNAL])
@@ -54,6 +58,7 @@ def hold_stop() -> Iterator[StopRequest]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if handler is not None:
             signal.signal(STOP_SIGNAL, handler)
+        _held.pop()
 
 
 @contextmanager

@@ -52,6 +52,8 @@ def test_signal_that_a_foreign_thread_gets_is_noted():
         send()
         signal.pthread_sigmask(signal.SIG_BLOCK, [STOP_SIGNAL])
         assert STOP_SIGNAL not in signal.sigpending() and stop.is_made()
+        with hold_stop() as inner:
+            assert inner.is_made()
 
 
 def test_processes_that_a_run_starts_do_not_die_of_the_signal():
