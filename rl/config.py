@@ -7,7 +7,6 @@ from typing import Literal
 
 from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
-from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -17,6 +16,8 @@ from megatron_omr.config import (
     ParallelConfig,
 )
 from megatron_omr.dtypes import Precision
+from rl.algorithms.config import AlgorithmConfig
+from rl.rewards.config import RewardConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,47 +72,6 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "sampling.", n=1, temperature=0, max_tokens=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardConfig:
-    """reward = accuracy_weight * accuracy + format_weight * format, the recipe's 0.9 and 0.1."""
-
-    accuracy_weight: float = 0.9
-    format_weight: float = 0.1
-    checker: CheckerConfig = field(default_factory=CheckerConfig)
-
-
-PUBLISHED_CLIP = {"gspo": (3e-4, 4e-4), "grpo": (0.2, 0.2)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlgorithmConfig:
-    """Computes a loss from rewards: algorithm and clipping. Defaults are the published GSPO."""
-
-    name: Literal["gspo", "grpo"] = "gspo"
-    clip_low: float | None = None
-    """Ratios below 1 - clip_low are clipped; by default as published for the algorithm: gspo 3e-4, grpo 0.2."""
-    clip_high: float | None = None
-    """Ratios above 1 + clip_high are clipped; by default as published for the algorithm: gspo 4e-4, grpo 0.2."""
-    num_minibatches: int = 1
-    """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
-    drop_equal_groups: bool = True
-    """Groups in which all responses got the same accuracy carry no signal and are left out."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "algorithm.", num_minibatches=1)
-        if min(self.clip) < 0:
-            raise ValueError(f"algorithm.clip_low and clip_high are {self.clip}; they must be 0 or more")
-
-    @property
-    def clip(self) -> tuple[float, float]:
-        """(low, high), the published value of the algorithm where none is given."""
-        low, high = PUBLISHED_CLIP[self.name]
-        return (
-            low if self.clip_low is None else self.clip_low,
-            high if self.clip_high is None else self.clip_high,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

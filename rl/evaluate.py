@@ -25,7 +25,7 @@ from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import list_train_shards, save_config
 from rl.config import EvalConfig
 from rl.groups import build_records, score_groups
-from rl.prompts import Question, load_prompt_limits, read_prompts
+from rl.prompts.stream import Question, load_prompt_limits, read_prompts
 from rl.rollout.engine import Engine
 from rl.types import Group, Responses
 

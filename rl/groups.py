@@ -13,8 +13,9 @@ import torch
 
 from data_pipeline.verify.pool import VerifyPool
 from rl.algorithms.advantage import compute_advantages, has_signal
-from rl.config import AlgorithmConfig, RewardConfig
-from rl.rewards import compute_reward
+from rl.algorithms.config import AlgorithmConfig
+from rl.rewards.compute import compute_reward
+from rl.rewards.config import RewardConfig
 from rl.types import AskedResponse, Group, Prompt, Rollout, TrainRollout
 
 log = logging.getLogger(__name__)

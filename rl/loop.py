@@ -24,7 +24,7 @@ from rl.groups import (
 from rl.placement.actors import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer, choose_transfer
-from rl.prompts import PromptStream
+from rl.prompts.stream import PromptStream
 from rl.rollout.manager import EngineCalls, RolloutManager
 from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup, learn

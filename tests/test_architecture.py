@@ -60,7 +60,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
         ),
     ],
     "rl": [
-        *("config", "types", "timer", "prompts", "pack", "algorithms", "rewards", "groups", "weight_sync"),
+        *("types", "timer", "algorithms", "rewards", "config", "prompts", "pack", "groups", "weight_sync"),
         *("rollout", "trainer", "placement", "trainer_group", "evaluate", "loop"),
     ],
     "launch": [
@@ -88,7 +88,7 @@ CONFINED = {
     "tyro": ("launch/",),
     "nemo_run": ("launch/executors.py",),
 }
-PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards.py", "rl/pack.py", "rl/rollout/manager.py")
+PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollout/manager.py")
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
     path.relative_to(ROOT).as_posix() for package in CHAIN for path in (ROOT / package).rglob("config.py")

@@ -8,7 +8,9 @@ from dataclasses import replace
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig
-from rl.config import AlgorithmConfig, EngineConfig, RewardConfig, RLConfig, SamplingConfig
+from rl.algorithms.config import AlgorithmConfig
+from rl.config import EngineConfig, RLConfig, SamplingConfig
+from rl.rewards.config import RewardConfig
 
 
 def demo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
@@ -62,7 +64,9 @@ def qwen2_5_vl_7b_gspo() -> RLConfig:
         pack_length=33_792,
         engine=EngineConfig(num_engines=16, precision="bf16", max_model_len=32_792, max_num_seqs=1_024),
         sampling=SamplingConfig(n=16, temperature=1.0, top_p=1.0, max_tokens=28_696),
-        reward=RewardConfig(accuracy_weight=0.9, format_weight=0.1, checker=CheckerConfig(mode="released")),
+        reward=RewardConfig(
+            weights=(("accuracy", 0.9), ("format", 0.1)), checker=CheckerConfig(mode="released")
+        ),
         algorithm=AlgorithmConfig(name="gspo", num_minibatches=1),
         image=ImageConfig(min_pixels=3_136, max_pixels=4_194_304),
         parallel=ParallelConfig(tp=4, sp=True),

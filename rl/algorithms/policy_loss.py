@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_omr.train.losses import LossOutput, masked_sum
-from rl.config import AlgorithmConfig
+from rl.algorithms.config import AlgorithmConfig
 from rl.types import RolloutBatch
 
 DUAL_CLIP = 3.0

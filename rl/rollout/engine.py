@@ -21,7 +21,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.shards.format import read_sample
 from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
-from rl.prompts import load_prompt_limits
+from rl.prompts.stream import load_prompt_limits
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.expected import read_expected_shapes
 from rl.weight_sync.layout import check_complete, read_layout

@@ -17,7 +17,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from megatron_omr.config import LogConfig, OptimConfig
 from rl.config import EngineConfig, RLConfig
-from rl.prompts import read_prompts
+from rl.prompts.stream import read_prompts
 from rl.types import TrainRollout
 
 RESPONSES = [np.array(ids, np.int32) for ids in [(20, 21, 2), (30, 31, 32, 33, 2), (40, 2), (50, 51, 52, 2)]]

@@ -8,7 +8,7 @@ from launch.recipes.data import DATA_RECIPES
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from rl.config import AlgorithmConfig
+from rl.algorithms.config import AlgorithmConfig
 
 
 def test_published_sft_numbers():
@@ -34,7 +34,7 @@ def test_published_rl_numbers():
     assert (sampling.n, sampling.temperature, sampling.top_p, sampling.max_tokens) == (16, 1.0, 1.0, 28_696)
     assert config.engine.max_model_len == 4_096 + 28_696
     assert (optim.lr, optim.weight_decay, optim.schedule, optim.warmup_steps) == (1e-6, 0.1, "constant", 25)
-    assert (config.reward.accuracy_weight, config.reward.format_weight) == (0.9, 0.1)
+    assert config.reward.weights == (("accuracy", 0.9), ("format", 0.1))
 
 
 def test_published_data_numbers():

@@ -14,7 +14,8 @@ from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.config import CheckerConfig
 from launch.ranks.launcher import rank_environment
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
-from rl.config import EngineConfig, RewardConfig, RLConfig, SamplingConfig
+from rl.config import EngineConfig, RLConfig, SamplingConfig
+from rl.rewards.config import RewardConfig
 from tests.helpers.ranks import run_ranks
 
 

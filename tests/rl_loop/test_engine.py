@@ -23,7 +23,7 @@ from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
-from rl.prompts import read_prompts
+from rl.prompts.stream import read_prompts
 from rl.rollout.engine import Engine, request_seed
 from rl.types import Prompt, Rollout
 from rl.weight_sync.layout import WeightError

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.types import SampleRef
 from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
-from rl.config import AlgorithmConfig, RewardConfig
+from rl.algorithms.config import AlgorithmConfig
 from rl.groups import (
     SignalWatch,
     assign_advantages,
@@ -20,6 +20,7 @@ from rl.groups import (
     select_groups,
     split_groups,
 )
+from rl.rewards.config import RewardConfig
 from rl.types import AskedResponse
 from tests.helpers.groups import make_group, make_prompt, make_rollout
 

@@ -18,7 +18,8 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from megatron_omr.config import CheckpointConfig
 from megatron_omr.train.stop import RESUMABLE
-from rl.config import AlgorithmConfig, RLConfig
+from rl.algorithms.config import AlgorithmConfig
+from rl.config import RLConfig
 from tests.helpers.bad_samples import bad_questions
 from tests.helpers.processes import find_processes, wait_for_process, wait_until
 from tests.helpers.rl_rows import SAME, responses, rows

@@ -23,7 +23,7 @@ from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement.actors import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer
-from rl.prompts import load_prompt_limits, read_prompts
+from rl.prompts.stream import load_prompt_limits, read_prompts
 from rl.rollout.manager import EngineCalls, EngineDied, NoRoom, RolloutManager
 from rl.types import Prompt, Responses, Rollout
 from tests.helpers.groups import make_prompt

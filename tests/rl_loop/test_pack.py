@@ -17,11 +17,11 @@ from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Example, SampleRef
+from rl.algorithms.config import AlgorithmConfig
 from rl.algorithms.policy_loss import build_policy_loss
-from rl.config import AlgorithmConfig
 from rl.groups import assign_advantages
 from rl.pack import PackRules, attach_rollouts, pack_rollouts, split_by_rank
-from rl.prompts import read_prompts
+from rl.prompts.stream import read_prompts
 from rl.types import RolloutBatch, TrainRollout
 from tests.helpers.groups import make_group, make_prompt
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr.train.losses import LossOutput, sft_loss
+from rl.algorithms.config import AlgorithmConfig
 from rl.algorithms.policy_loss import POLICY_LOSSES, PolicyLossInputs, build_policy_loss, engine_mismatch
-from rl.config import AlgorithmConfig
 from rl.types import RolloutBatch
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "policy_loss.json").read_text())

@@ -15,7 +15,7 @@ from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, RLConfig
-from rl.prompts import PromptStream, load_prompt_limits, read_prompts
+from rl.prompts.stream import PromptStream, load_prompt_limits, read_prompts
 from rl.types import Prompt, Responses
 from tests.helpers.bad_samples import bad_questions
 

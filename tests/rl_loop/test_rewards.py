@@ -7,8 +7,8 @@ import pytest
 from data_pipeline.verify.check import Verdict
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
-from rl.config import RewardConfig
-from rl.rewards import compute_reward
+from rl.rewards.compute import compute_reward
+from rl.rewards.config import RewardConfig
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_published_weights(accuracy, form, total):
 def test_weights_come_from_the_config():
     verdict = Verdict(accuracy=1, format=0.8, extracted="7", decided_by="exact")
     assert compute_reward(
-        verdict, RewardConfig(accuracy_weight=0.5, format_weight=0.5)
+        verdict, RewardConfig(weights=(("accuracy", 0.5), ("format", 0.5)))
     ).total == pytest.approx(0.9)
 
 

@@ -6,11 +6,12 @@ A further part (length, a judge) is another field of Verdict, another weight and
 from __future__ import annotations
 
 from data_pipeline.verify.check import Verdict
-from rl.config import RewardConfig
+from rl.rewards.config import RewardConfig
 from rl.types import Reward
 
 
 def compute_reward(verdict: Verdict, config: RewardConfig) -> Reward:
     """Returns the reward of one checked response."""
-    total = config.accuracy_weight * verdict.accuracy + config.format_weight * verdict.format
+    parts = {"accuracy": verdict.accuracy, "format": verdict.format}
+    total = sum(weight * parts[name] for name, weight in config.weights)
     return Reward(total=total, verdict=verdict)

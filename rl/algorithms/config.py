@@ -1,0 +1,118 @@
+"""Config of RL algorithms (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from data_pipeline.config import check_at_least
+
+LossName = Literal["gspo", "gspo_token", "grpo", "dapo", "dr_grpo", "cispo", "sapo"]
+LossMean = Literal["sequences", "tokens", "constant"]
+AdvantageName = Literal["zscore", "mean", "leave_one_out", "task_scale"]
+
+
+class Published(NamedTuple):
+    """Settings of an algorithm as its authors published them."""
+
+    clip_low: float
+    clip_high: float
+    loss_mean: LossMean
+    advantage: AdvantageName = "zscore"
+
+
+PUBLISHED: dict[LossName, Published] = {
+    "gspo": Published(3e-4, 4e-4, "sequences"),
+    "gspo_token": Published(3e-4, 4e-4, "sequences"),
+    "grpo": Published(0.2, 0.2, "sequences"),
+    "dapo": Published(0.2, 0.28, "tokens"),
+    "dr_grpo": Published(0.2, 0.2, "constant", "mean"),
+    "cispo": Published(1.0, 4.0, "tokens"),  # no lower bound; the upper is ScaleRL's 5
+    "sapo": Published(0.0, 0.0, "sequences"),  # has temperatures instead
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """A penalty for leaving a frozen reference, the model that the run starts from."""
+
+    coefficient: float = 0.0
+    """Weight of the penalty; 0 keeps no reference."""
+    estimator: Literal["k1", "k3"] = "k3"
+    """k3 adds Schulman's estimate of KL(policy || reference) to the loss; k1 takes the log ratio off the advantages."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "algorithm.kl.", coefficient=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSamplingConfig:
+    """Asks further prompts until a step has `prompts_per_step` groups whose responses differ in accuracy (DAPO)."""
+
+    enabled: bool = False
+    oversampling: float = 1.0
+    """Prompts asked at first, over prompts_per_step. Groups that are too many are trained on in the next step."""
+    max_tries: int = 10
+    """Rounds of prompts in one step; after them the step trains on the groups that it has."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "algorithm.dynamic_sampling.", oversampling=1, max_tries=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolutionConfig:
+    """ViSurf (arXiv 2510.10606): the reference solution of a prompt is a member of its group."""
+
+    enabled: bool = False
+    align: bool = True
+    """Write the solution in the form of the rollouts: <think> and <answer> tags without space between them."""
+    without_format: bool = True
+    """Give the solution no reward for its format, only for its answer."""
+    smooth: bool = True
+    """Where a rollout earns at least as much, give the solution the rollouts' mean: its advantage is then about 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """Turns rewards into a loss. Where a field is None, the value is as published for the algorithm."""
+
+    name: LossName = "gspo"
+    clip_low: float | None = None
+    """Ratios below 1 - clip_low are clipped: gspo 3e-4, grpo and dapo 0.2; cispo 1, which is no bound."""
+    clip_high: float | None = None
+    """Ratios above 1 + clip_high are clipped: gspo 4e-4, grpo 0.2, dapo 0.28, cispo 4."""
+    dual_clip: float = 3.0
+    """grpo, dapo, dr_grpo: the loss of a token with a negative advantage stops growing at this ratio; 0 is no bound."""
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05)
+    """sapo: of the gate for positive and for negative advantages."""
+    loss_mean: LossMean | None = None
+    """Mean of token losses: over sequences of the mean over their tokens (gspo, grpo, sapo), over all tokens (dapo,
+    cispo), or per sequence over the constant sampling.max_tokens (dr_grpo)."""
+    advantage: AdvantageName | None = None
+    """Distance of a reward from its group's mean: in the group's standard deviations (zscore), as it is (mean,
+    dr_grpo) or in running standard deviations of its task (task_scale); or from the others' mean (leave_one_out)."""
+    task_scale_decay: float = 0.99
+    """task_scale: share of the running statistics that a step keeps (OneThinker)."""
+    num_minibatches: int = 1
+    """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
+    drop_equal_groups: bool = True
+    """Groups in which all responses got the same accuracy carry no signal and are left out."""
+    mask_truncated: bool = False
+    """Leave truncated responses out of the loss, but not out of their group's mean (DAPO's overlong filtering)."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    solution: SolutionConfig = field(default_factory=SolutionConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "algorithm.", num_minibatches=1, dual_clip=0)
+        if min(self.clip) < 0:
+            raise ValueError(f"algorithm.clip_low and clip_high are {self.clip}; they must be 0 or more")
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """(low, high), the published values of the algorithm where none are given."""
+        low, high, *_ = PUBLISHED[self.name]
+        return (
+            low if self.clip_low is None else self.clip_low,
+            high if self.clip_high is None else self.clip_high,
+        )

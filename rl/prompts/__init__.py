@@ -1,0 +1,1 @@
+"""Prompts: which questions are asked, and in which order."""

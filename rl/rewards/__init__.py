@@ -1,0 +1,1 @@
+"""Rewards: named functions of a response and its verdict, and their weights."""
