@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.bad_steps import BadSteps
-from megatron_omr.train.metrics import JsonLines, MetricsLog
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.config import RLConfig
-from rl.groups import (
-    SignalWatch,
-    assign_advantages,
-    build_row,
-    compute_metrics,
-    score_groups,
-    select_groups,
-)
+from rl.groups import assign_advantages, score_groups
+from rl.metrics import SignalWatch, StepLog, compute_metrics
 from rl.placement.actors import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer, choose_transfer
 from rl.prompts.stream import PromptStream
+from rl.rollout.collect import Collector
 from rl.rollout.manager import EngineCalls, RolloutManager
 from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup, learn
-
-LOGGED_GROUPS = 2
-"""Groups of each step that are written to rollouts.jsonl."""
-SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step")
 
 
 def run_rl(config: RLConfig, *, nodes: int = 1) -> None:
@@ -83,28 +74,28 @@ def connect_engines(config: RLConfig, placement: Placement, trainers: TrainerGro
 def run_sync(
     config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool, stop: StopRequest
 ) -> int:
-    """Generates and trains in turn: every rollout is of the weights that learn from it. Returns the steps done."""
+    """Generates and trains in turn, so that rollouts are of the weights that learn from them; returns the steps done.
+
+    Only those that algorithm.dynamic_sampling carries over are of older weights.
+    """
     run, prompts = Path(config.run), PromptStream(config)
+    collector = Collector(config, prompts.ask, engines.generate, partial(score_groups, pool, config.reward))
     first_step, state = trainers.resume()
     print(trainers.describe_backends(), flush=True)
     if state:
         prompts.load_state_dict(state["prompts"])
+        collector.load(first_step, state.get("carried", 0))
     engines.update_weights(first_step)
     bad_steps, signal = BadSteps(**state.get("bad_steps", {})), SignalWatch()
-    log = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="rl")
-    rows = JsonLines(run / "rollouts.jsonl", first_step=first_step)
-    with closing(log), closing(rows):
+    with closing(StepLog(run, config.log, steps=config.steps, first_step=first_step)) as log:
         for step in range(first_step, config.steps):
             timer = PhaseTimer()
-            with timer.phase("generate"):
-                asked = prompts.ask(lambda taken, step=step: engines.generate(taken, config.sampling, step))
-            with timer.phase("reward"):
-                groups = score_groups(pool, config.reward, asked)
+            collected = collector.collect(step, timer)
             with timer.phase("train"):
-                rollouts = [assign_advantages(group) for group in groups]
-                kept = [rollouts[i] for i in select_groups(config.algorithm, groups)]
+                rollouts = [assign_advantages(group) for group in collected.asked]
+                kept = [assign_advantages(group) for group in collected.chosen]
                 trained = learn(config, trainers, rollouts, kept)
-                signal.add(groups, kept)
+                signal.add(collected.asked, kept)
                 bad_steps = bad_steps.after(
                     trained["skipped_steps"] > 0,
                     limit=config.optim.max_bad_steps,
@@ -113,14 +104,13 @@ def run_sync(
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
             counts = {**prompts.skipped, "engine_restarts": engines.restarts, "engines_lost": engines.lost}
-            values = compute_metrics(groups, num_kept=len(kept), seconds=timer.seconds())
-            log.write(step, {**values, **trained, **counts, "bad_steps": bad_steps.total}, show=SHOWN)
-            for group in groups[:LOGGED_GROUPS]:
-                rows.write(step, build_row(group))
+            values = compute_metrics(collected.asked, timer.seconds()) | collected.metrics
+            log.write(step, collected.asked, {**values, **trained, **counts, "bad_steps": bad_steps.total})
             stops = stop.is_made()
             if stops or (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 signal.warn(step + 1)
-                trainers.save(step + 1, {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)})
+                state = {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)}
+                trainers.save(step + 1, state | {"carried": collector.save(step + 1)})
             if stops:
                 return step + 1
     return max(first_step, config.steps)

@@ -16,9 +16,10 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        """Times a block; a phase that comes again adds to its seconds."""
+        started, name = time.perf_counter(), f"seconds_{name}"
         yield
-        self._phases[f"seconds_{name}"] = time.perf_counter() - started
+        self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - started
 
     def seconds(self) -> dict[str, float]:
         return {**self._phases, "seconds_step": time.perf_counter() - self._started}

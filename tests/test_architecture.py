@@ -60,7 +60,18 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
         ),
     ],
     "rl": [
-        *("types", "timer", "algorithms", "rewards", "config", "prompts", "pack", "groups", "weight_sync"),
+        *(
+            "types",
+            "timer",
+            "algorithms",
+            "rewards",
+            "config",
+            "prompts",
+            "pack",
+            "groups",
+            "metrics",
+            "weight_sync",
+        ),
         *("rollout", "trainer", "placement", "trainer_group", "evaluate", "loop"),
     ],
     "launch": [
@@ -88,7 +99,10 @@ CONFINED = {
     "tyro": ("launch/",),
     "nemo_run": ("launch/executors.py",),
 }
-PURE = ("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/rollout/manager.py")
+PURE = (
+    *("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py"),
+    *("rl/rollout/manager.py", "rl/rollout/collect.py", "rl/rollout/carried.py"),
+)
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
     path.relative_to(ROOT).as_posix() for package in CHAIN for path in (ROOT / package).rglob("config.py")

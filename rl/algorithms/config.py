@@ -105,6 +105,11 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "algorithm.", num_minibatches=1, dual_clip=0)
+        if self.dynamic_sampling.enabled and not self.drop_equal_groups:
+            raise ValueError(
+                "algorithm.drop_equal_groups=False does not go with algorithm.dynamic_sampling.enabled, which asks "
+                "until enough groups have a signal; set it to True"
+            )
         if min(self.clip) < 0:
             raise ValueError(f"algorithm.clip_low and clip_high are {self.clip}; they must be 0 or more")
 

@@ -52,15 +52,15 @@ class PromptStream:
         return name_counts("skipped_prompts", self._bad.counts)
 
     def ask(
-        self, generate: Callable[[list[Prompt]], Sequence[Responses]]
+        self, count: int, generate: Callable[[list[Prompt]], Sequence[Responses]]
     ) -> list[tuple[Prompt, tuple[Rollout, ...]]]:
-        """Returns the prompts of one step with their rollouts; the next prompts replace those with a fault.
+        """Returns `count` prompts with their rollouts; the next prompts replace those with a fault.
 
         Raises:
             ValueError: more than `max_bad_samples` are bad, or all of them.
         """
         asked = []
-        while missing := self._config.prompts_per_step - len(asked):
+        while missing := count - len(asked):
             prompts = self.take(missing)
             for prompt, responses in zip(prompts, generate(prompts), strict=True):
                 if responses.fault:

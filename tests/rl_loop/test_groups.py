@@ -1,4 +1,4 @@
-"""Groups of one step: which are kept, mini-batches, metrics and records."""
+"""Groups of one step: which are kept, mini-batches and records."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 from rl.algorithms.config import AlgorithmConfig
 from rl.groups import (
-    SignalWatch,
     assign_advantages,
     build_records,
     build_row,
-    compute_metrics,
     score_groups,
     select_groups,
     split_groups,
@@ -45,34 +43,6 @@ def test_groups_without_signal_are_dropped_unless_asked_for() -> None:
     groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
     assert select_groups(AlgorithmConfig(), groups) == [1]
     assert select_groups(AlgorithmConfig(drop_equal_groups=False), groups) == [0, 1]
-
-
-def test_checkpoint_without_anything_new_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    equal = [make_group(make_prompt(i), [accuracy] * 3) for i, accuracy in enumerate([1, 0, 0])]
-    mixed = make_group(make_prompt(3), [1, 0, 0])
-    zeros = [assign_advantages(group) for group in equal]
-    watch = SignalWatch()
-    for groups, kept in ((equal, []), (equal, zeros), ([*equal, mixed], [assign_advantages(mixed)])):
-        watch.add(groups, kept)
-    watch.warn(3)
-    assert caplog.messages == []
-    watch.add(equal, zeros)
-    watch.warn(4)
-    (message,) = caplog.messages
-    assert message.startswith(
-        "step 4: nothing was learned since the last checkpoint: the responses to each of 3 "
-    )
-    assert "had equal accuracy (1 all right, 2 all wrong)" in message
-
-
-def test_metrics_are_means_over_all_groups() -> None:
-    groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
-    metrics = compute_metrics(groups, num_kept=1, seconds={"seconds_generate": 2.0, "seconds_step": 3.0})
-    assert metrics["reward_accuracy"] == pytest.approx(4 / 6)
-    assert (metrics["groups_kept"], metrics["groups_total"], metrics["policy_version"]) == (1, 2, 4)
-    assert (metrics["response_len_mean"], metrics["response_len_max"]) == (4, 5)
-    assert metrics["tokens_per_second"] == 2 * (3 + 4 + 5) / 2.0
-    assert metrics["seconds_step"] == 3.0
 
 
 def test_minibatches_keep_groups_whole() -> None:

@@ -90,7 +90,7 @@ def test_bad_prompts_are_skipped_named_and_counted(
     """In two epochs; one whose pixels are broken is found by the engine, once."""
     config, good = write_with_bad(config, tmp_path / "s", good=6)
     stream = PromptStream(config)
-    seen = [prompt.ref.id for _ in range(4) for prompt, _ in stream.ask(answer)]
+    seen = [prompt.ref.id for _ in range(4) for prompt, _ in stream.ask(3, answer)]
     assert set(seen[:6]) == set(seen[6:]) == good
     counts = {"image": 4, "no_reference": 1, "text": 3, "too_long": 1}
     assert all(n <= stream.skipped[f"skipped_prompts_{name}"] <= 2 * n for name, n in counts.items())
@@ -99,7 +99,7 @@ def test_bad_prompts_are_skipped_named_and_counted(
         assert f"skipped prompt bad/{name}: {words}" in caplog.text
     resumed = PromptStream(config)
     resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
-    assert {prompt.ref.id for _ in range(2) for prompt, _ in resumed.ask(answer)} == good
+    assert {prompt.ref.id for _ in range(2) for prompt, _ in resumed.ask(3, answer)} == good
 
 
 def test_images_are_not_decoded(config: RLConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +119,10 @@ def test_run_ends_when_no_prompt_can_be_asked(
     config, _ = write_with_bad(config, tmp_path / "s", good=good)
     stream = PromptStream(replace(config, max_bad_samples=limit))
     if good:
-        assert len(stream.ask(answer)) == 3
+        assert len(stream.ask(3, answer)) == 3
     else:
         with pytest.raises(ValueError, match=r"(?s)none of the prompts of .* can be asked:.*bad/.*--model"):
-            stream.ask(answer)
+            stream.ask(3, answer)
 
 
 def test_prompt_that_the_engine_cannot_read_is_replaced_by_the_next(config: RLConfig) -> None:
@@ -133,7 +133,7 @@ def test_prompt_that_the_engine_cannot_read_is_replaced_by_the_next(config: RLCo
         return [torn if p.ref.id == bad else Responses() for p in prompts]
 
     stream, plain = PromptStream(config), PromptStream(config)
-    asked = [prompt for prompt, _ in stream.ask(generate)]
+    asked = [prompt for prompt, _ in stream.ask(3, generate)]
     assert ids(asked) == [name for name in ids(plain.take(4)) if name != bad]
     assert stream.skipped == {"skipped_prompts": 1, "skipped_prompts_image": 1}
     assert stream.state_dict() == plain.state_dict()  # so that a resumed run goes on behind it
@@ -144,4 +144,4 @@ def test_too_many_bad_prompts_stop_the_run(config: RLConfig) -> None:
         return [Responses(fault="text", detail="forged") for _ in prompts]
 
     with pytest.raises(ValueError, match=r"5 of 6 prompts are bad, more than max_bad_samples=4.*\n.*5 text"):
-        PromptStream(replace(config, max_bad_samples=4)).ask(generate)
+        PromptStream(replace(config, max_bad_samples=4)).ask(3, generate)

@@ -1,0 +1,103 @@
+"""Groups that a checkpoint carries over to the next step, as RUN/carried/step-N.npz: arrays alone, no pickle.
+
+A file holds the tokens and logprobs of all responses end to end, their lengths, and all else as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.files import atomic_writer, to_json
+from data_pipeline.types import SampleRef
+from data_pipeline.verify.check import Verdict
+from megatron_omr.train.run_folder import checkpoint_name, list_checkpoints
+from rl.types import Group, Prompt, Reward, Rollout
+
+log = logging.getLogger(__name__)
+
+_ARRAYS = ("token_ids", "logprobs")  # of a Rollout
+
+
+def save_carried(run: Path, step: int, groups: Sequence[Group]) -> None:
+    """Writes the groups that belong to the checkpoint of `step` steps, before it; none leave no file.
+
+    Removes the files of checkpoints that are gone.
+    """
+    kept = {path.name for path in list_checkpoints(run / "checkpoints")} | {checkpoint_name(step)}
+    for old in (run / "carried").glob("*"):
+        if old.stem not in kept:
+            old.unlink()
+    if not groups:
+        _place(run, step).unlink(missing_ok=True)
+        return
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    with atomic_writer(_place(run, step)) as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            groups=np.frombuffer(to_json([_describe(group) for group in groups]).encode(), np.uint8),
+            lengths=np.array([len(rollout.token_ids) for rollout in rollouts]),
+            token_ids=np.concatenate([rollout.token_ids for rollout in rollouts]),
+            logprobs=np.concatenate([rollout.logprobs for rollout in rollouts]),
+        )
+
+
+def load_carried(run: Path, step: int, count: int) -> list[Group]:
+    """Returns the `count` groups of the checkpoint of `step` steps; none, with a warning, where the file is damaged."""
+    if not count:
+        return []
+    path = _place(run, step)
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            ends = np.cumsum(data["lengths"])[:-1]
+            arrays = zip(*(np.split(data[name], ends) for name in _ARRAYS), strict=True)
+            groups = [_restore(row, arrays) for row in json.loads(data["groups"].tobytes())]
+        if len(groups) != count:
+            raise ValueError(f"it holds {len(groups)} groups")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, StopIteration, zipfile.BadZipFile) as error:
+        log.warning(
+            f"{count} groups that were carried over to step {step} are lost, and the run goes on without them: "
+            f"{path} cannot be read ({type(error).__name__}: {error})"
+        )
+        return []
+    return groups
+
+
+def _describe(group: Group) -> dict[str, Any]:
+    """Returns all but the arrays."""
+    rollouts = [
+        {f.name: getattr(rollout, f.name) for f in fields(rollout) if f.name not in _ARRAYS}
+        for rollout in group.rollouts
+    ]
+    return {
+        "prompt": asdict(group.prompt),
+        "rollouts": rollouts,
+        "rewards": [asdict(reward) for reward in group.rewards],
+    }
+
+
+def _restore(row: dict[str, Any], arrays: Any) -> Group:
+    """Returns a group; takes the arrays of its rollouts from the iterator."""
+    prompt = row["prompt"]
+    prompt |= {"ref": SampleRef(**prompt["ref"]), "patches": tuple(prompt["patches"])}
+    return Group(
+        prompt=Prompt(**prompt),
+        rollouts=tuple(
+            Rollout(**fields, **dict(zip(_ARRAYS, next(arrays), strict=True))) for fields in row["rollouts"]
+        ),
+        rewards=tuple(
+            Reward(**{**reward, "verdict": Verdict(**reward["verdict"])}) for reward in row["rewards"]
+        ),
+    )
+
+
+def _place(run: Path, step: int) -> Path:
+    return run / "carried" / f"{checkpoint_name(step)}.npz"

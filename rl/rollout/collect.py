@@ -1,0 +1,111 @@
+"""Collects the groups of a step: asks until enough of them have a signal, and keeps what is too much for the next.
+
+Imports neither Ray nor vLLM: it gets the functions that ask prompts and score their responses.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rl.algorithms.config import AlgorithmConfig
+from rl.config import RLConfig, SamplingConfig
+from rl.groups import select_groups
+from rl.rollout.carried import load_carried, save_carried
+from rl.timer import PhaseTimer
+from rl.types import Group, Prompt, Responses, Rollout
+
+log = logging.getLogger(__name__)
+
+Asked = list[tuple[Prompt, tuple[Rollout, ...]]]
+Ask = Callable[[int, Callable[[list[Prompt]], Sequence[Responses]]], Asked]
+"""PromptStream.ask"""
+Generate = Callable[[Sequence[Prompt], SamplingConfig, int], Sequence[Responses]]
+"""RolloutManager.generate"""
+Score = Callable[[Asked], list[Group]]
+
+MIN_SHARE = 0.25
+"""A round asks at most one prompt over this share for each group that is missing, however few had a signal so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """The groups of one step."""
+
+    asked: list[Group]  # in this step, so of the current weights
+    chosen: list[Group]  # to train on; first those that were asked in an earlier step
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Collector:
+    """Collects groups with a signal. Without algorithm.dynamic_sampling it asks once, and nothing is carried over."""
+
+    def __init__(self, config: RLConfig, ask: Ask, generate: Generate, score: Score) -> None:
+        self.carried: list[Group] = []  # from earlier steps, not trained on yet, oldest first
+        self._run, self._algorithm, self._wanted = Path(config.run), config.algorithm, config.prompts_per_step
+        self._sampling = config.sampling
+        self._ask, self._generate, self._score = ask, generate, score
+
+    def collect(self, step: int, timer: PhaseTimer) -> Collected:
+        """Returns the groups of step `step`; times generate and reward.
+
+        Groups that were carried over come first. While some are missing, up to `max_tries` rounds are asked: the first
+        of `oversampling` prompts for each missing group, a later one of as many as the share with a signal so far
+        makes likely. Groups that are then too many are carried over whole.
+        """
+        rules = self._algorithm.dynamic_sampling
+        max_tries = rules.max_tries if rules.enabled else 1
+        asked, ready, tries = list[Group](), list(self.carried), 0
+        while len(ready) < self._wanted and tries < max_tries:
+            missing, found = self._wanted - len(ready), len(ready) - len(self.carried)
+            count = count_prompts(self._algorithm, missing, found=found, asked=len(asked))
+            with timer.phase("generate"):
+                responses = self._ask(count, self._with_seed(seed_round(step, tries)))
+            with timer.phase("reward"):
+                groups = self._score(responses)
+            ready += [groups[i] for i in select_groups(self._algorithm, groups)]
+            asked += groups
+            tries += 1
+        found = len(ready) - len(self.carried)
+        chosen, self.carried = ready[: self._wanted], ready[self._wanted :]
+        if rules.enabled and len(chosen) < self._wanted:
+            log.warning(
+                f"step {step}: {len(chosen)} of {self._wanted} groups have a signal after {tries} rounds of prompts "
+                f"(algorithm.dynamic_sampling.max_tries); {found} of {len(asked)} prompts gave one"
+            )
+        metrics: dict[str, float] = {"groups_kept": len(chosen), "groups_total": len(asked)}
+        if rules.enabled:
+            metrics |= {"sampling_tries": tries, "groups_carried": len(self.carried)}
+        if rules.enabled and asked:
+            metrics["groups_share"] = found / len(asked)
+        return Collected(asked=asked, chosen=chosen, metrics=metrics)
+
+    def save(self, step: int) -> int:
+        """Writes what is carried over after `step` steps; returns the state that load() gets back on resuming."""
+        save_carried(self._run, step, self.carried)
+        return len(self.carried)
+
+    def load(self, step: int, state: int) -> None:
+        """Continues after `step` steps; groups that cannot be read are lost, with a warning."""
+        self.carried = load_carried(self._run, step, state)
+
+    def _with_seed(self, seed: int) -> Callable[[list[Prompt]], Sequence[Responses]]:
+        return lambda prompts: self._generate(prompts, self._sampling, seed)
+
+
+def count_prompts(algorithm: AlgorithmConfig, missing: int, *, found: int, asked: int) -> int:
+    """Returns how many prompts to ask for `missing` groups, when `found` of `asked` so far had a signal."""
+    rules = algorithm.dynamic_sampling
+    if not rules.enabled:
+        return missing
+    if not asked:
+        return math.ceil(missing * rules.oversampling)
+    return math.ceil(missing / max(MIN_SHARE, found / asked))
+
+
+def seed_round(step: int, tries: int) -> int:
+    """Returns the seed of a round: another for each, as a small data set asks a prompt twice in a step."""
+    return step + (tries << 32)
