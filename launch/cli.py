@@ -99,10 +99,11 @@ def doctor(*, json: bool = False) -> None:
 
 
 def demo(config: Annotated[DemoConfig, FLAT]) -> None:
-    """The whole recipe on this machine in minutes: data, SFT, GSPO, evaluation, report.
+    """The whole recipe on this machine in minutes: data, SFT, RL, evaluation, report.
 
     Examples:
       omr demo
+      omr demo --algorithm dapo
       omr demo --seed 7 --out runs/demo7
     """
     from launch.demo import run_demo
@@ -148,7 +149,7 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
     Examples:
       omr rl demo
       omr rl demo --algorithm.name grpo --run runs/grpo
-      omr rl qwen2_5_vl_7b_gspo --trainers 4 --engine.num_engines 4
+      omr rl openmmreasoner_gspo --trainers 4 --engine.num_engines 4
     """
     step = find_step("omr rl RECIPE")
     _check_layout(config.model, config.parallel, config.compute)

@@ -5,6 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+DemoAlgorithm = Literal["gspo", "gspo_token", "grpo", "dapo", "dr_grpo", "cispo", "sapo", "visurf"]
+ALGORITHM_TITLES: dict[DemoAlgorithm, str] = {
+    "gspo": "GSPO",
+    "gspo_token": "GSPO-token",
+    "grpo": "GRPO",
+    "dapo": "DAPO",
+    "dr_grpo": "Dr. GRPO",
+    "cispo": "CISPO",
+    "sapo": "SAPO",
+    "visurf": "ViSurf",
+}
+"""How texts call the algorithms that the demo runs with."""
+
+
+def name_rl_stage(algorithm: DemoAlgorithm) -> str:
+    """Returns the folder of an algorithm's RL run in a demo: rl is GSPO's, rl_dapo is DAPO's."""
+    return "rl" if algorithm == "gspo" else f"rl_{algorithm}"
+
+
+RL_STAGES = {name_rl_stage(algorithm): title for algorithm, title in ALGORITHM_TITLES.items()}
+"""The RL stages that a demo's folder may hold, and what texts call their algorithms."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsConfig:
@@ -47,4 +69,6 @@ class DemoConfig:
     sft_steps: int | None = None
     """Steps of SFT; by default those of the recipe. A few steps show that everything runs, and learn nothing."""
     rl_steps: int | None = None
-    """Steps of GSPO; by default those of the recipe."""
+    """Steps of RL; by default those of the recipe."""
+    algorithm: DemoAlgorithm = "gspo"
+    """Algorithm of RL. A folder in which others have run keeps their results; data, model and SFT are shared."""

@@ -6,24 +6,24 @@ that an interrupted demo continues where it stopped.
 
 from __future__ import annotations
 
-from launch.config import DemoConfig, DigitsConfig
+from launch.config import DemoConfig, DigitsConfig, name_rl_stage
 from launch.recipes import eval as eval_recipes
-from launch.recipes import rl as rl_recipes
 from launch.recipes import sft as sft_recipes
+from launch.recipes.rl import RL_RECIPES
 from launch.stages import Demo
 from launch.summary import print_summary, write_summary
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Data -> model -> SFT -> evaluation -> GSPO -> evaluation -> report, under `config.out`."""
-    demo = Demo(config)
-    data, model, sft, rl = (f"{config.out}/{name}" for name in ("data", "model", "sft", "rl"))
+    """Data -> model -> SFT -> evaluation -> RL -> evaluation -> report, under `config.out`."""
+    demo, rl = Demo(config), name_rl_stage(config.algorithm)
+    data, model, sft = (f"{config.out}/{name}" for name in ("data", "model", "sft"))
     demo.stage("data", "data/test/index.json", lambda: write_questions(demo, data))
     demo.stage("model", "model/preprocessor_config.json", lambda: build_model(model, config.seed))
     demo.stage("sft", "sft/hf/config.json", lambda: fine_tune(demo, sft, model, f"{data}/train"))
     demo.stage("eval sft", "eval/sft/summary.json", lambda: evaluate(demo, "sft", f"{data}/test"))
-    demo.stage("rl", "rl/hf/config.json", lambda: reinforce(demo, rl, f"{sft}/hf", f"{data}/train"))
-    demo.stage("eval rl", "eval/rl/summary.json", lambda: evaluate(demo, "rl", f"{data}/test"))
+    demo.stage(rl, f"{rl}/hf/config.json", lambda: reinforce(demo, rl, f"{sft}/hf", f"{data}/train"))
+    demo.stage(f"eval {rl}", f"eval/{rl}/summary.json", lambda: evaluate(demo, rl, f"{data}/test"))
     write_summary(demo)
     demo.omr("report", config.out, recipe=None)
     print_summary(demo)
@@ -50,11 +50,12 @@ def fine_tune(demo: Demo, run: str, model: str, shards: str) -> None:
     demo.omr("sft", "demo", recipe=recipe, loader__shards=shards, loader__seed=seed, **values)
 
 
-def reinforce(demo: Demo, run: str, model: str, shards: str) -> None:
-    """Improves the fine-tuned policy by GSPO on the training questions."""
+def reinforce(demo: Demo, stage: str, model: str, shards: str) -> None:
+    """Improves the fine-tuned policy on the training questions, by the recipe of the demo's algorithm."""
+    name = "demo" if demo.config.algorithm == "gspo" else f"demo_{demo.config.algorithm}"
+    values = {"run": f"{demo.config.out}/{stage}", "model": model, "shards": shards}
     steps, seed = demo.config.rl_steps, demo.config.seed
-    values = {"run": run, "model": model, "shards": shards, "steps": steps, "seed": seed}
-    demo.omr("rl", "demo", recipe=rl_recipes.demo(), **values)
+    demo.omr("rl", name, recipe=RL_RECIPES[name](), **values, steps=steps, seed=seed)
 
 
 def evaluate(demo: Demo, stage: str, shards: str) -> None:

@@ -57,7 +57,7 @@ def build_launch(commands: Mapping[Stage, Command]) -> CommandGroup:
 
     Examples:
       omr launch sft qwen2_5_vl_7b_sft --on mine --nodes 4 --dry-run
-      omr launch rl qwen2_5_vl_7b_gspo --on mine
+      omr launch rl openmmreasoner_gspo --on mine
       omr launch data curate openmmreasoner_rl --on mine --detach
       omr launch logs runs/qwen2_5_vl_7b_sft --follow
     """,

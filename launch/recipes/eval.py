@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from launch.recipes import rl
+from launch.recipes import rl_demo
+from launch.recipes.openmmreasoner import openmmreasoner_gspo
 from rl.config import EvalConfig, SamplingConfig
 
 
 def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -> EvalConfig:
     """The demo's held-out questions, greedy; the policy after RL unless `model` names another."""
-    trained = rl.demo(root, seed=seed)
+    trained = rl_demo.demo(root, seed=seed)
     return EvalConfig(
         model=model or f"{trained.run}/hf",
         shards=f"{root}/data/test",
@@ -26,7 +27,7 @@ def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -
 
 def qwen2_5_vl_7b_greedy() -> EvalConfig:
     """The published protocol: one greedy response of at most 49,152 tokens to each question, on 8 GPUs."""
-    trained = rl.qwen2_5_vl_7b_gspo()
+    trained = openmmreasoner_gspo()
     return EvalConfig(
         model=f"{trained.run}/hf",
         shards="data/held_out",

@@ -10,7 +10,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +24,7 @@ from data_pipeline.errors import describe
 from data_pipeline.shards.format import read_sample
 from data_pipeline.types import SampleRef
 from data_pipeline.verify.record import ScoredResponse
+from launch.config import RL_STAGES
 from launch.report.charts import Interval
 
 MAX_GALLERY_STEPS = 6
@@ -62,9 +63,15 @@ class RunSummary:
     sft: Score | None = None
     rl: Score | None = None
     difference: Score | None = None
+    differences: dict[str, Score] = field(default_factory=dict)  # by RL stages other than rl
     seconds: Numbers = field(default_factory=dict)
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def gains(self) -> dict[str, Interval]:
+        """The difference in accuracy that each RL stage made."""
+        return ({"rl": self.difference} if self.difference else {}) | self.differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +117,8 @@ class Metrics:
 class Evaluation:
     """Scores on the held-out questions."""
 
-    name: str  # sft | rl | any other
+    name: str  # sft | rl | rl_dapo | any other
+    label: str = ""  # after SFT
     overall: Interval
     by_kind: dict[str, Interval] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)  # questions, truncated, length p50, ...
@@ -167,7 +175,8 @@ def load_run(run: Path) -> Run:
             f"run={run} has none of sft/metrics.jsonl, rl/metrics.jsonl, metrics.jsonl, summary.json, "
             f"eval/*/summary.json and {FUNNEL}; give the folder of a run, for example runs/demo"
         )
-    groups = _load_groups(run / "rl" if (run / "rl").is_dir() else run, notes)
+    folders = [run / name for name in RL_STAGES if (run / name / "rollouts.jsonl").is_file()]
+    groups = _load_groups(folders[0] if folders else run, notes)
     return Run(
         name=run.resolve().name,
         sft=stages.get("sft"),
@@ -189,9 +198,12 @@ def accuracy_by_id(records: Iterable[ScoredResponse]) -> dict[str, float]:
 
 
 def _load_stages(run: Path, notes: list[str]) -> dict[str, Metrics]:
-    """Returns the metrics of sft and rl, from the folders of these names or from the run's own."""
+    """Returns the metrics of sft and rl, from the folders of these names or from the run's own.
+
+    Of a demo with several RL runs, rl is the first of them.
+    """
     stages: dict[str, Metrics] = {}
-    for path in (run / "sft/metrics.jsonl", run / "rl/metrics.jsonl", run / "metrics.jsonl"):
+    for path in (run / name / "metrics.jsonl" for name in ("sft", *RL_STAGES, "")):
         rows = dict(_parsed_lines(path, _metrics_row, notes))
         if rows:
             kind = "rl" if any("reward" in row for row in rows.values()) else "sft"
@@ -214,8 +226,13 @@ def _load_evaluations(run: Path, summary: RunSummary, notes: list[str]) -> tuple
         more = _read(path, _EvaluationSummary, notes) if overall else None
         if overall and more:
             found[path.parent.name] = _evaluation(path.parent, overall, more, notes)
-    order = {"base": 0, "sft": 1, "rl": 2}
-    return tuple(sorted(found.values(), key=lambda e: (order.get(e.name, 3), e.name)))
+    order = ["base", "sft", *RL_STAGES]
+    names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+    labels = {"base": "before training", "sft": "after SFT"}
+    labels |= {name: f"after {title}" for name, title in RL_STAGES.items()}
+    if len(RL_STAGES.keys() & found.keys()) < 2:
+        labels["rl"] = "after RL"
+    return tuple(replace(found[name], label=labels.get(name, name)) for name in names)
 
 
 def _evaluation(folder: Path, overall: Interval, summary: _EvaluationSummary, notes: list[str]) -> Evaluation:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from launch.config import RL_STAGES
 from launch.report.charts import (
     Interval,
     Line,
@@ -20,7 +21,6 @@ from launch.report.funnel import funnel_figures
 from launch.report.load import Evaluation, Metrics, Run, ShownGroup, load_run
 from launch.report.page import Figure, Section, ShownImage, Table, Tile, png_image, shorten, write_page
 
-LABELS = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
 FACTS = {
     "count": "questions",
     "length mean": "mean length, tokens",
@@ -76,22 +76,30 @@ def _summarize(run: Run) -> str:
     stages = ((run.sft, "supervised fine-tuning"), (run.rl, "reinforcement learning"))
     steps = [f"{len(stage.rows):,} steps of {name}" for stage, name in stages if stage]
     trained = f"{' and '.join(steps)}. " if steps else ""
-    scores = [f"{e.overall.value:.1%} {_label(e)} ({_span(e.overall)})" for e in run.evaluations]
+    scores = [f"{e.overall.value:.1%} {e.label} ({_span(e.overall)})" for e in run.evaluations]
     scored = f"Held-out accuracy is {', '.join(scores)}. " if scores else "It has not been evaluated yet. "
-    gain = run.summary.difference
-    if gain is None:
-        return trained + scored
+    return trained + scored + " ".join(_describe_gain(gain, name) for name, gain in _gains(run))
+
+
+def _gains(run: Run) -> list[tuple[str, Interval]]:
+    """Returns the differences that RL made, each with the name of its algorithm where there are several."""
+    gains = run.summary.gains
+    return [(RL_STAGES.get(stage, stage) if len(gains) > 1 else "", gain) for stage, gain in gains.items()]
+
+
+def _describe_gain(gain: Interval, algorithm: str) -> str:
     clear = gain.low > 0 or gain.high < 0
     verdict = "which excludes zero" if clear else "which contains zero: this run shows no difference"
-    return f"{trained}{scored}The difference is {_points(gain)} points ({_points_span(gain)}), {verdict}."
+    by = f" by {algorithm}" if algorithm else ""
+    return f"The difference{by} is {_points(gain)} points ({_points_span(gain)}), {verdict}."
 
 
 def _tiles(run: Run) -> list[Tile]:
-    tiles = [
-        Tile(f"{e.overall.value:.1%}", f"accuracy {_label(e)}", _span(e.overall)) for e in run.evaluations
-    ]
-    if gain := run.summary.difference:
-        tiles.append(Tile(_points(gain), "points of difference", _points_span(gain)))
+    tiles = [Tile(f"{e.overall.value:.1%}", f"accuracy {e.label}", _span(e.overall)) for e in run.evaluations]
+    for name, gain in _gains(run):
+        tiles.append(
+            Tile(_points(gain), f"points by {name}" if name else "points of difference", _points_span(gain))
+        )
     if seconds := run.summary.seconds:
         total = seconds.get(TOTAL, sum(seconds.values()))
         tiles.append(Tile(_tile_time(total), "in all", f"{len(seconds.keys() - {TOTAL})} phases"))
@@ -120,7 +128,7 @@ def _describe_questions(evaluations: Sequence[Evaluation]) -> str:
     else:
         searched = min(baseline.train_samples for _, baseline in found)
         seen = f"None of the {searched:,} training samples that were searched (not all) asks one of the questions."
-    return " ".join([seen, *(f"{_label(e).capitalize()}: {baseline.sentence}" for e, baseline in found)])
+    return " ".join([seen, *(f"{e.label.capitalize()}: {baseline.sentence}" for e, baseline in found)])
 
 
 def _accuracy_figure(evaluations: Sequence[Evaluation]) -> Figure:
@@ -128,7 +136,7 @@ def _accuracy_figure(evaluations: Sequence[Evaluation]) -> Figure:
     rows: list[tuple[str, Sequence[Interval | None]]] = [("all questions", [e.overall for e in evaluations])]
     rows += [(kind, [e.by_kind.get(kind) for e in evaluations]) for kind in kinds]
     plot = draw_intervals("Accuracy on the held-out questions, with 95% intervals", rows)
-    title, keys = "Accuracy, overall and by kind", list(map(_label, evaluations))
+    title, keys = "Accuracy, overall and by kind", [e.label for e in evaluations]
     return Figure("accuracy", title, "Bars are 95% intervals.", plot, keys=keys)
 
 
@@ -145,7 +153,7 @@ def _evaluation_figure(evaluations: Sequence[Evaluation]) -> Figure:
         cells = [f"{getattr(e.baseline, name).value:.1%}" if e.baseline else "–" for e in evaluations]
         if any(e.baseline for e in evaluations):
             rows.append((f"right by the most frequent answer to each {label}", cells))
-    table = Table("Evaluations", ["", *map(_label, evaluations)], rows)
+    table = Table("Evaluations", ["", *(e.label for e in evaluations)], rows)
     return Figure("evaluation", "Questions and responses", "", table=table, note=_count_changes(evaluations))
 
 
@@ -277,10 +285,6 @@ def _smoothing_note(metrics: Metrics | None) -> str:
         return ""
     first, last = metrics.rows[0][0], metrics.rows[-1][0]
     return f"Steps {first} to {last}. Faint: each step; strong: moving average, ending in its last value."
-
-
-def _label(evaluation: Evaluation) -> str:
-    return LABELS.get(evaluation.name, evaluation.name)
 
 
 def _tile_time(seconds: float) -> str:

@@ -82,7 +82,7 @@ def test_recipe_values_are_the_defaults_of_the_help():
     [
         (["stf", "demo"], "did you mean 'sft'?"),
         (["sft", "dmo"], "did you mean 'demo'?"),
-        (["rl", "qwen2_5_vl_7b_gsop"], "did you mean 'qwen2_5_vl_7b_gspo'?"),
+        (["rl", "openmmreasoner_gsop"], "did you mean 'openmmreasoner_gspo'?"),
         (["convert", "to-megatorn", "a", "b"], "did you mean 'to-megatron'?"),
         (["data", "digit", "out"], "did you mean 'digits'?"),
         (["sft", "demo", "--optim.lrr", "1"], "--optim.lr "),

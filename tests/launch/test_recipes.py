@@ -1,9 +1,13 @@
-"""The 7B recipes have the published numbers, and the demo's stages use each other's outputs."""
+"""Recipes have the published numbers, variants differ in few fields, and the demo's stages use each other's outputs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import get_args
 
+import pytest
+
+from launch.config import RL_STAGES, DemoAlgorithm, name_rl_stage
 from launch.recipes.data import DATA_RECIPES
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
@@ -26,7 +30,7 @@ def test_published_sft_numbers():
 
 
 def test_published_rl_numbers():
-    config = RL_RECIPES["qwen2_5_vl_7b_gspo"]()
+    config = RL_RECIPES["openmmreasoner_gspo"]()
     optim, algorithm, sampling = config.optim, config.algorithm, config.sampling
     assert (algorithm.name, algorithm.clip) == ("gspo", (3e-4, 4e-4))
     assert algorithm.num_minibatches == 1
@@ -52,11 +56,84 @@ def test_published_data_numbers():
     assert hard.writer.max_pixels == 2_048**2
 
 
-def test_grpo_is_the_gspo_recipe_with_another_algorithm():
-    gspo, grpo = asdict(RL_RECIPES["qwen2_5_vl_7b_gspo"]()), asdict(RL_RECIPES["qwen2_5_vl_7b_grpo"]())
-    assert {name for name in gspo if gspo[name] != grpo[name]} == {"run", "algorithm"}
-    assert grpo["algorithm"]["name"] == "grpo"
-    assert RL_RECIPES["qwen2_5_vl_7b_grpo"]().algorithm.clip == (0.2, 0.2)
+@pytest.mark.parametrize(
+    ("name", "base", "fields"),
+    [
+        (
+            "openmmreasoner_gspo_4",
+            "openmmreasoner_gspo",
+            {"steps", "prompts_per_step", "algorithm", "checkpoint"},
+        ),
+        ("openmmreasoner_gspo_n8", "openmmreasoner_gspo", {"sampling"}),
+        ("openmmreasoner_gspo_t14", "openmmreasoner_gspo", {"sampling"}),
+        ("openmmreasoner_grpo", "openmmreasoner_gspo", {"algorithm"}),
+        ("openmmreasoner_dapo", "openmmreasoner_gspo", {"algorithm"}),
+        ("openmmreasoner_dapo_n8", "openmmreasoner_dapo", {"sampling"}),
+        ("openmmreasoner_dapo_t14", "openmmreasoner_dapo", {"sampling"}),
+        ("openmmreasoner_dapo_released", "openmmreasoner_gspo", {"steps", "prompts_per_step", "algorithm"}),
+        ("openmmreasoner_32b_gspo", "openmmreasoner_gspo", {"model", "trainers", "engine", "parallel"}),
+        ("visurf", "openmmreasoner_gspo", {"model", "algorithm"}),
+        *((f"demo_{name}", "demo", {"algorithm"}) for name in get_args(DemoAlgorithm)[1:]),
+    ],
+)
+def test_variant_differs_from_its_base_in_these_fields(name: str, base: str, fields: set[str]):
+    one, other = asdict(RL_RECIPES[name]()), asdict(RL_RECIPES[base]())
+    assert {field for field in one if one[field] != other[field]} == {"run", *fields}
+
+
+def test_runs_of_recipes_have_folders_of_their_own():
+    runs = {name: config().run for name, config in RL_RECIPES.items()}
+    assert len(set(runs.values())) == len(runs)
+    assert all(run == f"runs/{name}" for name, run in runs.items() if not name.startswith("demo"))
+
+
+def test_variants_of_the_paper_have_its_numbers():
+    configs = {name: recipe() for name, recipe in RL_RECIPES.items()}
+    for name in ("gspo", "gspo_4", "grpo", "dapo_released"):
+        config = configs[f"openmmreasoner_{name}"]
+        assert not config.algorithm.drop_equal_groups, "as released, all groups are trained on"
+        questions, updates = (
+            config.steps * config.prompts_per_step,
+            config.steps * config.algorithm.num_minibatches,
+        )
+        assert questions == pytest.approx(1_232 * 128, rel=1e-3) and updates == pytest.approx(1_232, rel=1e-3)
+        assert config.prompts_per_step == 128 * config.algorithm.num_minibatches
+    grpo = configs["openmmreasoner_grpo"].algorithm
+    assert (grpo.clip, grpo.loss_mean, grpo.num_minibatches) == ((0.2, 0.2), "tokens", 1)
+    assert configs["openmmreasoner_dapo_released"].algorithm.clip == (0.2, 0.2)
+    paper = configs["openmmreasoner_dapo"]
+    assert paper.algorithm.clip == (0.2, 0.28) and paper.algorithm.dynamic_sampling.enabled
+    assert paper.prompts_per_step * paper.algorithm.dynamic_sampling.oversampling == 384
+    assert [configs[f"openmmreasoner_{name}_n8"].sampling.n for name in ("gspo", "dapo")] == [8, 8]
+    assert [configs[f"openmmreasoner_{name}_t14"].sampling.temperature for name in ("gspo", "dapo")] == [
+        1.4,
+        1.4,
+    ]
+    assert configs["visurf"].algorithm.solution.enabled
+
+
+def test_mmvistareason_has_its_published_numbers():
+    config = RL_RECIPES["mmvistareason_gspo"]()
+    assert (config.steps, config.prompts_per_step, config.sampling.n) == (200, 256, 8)
+    assert (config.optim.lr, config.algorithm.kl.coefficient, config.algorithm.clip) == (
+        5e-6,
+        0.005,
+        (3e-4, 4e-4),
+    )
+    assert config.engine.max_model_len == 4_096 + config.sampling.max_tokens == 4_096 + 16_384
+    assert config.reward.weights == (("accuracy", 1.0),)
+
+
+def test_each_algorithm_of_the_demo_has_a_recipe_and_a_stage():
+    for algorithm in get_args(DemoAlgorithm):
+        config = RL_RECIPES["demo" if algorithm == "gspo" else f"demo_{algorithm}"]("/root", seed=3)
+        stage = name_rl_stage(algorithm)
+        assert config.run == f"/root/{stage}" and stage in RL_STAGES and config.seed == 3
+        name = "grpo" if algorithm == "visurf" else algorithm
+        assert config.algorithm.name == name and config.algorithm.solution.enabled == (algorithm == "visurf")
+        assert config.algorithm.num_minibatches == (1 if algorithm == "gspo" else 4), (
+            "with one, nothing is clipped"
+        )
 
 
 def test_given_clip_replaces_the_published_one():

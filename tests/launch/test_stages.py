@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files import read_json, write_json
+from data_pipeline.verify.record import ScoredResponse
 from launch.config import DemoConfig, DigitsConfig
+from launch.demo import run_demo
 from launch.stages import TIMES, Demo
 
 
@@ -50,6 +52,27 @@ def test_other_settings_need_another_folder(tmp_path: Path) -> None:
         Demo(DemoConfig(out=str(tmp_path), seed=2))
     with pytest.raises(ValueError, match="rl_steps was None, is 3"):
         Demo(DemoConfig(out=str(tmp_path), seed=1, rl_steps=3))
+
+
+def test_algorithms_share_a_folder_and_its_stages_but_rl(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last file of each stage is there, so that only summary and report are made."""
+    for result in ("data/test/index.json", "model/preprocessor_config.json", "sft/hf/config.json"):
+        write_json(tmp_path / result, {})
+    for stage, right in {"sft": 0, "rl": 1, "rl_dapo": 1}.items():
+        write_json(tmp_path / stage / "hf/config.json", {})
+        write_json(tmp_path / "eval" / stage / "summary.json", {"accuracy": right, "ci95": [right, right]})
+        record = ScoredResponse(id="question", accuracy=right)
+        (tmp_path / "eval" / stage / "responses.jsonl").write_bytes(record.to_json())
+    run_demo(DemoConfig(out=str(tmp_path), algorithm="dapo"))
+    printed = capfd.readouterr().out
+    assert printed.count("done before") == 6 and "omr rl" not in printed
+    assert "[demo] rl_dapo: done before" in printed and "[demo] rl: done before" not in printed
+    assert "gain by GSPO" in printed and "gain by DAPO" in printed
+    summary = read_json(tmp_path / "summary.json")
+    assert summary["difference"]["value"] == summary["differences"]["rl_dapo"]["value"] == 1
+    assert "after DAPO" in (tmp_path / "report.html").read_text()
 
 
 def test_folder_with_results_of_single_stages_is_accepted(tmp_path: Path) -> None:

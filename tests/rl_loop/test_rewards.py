@@ -33,6 +33,6 @@ def test_the_published_recipes_keep_the_published_rules_and_ours_are_the_default
     assert (
         RL_RECIPES["demo"]().reward.checker.mode == EVAL_RECIPES["demo"]().reward.checker.mode == "released"
     )
-    for name in ("qwen2_5_vl_7b_gspo", "qwen2_5_vl_7b_grpo"):
+    for name in ("openmmreasoner_gspo", "openmmreasoner_grpo"):
         assert RL_RECIPES[name]().reward.checker.mode == "released"
     assert EVAL_RECIPES["qwen2_5_vl_7b_greedy"]().reward.checker.mode == "released"

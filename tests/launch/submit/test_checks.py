@@ -57,7 +57,7 @@ def test_model_that_vllm_computes_otherwise_is_refused_for_rl(tmp_path: Path):
     for kind in ('"type": "mrope"', '"type": "default"', '"rope_type": "default"'):
         text = text.replace(kind, f'{yarn}"{kind.split(chr(34))[1]}": "yarn"')
     (tmp_path / "config.json").write_text(text)
-    config = replace(RL_RECIPES["qwen2_5_vl_7b_gspo"](), model=str(tmp_path))
+    config = replace(RL_RECIPES["openmmreasoner_gspo"](), model=str(tmp_path))
     (found,) = check_layout(config, "mine", CLUSTER, NODE)
     assert found.state == "wrong" and "vLLM computes other frequencies" in found.text
 

@@ -79,7 +79,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
     commands["eval"] = ["eval", "qwen2_5_vl_7b_greedy", "--on", "site", "--nodes", "2"]
     env = {"PATH": path_with(folder / "bin", *TOOLS), "HOME": str(folder)}
     done = run_omr(*(["launch", *words, "--dry-run"] for words in commands.values()), cwd=folder, env=env)
-    assert not (folder / ".nemo_run").exists() and not (folder / "runs/qwen2_5_vl_7b_gspo").exists()
+    assert not (folder / ".nemo_run").exists() and not (folder / "runs/openmmreasoner_gspo").exists()
     return dict(zip(commands, done, strict=True))
 
 

@@ -35,7 +35,7 @@ def test_few_ranks_share_one_node():
 
 
 def test_rl_has_a_task_a_node_and_gpus_for_trainers_and_engines():
-    config = RL_RECIPES["qwen2_5_vl_7b_gspo"]()
+    config = RL_RECIPES["openmmreasoner_gspo"]()
     config = replace(config, trainers=4, engine=replace(config.engine, num_engines=4))
     assert find_size("rl", config, GPUS) == Size(gpus_per_node=8, cpus_per_task=64, partition="gpu")
     large = replace(config, trainers=32, engine=replace(config.engine, num_engines=8, tp=4))

@@ -1,0 +1,57 @@
+"""RL recipes of other papers, each on the base and the machines of OpenMMReasoner's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from data_pipeline.encode.config import ImageConfig
+from launch.recipes.openmmreasoner import openmmreasoner_gspo
+from rl.algorithms.config import AlgorithmConfig, KLConfig, SolutionConfig
+from rl.config import RLConfig
+
+
+def visurf() -> RLConfig:
+    """ViSurf (arXiv 2510.10606): SFT and RL in one stage, from the base model; solutions are members of the groups.
+
+    Published: the loss is the mean over the responses and the solution, advantages are z-scores over all of them, there
+    is one update of the policy a step, no KL term, and the three controls of the solution's reward
+    (algorithm.solution). Its code is not public, and the mean over the tokens of a response is therefore GRPO's.
+    Ours: questions, reward, sizes and learning rate are those of openmmreasoner_gspo, and the machines.
+    """
+    recipe = openmmreasoner_gspo()
+    return replace(
+        recipe,
+        run="runs/visurf",
+        model="models/Qwen2.5-VL-7B-Instruct",  # the single stage stands in for SFT
+        # without groups left out by us: those that are all wrong learn from their solution
+        algorithm=AlgorithmConfig(
+            name="grpo", drop_equal_groups=False, solution=SolutionConfig(enabled=True)
+        ),
+    )
+
+
+def mmvistareason_gspo() -> RLConfig:
+    """MMVistaReason (arXiv 2610.01352): one of its two GSPO experts, with KL to the start, for correctness alone.
+
+    Published: 200 steps of 256 prompts x 8 responses, lr 5e-6, KL 0.005, clip 3e-4/4e-4, 4,096 + 16,384 tokens; one
+    expert on analytical questions and one on real-world ones, since mixing both hurt each; a judge of 27B.
+    Ours: Qwen2.5-VL-7B after the cold start, since the paper's bases of 4B and 9B are not models of this project; the
+    k3 estimate of the KL, one mini-batch and a constant learning rate, which we found no statement of; images of at
+    most 589,824 pixels as in its SFT; the published checker without a judge. Each expert is a run of its own:
+    --shards data/analytical --run runs/analytical.
+    """
+    recipe = openmmreasoner_gspo()
+    return replace(
+        recipe,
+        run="runs/mmvistareason_gspo",
+        shards="data/mmvistareason_rl",
+        steps=200,
+        prompts_per_step=256,
+        pack_length=20_480,
+        engine=replace(recipe.engine, max_model_len=4_096 + 16_384),
+        sampling=replace(recipe.sampling, n=8, max_tokens=16_384),
+        reward=replace(recipe.reward, weights=(("accuracy", 1.0),)),
+        algorithm=AlgorithmConfig(name="gspo", drop_equal_groups=False, kl=KLConfig(coefficient=0.005)),
+        image=ImageConfig(min_pixels=3_136, max_pixels=589_824),
+        optim=replace(recipe.optim, lr=5e-6),
+    )
