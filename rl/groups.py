@@ -38,6 +38,7 @@ def assign_advantages(group: Group) -> list[TrainRollout]:
             ref=group.prompt.ref,
             token_ids=rollout.token_ids,
             logprobs=rollout.logprobs,
+            policy_version=rollout.policy_version,
             advantage=advantage,
             prompt_tokens=group.prompt.num_tokens,
             prompt_patches=group.prompt.patches,

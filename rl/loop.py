@@ -94,7 +94,7 @@ def run_sync(
             with timer.phase("train"):
                 rollouts = [assign_advantages(group) for group in collected.asked]
                 kept = [assign_advantages(group) for group in collected.chosen]
-                trained = learn(config, trainers, rollouts, kept)
+                trained = learn(config, trainers, rollouts, kept, step)
                 signal.add(collected.asked, kept)
                 bad_steps = bad_steps.after(
                     trained["skipped_steps"] > 0,

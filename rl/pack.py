@@ -66,10 +66,15 @@ def pack_rollouts(
     ]
 
 
-def attach_rollouts(packs: Sequence[PackedBatch], rollouts: Sequence[TrainRollout]) -> list[RolloutBatch]:
-    """Returns the packs of these rollouts with advantages and engine logprobs on the response tokens."""
+def attach_rollouts(
+    packs: Sequence[PackedBatch], rollouts: Sequence[TrainRollout], version: int
+) -> list[RolloutBatch]:
+    """Returns the packs of these rollouts with advantages and engine logprobs on the response tokens.
+
+    `version` is that of the weights before this step: rollouts of other weights are stale.
+    """
     by_name = dict(zip(_name(rollouts), rollouts, strict=True))
-    return [_attach(packed, by_name) for packed in packs]
+    return [_attach(packed, by_name, version) for packed in packs]
 
 
 def _name(rollouts: Sequence[TrainRollout]) -> list[str]:
@@ -104,9 +109,9 @@ def _trees(prompt: Example, responses: Mapping[str, np.ndarray], rules: PackRule
         yield Tree(root=tree.root, branches=tuple(tree.branches[i] for i in chosen))
 
 
-def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout]) -> RolloutBatch:
-    advantages_T = torch.zeros(packed.num_tokens)
-    logprobs_T = torch.zeros(packed.num_tokens)
+def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout], version: int) -> RolloutBatch:
+    advantages_T, logprobs_T, fresh_T = torch.zeros(3, packed.num_tokens)
+    stale_T = torch.zeros(packed.num_tokens, dtype=torch.bool)
     for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
         if not name:  # a shared prompt, or the blank tail
             continue
@@ -114,7 +119,15 @@ def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout]) -> Rollou
         response = start + packed.loss_mask[start:end].nonzero().flatten()
         assert len(response) == len(rollout.token_ids), (len(response), len(rollout.token_ids))
         advantages_T[response] = rollout.advantage
-        logprobs_T[response] = torch.tensor(rollout.logprobs)
+        if rollout.logprobs is not None:
+            logprobs_T[response] = torch.tensor(rollout.logprobs)
+            fresh_T[response] = float(rollout.is_fresh(version))
+            stale_T[response] = not rollout.is_fresh(version)
     return RolloutBatch(
-        packed=packed, advantages_T=advantages_T, old_logprobs_T=None, rollout_logprobs_T=logprobs_T
+        packed=packed,
+        advantages_T=advantages_T,
+        old_logprobs_T=None,
+        rollout_logprobs_T=logprobs_T,
+        fresh_T=None if torch.equal(fresh_T, packed.loss_mask) else fresh_T,
+        stale_T=stale_T if stale_T.any() else None,
     )

@@ -76,22 +76,25 @@ class TrainerWorker:
         """Loads the run's newest sound checkpoint; returns what load_newest does."""
         return load_newest(self._trainer, Path(self._config.run))
 
-    def score(self, rollouts: list[TrainRollout]) -> tuple[float, int, float] | None:
-        """Returns |engine logprob - trainer logprob| over the response tokens: sum, count, largest.
+    def score(self, rollouts: list[TrainRollout], version: int) -> tuple[float, int, float] | None:
+        """Returns |engine logprob - trainer logprob| over the fresh response tokens: sum, count, largest.
 
-        None without the last pipeline stage.
+        None without the last pipeline stage. `version` is that of the current weights.
         """
         self._checkpoints.check()
-        batches = self._pack(rollouts)
+        batches = self._pack(rollouts, version)
         logprobs = self._logprobs(batches)
         if not logprobs:
             return None
         gaps = torch.cat([_gaps(values_T, batch) for values_T, batch in zip(logprobs, batches, strict=True)])
         return float(gaps.sum()), gaps.numel(), float(gaps.max()) if gaps.numel() else 0.0
 
-    def train(self, minibatches: list[list[TrainRollout]]) -> dict[str, float]:
-        """Runs one optimizer step per mini-batch of this rank's rollouts; metrics are means over the mini-batches."""
-        packed = [self._pack(rollouts) for rollouts in minibatches]
+    def train(self, minibatches: list[list[TrainRollout]], version: int) -> dict[str, float]:
+        """Runs one optimizer step per mini-batch of this rank's rollouts; metrics are means over the mini-batches.
+
+        `version` is that of the weights before: rollouts of older ones take the engine's logprobs as old logprobs.
+        """
+        packed = [self._pack(rollouts, version) for rollouts in minibatches]
         if len(packed) > 1:  # from the second step on, the weights are no longer those that sampled
             packed = [self._with_old_logprobs(batches) for batches in packed]
         results = [self._step(batches) for batches in packed]
@@ -158,7 +161,7 @@ class TrainerWorker:
         packed = [batch.packed for batch in batches]
         return forward_logprobs(self._trainer, packed, temperature=self._config.sampling.temperature)
 
-    def _pack(self, rollouts: list[TrainRollout]) -> list[RolloutBatch]:
+    def _pack(self, rollouts: list[TrainRollout], version: int) -> list[RolloutBatch]:
         for rollout in rollouts:
             self._encoder.check_response(rollout.token_ids)
         rules = PackRules(
@@ -174,7 +177,7 @@ class TrainerWorker:
             return pack_rollouts(rollouts, self._encode_prompt, rules), None
 
         packs, _ = read() if self._peers is None else self._peers.share(read)
-        return attach_rollouts(packs, rollouts)
+        return attach_rollouts(packs, rollouts, version)
 
     def _encode_prompt(self, ref: SampleRef) -> Example:
         return self._encoder.encode_prompt(read_sample(self._config.shards, ref))
@@ -183,7 +186,7 @@ class TrainerWorker:
         logprobs = self._logprobs(batches)
         if not logprobs:
             return batches
-        return [replace(b, old_logprobs_T=old) for b, old in zip(batches, logprobs, strict=True)]
+        return [batch.with_old_logprobs(own_T) for batch, own_T in zip(batches, logprobs, strict=True)]
 
     def _step(self, batches: list[RolloutBatch]) -> StepResult:
         micro_batches = [
@@ -195,12 +198,15 @@ class TrainerWorker:
     def _policy_loss(
         self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor, packed: PackedBatch
     ) -> LossOutput:
-        output = self._loss(logprobs_T, replace(batch, packed=packed).to(cpu.device()))
+        batch = replace(batch, packed=packed).to(cpu.device())
+        if batch.old_logprobs_T is None and batch.stale_T is not None:
+            batch = batch.with_old_logprobs(logprobs_T.detach())
+        output = self._loss(logprobs_T, batch)
         mask_T = packed.loss_mask
         entropy = ((entropy_T.detach() * mask_T).sum(), mask_T.sum())
         return replace(output, metrics=output.metrics | {"entropy": entropy})
 
 
 def _gaps(logprobs_T: Tensor, batch: RolloutBatch) -> Tensor:
-    response = batch.packed.loss_mask.bool()
-    return (logprobs_T - batch.rollout_logprobs_T)[response].abs()
+    fresh_T = batch.packed.loss_mask if batch.fresh_T is None else batch.fresh_T
+    return (logprobs_T - batch.rollout_logprobs_T)[fresh_T.bool()].abs()

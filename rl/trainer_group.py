@@ -64,14 +64,18 @@ class TrainerGroup:
         """Returns the line of the first worker, which has the vision tower."""
         return self._on_all(lambda worker: worker.describe_backends())[0]
 
-    def check_engines(self, rollouts: Sequence[TrainRollout]) -> dict[str, float]:
-        """Compares the engines' logprobs with the trainer's on these rollouts of the current weights.
+    def check_engines(self, rollouts: Sequence[TrainRollout], version: int) -> dict[str, float]:
+        """Compares the engines' logprobs with the trainer's on these rollouts of the current weights, if any.
+
+        `version` is that of the current weights.
 
         Raises:
             RuntimeError: they differ by more than `max_mismatch` on average: the engines run other weights or
                 read the prompts differently, and training on their rollouts would be wrong.
         """
-        scores = self._by_rank(lambda worker, share: worker.score(share), self._split(rollouts))
+        if not rollouts:
+            return {}
+        scores = self._by_rank(lambda worker, share: worker.score(share, version), self._split(rollouts))
         gaps = [score for score in scores if score is not None]
         mean = sum(total for total, _, _ in gaps) / sum(count for _, count, _ in gaps)
         largest = max(high for _, _, high in gaps)
@@ -83,12 +87,15 @@ class TrainerGroup:
             )
         return {"mismatch_mean": mean, "mismatch_max": largest}
 
-    def train(self, minibatches: Sequence[Sequence[TrainRollout]]) -> dict[str, float]:
-        """Runs one optimizer step per mini-batch; returns the metrics of the logging rank."""
+    def train(self, minibatches: Sequence[Sequence[TrainRollout]], version: int) -> dict[str, float]:
+        """Runs one optimizer step per mini-batch; returns the metrics of the logging rank.
+
+        `version` is that of the weights before.
+        """
         shares = [self._split(rollouts) for rollouts in minibatches]
         by_rank = [[share[dp_rank] for share in shares] for dp_rank in range(self._dp_size)]
         logger = next(i for i, (_, is_logger) in enumerate(self._places) if is_logger)
-        return self._by_rank(lambda worker, share: worker.train(share), by_rank)[logger]
+        return self._by_rank(lambda worker, share: worker.train(share, version), by_rank)[logger]
 
     def open_sender(self) -> dict[str, Any]:
         """Makes the first worker ready to send weights; returns the place from which engines get them."""
@@ -162,10 +169,19 @@ def learn(
     trainers: TrainerGroup,
     rollouts: Sequence[Sequence[TrainRollout]],
     kept: Sequence[Sequence[TrainRollout]],
+    version: int,
 ) -> dict[str, float]:
-    """Checks that engines and trainer agree on groups of rollouts, then trains on the kept ones, if any."""
-    probes = [rollout for group in rollouts[:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]
-    mismatch = trainers.check_engines(probes)
+    """Checks that engines and trainer agree on groups of rollouts, then trains on the kept ones, if any.
+
+    `version` is that of the current weights. Rollouts of older ones are trained on, and not compared.
+    """
+    mismatch = trainers.check_engines(choose_probes(rollouts, version), version)
     if not kept:
         return mismatch | {"skipped_steps": 0.0}
-    return mismatch | trainers.train(split_groups(kept, config.algorithm.num_minibatches))
+    return mismatch | trainers.train(split_groups(kept, config.algorithm.num_minibatches), version)
+
+
+def choose_probes(rollouts: Sequence[Sequence[TrainRollout]], version: int) -> list[TrainRollout]:
+    """Returns some of the rollouts that engines sampled from the weights of this version."""
+    fresh = [[rollout for rollout in group if rollout.is_fresh(version)] for group in rollouts]
+    return [rollout for group in [g for g in fresh if g][:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]

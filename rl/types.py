@@ -5,7 +5,7 @@ Legend: T packed tokens, G rollouts of one prompt. Imports neither ray, vllm nor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,27 +86,43 @@ class TrainRollout:
 
     ref: SampleRef
     token_ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32]  # the engine's
+    logprobs: NDArray[np.float32] | None  # the engine's; None: the reference solution, which no engine wrote
+    policy_version: int  # of the weights that wrote it; of the solution, those of the others in its group
     advantage: float
     prompt_tokens: int = 0  # with those of its images
     prompt_patches: tuple[int, ...] = ()  # of each image
 
+    def is_fresh(self, version: int) -> bool:
+        """Returns True if an engine sampled the response from weights of this version."""
+        return self.logprobs is not None and self.policy_version == version
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutBatch:
-    """One packed micro-batch of rollouts. Per-token tensors are shifted as in PackedBatch."""
+    """One packed micro-batch of rollouts. Per-token tensors are shifted as in PackedBatch.
+
+    A response token is fresh (an engine sampled it from the weights before this step), stale (from older ones, so
+    that its old logprob is the engine's) or of a reference solution, which no engine sampled.
+    """
 
     packed: PackedBatch
     advantages_T: Tensor  # float32, 0 outside the response
     old_logprobs_T: Tensor | None  # float32; None: on-policy, the current logprobs stand in (detached)
-    rollout_logprobs_T: Tensor  # float32, the engine's
+    rollout_logprobs_T: Tensor  # float32, the engine's; 0 where there are none
+    reference_logprobs_T: Tensor | None = None  # float32, of the frozen reference; None: there is none
+    fresh_T: Tensor | None = None  # float32, 1 on fresh tokens; None: all response tokens are fresh
+    stale_T: Tensor | None = None  # bool; None: none is stale
+
+    def with_old_logprobs(self, logprobs_T: Tensor) -> RolloutBatch:
+        """Returns the batch with old logprobs: the engine's on stale tokens, elsewhere these of the trainer."""
+        old_T = (
+            logprobs_T if self.stale_T is None else self.rollout_logprobs_T.where(self.stale_T, logprobs_T)
+        )
+        return replace(self, old_logprobs_T=old_T)
 
     def to(self, device: str) -> RolloutBatch:
         """Returns the batch with its tensors on `device`."""
-        old = self.old_logprobs_T
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return RolloutBatch(
-            packed=self.packed.to(device),
-            advantages_T=self.advantages_T.to(device),
-            old_logprobs_T=None if old is None else old.to(device),
-            rollout_logprobs_T=self.rollout_logprobs_T.to(device),
+            **{name: None if part is None else part.to(device) for name, part in parts.items()}
         )

@@ -5,7 +5,7 @@ Legend: T packed tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ class LossOutput:
     loss_sum: Tensor  # scalar, carries the gradient
     count: Tensor  # scalar: what the loss is a mean of (tokens or sequences)
     metrics: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), detached
+    samples: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # name -> [any], detached: the step logs quantiles
 
 
 def masked_sum(values_T: Tensor, mask_T: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def build_policy_loss(config: AlgorithmConfig) -> Callable[[Tensor, RolloutBatch
         )
         # of the weights that sampled: later mini-batches have moved on from them
         trainer_T = logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
-        mismatch = engine_mismatch(trainer_T, batch.rollout_logprobs_T, mask_T)
+        fresh_T = mask_T if batch.fresh_T is None else batch.fresh_T
+        mismatch = engine_mismatch(trainer_T, batch.rollout_logprobs_T, fresh_T)
         return replace(output, metrics=output.metrics | mismatch)
 
     return evaluate

@@ -36,7 +36,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_batches(rollouts: list[TrainRollout], encode_prompt, rules: PackRules) -> list[RolloutBatch]:
-    return attach_rollouts(pack_rollouts(rollouts, encode_prompt, rules), rollouts)
+    return attach_rollouts(pack_rollouts(rollouts, encode_prompt, rules), rollouts, version=4)
 
 
 def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:
@@ -106,6 +106,7 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
             ref=refs[k % 2],
             token_ids=np.array(ids, np.int32),
             logprobs=-np.array(ids, np.float32),
+            policy_version=4,
             advantage=k + 1.0,
         )
         for k, ids in enumerate(responses)
@@ -146,3 +147,50 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
             )
     expected = {f"{r.ref.id} ({k})": (r.token_ids.tolist(), {r.advantage}) for k, r in enumerate(rollouts)}
     assert seen == expected
+
+
+def test_fresh_stale_and_solution_tokens_are_told_apart(shards: Path, tiny_hf: Path) -> None:
+    """Stale tokens take the engine's logprobs as old ones; engine and trainer are compared on fresh ones alone."""
+    encoder = ChatEncoder.from_hf(tiny_hf, IMAGE)
+    refs = [prompt.ref for prompt, _ in read_prompts(shards, encoder.limits)][:2]
+    fresh = TrainRollout(
+        ref=refs[0],
+        token_ids=np.array([20, 21, 2], np.int32),
+        logprobs=np.array([-1.0, -2.0, -3.0], np.float32),
+        policy_version=7,
+        advantage=1.0,
+    )
+    rollouts = [fresh, replace(fresh, ref=refs[1], policy_version=6), replace(fresh, logprobs=None)]
+    rules = PackRules(
+        pack_length=1_200,
+        multiple=4,
+        pad_token_id=encoder.pad_token_id,
+        image_token_id=encoder.image_token_id,
+        share_prompts=True,
+    )
+    packs = pack_rollouts(rollouts, lambda ref: encoder.encode_prompt(read_sample(shards, ref)), rules)
+    (batch,) = attach_rollouts(packs, rollouts, version=7)
+    assert batch.fresh_T is not None and batch.stale_T is not None
+    marks = {}
+    for name, start, end in zip(
+        batch.packed.ids, batch.packed.cu_seqlens, batch.packed.cu_seqlens[1:], strict=False
+    ):
+        learned = batch.packed.loss_mask[start:end].bool()
+        parts = (batch.fresh_T, batch.stale_T, batch.rollout_logprobs_T)
+        assert not any(part[start:end][~learned].any() for part in parts)
+        if name:
+            marks[int(name[-2])] = [part[start:end][learned].tolist() for part in parts]
+    own = [-1, -2, -3]
+    assert marks == {0: [[1] * 3, [0] * 3, own], 1: [[0] * 3, [1] * 3, own], 2: [[0] * 3] * 3}
+
+    current_T = torch.full((batch.packed.num_tokens,), -0.5)
+    old_T = batch.with_old_logprobs(current_T).old_logprobs_T
+    assert old_T is not None
+    assert old_T[batch.stale_T].tolist() == own and (old_T[~batch.stale_T] == -0.5).all()
+    output = build_policy_loss(AlgorithmConfig())(current_T, batch.with_old_logprobs(current_T))
+    assert [float(value) for value in output.metrics["mismatch"]] == [0.5 + 1.5 + 2.5, 3]
+
+    (same,) = attach_rollouts(
+        packs, [replace(r, policy_version=7, logprobs=fresh.logprobs) for r in rollouts], 7
+    )
+    assert same.fresh_T is None and same.stale_T is None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from tests.helpers.rl_training import oracle_rollouts, rl_config
 from tests.helpers.weights import received
 from tests.model.test_peers import digest
 
+if TYPE_CHECKING:
+    from rl.trainer import TrainerWorker
+
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 
@@ -38,7 +42,7 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
         for parts in ([rollouts], [rollouts[:2], rollouts[2:]])
     )
     seen: dict[str, Any] = {"place": (dp_rank, is_logger), "resumed at first": worker.resume()}
-    seen["score"] = worker.score(share[0])
+    seen["score"] = worker.score(share[0], 0)
     place = worker.open_sender("127.0.0.1") if rank == 0 else None
 
     def checksums(version: int) -> dict[str, int]:
@@ -47,17 +51,35 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
         return {name: zlib.crc32(tensor.contiguous().view(-1).numpy()) for name, tensor in weights.items()}
 
     seen["weights at first"] = checksums(0)
-    seen["step"] = worker.train(share)
+    seen["step"] = worker.train(share, 0)
     seen["weights of step 1"] = checksums(1)
     worker.save(1, {"cursor": 5})
     worker.save_hf()
-    seen["two steps"] = worker.train(halves)
+    seen["two steps"] = worker.train(halves, 0)
     seen["weights of step 3"] = checksums(3)
     seen["resumed"] = worker.resume()
     seen["weights resumed"] = checksums(1)
+    seen["stale"] = train_on_stale(worker, share[0])
     with pytest.raises(ValueError, match="ban them while sampling"):
-        worker.score([replace(rollouts[0], token_ids=np.array([worker._encoder.image_token_id, 1, 2]))])
+        worker.score([replace(rollouts[0], token_ids=np.array([worker._encoder.image_token_id, 1, 2]))], 0)
     return seen
+
+
+def train_on_stale(worker: TrainerWorker, rollouts: list[TrainRollout]) -> tuple[dict[str, float], float]:
+    """Trains on rollouts of the first weights after a step; returns the metrics, and the ratio to expect.
+
+    The last rollout is taken for one of the current weights.
+    """
+    batches = worker._pack(rollouts, 0)
+    ratios = []
+    for batch, logprobs_T in zip(batches, worker._logprobs(batches), strict=True):
+        packed = batch.packed
+        for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
+            if name:
+                gap_T = (logprobs_T - batch.rollout_logprobs_T)[start:end][packed.loss_mask[start:end].bool()]
+                ratios.append(1.0 if name.endswith(f"({len(rollouts) - 1})") else float(gap_T.mean().exp()))
+    *stale, last = rollouts
+    return worker.train([[*stale, replace(last, policy_version=1)]], 1), sum(ratios) / len(ratios)
 
 
 def pack_rank(config: RLConfig, rollouts: list[TrainRollout]) -> tuple[int, str]:
@@ -68,7 +90,7 @@ def pack_rank(config: RLConfig, rollouts: list[TrainRollout]) -> tuple[int, str]
     worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=init_method)
     encode, decoded = worker._encoder.encode_prompt, []
     worker._encoder.encode_prompt = lambda sample: decoded.append(1) or encode(sample)
-    batches = worker._pack(rollouts)
+    batches = worker._pack(rollouts, 0)
     return len(decoded), digest([batch.packed for batch in batches])
 
 
@@ -106,6 +128,16 @@ def test_step_moves_every_weight_and_reports_it(alone: dict[str, Any]) -> None:
 
 def test_later_minibatches_are_compared_with_the_policy_that_sampled(alone: dict[str, Any]) -> None:
     assert alone["two steps"]["ratio"] != 1  # the mean of 1 and of the second step's
+
+
+def test_stale_rollouts_are_compared_with_the_engine_that_sampled_them(
+    alone: dict[str, Any], rollouts: list[TrainRollout]
+) -> None:
+    """Of four rollouts one is taken for a fresh one: it has the ratio 1 and is all that the mismatch counts."""
+    metrics, ratio = alone["stale"]
+    assert abs(ratio - 1) > 1e-3
+    assert metrics["ratio"] == pytest.approx(ratio, rel=1e-5)
+    assert metrics["mismatch"] > 1e-3  # its logprobs are of the first weights
 
 
 def test_checkpoint_restores_weights_and_state(alone: dict[str, Any]) -> None:

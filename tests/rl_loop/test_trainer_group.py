@@ -67,14 +67,14 @@ def test_two_trainers_check_train_send_and_save(
     assert all(torch.equal(sent[name], base[name]) for name in base)
 
     # float32 sums in another order give 1e-6; another tensor or prompt would give 0.1 and more
-    gaps = trainers.check_engines(rollouts)
+    gaps = trainers.check_engines(rollouts, 0)
     assert gaps["mismatch_mean"] <= gaps["mismatch_max"] < 1e-4
-    assert trainers.check_engines(rollouts[:1])["mismatch_max"] < 1e-4  # one rank gets none
+    assert trainers.check_engines(rollouts[:1], 0)["mismatch_max"] < 1e-4  # one rank gets none
     other = [replace(r, logprobs=r.logprobs - 1) for r in rollouts]
     with pytest.raises(RuntimeError, match=r"mean \|logprob difference\| 1 .* on 4 rollouts.*max_mismatch"):
-        trainers.check_engines(other)
+        trainers.check_engines(other, 0)
 
-    metrics = trainers.train([rollouts[:2], rollouts[2:]])
+    metrics = trainers.train([rollouts[:2], rollouts[2:]], 0)
     assert metrics["skipped_steps"] == 0 and metrics["grad_norm"] > 0
     assert trainers.send_weights(version=4) == ""
     moved = received(place, 4)
@@ -90,14 +90,14 @@ def test_two_trainers_check_train_send_and_save(
     assert message.startswith("the run continues from step-00000002: ")
     banned = ChatEncoder.from_hf(tiny_hf, ImageConfig()).image_token_id
     with pytest.raises(ValueError, match="ban them while sampling"):
-        trainers.check_engines([replace(rollouts[0], token_ids=np.array([banned, 2], np.int32))])
+        trainers.check_engines([replace(rollouts[0], token_ids=np.array([banned, 2], np.int32))], 0)
 
     trainers.check_alive()
     places = trainers._on_all(lambda worker: (os.getpid(), dist.get_rank()))
     (victim,) = [pid for pid, rank in places if rank == 1]
     os.kill(victim, signal.SIGSTOP)
     with pytest.raises(RankError) as stop:
-        trainers.train([rollouts])
+        trainers.train([rollouts], 0)
     assert f"rank 1 on host {socket.gethostname()} (process {victim}) has given no sign of life" in str(
         stop.value
     )
@@ -111,7 +111,7 @@ def test_two_trainers_check_train_send_and_save(
         wait_until(trainers.check_alive, seconds=30)  # as while engines generate
     assert str(death.value).startswith("trainer rank 1 was killed or crashed")
     with pytest.raises(RankError, match="trainer rank 1 was killed"):
-        trainers.train([rollouts])
+        trainers.train([rollouts], 0)
     assert time.monotonic() - started < 30  # 7 s were seen, 6 of them for what rank 0 may have to say
 
 
