@@ -115,14 +115,11 @@ class RolloutBatch:
 
     def with_old_logprobs(self, logprobs_T: Tensor) -> RolloutBatch:
         """Returns the batch with old logprobs: the engine's on stale tokens, elsewhere these of the trainer."""
-        old_T = (
-            logprobs_T if self.stale_T is None else self.rollout_logprobs_T.where(self.stale_T, logprobs_T)
-        )
-        return replace(self, old_logprobs_T=old_T)
+        if self.stale_T is not None:
+            logprobs_T = self.rollout_logprobs_T.where(self.stale_T, logprobs_T)
+        return replace(self, old_logprobs_T=logprobs_T)
 
     def to(self, device: str) -> RolloutBatch:
         """Returns the batch with its tensors on `device`."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return RolloutBatch(
-            **{name: None if part is None else part.to(device) for name, part in parts.items()}
-        )
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
