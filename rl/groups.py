@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data_pipeline.verify.pool import VerifyPool
-from rl.algorithms.advantage import compute_advantages, has_signal
+from rl.algorithms.advantage import TaskScale, compute_advantages, has_signal
 from rl.algorithms.config import AlgorithmConfig
 from rl.rewards.compute import compute_reward
 from rl.rewards.config import RewardConfig
@@ -30,9 +30,13 @@ def score_groups(
     ]
 
 
-def assign_advantages(group: Group) -> list[TrainRollout]:
-    """Returns a group's responses with their advantages."""
-    advantages_G = compute_advantages(torch.tensor([reward.total for reward in group.rewards]))
+def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale) -> list[TrainRollout]:
+    """Returns a group's responses with their advantages; `scale` has counted the step's new groups."""
+    advantages_G = compute_advantages(
+        torch.tensor([reward.total for reward in group.rewards]),
+        algorithm.advantage_name,
+        task_std=scale.std(group.prompt),
+    )
     return [
         TrainRollout(
             ref=group.prompt.ref,

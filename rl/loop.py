@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.ray_session import start_ray, stop_ray
@@ -12,6 +13,7 @@ from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
+from rl.algorithms.advantage import TaskScale
 from rl.config import RLConfig
 from rl.groups import assign_advantages, score_groups
 from rl.metrics import SignalWatch, StepLog, compute_metrics
@@ -86,14 +88,16 @@ def run_sync(
         prompts.load_state_dict(state["prompts"])
         collector.load(first_step, state.get("carried", 0))
     engines.update_weights(first_step)
+    scale = TaskScale(config.algorithm.task_scale_decay, state.get("task_scale"))
+    assign = partial(assign_advantages, algorithm=config.algorithm, scale=scale)
     bad_steps, signal = BadSteps(**state.get("bad_steps", {})), SignalWatch()
     with closing(StepLog(run, config.log, steps=config.steps, first_step=first_step)) as log:
         for step in range(first_step, config.steps):
             timer = PhaseTimer()
             collected = collector.collect(step, timer)
             with timer.phase("train"):
-                rollouts = [assign_advantages(group) for group in collected.asked]
-                kept = [assign_advantages(group) for group in collected.chosen]
+                scale.update(collected.asked)
+                rollouts, kept = [*map(assign, collected.asked)], [*map(assign, collected.chosen)]
                 trained = learn(config, trainers, rollouts, kept, step)
                 signal.add(collected.asked, kept)
                 bad_steps = bad_steps.after(
@@ -109,8 +113,9 @@ def run_sync(
             stops = stop.is_made()
             if stops or (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 signal.warn(step + 1)
-                state = {"prompts": prompts.state_dict(), "bad_steps": asdict(bad_steps)}
-                trainers.save(step + 1, state | {"carried": collector.save(step + 1)})
+                state = {"bad_steps": asdict(bad_steps), "task_scale": scale.state_dict()}
+                state |= {"prompts": prompts.state_dict(), "carried": collector.save(step + 1)}
+                trainers.save(step + 1, state)
             if stops:
                 return step + 1
     return max(first_step, config.steps)

@@ -60,7 +60,7 @@ class TrainerWorker:
             compute=config.compute,
             resumes=bool(list_checkpoints(folder)),
         )
-        self._loss = build_policy_loss(config.algorithm)
+        self._loss = build_policy_loss(config.algorithm, config.sampling.max_tokens)
         self._sender: Sender | None = None  # of rank 0
         self._checkpoints = CheckpointWriter(self._trainer, folder, config.checkpoint, template=config.model)
 

@@ -20,9 +20,7 @@ class LossOutput:
     loss_sum: Tensor  # scalar, carries the gradient
     count: Tensor  # scalar: what the loss is a mean of (tokens or sequences)
     metrics: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), detached
-    samples: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # name -> [any], detached: the step logs quantiles
+    samples: dict[str, Tensor] = field(default_factory=dict)  # name -> values [n], detached, for quantiles
 
 
 def masked_sum(values_T: Tensor, mask_T: Tensor) -> Tensor:

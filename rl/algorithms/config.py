@@ -22,13 +22,19 @@ class Published(NamedTuple):
 
 
 PUBLISHED: dict[LossName, Published] = {
+    # arXiv 2507.18071, section 5.1; eq. 5 and 13
     "gspo": Published(3e-4, 4e-4, "sequences"),
     "gspo_token": Published(3e-4, 4e-4, "sequences"),
+    # arXiv 2402.03300, eq. 3, which gives no clip: verl's and TRL's. OpenMMReasoner's scripts take the mean of tokens
     "grpo": Published(0.2, 0.2, "sequences"),
+    # arXiv 2503.14476, section 4.1, eq. 8; as in verl and TRL, the tokens are those of the global batch
     "dapo": Published(0.2, 0.28, "tokens"),
+    # arXiv 2503.20783, section 3.2, and its clip in sail-sg/understand-r1-zero
     "dr_grpo": Published(0.2, 0.2, "constant", "mean"),
-    "cispo": Published(1.0, 4.0, "tokens"),  # no lower bound; the upper is ScaleRL's 5
-    "sapo": Published(0.0, 0.0, "sequences"),  # has temperatures instead
+    # arXiv 2506.13585, eq. 4: no lower bound, and an upper one that is not given: ScaleRL's (2510.13786) and TRL's 5
+    "cispo": Published(1.0, 4.0, "tokens"),
+    # arXiv 2511.20347: temperatures instead of clips; the mean is that of verl and TRL
+    "sapo": Published(0.0, 0.0, "sequences"),
 }
 
 
@@ -82,9 +88,10 @@ class AlgorithmConfig:
     clip_high: float | None = None
     """Ratios above 1 + clip_high are clipped: gspo 4e-4, grpo 0.2, dapo 0.28, cispo 4."""
     dual_clip: float = 3.0
-    """grpo, dapo, dr_grpo: the loss of a token with a negative advantage stops growing at this ratio; 0 is no bound."""
+    """grpo, dapo, dr_grpo: the loss of a token with a negative advantage stops growing at this ratio; 0 is no bound.
+    3 is verl's, and so that of the released recipe."""
     sapo_temperatures: tuple[float, float] = (1.0, 1.05)
-    """sapo: of the gate for positive and for negative advantages."""
+    """sapo: of the gate for positive and for negative advantages; the paper's."""
     loss_mean: LossMean | None = None
     """Mean of token losses: over sequences of the mean over their tokens (gspo, grpo, sapo), over all tokens (dapo,
     cispo), or per sequence over the constant sampling.max_tokens (dr_grpo)."""
@@ -104,14 +111,30 @@ class AlgorithmConfig:
     solution: SolutionConfig = field(default_factory=SolutionConfig)
 
     def __post_init__(self) -> None:
-        check_at_least(self, "algorithm.", num_minibatches=1, dual_clip=0)
+        check_at_least(self, "algorithm.", num_minibatches=1, clip_low=0, clip_high=0, dual_clip=0)
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(
+                f"algorithm.dual_clip={self.dual_clip} is a ratio above 1, e.g. 3, or 0 for no bound: at 1 no token "
+                "with a negative advantage would learn"
+            )
+        if self.name == "sapo" and (self.clip_low, self.clip_high) != (None, None):
+            raise ValueError(
+                f"algorithm.clip_low={self.clip_low} and clip_high={self.clip_high} do nothing for sapo, which has "
+                "sapo_temperatures instead; leave them out"
+            )
+        if min(self.sapo_temperatures) <= 0:
+            raise ValueError(
+                f"algorithm.sapo_temperatures={self.sapo_temperatures} must be above 0, e.g. 1.0 1.05"
+            )
+        if not 0 <= self.task_scale_decay < 1:
+            raise ValueError(
+                f"algorithm.task_scale_decay={self.task_scale_decay} must be at least 0 and below 1, e.g. 0.99"
+            )
         if self.dynamic_sampling.enabled and not self.drop_equal_groups:
             raise ValueError(
                 "algorithm.drop_equal_groups=False does not go with algorithm.dynamic_sampling.enabled, which asks "
                 "until enough groups have a signal; set it to True"
             )
-        if min(self.clip) < 0:
-            raise ValueError(f"algorithm.clip_low and clip_high are {self.clip}; they must be 0 or more")
 
     @property
     def clip(self) -> tuple[float, float]:
@@ -121,3 +144,13 @@ class AlgorithmConfig:
             low if self.clip_low is None else self.clip_low,
             high if self.clip_high is None else self.clip_high,
         )
+
+    @property
+    def mean_of_losses(self) -> LossMean:
+        """`loss_mean`, the algorithm's where none is given."""
+        return self.loss_mean or PUBLISHED[self.name].loss_mean
+
+    @property
+    def advantage_name(self) -> AdvantageName:
+        """`advantage`, the algorithm's where none is given."""
+        return self.advantage or PUBLISHED[self.name].advantage

@@ -8,7 +8,10 @@ import numpy as np
 
 from data_pipeline.types import SampleRef
 from data_pipeline.verify.check import Verdict
-from rl.types import Group, Prompt, Reward, Rollout
+from rl.algorithms.advantage import TaskScale
+from rl.algorithms.config import AlgorithmConfig
+from rl.groups import assign_advantages
+from rl.types import Group, Prompt, Reward, Rollout, TrainRollout
 
 
 def make_prompt(number: int = 0, *, kind: str = "") -> Prompt:
@@ -45,3 +48,8 @@ def make_group(
     lengths = lengths or range(3, 3 + len(accuracies))
     rollouts = tuple(make_rollout(length, finish_reason=finish_reason) for length in lengths)
     return Group(prompt=prompt, rollouts=rollouts, rewards=tuple(map(make_reward, accuracies)))
+
+
+def train_rollouts(group: Group) -> list[TrainRollout]:
+    """Returns the responses of a group with GSPO's advantages."""
+    return assign_advantages(group, AlgorithmConfig(), TaskScale(0.99))

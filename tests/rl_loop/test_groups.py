@@ -11,7 +11,6 @@ from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 from rl.algorithms.config import AlgorithmConfig
 from rl.groups import (
-    assign_advantages,
     build_records,
     build_row,
     score_groups,
@@ -20,7 +19,7 @@ from rl.groups import (
 )
 from rl.rewards.config import RewardConfig
 from rl.types import AskedResponse
-from tests.helpers.groups import make_group, make_prompt, make_rollout
+from tests.helpers.groups import make_group, make_prompt, make_rollout, train_rollouts
 
 
 def test_scores_of_groups_are_in_order() -> None:
@@ -46,7 +45,7 @@ def test_groups_without_signal_are_dropped_unless_asked_for() -> None:
 
 
 def test_minibatches_keep_groups_whole() -> None:
-    groups = [assign_advantages(make_group(make_prompt(i), [1, 0])) for i in range(5)]
+    groups = [train_rollouts(make_group(make_prompt(i), [1, 0])) for i in range(5)]
     parts = split_groups(groups, 2)
     assert [len(part) for part in parts] == [6, 4]
     assert [rollout for part in parts for rollout in part] == [r for group in groups for r in group]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from rl.groups import assign_advantages
 from rl.metrics import SignalWatch, compute_metrics
-from tests.helpers.groups import make_group, make_prompt
+from tests.helpers.groups import make_group, make_prompt, train_rollouts
 
 
 def test_checkpoint_without_anything_new_says_why(caplog: pytest.LogCaptureFixture) -> None:
     equal = [make_group(make_prompt(i), [accuracy] * 3) for i, accuracy in enumerate([1, 0, 0])]
     mixed = make_group(make_prompt(3), [1, 0, 0])
-    zeros = [assign_advantages(group) for group in equal]
+    zeros = [train_rollouts(group) for group in equal]
     watch = SignalWatch()
-    for groups, kept in ((equal, []), (equal, zeros), ([*equal, mixed], [assign_advantages(mixed)])):
+    for groups, kept in ((equal, []), (equal, zeros), ([*equal, mixed], [train_rollouts(mixed)])):
         watch.add(groups, kept)
     watch.warn(3)
     assert caplog.messages == []

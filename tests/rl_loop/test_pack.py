@@ -19,11 +19,10 @@ from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Example, SampleRef
 from rl.algorithms.config import AlgorithmConfig
 from rl.algorithms.policy_loss import build_policy_loss
-from rl.groups import assign_advantages
 from rl.pack import PackRules, attach_rollouts, pack_rollouts, split_by_rank
 from rl.prompts.stream import read_prompts
 from rl.types import RolloutBatch, TrainRollout
-from tests.helpers.groups import make_group, make_prompt
+from tests.helpers.groups import make_group, make_prompt, train_rollouts
 
 IMAGE = ImageConfig(min_pixels=784)
 
@@ -41,7 +40,7 @@ def build_batches(rollouts: list[TrainRollout], encode_prompt, rules: PackRules)
 
 def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:
     groups = [make_group(make_prompt(i), [1, 0, 1], lengths=range(2 + i, 5 + i)) for i in range(5)]
-    rollouts = [rollout for group in groups for rollout in assign_advantages(group)]
+    rollouts = [rollout for group in groups for rollout in train_rollouts(group)]
     shares = split_by_rank(rollouts, 2, whole_groups=False)
     assert Counter(id(r) for share in shares for r in share) == Counter(map(id, rollouts))
     tokens = [sum(len(r.token_ids) for r in share) for share in shares]
@@ -54,7 +53,7 @@ def test_ranks_share_the_rollouts_and_none_stays_idle() -> None:
 
 
 def test_ranks_are_balanced_by_tokens_not_by_rollouts() -> None:
-    rollouts = assign_advantages(make_group(make_prompt(), [1, 0, 0, 0], lengths=[30, 10, 10, 10]))
+    rollouts = train_rollouts(make_group(make_prompt(), [1, 0, 0, 0], lengths=[30, 10, 10, 10]))
     assert split_by_rank(rollouts, 2, whole_groups=False) == [rollouts[:1], rollouts[1:]]
 
 
@@ -63,7 +62,7 @@ def test_ranks_are_balanced_by_cost_where_prompts_differ() -> None:
     dear, *cheap = (
         [
             replace(rollout, prompt_tokens=50, prompt_patches=patches)
-            for rollout in assign_advantages(make_group(make_prompt(n), [1, 0, 0, 0], lengths=[10] * 4))
+            for rollout in train_rollouts(make_group(make_prompt(n), [1, 0, 0, 0], lengths=[10] * 4))
         ]
         for n, patches in enumerate([(1_000,), (8,), (), (8, 8)])
     )
@@ -78,7 +77,7 @@ def test_ranks_are_balanced_by_cost_where_prompts_differ() -> None:
 def test_rank_without_rollouts_gets_a_batch_that_counts_for_nothing() -> None:
     rules = PackRules(pack_length=64, multiple=4, pad_token_id=0, image_token_id=5, share_prompts=True)
     (batch,) = build_batches([], encode_nothing, rules)
-    output = build_policy_loss(AlgorithmConfig())(torch.zeros(4, requires_grad=True), batch)
+    output = build_policy_loss(AlgorithmConfig(), max_tokens=8)(torch.zeros(4, requires_grad=True), batch)
     assert (output.loss_sum.item(), output.count.item()) == (0, 0)
 
 
