@@ -186,7 +186,7 @@ def test_fresh_stale_and_solution_tokens_are_told_apart(shards: Path, tiny_hf: P
     old_T = batch.with_old_logprobs(current_T).old_logprobs_T
     assert old_T is not None
     assert old_T[batch.stale_T].tolist() == own and (old_T[~batch.stale_T] == -0.5).all()
-    output = build_policy_loss(AlgorithmConfig())(current_T, batch.with_old_logprobs(current_T))
+    output = build_policy_loss(AlgorithmConfig(), max_tokens=8)(current_T, batch.with_old_logprobs(current_T))
     assert [float(value) for value in output.metrics["mismatch"]] == [0.5 + 1.5 + 2.5, 3]
 
     (same,) = attach_rollouts(
