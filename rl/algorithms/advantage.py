@@ -94,10 +94,11 @@ class TaskScale:
             if not rewards:
                 continue
             x = torch.tensor(rewards, dtype=torch.float64)
-            seen = (float(x.mean()), float(x.square().mean()))
-            keep = self._decay if task in self._moments else 0.0
-            old = self._moments.get(task, seen)
-            self._moments[task] = tuple(keep * a + (1 - keep) * b for a, b in zip(old, seen, strict=True))
+            mean, square = float(x.mean()), float(x.square().mean())
+            if task in self._moments:
+                d, (old_mean, old_square) = self._decay, self._moments[task]
+                mean, square = d * old_mean + (1 - d) * mean, d * old_square + (1 - d) * square
+            self._moments[task] = (mean, square)
 
     def std(self, prompt: Prompt) -> float:
         """Returns the standard deviation of the prompt's task; 1 for a task without rewards so far."""
