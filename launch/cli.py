@@ -14,6 +14,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from data_pipeline.failures import RankError
+from data_pipeline.imports import collection_paused
 from data_pipeline.scratch import scratch_folder
 from data_pipeline.verify.config import VerifyConfig
 from launch.arguments import FLAT, Command, CommandGroup, recipes, run
@@ -156,7 +157,8 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
     config.parallel.dp(config.trainers, name="trainers")
     _check_engine(config.model, config.engine)
     if step is None:
-        from rl.loop import run_rl
+        with collection_paused():
+            from rl.loop import run_rl
 
         run_rl(config)
         return

@@ -2,10 +2,13 @@
 
 from importlib import import_module
 
-for name in (
-    "megatron_omr.convert.export",
-    "megatron_omr.checkpoint.save",
-    "megatron_omr.train.step",
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-):
-    import_module(name)
+from data_pipeline.imports import collection_paused
+
+with collection_paused():
+    for name in (
+        "megatron_omr.convert.export",
+        "megatron_omr.checkpoint.save",
+        "megatron_omr.train.step",
+        "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    ):
+        import_module(name)

@@ -29,7 +29,18 @@ ORDER = " <- ".join(CHAIN)
 
 ROOMS = {  # the modules and folders of a package; each imports only earlier ones
     "data_pipeline": [
-        *("types", "errors", "failures", "config", "files", "scratch", "storage", "tables", "ray_session"),
+        *(
+            "types",
+            "errors",
+            "failures",
+            "config",
+            "files",
+            "imports",
+            "scratch",
+            "storage",
+            "tables",
+            "ray_session",
+        ),
         "parts",
         *("served", "verify", "encode", "shards", "loader", "sources", "distill", "select", "curate"),
     ],

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
+from data_pipeline.imports import collection_paused
 from megatron_omr.train.heartbeat import Heartbeat
 from rl.config import RLConfig, SamplingConfig
 from rl.placement.network import LOOPBACK, join_network, open_store
@@ -100,7 +101,8 @@ class TrainerProcess:
             on_loopback = init_method.startswith(f"tcp://{LOOPBACK}:")
             join_network(LOOPBACK if on_loopback else ray.util.get_node_ip_address())
 
-            from rl.trainer import TrainerWorker
+            with collection_paused():
+                from rl.trainer import TrainerWorker
 
             self._worker = TrainerWorker(
                 config, rank=self._rank, world_size=world_size, init_method=init_method

@@ -18,7 +18,9 @@ from PIL import Image
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample
+from data_pipeline.imports import collection_paused
 from data_pipeline.shards.format import read_sample
+from megatron_omr import cpu
 from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts.stream import load_prompt_limits
@@ -191,11 +193,15 @@ def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
 def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
     for name, value in ENGINE_ENV.items():
         os.environ.setdefault(name, value)
+    if cpu.device() == "cpu":
+        # vLLM would compile one function, for 15 s: the rank of each sampled token, which nobody reads
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # about its own code
-    from vllm import LLM
-    from vllm.config import WeightTransferConfig
+    with collection_paused():
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
 
-    from rl.weight_sync.receiver import BACKENDS, register
+        from rl.weight_sync.receiver import BACKENDS, register
 
     register()
     way = "collective" if config.weight_transfer == "collective" else "shared_memory"

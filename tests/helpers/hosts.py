@@ -8,7 +8,6 @@ Everything of a host ends with its first process, so nothing is left when it, or
 from __future__ import annotations
 
 import ctypes
-import getpass
 import os
 import shutil
 import signal
@@ -246,12 +245,8 @@ def _is_left_over(network: Network) -> bool:
 
 
 def _list_shared(folder: Path) -> tuple[str, ...]:
-    """Returns the folders under /tmp that a host needs: the test's, the checkout, Python, and what is compiled once."""
-    kernels = Path(
-        f"/tmp/torchinductor_{getpass.getuser()}"
-    )  # torch's; a host without them compiles them anew
-    kernels.mkdir(exist_ok=True)
-    wanted = [folder, ROOT, Path(sys.prefix), Path(os.environ.get("PYTHONPYCACHEPREFIX", "/")), kernels]
+    """Returns the folders under /tmp that a host needs: the test's, the checkout, Python, and what Python compiled."""
+    wanted = [folder, ROOT, Path(sys.prefix), Path(os.environ.get("PYTHONPYCACHEPREFIX", "/"))]
     found = (path.resolve() for path in wanted if path.exists())
     return tuple(dict.fromkeys(str(path) for path in found if path.is_relative_to("/tmp")))
 

@@ -193,6 +193,15 @@ def test_responses_and_logprobs_are_those_of_the_model(
     }
 
 
+def test_nothing_is_compiled_on_a_cpu(engine: SwitchableEngine, prompts: list[Prompt]) -> None:
+    """The engine starts at once, and a machine without a compiler generates, too."""
+    from torch._dynamo.utils import counters
+
+    before = dict(counters["stats"])
+    generate(engine, prompts[:1], step_seed=1)
+    assert dict(counters["stats"]) == before == {}
+
+
 def test_vision_tokens_are_never_sampled(
     engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
 ) -> None:
