@@ -144,7 +144,7 @@ def fill(env: Environment) -> None:
     make_venv(env)
     count = sum(1 for line in env.lock.read_text().splitlines() if "==" in line)
     say(f"installing {count} packages into {env.venv} (gigabytes to download, once)")
-    uv(env, "pip", "sync", *torch_source(env), str(env.lock))
+    uv(env, "pip", "sync", *torch_source(env, env.bin / "python"), str(env.lock))
     uv(env, "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     if re.search(r"^torchvision==", env.lock.read_text(), re.M):
         run([env.bin / "python", ROOT / "requirements" / "torchvision_ops.py"])
@@ -197,16 +197,14 @@ def was_moved(env: Environment) -> bool:
     return script.is_file() and not script.read_text().startswith(f"#!{env.bin}")
 
 
-def torch_source(env: Environment) -> list[str]:
-    """Where the CPU build of torch lies: the folder that pip was told of, or PyTorch's own CPU index.
+def torch_source(env: Environment, python: Path) -> list[str]:
+    """Where the CPU build of torch lies: the folder that `python`'s pip was told of, or PyTorch's own CPU index.
 
     uv does not read pip's configuration.
     """
     if not env.has_cpu_torch:
         return []
-    listed = subprocess.run(
-        [env.bin / "python", "-m", "pip", "config", "list"], capture_output=True, text=True
-    )
+    listed = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True)
     folders = os.environ.get("PIP_FIND_LINKS") or "".join(
         re.findall(r"^\w+\.find-links='(.*)'$", listed.stdout, re.M)[:1]
     )
@@ -229,7 +227,7 @@ def make_locks() -> None:
             *("--no-emit-package", "torchaudio", "--no-emit-package", "torchcodec"),
             *("--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"),
             *("--custom-compile-command", "make lock"),
-            *torch_source(env),
+            *torch_source(env, CPU.bin / "python"),
             *("--output-file", str(env.lock)),
         )
 
