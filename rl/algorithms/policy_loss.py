@@ -129,8 +129,8 @@ def sapo_loss(inputs: PolicyLossInputs) -> TokenLosses:
     The gradient is that of -log pi_t A times r_t gate_t, gate = 4 p (1 - p) with p the sigmoid.
     """
     ratio_T, advantages_T = inputs.ratio_T(), inputs.advantages_T
-    positive, negative = inputs.sapo_temperatures
-    tau_T = torch.where(advantages_T > 0, positive, negative).to(ratio_T.dtype)
+    positive, negative = map(ratio_T.new_tensor, inputs.sapo_temperatures)  # of its precision
+    tau_T = torch.where(advantages_T > 0, positive, negative)
     sigmoid_T = torch.sigmoid(tau_T * (ratio_T - 1))
     gate_T = (4 * sigmoid_T * (1 - sigmoid_T)).detach()
     return TokenLosses(

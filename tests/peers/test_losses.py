@@ -9,11 +9,11 @@ import torch
 
 from rl.algorithms.config import AlgorithmConfig, KLConfig
 from tests.helpers.peer_cases import CONFIGS, check_equal, evaluate_ours, random_case, run_ours
-from tests.peers.trl_losses import knows, run_trl
+from tests.peers.trl_losses import knows, round_temperatures, run_trl
 from tests.peers.verl_losses import run_verl
 
 SEEDS = range(5)
-OF_TRL = {name: config for name, config in CONFIGS.items() if knows(config)}
+OF_TRL = {name: round_temperatures(config) for name, config in CONFIGS.items() if knows(config)}
 PUBLISHED = {name: AlgorithmConfig(name=name) for name in ("gspo", "gspo_token", "grpo", "dapo", "cispo")}
 
 

@@ -6,6 +6,7 @@ The one method replaced is the forward pass: it gives the logprobs of the case.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -76,6 +77,12 @@ def knows(config: AlgorithmConfig) -> bool:
     return (config.name, config.mean_of_losses) in LOSS_TYPES and (
         config.name != "cispo" or config.clip[0] >= 1
     )
+
+
+def round_temperatures(config: AlgorithmConfig) -> AlgorithmConfig:
+    """Returns the config with SAPO's temperatures in float32, as TRL has them whatever the precision of the loss."""
+    positive, negative = torch.tensor(config.sapo_temperatures, dtype=torch.float32).tolist()
+    return replace(config, sapo_temperatures=(positive, negative))
 
 
 def run_trl(config: AlgorithmConfig, case: Case, *, weighted_kl: bool = False) -> Result:
