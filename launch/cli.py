@@ -287,6 +287,25 @@ def report(run: Positional[Path]) -> None:
     print(write_report(run))
 
 
+def compare(runs: Positional[tuple[Path, ...]], *, out: Path = Path("compare.html")) -> None:
+    """Write a page with the curves of several runs side by side, and how they differ: omr compare RUN RUN ...
+
+    Runs that differ in nothing but their seed become one line with a band. A demo's folder stands for all of its RL
+    runs. Runs may be unfinished.
+
+    Args:
+        runs: Folders of runs, of RL or of SFT.
+        out: File to write.
+
+    Examples:
+      omr compare runs/openmmreasoner_gspo runs/openmmreasoner_grpo
+      omr compare runs/demo runs/demo7 --out seeds.html
+    """
+    from launch.report.compare_page import write_comparison
+
+    print(write_comparison(runs, out))
+
+
 CONVERT = CommandGroup(
     doc="""Hugging Face folder to a checkpoint in any layout, and back: omr convert DIRECTION FROM OUT.
 
@@ -324,6 +343,7 @@ OMR = CommandGroup(
         "verify": verify,
         "parity": parity,
         "report": report,
+        "compare": compare,
     },
 )
 

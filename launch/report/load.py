@@ -112,6 +112,11 @@ class Metrics:
         """(step, value) where `key` was logged and is finite."""
         return tuple((step, row[key]) for step, row in self.rows if math.isfinite(row.get(key, math.nan)))
 
+    @property
+    def logged(self) -> list[str]:
+        """The metrics that were logged, in their order."""
+        return list(dict.fromkeys(key for _, row in self.rows for key in row))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -197,18 +202,27 @@ def accuracy_by_id(records: Iterable[ScoredResponse]) -> dict[str, float]:
     return {key: fmean(values) for key, values in found.items()}
 
 
+def load_score(summary: Path, notes: list[str]) -> Interval | None:
+    """Returns the accuracy in a summary.json of an evaluation; None where there is none."""
+    return _read(summary, Score, notes)
+
+
 def _load_stages(run: Path, notes: list[str]) -> dict[str, Metrics]:
     """Returns the metrics of sft and rl, from the folders of these names or from the run's own.
 
     Of a demo with several RL runs, rl is the first of them.
     """
     stages: dict[str, Metrics] = {}
-    for path in (run / name / "metrics.jsonl" for name in ("sft", *RL_STAGES, "")):
-        rows = dict(_parsed_lines(path, _metrics_row, notes))
-        if rows:
-            kind = "rl" if any("reward" in row for row in rows.values()) else "sft"
-            stages.setdefault(kind, Metrics(rows=tuple(sorted(rows.items()))))
+    for name in ("sft", *RL_STAGES, ""):
+        if metrics := load_metrics(run / name, notes):
+            stages.setdefault("rl" if "reward" in metrics.logged else "sft", metrics)
     return stages
+
+
+def load_metrics(run: Path, notes: list[str]) -> Metrics | None:
+    """Returns what RUN/metrics.jsonl holds; None where there is nothing."""
+    rows = dict(_parsed_lines(run / "metrics.jsonl", _metrics_row, notes))
+    return Metrics(rows=tuple(sorted(rows.items()))) if rows else None
 
 
 def _metrics_row(line: bytes) -> tuple[int, dict[str, float]]:

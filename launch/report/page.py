@@ -19,7 +19,8 @@ from PIL import Image
 
 from data_pipeline.files import atomic_writer
 from data_pipeline.types import IMAGE_MARK
-from launch.report.charts import NUM_COLORS, format_number
+from launch.report.axes import NUM_COLORS, format_number
+from launch.report.lines import line_style
 
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_SIDE = 168
@@ -107,6 +108,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "slug": lambda title: title.lower().replace(" ", "-"),
         "color": lambda number: f"c{number % NUM_COLORS}",
+        "line_style": line_style,
         "number": format_number,
         "shorten": shorten,
         "question": mark_images,

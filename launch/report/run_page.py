@@ -7,15 +7,21 @@ from itertools import groupby
 from pathlib import Path
 
 from launch.config import RL_STAGES
-from launch.report.charts import (
-    Interval,
-    Line,
-    draw_bars,
-    draw_intervals,
-    draw_lines,
-    draw_stacked_bars,
-    format_number,
-    format_seconds,
+from launch.report.axes import format_number, format_seconds
+from launch.report.charts import Interval, draw_bars, draw_intervals, draw_stacked_bars
+from launch.report.compare import Configuration, draw_comparison, list_rl_runs, load_compared
+from launch.report.curves import (
+    ACCURACY,
+    CLIP,
+    ENTROPY,
+    GRAD_NORM,
+    LENGTH,
+    LOSS,
+    REWARD,
+    Curve,
+    draw_curve,
+    learning_curves,
+    update_curves,
 )
 from launch.report.funnel import funnel_figures
 from launch.report.load import Evaluation, Metrics, Run, ShownGroup, load_run
@@ -36,6 +42,7 @@ MISSING = {
     "Rollouts": "No rollouts: rollouts.jsonl is not there or empty.",
 }
 TOTAL = "total"  # the key of summary.json's seconds that is no phase, when it is there
+TOKENS = {"tokens_per_second": ""}
 PHASES = ("generate", "reward", "train", "sync")
 
 
@@ -46,10 +53,9 @@ def write_report(run: Path) -> Path:
         ValueError: there is nothing to report.
     """
     found = load_run(run)
+    learning = (_sft(found.sft), _rl(found.rl), _updates(found.rl), _side_by_side(run))
     sections = [
-        section
-        for section in (_accuracy(found), _data(found), _sft(found.sft), _rl(found.rl), _speed(found))
-        if section.figures
+        section for section in (_accuracy(found), _data(found), *learning, _speed(found)) if section.figures
     ]
     titles = [section.title for section in sections] + (["Rollouts"] if found.groups else [])
     facts = {"seed": found.summary.seed} if found.summary.seed is not None else {}
@@ -176,46 +182,42 @@ def _data(run: Run) -> Section:
 
 
 def _sft(metrics: Metrics | None) -> Section:
-    figures = [
-        _lines(metrics, "sft-loss", "Loss", "Cross-entropy per response token, in nats.", {"loss": ""}),
-        _lines(metrics, "sft-grad-norm", "Gradient norm", "Before clipping.", {"grad_norm": ""}, log=True),
-    ]
+    figures = [draw_curve(curve, metrics, "sft") for curve in (LOSS, GRAD_NORM)]
     return _section("Supervised fine-tuning", _smoothing_note(metrics), figures)
 
 
 def _rl(metrics: Metrics | None) -> Section:
-    parts = {"reward": "reward", "reward_accuracy": "accuracy", "reward_format": "format"}
-    mismatch = {"mismatch_mean": "mean", "mismatch_max": "max"}
-    lengths = {"response_len_mean": "mean", "response_len_max": "max"}
-    groups = {"groups_total": "asked", "groups_kept": "kept"}
-    mean = "Mean over the responses of a step, and its parts."
-    gap = "Absolute logprob difference per token between engine and trainer."
-    clipped, cut = "Share that the policy loss clipped.", "Cut off at the length limit."
-    figures = [
-        _lines(metrics, "rl-reward", "Reward", mean, parts, ceiling=1.0),
-        _lines(metrics, "rl-entropy", "Entropy", "Of the policy, per token, in nats.", {"entropy": ""}),
-        _lines(metrics, "rl-clip", "Clip fraction", clipped, {"clip_fraction": ""}),
-        _lines(metrics, "rl-mismatch", "Mismatch", gap, mismatch, log=True),
-        _lines(metrics, "rl-length", "Response length", "In tokens.", lengths),
-        _lines(metrics, "rl-truncated", "Truncated responses", cut, {"truncated": ""}),
-        _lines(metrics, "rl-groups", "Groups with signal", "Kept for training, of those asked.", groups),
-        _lines(metrics, "rl-grad-norm", "Gradient norm", "Before clipping.", {"grad_norm": ""}, log=True),
-    ]
+    curves = learning_curves(metrics) if metrics else []
+    figures = [draw_curve(curve, metrics, "rl") for curve in curves]
     return _section("Reinforcement learning", _smoothing_note(metrics), figures)
+
+
+def _updates(metrics: Metrics | None) -> Section:
+    figures = [draw_curve(curve, metrics, "rl") for curve in (update_curves(metrics) if metrics else [])]
+    return _section("Policy updates", "How the policy of reinforcement learning changes.", figures)
+
+
+def _side_by_side(demo: Path) -> Section:
+    """Returns curves of each RL run of a demo, where there are several."""
+    runs = [load_compared(folder, RL_STAGES[folder.name], []) for folder in list_rl_runs(demo)]
+    lines = [Configuration(name=run.name, runs=(run,)) for run in runs if run.metrics]
+    curves = (REWARD, ACCURACY, ENTROPY, LENGTH, CLIP, GRAD_NORM) if len(lines) > 1 else ()
+    figures = [draw_comparison(curve, lines, names=True) for curve in curves]
+    return _section("Algorithms side by side", f"More of them: omr compare {demo}", figures)
 
 
 def _speed(run: Run) -> Section:
     seconds = [(name, value) for name, value in run.summary.seconds.items() if value >= 0 and name != TOTAL]
     rows = [(name, value, format_seconds(value)) for name, value in seconds]
     bars = draw_bars("Time by phase of the whole run", rows) if rows else None
-    tokens, all_tokens = {"tokens_per_second": ""}, "All tokens of the batches, without padding."
+    tokens = Curve("tokens", "Tokens per second, SFT", "All tokens of the batches, without padding.", TOKENS)
     of_responses = "Of responses, while engines generate."
     figures = [
         _phase_figure(run.rl),
         Figure("seconds", "Time of the whole run", "By phase.", bars) if bars else None,
-        _lines(run.sft, "sft-tokens", "Tokens per second, SFT", all_tokens, tokens),
-        _lines(run.sft, "sft-mfu", "MFU, SFT", "Share of the hardware's peak.", {"mfu": ""}),
-        _lines(run.rl, "rl-tokens", "Tokens per second, RL", of_responses, tokens),
+        draw_curve(tokens, run.sft, "sft"),
+        draw_curve(Curve("mfu", "MFU, SFT", "Share of the hardware's peak.", {"mfu": ""}), run.sft, "sft"),
+        draw_curve(tokens._replace(title="Tokens per second, RL", caption=of_responses), run.rl, "rl"),
     ]
     return _section("Speed", "Where the time went.", figures)
 
@@ -257,27 +259,6 @@ def _card(each: ShownGroup) -> dict[str, object]:
 
 def _section(title: str, intro: str, figures: Sequence[Figure | None]) -> Section:
     return Section(title, intro, [figure for figure in figures if figure])
-
-
-def _lines(
-    metrics: Metrics | None,
-    name: str,
-    title: str,
-    caption: str,
-    labels: dict[str, str],
-    *,
-    ceiling: float | None = None,
-    log: bool = False,
-) -> Figure | None:
-    """Returns a line chart of the metrics in `labels` (metric: name of its line); None when none was logged."""
-    rows = metrics.rows if metrics else ()
-    lines = [Line(name=label, points=metrics.points(key)) for key, label in labels.items()] if metrics else []
-    if not any(line.points for line in lines):
-        return None
-    lost = sum(key in row for _, row in rows for key in labels) - sum(len(line.points) for line in lines)
-    caption += f" Not drawn: {lost} values that are not finite." if lost else ""
-    chart = draw_lines(f"{title} by step", lines, ceiling=ceiling, log=log)
-    return Figure(name, title, caption, chart)
 
 
 def _smoothing_note(metrics: Metrics | None) -> str:

@@ -20,7 +20,8 @@ from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.survey import Survey, hint_small_images, survey
 from data_pipeline.types import Sample
-from launch.report.charts import draw_bars, format_number
+from launch.report.axes import format_number
+from launch.report.charts import draw_bars
 from launch.report.page import IMAGE_SIDE, Figure, Section, ShownImage, Tile, png_image, shorten, write_page
 
 MAX_SOURCES = 12

@@ -22,7 +22,7 @@ HOSTILE = (
 def write_run(run: Path) -> Path:
     """Writes SFT of 120 steps, RL of 60, two evaluations, rollouts with images in real shards."""
     write_lines(run / "sft/metrics.jsonl", [sft_row(step) for step in range(1, 121)])
-    write_lines(run / "rl/metrics.jsonl", [rl_row(step) for step in range(1, 61)])
+    write_lines(run / "rl/metrics.jsonl", [rl_row(step) | logged_more(step) for step in range(1, 61)])
     index = write_shards(digit_samples("train", 24, 0), run / "shards", ShardConfig(samples_per_shard=10))
     questions = [sample.messages[1].content for sample in digit_samples("train", 24, 0)]
     kinds = [str(sample.metadata["kind"]) for sample in digit_samples("train", 24, 0)]
@@ -104,6 +104,30 @@ def rl_row(step: int) -> dict[str, float]:
         "seconds_sync": 0.14,
         "seconds_step": generate + train + 0.32,
         "tokens_per_second": 1900 + 300 * _noise(step, 14),
+    }
+
+
+def logged_more(step: int) -> dict[str, float]:
+    """Returns metrics that depend on settings: a part of the reward, ratios, held-out accuracy now and then."""
+    row = {
+        "reward_overlong": -0.1 * max(0.0, _noise(step, 15)),
+        "pass_at_8": 0.8 + 0.1 * _noise(step, 16),
+        "sequence_ratio_p01": 1 - 4e-4 * (1 + _noise(step, 17)),
+        "sequence_ratio_p50": 1 + 1e-5 * _noise(step, 18),
+        "sequence_ratio_p99": 1 + 5e-4 * (1 + _noise(step, 19)),
+        "clip_fraction_low": 0.05 + 0.02 * _noise(step, 20),
+        "clip_fraction_high": 0.08 + 0.02 * _noise(step, 21),
+        "policy_kl": 1e-4 * (1 + _noise(step, 22)),
+        "reference_kl": 2e-3 * step / 60,
+        "judge_failures": float(step == 30),
+    }
+    if step % 16:
+        return row
+    accuracy = 0.45 + step / 400
+    return row | {
+        "held_out_accuracy": accuracy,
+        "held_out_low": accuracy - 0.05,
+        "held_out_high": accuracy + 0.04,
     }
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.report.charts import format_number, format_seconds, nice_ticks, smooth, spread, thin
+from launch.report.axes import format_number, format_seconds, nice_ticks
+from launch.report.lines import smooth, spread, thin
 
 finite = st.floats(-1e9, 1e9)
 

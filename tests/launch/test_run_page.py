@@ -28,8 +28,12 @@ CHARTS = {
     "data": {"chart-funnel", "chart-funnel-published-0", "chart-funnel-published-1"},
     "supervised-fine-tuning": {"chart-sft-loss", "chart-sft-grad-norm"},
     "reinforcement-learning": {
-        *("chart-rl-reward", "chart-rl-entropy", "chart-rl-clip", "chart-rl-mismatch"),
-        *("chart-rl-length", "chart-rl-truncated", "chart-rl-groups", "chart-rl-grad-norm"),
+        *("chart-rl-reward", "chart-rl-held-out", "chart-rl-pass"),
+        *("chart-rl-length", "chart-rl-truncated", "chart-rl-groups"),
+    },
+    "policy-updates": {
+        *("chart-rl-entropy", "chart-rl-clip", "chart-rl-ratio", "chart-rl-kl"),
+        *("chart-rl-mismatch", "chart-rl-grad-norm", "chart-rl-failures"),
     },
     "speed": {"chart-rl-seconds", "chart-sft-tokens", "chart-rl-tokens", "chart-seconds"},
 }
@@ -182,6 +186,27 @@ def test_rl_run_without_its_shards_has_placeholders(tmp_path):
 def test_values_that_are_not_finite_are_counted_below_the_chart(tmp_path):
     write_lines(tmp_path / "sft/metrics.jsonl", [sft_row(1), sft_row(2) | {"loss": float("nan")}])
     assert "Not drawn: 1 values that are not finite" in ParsedPage(write_report(tmp_path)).text
+
+
+def test_demo_with_several_algorithms_shows_them_side_by_side(tmp_path):
+    for stage in ("rl", "rl_dapo"):
+        write_json(tmp_path / stage / "config.json", {"steps": 2})
+        write_lines(tmp_path / stage / "metrics.jsonl", [rl_row(0), rl_row(1)])
+    parsed = ParsedPage(write_report(tmp_path))
+    assert {"algorithms-side-by-side", "chart-compare-reward", "chart-rl-reward"} <= parsed.ids
+    assert parsed.text.count("DAPO 0.") >= 4, "a line in each chart bears its name"
+    shutil.rmtree(tmp_path / "rl_dapo")
+    assert "algorithms-side-by-side" not in ParsedPage(write_report(tmp_path)).ids
+
+
+def test_parts_of_the_reward_are_shown_by_whatever_name_and_failures_only_where_there_are_some(tmp_path):
+    row = rl_row(1) | {"reward_shortness": 0.3, "reward_errors": 0, "reward_errors_shortness": 0}
+    write_lines(tmp_path / "metrics.jsonl", [row])
+    parsed = ParsedPage(write_report(tmp_path))
+    assert "shortness 0.3" in parsed.text and "errors" not in parsed.text
+    assert "chart-rl-failures" not in parsed.ids
+    write_lines(tmp_path / "metrics.jsonl", [row | {"reward_errors": 2}])
+    assert "chart-rl-failures" in ParsedPage(write_report(tmp_path)).ids
 
 
 def test_difference_that_includes_zero_is_reported_as_none(tmp_path):

@@ -1,0 +1,143 @@
+"""Which metrics of a run are drawn, and what texts say of them: one list for a run's report, one for a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from launch.report.lines import Line, draw_lines
+from launch.report.load import Metrics
+from launch.report.page import Figure
+
+NOT_PARTS = ("reward_timeouts", "reward_errors")
+"""Beginnings of metrics that are no part of the reward: responses whose score failed."""
+
+
+class Curve(NamedTuple):
+    """A chart of metrics over steps."""
+
+    name: str
+    title: str
+    caption: str
+    metrics: Mapping[str, str]  # name of the line that a metric is drawn as
+    ceiling: float | None = None
+    log: bool = False
+    less: float = 0.0  # is taken off each value
+
+    def points(self, metrics: Metrics, key: str) -> tuple[tuple[int, float], ...]:
+        """Returns (step, value) where `key` was logged and is finite."""
+        return tuple((step, value - self.less) for step, value in metrics.points(key))
+
+
+REWARD = Curve("reward", "Reward", "Mean over the responses of a step.", {"reward": ""}, ceiling=1.0)
+ACCURACY = Curve(
+    "accuracy", "Accuracy", "Of sampled responses to training questions.", {"reward_accuracy": ""}, 1.0
+)
+HELD_OUT = Curve(
+    "held-out",
+    "Held-out accuracy",
+    "While training; the band is its 95% interval.",
+    {"held_out_accuracy": ""},
+    ceiling=1.0,
+)
+ENTROPY = Curve("entropy", "Entropy", "Of the policy, per token, in nats.", {"entropy": ""})
+CLIP = Curve(
+    "clip",
+    "Clip fraction",
+    "Share of tokens that the policy loss clipped.",
+    {"clip_fraction": "both", "clip_fraction_low": "low", "clip_fraction_high": "high"},
+)
+RATIO = Curve(
+    "ratio",
+    "Sequence ratio",
+    "The new policy over the one that sampled, per response, less 1: quantiles.",
+    {"sequence_ratio_p01": "1%", "sequence_ratio_p50": "50%", "sequence_ratio_p99": "99%"},
+    less=1.0,
+)
+MISMATCH = Curve(
+    "mismatch",
+    "Mismatch",
+    "Absolute logprob difference per token between engine and trainer.",
+    {"mismatch_mean": "mean", "mismatch_max": "max"},
+    log=True,
+)
+LENGTH = Curve(
+    "length", "Response length", "In tokens.", {"response_len_mean": "mean", "response_len_max": "max"}
+)
+TRUNCATED = Curve("truncated", "Truncated responses", "Cut off at the length limit.", {"truncated": ""})
+GROUPS = Curve(
+    "groups",
+    "Groups with signal",
+    "Kept for training, of those asked.",
+    {"groups_total": "asked", "groups_kept": "kept"},
+)
+REFLECTION = Curve(
+    "reflection", "Reflection words", "Their share of the words of responses.", {"reflection_words": ""}
+)
+KL = Curve(
+    "kl",
+    "KL",
+    "Per token, in nats: from the policy that sampled, and from the reference.",
+    {"policy_kl": "update", "reference_kl": "reference"},
+)
+GRAD_NORM = Curve("grad-norm", "Gradient norm", "Before clipping.", {"grad_norm": ""}, log=True)
+LOSS = Curve("loss", "Loss", "Cross-entropy per response token, in nats.", {"loss": ""})
+
+
+def learning_curves(metrics: Metrics) -> list[Curve]:
+    """Returns what a report shows of the responses: reward with its parts, accuracy on other questions, lengths."""
+    logged = metrics.logged
+    parts = [key for key in logged if key.startswith("reward_") and not key.startswith(NOT_PARTS)]
+    reward = {"reward": "reward"} | {key: key.removeprefix("reward_") for key in parts}
+    caption = f"{REWARD.caption[:-1]}, and its parts."
+    lengths = {f"response_len_{each}": each for each in ("p50", "mean", "p95", "max")}
+    return [
+        REWARD._replace(caption=caption, metrics=reward),
+        HELD_OUT,
+        pass_curve(logged),
+        LENGTH._replace(metrics=lengths),
+        TRUNCATED,
+        GROUPS,
+        REFLECTION,
+    ]
+
+
+def update_curves(metrics: Metrics) -> list[Curve]:
+    """Returns what a report shows of the policy and its updates."""
+    failed = {"reward_timeouts": "timeouts", "reward_errors": "errors", "judge_failures": "judge"}
+    seen = {key: name for key, name in failed.items() if any(value for _, value in metrics.points(key))}
+    failures = Curve("failures", "Failed scores", "Responses of a step that could not be scored.", seen)
+    return [ENTROPY, CLIP, RATIO, KL, MISMATCH, GRAD_NORM, failures]
+
+
+def pass_curve(logged: list[str]) -> Curve:
+    """Returns the chart of pass@k, of every k that was logged."""
+    keys = [key for key in logged if key.startswith("pass_at_")]
+    names = {key: f"k = {key.removeprefix('pass_at_')}" for key in keys}
+    return Curve("pass", "Pass@k", "Questions with a right one among k responses.", names, ceiling=1.0)
+
+
+def draw_curve(curve: Curve, metrics: Metrics | None, prefix: str) -> Figure | None:
+    """Returns a run's chart of these metrics; None when none was logged."""
+    if metrics is None:
+        return None
+    lines = [
+        Line(
+            name=name, points=curve.points(metrics, key), band=_interval(metrics) if curve is HELD_OUT else ()
+        )
+        for key, name in curve.metrics.items()
+    ]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    lost = sum(key in row for _, row in metrics.rows for key in curve.metrics)
+    lost -= sum(len(line.points) for line in lines)
+    caption = curve.caption + (f" Not drawn: {lost} values that are not finite." if lost else "")
+    chart = draw_lines(f"{curve.title} by step", lines, ceiling=curve.ceiling, log=curve.log)
+    return Figure(f"{prefix}-{curve.name}", curve.title, caption, chart)
+
+
+def _interval(metrics: Metrics) -> tuple[tuple[int, float, float], ...]:
+    """Returns (step, low, high) of the held-out accuracy."""
+    high = dict(metrics.points("held_out_high"))
+    return tuple((step, low, high[step]) for step, low in metrics.points("held_out_low") if step in high)
