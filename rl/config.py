@@ -120,6 +120,7 @@ class RLConfig:
             raise ValueError(
                 "sampling.temperature=0 gives a group of equal responses; RL needs more than 0, e.g. 1"
             )
+        self.reward.check_limit(self.sampling.max_tokens)
         if self.share_prompts and self.parallel.cp > 1:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
@@ -166,3 +167,4 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, limit=0, baseline_samples=0)
+        self.reward.check_limit(self.sampling.max_tokens)

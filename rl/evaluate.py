@@ -24,14 +24,18 @@ from data_pipeline.types import Sample, SampleRef
 from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import list_train_shards, save_config
 from rl.config import EvalConfig
-from rl.groups import build_records, score_groups
+from rl.groups import build_records
 from rl.prompts.stream import Question, load_prompt_limits, read_prompts
+from rl.rewards.metrics import count_judged, mean_parts
+from rl.rewards.registry import load_functions
+from rl.rewards.scorer import Scorer
 from rl.rollout.engine import Engine
-from rl.types import Group, Responses
+from rl.types import Group, Prompt, Responses, Rollout
 
 log = logging.getLogger(__name__)
 
 Interval = tuple[float, float]
+_Asked = tuple[Prompt, tuple[Rollout, ...], BadSample | None]
 
 RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 100  # bounds the memory that many questions take
@@ -85,9 +89,11 @@ class EvalSummary(Score):
 
     by_kind: dict[str, Score]
     format: float  # mean of the responses
+    parts: dict[str, float]  # of the reward, before weighting: means of the responses
     length: Lengths
     truncated: int  # responses cut off at the token limit
     decided_by: dict[str, int]  # responses by the rule of the checker that decided
+    judged: dict[str, float]  # what the judge did; empty where there is none
     bad_questions: dict[str, int]  # those that could not be asked, which count as wrong, by reason
     baseline: Baseline | None = None  # None without training shards
 
@@ -100,6 +106,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     Raises:
         ValueError: `shards` holds no questions, or none that can be asked; a folder of `train_shards` has no shards.
     """
+    load_functions(config.reward)  # a mistake in a user's own is found at once
     questions = read_prompts(config.shards, load_prompt_limits(config), config.limit)
     _check_any(config.shards, questions)
     for train_shards in config.train_shards:
@@ -109,20 +116,24 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     save_config(config, out, resumes=False)
     groups = []
     with (
-        VerifyPool(config.reward.checker) as pool,
+        Scorer(config.reward, out) as scorer,
         closing(Engine(config)) as engine,
         # written in place, so that it can be followed; summary.json says that it is complete
         (out / "responses.jsonl").open("wb") as lines,
         tqdm(total=len(questions), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
         size = max(1, config.engine.max_num_seqs // config.sampling.n)  # as many as it generates at once
-        for chunk in (questions[start : start + size] for start in range(0, len(questions), size)):
-            for group in _ask(engine, pool, config, chunk):
+        chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
+        asked = []  # and being scored, while the next are generated
+        for chunk in [*chunks, ()]:
+            before, asked = asked, _ask(engine, scorer, config, chunk)
+            for group in _collect(scorer, before):
                 lines.writelines(record.to_json() for record in build_records(group))
                 groups.append(group)
             lines.flush()
-            bar.update(len(chunk))
-        summary = replace(summarize(groups, seed=config.seed), baseline=score_baseline(config, pool, groups))
+            bar.update(len(before))
+        baseline = score_baseline(config, scorer.pool, groups)
+        summary = replace(summarize(groups, seed=config.seed), baseline=baseline)
     write_json(out / "summary.json", asdict(summary))
     if bad := summary.bad_questions:
         reasons = ", ".join(f"{reason} {count}" for reason, count in bad.items())
@@ -135,13 +146,15 @@ def evaluate(config: EvalConfig) -> EvalSummary:
 def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
     """Returns the numbers over all questions, and by kind."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    verdicts = [reward.verdict for group in groups for reward in group.rewards]
+    rewards = [reward for group in groups for reward in group.rewards]
+    verdicts = [reward.verdict for reward in rewards]
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts] or [0])
     kinds = sorted({group.prompt.kind for group in groups})
     return EvalSummary(
         **vars(_score(groups, seed)),
         by_kind={kind: _score([g for g in groups if g.prompt.kind == kind], seed) for kind in kinds},
         format=float(np.mean([verdict.format for verdict in verdicts] or [0.0])),
+        parts=mean_parts(rewards),
         length=Lengths(
             mean=float(lengths.mean()),
             p50=float(np.median(lengths)),
@@ -150,18 +163,21 @@ def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
         ),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
         decided_by=dict(sorted(Counter(verdict.decided_by for verdict in verdicts).items())),
+        judged=count_judged(rewards),
         bad_questions=dict(sorted(Counter(group.fault.reason for group in groups if group.fault).items())),
     )
 
 
 def score_baseline(config: EvalConfig, pool: VerifyPool, groups: Sequence[Group]) -> Baseline | None:
-    """Scores the most frequent training answers on the questions of `groups`; None without training shards.
+    """Scores the most frequent training answers on the questions of `groups`.
+
+    None without training shards, or where another function than the answer checker says what is right.
 
     Raises:
         ValueError: `config.train_shards` names a folder that holds no shards.
     """
     shards = config.train_shards or tuple(list_train_shards(config.model))
-    if not shards or not config.baseline_samples:
+    if not shards or not config.baseline_samples or config.reward.correct_by != "accuracy":
         return None
     questions = [_read_question(config.shards, group.prompt.ref) for group in groups]
     guesses, samples, is_complete = guess_answers(questions, shards, limit=config.baseline_samples)
@@ -264,19 +280,25 @@ def _check_any(shards: str, questions: Sequence[Question]) -> None:
         )
 
 
-def _ask(engine: Engine, pool: VerifyPool, config: EvalConfig, questions: Sequence[Question]) -> list[Group]:
-    """Returns the scored responses to each question, none for those that cannot be asked."""
+def _ask(engine: Engine, scorer: Scorer, config: EvalConfig, questions: Sequence[Question]) -> list[_Asked]:
+    """Returns each question with its responses, none for those that cannot be asked; they begin to be scored."""
     prompts = [prompt for prompt, fault in questions if not fault]
     replies = dict(zip(prompts, engine.generate(prompts, config.sampling, 0), strict=True))
-    asked, faults = [], []
+    asked = []
     for prompt, fault in questions:
         responses = replies.get(prompt, Responses())
-        asked.append((prompt, responses.rollouts))
-        faults.append(BadSample(responses.fault, responses.detail) if responses.fault else fault)
-        if faults[-1]:
-            log.warning(f"question {prompt.ref.id} cannot be asked and counts as wrong: {faults[-1]}")
-    groups = score_groups(pool, config.reward, asked)
-    return [replace(group, fault=fault) for group, fault in zip(groups, faults, strict=True)]
+        scorer.add(prompt, responses, max_tokens=config.sampling.max_tokens)
+        if responses.fault:
+            fault = BadSample(responses.fault, responses.detail)
+        if fault:
+            log.warning(f"question {prompt.ref.id} cannot be asked and counts as wrong: {fault}")
+        asked.append((prompt, responses.rollouts, fault))
+    return asked
+
+
+def _collect(scorer: Scorer, asked: Sequence[_Asked]) -> list[Group]:
+    groups = scorer.collect([(prompt, rollouts) for prompt, rollouts, _ in asked])
+    return [replace(group, fault=fault) for group, (_, _, fault) in zip(groups, asked, strict=True)]
 
 
 def _accuracy(group: Group) -> float:

@@ -1,33 +1,17 @@
-"""The groups of one step: scores, advantages and the records on disk. No ray, no vllm."""
+"""The groups of one step: advantages and the records on disk. No ray, no vllm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from data_pipeline.verify.pool import VerifyPool
 from rl.algorithms.advantage import TaskScale, compute_advantages, has_signal
 from rl.algorithms.config import AlgorithmConfig
-from rl.rewards.compute import compute_reward
-from rl.rewards.config import RewardConfig
-from rl.types import AskedResponse, Group, Prompt, Rollout, TrainRollout
-
-
-def score_groups(
-    pool: VerifyPool, config: RewardConfig, asked: Sequence[tuple[Prompt, Sequence[Rollout]]]
-) -> list[Group]:
-    """Returns a group for each prompt: its rollouts and their rewards."""
-    pairs = [(rollout.response, prompt.answer) for prompt, rollouts in asked for rollout in rollouts]
-    rewards = (compute_reward(verdict, config) for verdict in pool.check_many(pairs))
-    return [
-        Group(prompt=prompt, rollouts=tuple(rollouts), rewards=tuple(islice(rewards, len(rollouts))))
-        for prompt, rollouts in asked
-    ]
+from rl.types import AskedResponse, Group, TrainRollout
 
 
 def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale) -> list[TrainRollout]:
@@ -76,6 +60,7 @@ def build_records(group: Group) -> list[AskedResponse]:
             response_len=len(rollout.token_ids),
             finish_reason=rollout.finish_reason,
             reward=reward.total,
+            parts=dict(reward.parts),
         ).with_verdict(reward.verdict)
         for number, (rollout, reward) in enumerate(zip(group.rollouts, group.rewards, strict=True))
     ]

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from data_pipeline.ray_session import start_ray, stop_ray
-from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.bad_steps import BadSteps
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.algorithms.advantage import TaskScale
 from rl.config import RLConfig
-from rl.groups import assign_advantages, score_groups
+from rl.groups import assign_advantages
 from rl.metrics import SignalWatch, StepLog, compute_metrics
 from rl.placement.actors import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer, choose_transfer
 from rl.prompts.stream import PromptStream
+from rl.rewards.registry import load_functions
+from rl.rewards.scorer import Scorer
 from rl.rollout.collect import Collector
 from rl.rollout.manager import EngineCalls, RolloutManager
 from rl.timer import PhaseTimer
@@ -36,6 +36,7 @@ def run_rl(config: RLConfig, *, nodes: int = 1) -> None:
         SystemExit: with code RESUMABLE, after SIGUSR1: the run has ended its step and saved.
     """
     run = Path(config.run)
+    load_functions(config.reward)  # a mistake in a user's own is found before anything starts
     claim_run(config, run)
     with hold_stop() as stop:  # before Ray starts: its processes inherit that the signal is blocked
         step = start_and_train(config, nodes, stop)
@@ -51,12 +52,12 @@ def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
         print(placement.plan.describe(), flush=True)
         config = choose_transfer(config, placement.plan)
         with (
-            VerifyPool(config.reward.checker) as pool,
+            Scorer(config.reward, Path(config.run)) as scorer,
             # the trainers start while the engines do
             closing(TrainerGroup(config, placement)) as trainers,
             closing(RolloutManager(connect_engines(config, placement, trainers), config.engine)) as engines,
         ):
-            step = run_sync(config, trainers, engines, pool, stop)
+            step = run_sync(config, trainers, engines, scorer, stop)
             if step < config.steps:
                 trainers.finish_checkpoint()
             else:
@@ -73,14 +74,14 @@ def connect_engines(config: RLConfig, placement: Placement, trainers: TrainerGro
 
 
 def run_sync(
-    config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, pool: VerifyPool, stop: StopRequest
+    config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, scorer: Scorer, stop: StopRequest
 ) -> int:
     """Generates and trains in turn, so that rollouts are of the weights that learn from them; returns the steps done.
 
     Only those that algorithm.dynamic_sampling carries over are of older weights.
     """
     run, prompts = Path(config.run), PromptStream(config)
-    collector = Collector(config, prompts.ask, engines.generate, partial(score_groups, pool, config.reward))
+    collector = Collector(config, prompts.ask, scorer.scoring(engines.generate), scorer.collect)
     first_step, state = trainers.resume()
     print(trainers.describe_backends(), flush=True)
     if state:

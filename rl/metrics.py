@@ -11,6 +11,7 @@ import numpy as np
 from megatron_omr.config import LogConfig
 from megatron_omr.train.metrics import JsonLines, MetricsLog
 from rl.groups import build_row
+from rl.rewards.metrics import compute_reward_metrics
 from rl.types import Group, TrainRollout
 
 log = logging.getLogger(__name__)
@@ -26,14 +27,9 @@ def compute_metrics(groups: Sequence[Group], seconds: Mapping[str, float]) -> di
         return dict(seconds)
     rewards = [reward for group in groups for reward in group.rewards]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    verdicts = [reward.verdict for reward in rewards]
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
     return {
-        "reward": float(np.mean([r.total for r in rewards])),
-        "reward_accuracy": float(np.mean([v.accuracy for v in verdicts])),
-        "reward_format": float(np.mean([v.format for v in verdicts])),
-        "reward_timeouts": sum(v.decided_by == "timeout" for v in verdicts),
-        "reward_errors": sum(v.decided_by == "error" for v in verdicts),
+        **compute_reward_metrics(rewards),
         "response_len_mean": float(lengths.mean()),
         "response_len_max": float(lengths.max()),
         "truncated": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),

@@ -5,8 +5,9 @@ Legend: T packed tokens, G rollouts of one prompt. Imports neither ray, vllm nor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,9 @@ class Reward:
 
     total: float
     verdict: Verdict
+    parts: Mapping[str, float] = field(default_factory=dict)  # by function, before weighting
+    errors: tuple[str, ...] = ()  # functions that failed: their part is 0
+    judged: Literal["off", "no", "asked", "cached"] = "off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,7 @@ class AskedResponse(ScoredResponse):
     """A response as RL and evaluation write it to disk."""
 
     fault: str = ""  # why the question could not be asked; then there is one record without a response
+    parts: dict[str, float] = field(default_factory=dict)  # of the reward, before weighting
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

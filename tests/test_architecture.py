@@ -135,6 +135,10 @@ BROAD_EXCEPTS = {
     "data_pipeline/failures.py": {"call_or_fail"},
     # the same from a Ray Data task, to the process that asked for it
     "data_pipeline/parts.py": {"run"},
+    # a reward function, a user's own too: the response counts as 0, is named, and too many stop the run
+    "rl/rewards/compute.py": {"compute_reward"},
+    # loading a user's own function and trying it: what it raises is named before anything starts
+    "rl/rewards/own.py": {"load_own"},
     # the same from a thread, to the one that waits for its result
     "rl/placement/transfer.py": {"run"},
 }

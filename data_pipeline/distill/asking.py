@@ -33,6 +33,7 @@ from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.files import claim_folder, read_json, write_json
 from data_pipeline.parts import run_parts
 from data_pipeline.served.client import ChatClient, NoResponse
+from data_pipeline.served.judge import Judge
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.types import Sample, SampleRef
@@ -85,8 +86,8 @@ async def _ask(config: AskConfig, index: ShardIndex, numbers: Sequence[int]) -> 
     teacher = config.teacher
     total = teacher.k * sum(index.shards[number].count for number in numbers)
     async with AsyncExitStack() as stack:
-        client, server = await stack.enter_async_context(ChatClient(teacher.server)), teacher.judge.server
-        judge = await stack.enter_async_context(ChatClient(server)) if server else None
+        client = await stack.enter_async_context(ChatClient(teacher.server))
+        judge = await stack.enter_async_context(Judge(teacher.judge)) if teacher.judge.server else None
         _claim(config, index, client.model)
         write_json(Path(config.out) / "config.json", asdict(config), shared=True)
         pool = stack.enter_context(VerifyPool(teacher.checker))
@@ -138,7 +139,7 @@ class _Run:
     config: AskConfig
     index: ShardIndex
     client: ChatClient
-    judge: ChatClient | None
+    judge: Judge | None
     pool: VerifyPool
     bar: tqdm
     budget: ErrorBudget

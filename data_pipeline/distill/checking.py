@@ -9,8 +9,7 @@ from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.distill.teacher import build_target, clean_question, parse_response, question_turns
 from data_pipeline.encode.turns import SPECIAL_TOKENS, check_response
 from data_pipeline.errors import BadSample
-from data_pipeline.served.client import ChatClient
-from data_pipeline.served.judge import judge
+from data_pipeline.served.judge import Judge
 from data_pipeline.types import Sample
 from data_pipeline.verify.pool import VerifyPool
 
@@ -49,18 +48,18 @@ def _find_unfit(target: str) -> str:
     return ""
 
 
-async def judge_response(client: ChatClient, sample: Sample, response: TeacherResponse) -> TeacherResponse:
+async def judge_response(judge: Judge, sample: Sample, response: TeacherResponse) -> TeacherResponse:
     """Returns a response that the rules found wrong, with the judge's verdict on it.
 
     Without a clear verdict it stays wrong, for the reason not_judged, and counts as not checked.
     """
     question = "\n".join(clean_question(turn.content) for turn in question_turns(sample))
-    is_equal, detail = await judge(client, question, response.answer, response.extracted)
+    said = await judge.ask(question, response.answer, response.extracted)
     was_wrong = response.reason == "wrong"
-    if is_equal is None:
+    if said.is_equal is None:
         reason = "not_judged" if was_wrong else response.reason
-        return replace(response, checker="", reason=reason, detail=detail)
-    if not is_equal:
-        return replace(response, detail=detail)
+        return replace(response, checker="", reason=reason, detail=said.detail)
+    if not said.is_equal:
+        return replace(response, detail=said.detail)
     reason = "" if was_wrong else response.reason
-    return replace(response, accuracy=1.0, decided_by="judge", reason=reason, detail=detail)
+    return replace(response, accuracy=1.0, decided_by="judge", reason=reason, detail=said.detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from data_pipeline.config import check_address, check_at_least
 
@@ -19,6 +20,8 @@ class ServerConfig:
     """Environment variable that holds the key; empty sends none. The key itself is never written anywhere."""
     concurrency: int = 64
     """Requests in flight at once."""
+    requests_per_second: float = 0.0
+    """Most requests that begin in a second; 0 sets no limit."""
     timeout: float = 6_000.0
     """Seconds one request may take."""
     retries: int = 3
@@ -36,7 +39,7 @@ class ServerConfig:
             raise ValueError(f"concurrency={self.concurrency} must be between 1 and 1000")
         if self.timeout <= 0:
             raise ValueError(f"timeout={self.timeout:g} must be above 0 seconds")
-        check_at_least(self, retries=0, unavailable_timeout=0)
+        check_at_least(self, requests_per_second=0, retries=0, unavailable_timeout=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,18 @@ class JudgeConfig:
     """The judge's model; empty takes the only one that is served."""
     api_key_env: str = ""
     """Environment variable that holds the judge's key."""
+    concurrency: int = 64
+    """Requests in flight at once."""
+    requests_per_second: float = 0.0
+    """Most requests that begin in a second; 0 sets no limit."""
+    timeout: float = 600.0
+    """Seconds one request may take."""
+    retries: int = 3
+    """Times a request is repeated after an error of the server's own, a timeout or an unreadable reply."""
+    unavailable_timeout: float = 600.0
+    """Seconds to wait for a server that is down or busy."""
+    when_down: Literal["stop", "count"] = "stop"
+    """After these seconds stop, and the same command continues; or count the answer as not judged, and go on."""
 
     def __post_init__(self) -> None:
         _ = self.server  # checks the fields
@@ -58,5 +73,12 @@ class JudgeConfig:
         if not self.base_url:
             return None
         return ServerConfig(
-            base_url=self.base_url, model=self.model, api_key_env=self.api_key_env, timeout=600.0
+            base_url=self.base_url,
+            model=self.model,
+            api_key_env=self.api_key_env,
+            concurrency=self.concurrency,
+            requests_per_second=self.requests_per_second,
+            timeout=self.timeout,
+            retries=self.retries,
+            unavailable_timeout=self.unavailable_timeout,
         )

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from data_pipeline.files import to_json
-from data_pipeline.served.client import ChatClient, NoResponse
-from data_pipeline.served.config import ServerConfig
+from data_pipeline.served.client import ChatClient, NoResponse, ServerDown
+from data_pipeline.served.config import JudgeConfig
+from data_pipeline.served.verdict_cache import VerdictCache
 
 MAX_CANDIDATE_LEN = 1_000
 """Characters; a longer candidate is not judged and stays wrong."""
@@ -36,30 +39,91 @@ where the last line is either "Judgment: Equivalent" or "Judgment: Different".""
 _JUDGMENT = re.compile(r"Judgment:[ \t]*(Equivalent|Different)")
 
 
-async def judge(client: ChatClient, question: str, answer: str, candidate: str) -> tuple[bool | None, str]:
-    """Returns whether the judge finds `candidate` equivalent to `answer`, None without a clear verdict; and its reply.
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the judge said of one candidate."""
 
-    Raises:
-        ServerDown: the judge's server was unavailable for too long.
-    """
-    if len(candidate) > MAX_CANDIDATE_LEN:
-        return None, f"not judged: {len(candidate)} characters"
-    fields = {"question": question, "reference": answer, "candidate": candidate}
-    body = {
-        "messages": [
-            {"role": "system", "content": INSTRUCTIONS},
-            {"role": "user", "content": to_json(fields, indent=0)},
-        ],
-        "temperature": 0.0,
-        "seed": 0,
-        "max_tokens": MAX_TOKENS,
-    }
-    try:
-        reply = await client.ask(body, f"{answer}/{candidate}")
-    except NoResponse as error:
-        return None, f"not judged: {error}"[:1_000]
-    verdict = parse_judgment(reply.text) if reply.finish_reason == "stop" else None
-    return verdict, f"{'' if verdict is not None else 'not judged: '}{reply.text[-1_000:]}"
+    is_equal: bool | None  # None: no clear verdict
+    detail: str = ""  # its reply, or why there is none
+    is_cached: bool = False  # it was not asked again
+
+    @property
+    def is_failed(self) -> bool:
+        return self.is_equal is None
+
+
+class Judge:
+    """Asks one judge, and the same question once. Use it as an async context manager, inside one event loop."""
+
+    def __init__(self, config: JudgeConfig, *, verdicts: Path | None = None) -> None:
+        """Keeps clear verdicts in the file `verdicts`, too, and does not ask for those that it holds.
+
+        Raises:
+            ValueError: the variable `api_key_env` is not set; `verdicts` holds a line that is no verdict.
+        """
+        assert config.server, "a judge has a base_url"
+        self._config, self._client = config, ChatClient(config.server)
+        self._cache = VerdictCache(verdicts)
+        self._asked: dict[str, asyncio.Future[Judgement]] = {}  # by key, those that are being asked
+
+    @property
+    def model(self) -> str:
+        return self._client.model
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._cache)
+
+    async def __aenter__(self) -> Judge:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._cache.close()
+        await self._client.__aexit__()
+
+    async def ask(self, question: str, answer: str, candidate: str) -> Judgement:
+        """Returns whether the judge finds `candidate` equivalent to `answer`.
+
+        Raises:
+            ServerDown: the server was unavailable for too long, unless `when_down` is count.
+        """
+        if len(candidate) > MAX_CANDIDATE_LEN:
+            return Judgement(is_equal=None, detail=f"not judged: {len(candidate)} characters")
+        key = VerdictCache.key(INSTRUCTIONS, question, answer, candidate, self.model)
+        if (known := self._cache.get(key)) is not None:
+            return Judgement(is_equal=known, detail="judged before", is_cached=True)
+        if key in self._asked:
+            return replace(await asyncio.shield(self._asked[key]), is_cached=True)
+        self._asked[key] = asyncio.ensure_future(self._request(question, answer, candidate))
+        try:
+            judgement = await self._asked[key]
+        finally:
+            del self._asked[key]
+        if judgement.is_equal is not None:
+            self._cache.add(key, answer, candidate, judgement.is_equal)
+        return judgement
+
+    async def _request(self, question: str, answer: str, candidate: str) -> Judgement:
+        fields = {"question": question, "reference": answer, "candidate": candidate}
+        body = {
+            "messages": [
+                {"role": "system", "content": INSTRUCTIONS},
+                {"role": "user", "content": to_json(fields, indent=0)},
+            ],
+            "temperature": 0.0,
+            "seed": 0,
+            "max_tokens": MAX_TOKENS,
+        }
+        try:
+            reply = await self._client.ask(body, f"{answer}/{candidate}")
+        except (NoResponse, ServerDown) as error:
+            if isinstance(error, ServerDown) and self._config.when_down == "stop":
+                raise
+            return Judgement(is_equal=None, detail=f"not judged: {error}"[:1_000])
+        verdict = parse_judgment(reply.text) if reply.finish_reason == "stop" else None
+        unclear = "" if verdict is not None else "not judged: "
+        return Judgement(is_equal=verdict, detail=f"{unclear}{reply.text[-1_000:]}")
 
 
 def parse_judgment(reply: str) -> bool | None:
@@ -76,12 +140,12 @@ def parse_judgment(reply: str) -> bool | None:
     return found.group(1) == "Equivalent" if found else None
 
 
-def judge_pairs(config: ServerConfig, pairs: Sequence[tuple[str, str, str]]) -> list[bool | None]:
-    """Returns judge()'s verdicts on (question, answer, candidate) in their order, for code without an event loop."""
+def judge_pairs(config: JudgeConfig, pairs: Sequence[tuple[str, str, str]]) -> list[bool | None]:
+    """Returns the verdicts on (question, answer, candidate) in their order, for code without an event loop."""
 
     async def judge_all() -> list[bool | None]:
-        async with ChatClient(config) as client:
-            found = await asyncio.gather(*(judge(client, *pair) for pair in pairs))
-        return [is_equal for is_equal, _ in found]
+        async with Judge(config) as judge:
+            found = await asyncio.gather(*(judge.ask(*pair) for pair in pairs))
+        return [judgement.is_equal for judgement in found]
 
     return asyncio.run(judge_all())

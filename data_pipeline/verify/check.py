@@ -28,7 +28,8 @@ class Verdict:
     format: float  # 1 as asked, 0.8 a solution without the tags, 0 neither
     extracted: str  # the part of the response that was compared
     decided_by: (
-        str  # right by exact | choice | number | math | judge; wrong by none | no_reference | timeout | error
+        str  # right by exact | choice | number | math | judge; wrong by none | no_reference | timeout | error |
+        # judge_failed: the judge gave no clear verdict; in RL and evaluation also the function of reward.correct_by
     )
 
 

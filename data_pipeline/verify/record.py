@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Self, TypeVar, get_args, get_type_hints
+from typing import Self, TypeVar, get_args, get_origin, get_type_hints
 
 from data_pipeline.errors import describe
 from data_pipeline.files import to_json
@@ -90,6 +90,6 @@ def _field_types(record: type[ScoredResponse]) -> Mapping[str, tuple[type, ...]]
     """Returns the Python types that JSON may give each field; a whole number stands for a float, too."""
     found = {}
     for name, hint in get_type_hints(record).items():
-        types = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        types = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
         found[name] = (*types, int) if float in types else types
     return found

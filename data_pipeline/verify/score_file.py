@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_pipeline.errors import BadSample, ErrorBudget, column_error
 from data_pipeline.files import atomic_writer, parse_json, to_json
-from data_pipeline.served.config import ServerConfig
+from data_pipeline.served.config import JudgeConfig
 from data_pipeline.served.judge import judge_pairs
 from data_pipeline.verify.check import Verdict, check_reference
 from data_pipeline.verify.config import VerifyConfig
@@ -68,8 +68,8 @@ def score_file(config: VerifyConfig) -> ScoreSummary:
         rows = _read_rows(source, lines, budget, bar)
         while chunk := list(islice(rows, CHUNK)):
             verdicts = pool.check_many([(row["response"], str(row["answer"])) for row in chunk])
-            if config.judge.server:
-                summary.not_judged += _ask_judge(config.judge.server, chunk, verdicts)
+            if config.judge.base_url:
+                summary.not_judged += _ask_judge(config.judge, chunk, verdicts)
             summary.add(verdicts)
             for row, verdict in zip(chunk, verdicts, strict=True):
                 scored.write(to_json(row | asdict(verdict)).encode() + b"\n")
@@ -112,7 +112,7 @@ def _parse(line: bytes) -> dict:
     return row
 
 
-def _ask_judge(judge: ServerConfig, rows: Sequence[dict], verdicts: list[Verdict]) -> int:
+def _ask_judge(judge: JudgeConfig, rows: Sequence[dict], verdicts: list[Verdict]) -> int:
     """Replaces wrong verdicts that the judge finds right, and returns the number without a clear judgement."""
     asked = [i for i, verdict in enumerate(verdicts) if not verdict.accuracy and verdict.extracted]
     pairs = [(str(rows[i].get("question", "")), str(rows[i]["answer"]), verdicts[i].extracted) for i in asked]

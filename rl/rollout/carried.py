@@ -94,7 +94,8 @@ def _restore(row: dict[str, Any], arrays: Any) -> Group:
             Rollout(**fields, **dict(zip(_ARRAYS, next(arrays), strict=True))) for fields in row["rollouts"]
         ),
         rewards=tuple(
-            Reward(**{**reward, "verdict": Verdict(**reward["verdict"])}) for reward in row["rewards"]
+            Reward(**{**reward, "verdict": Verdict(**reward["verdict"]), "errors": tuple(reward["errors"])})
+            for reward in row["rewards"]
         ),
     )
 

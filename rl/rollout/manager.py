@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 E = TypeVar("E")  # an engine
 H = TypeVar("H", bound=Hashable)  # a pending reply
 
+OnReply = Callable[[Prompt, Responses], None]
+"""Is told the responses to a prompt, or its fault."""
+
 IN_FLIGHT = 2
 """Requests an engine holds, so that it never waits for the next."""
 
@@ -81,9 +84,17 @@ class RolloutManager(Generic[E, H]):
         self._update(list(self._engines))
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        step_seed: int,
+        on_reply: OnReply = lambda prompt, responses: None,
     ) -> list[Responses]:
         """Returns the responses to each prompt, in the order of the prompts, all of the current weights.
+
+        Args:
+            on_reply: is called once for each prompt, as soon as its responses are here, in the order in which they
+                come. The engines go on, but get no further prompts before it returns.
 
         Raises:
             RuntimeError: engines keep dying.
@@ -103,7 +114,7 @@ class RolloutManager(Generic[E, H]):
                 asked[reply] = (number, chunk)
             reply = self._calls.wait(list(asked))
             try:
-                found.update(zip(asked[reply][1], self._calls.take(reply), strict=True))
+                replies = dict(zip(asked[reply][1], self._calls.take(reply), strict=True))
                 del asked[reply]
             except EngineDied as error:
                 deaths += 1
@@ -113,6 +124,10 @@ class RolloutManager(Generic[E, H]):
                 queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
                 asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
                 self._replace(dead)
+            else:
+                found |= replies
+                for i, responses in replies.items():
+                    on_reply(prompts[i], responses)
         return [found[i] for i in range(len(prompts))]
 
     def close(self) -> None:

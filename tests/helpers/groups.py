@@ -22,7 +22,8 @@ def make_prompt(number: int = 0, *, kind: str = "") -> Prompt:
 def make_reward(accuracy: float, form: float = 1.0) -> Reward:
     decided_by = "exact" if accuracy else "none"
     verdict = Verdict(accuracy=accuracy, format=form, extracted="7", decided_by=decided_by)
-    return Reward(total=0.9 * accuracy + 0.1 * form, verdict=verdict)
+    parts = {"accuracy": accuracy, "format": form}
+    return Reward(total=0.9 * accuracy + 0.1 * form, verdict=verdict, parts=parts)
 
 
 def make_rollout(

@@ -1,0 +1,217 @@
+"""The scorer: rewards in order whatever the timing, a judge that is slow, wrong, away or asked before, errors."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.served.client import ServerDown
+from data_pipeline.served.config import JudgeConfig
+from data_pipeline.verify.config import CheckerConfig
+from rl.rewards.config import RewardConfig
+from rl.rewards.metrics import compute_reward_metrics
+from rl.rewards.scorer import Scorer
+from rl.types import Group, Prompt, Responses, Rollout
+from tests.helpers.adding_teacher import AddingTeacher
+from tests.helpers.flaky_proxy import free_port
+from tests.helpers.groups import make_prompt, make_rollout
+
+TAGGED = "<think>a</think><answer>{}</answer>"
+ONE_WORKER = CheckerConfig(workers=1)
+EQUIVALENT, DIFFERENT = (f"Analysis: x\nJudgment: {word}" for word in ("Equivalent", "Different"))
+Asked = list[tuple[Prompt, tuple[Rollout, ...]]]
+
+
+def ask(*groups: Sequence[str]) -> Asked:
+    """Returns prompts, whose answer is 7, with rollouts of these texts."""
+    return [
+        (make_prompt(number), tuple(make_rollout(response=response) for response in group))
+        for number, group in enumerate(groups)
+    ]
+
+
+def score(scorer: Scorer, asked: Asked) -> list[Group]:
+    for prompt, rollouts in asked:
+        scorer.add(prompt, Responses(rollouts=rollouts), max_tokens=100)
+    return scorer.collect(asked)
+
+
+def rules(groups: Sequence[Group]) -> list[list[str]]:
+    return [[reward.verdict.decided_by for reward in group.rewards] for group in groups]
+
+
+@contextmanager
+def judged(server: AddingTeacher, folder: Path, **fields: object) -> Iterator[Scorer]:
+    judge = JudgeConfig(base_url=server.url, **fields)  # pyright: ignore
+    with Scorer(RewardConfig(checker=ONE_WORKER, use_judge=True, judge=judge), folder) as scorer:
+        yield scorer
+
+
+def test_scores_of_groups_are_in_order(tmp_path: Path) -> None:
+    asked = ask([TAGGED.format(7), TAGGED.format(8)], [], [r"\boxed{7.0}", "7"])
+    with Scorer(RewardConfig(checker=ONE_WORKER), tmp_path) as scorer:
+        for prompt, rollouts in reversed(asked):  # as they came
+            scorer.add(prompt, Responses(rollouts=rollouts), max_tokens=100)
+        groups = scorer.collect(asked)
+    assert [(group.prompt, group.rollouts) for group in groups] == asked
+    rewards = [[reward.total for reward in group.rewards] for group in groups]
+    assert rewards == [pytest.approx([1.0, 0.1]), [], pytest.approx([1.0, 0.9])]
+    assert rules(groups) == [["exact", "none"], [], ["number", "exact"]]
+
+
+def test_same_prompt_twice_in_a_step_has_its_own_rollouts_each_time(tmp_path: Path) -> None:
+    asked = [*ask([TAGGED.format(7)]), *ask([TAGGED.format(8)])]
+    with Scorer(RewardConfig(checker=ONE_WORKER), tmp_path) as scorer:
+        assert [group.rewards[0].total for group in score(scorer, asked)] == pytest.approx([1.0, 0.1])
+        assert not scorer._jobs
+
+
+def test_only_wrong_answers_are_judged_and_nobody_waits_for_the_judge(tmp_path: Path) -> None:
+    """The judge replies only after all other groups are scored: were one of them held up, this would not end."""
+    asked = ask(
+        [TAGGED.format("days in a week"), TAGGED.format(7), "<think>"], [TAGGED.format(7)], ["7", "8 "]
+    )
+    others_done = threading.Event()
+    with AddingTeacher() as server:
+
+        def respond(number: int, total: int) -> str:
+            assert others_done.wait(60)
+            return EQUIVALENT
+
+        server.respond = respond
+        with judged(server, tmp_path) as scorer:
+            for prompt, rollouts in asked:
+                scorer.add(prompt, Responses(rollouts=rollouts), max_tokens=100)
+            (second,) = scorer.collect(asked[1:2])
+            assert rules([second]) == [["exact"]]
+            others_done.set()
+            groups = [*scorer.collect(asked[:1]), second, *scorer.collect(asked[2:])]
+    assert rules(groups) == [["judge", "exact", "none"], ["exact"], ["exact", "judge"]]
+    assert [reward.judged for reward in groups[0].rewards] == ["asked", "no", "no"]
+    candidates = [json.loads(question)["candidate"] for question in server.questions]
+    assert sorted(candidates) == ["8", "days in a week"]
+    metrics = compute_reward_metrics([reward for group in groups for reward in group.rewards])
+    assert {name: value for name, value in metrics.items() if name.startswith("judge")} == {
+        "judge_asked": 2,
+        "judge_cached": 0,
+        "judge_right": 2,
+        "judge_failures": 0,
+    }
+
+
+def test_judge_is_asked_once_also_by_a_resumed_run(tmp_path: Path) -> None:
+    asked = ask(
+        [TAGGED.format("days in a week")] * 3 + [TAGGED.format("a dozen")], [TAGGED.format("days in a week")]
+    )
+    with AddingTeacher() as server:
+        server.respond = lambda number, total: (
+            EQUIVALENT if "days in a week" in json.loads(server.questions[-1])["candidate"] else DIFFERENT
+        )
+        with judged(server, tmp_path, concurrency=1) as scorer:
+            first = score(scorer, asked)
+        assert len(server.questions) == 2
+        assert rules(first) == [["judge", "judge", "judge", "none"], ["judge"]]
+        assert sum(reward.judged == "asked" for group in first for reward in group.rewards) == 2
+        lines = (tmp_path / "judge.jsonl").read_bytes()
+        (tmp_path / "judge.jsonl").write_bytes(lines + b'{"key": "0')  # torn by a kill
+        with judged(server, tmp_path) as scorer:
+            assert rules(score(scorer, asked)) == rules(first)
+        assert len(server.questions) == 2 and (tmp_path / "judge.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("said", ["Perhaps", 400, 500])
+def test_failures_are_no_silent_zeros(said: str | int, tmp_path: Path) -> None:
+    asked = ask([TAGGED.format("days in a week"), TAGGED.format(7)])
+    with AddingTeacher() as server:
+        server.respond = lambda number, total: said
+        with judged(server, tmp_path, retries=0) as scorer:
+            groups = score(scorer, asked)
+            metrics = compute_reward_metrics(groups[0].rewards)
+            assert rules(groups) == [["judge_failed", "exact"]]
+            assert (metrics["judge_failures"], metrics["judge_right"], metrics["reward_accuracy"]) == (
+                1,
+                0,
+                0.5,
+            )
+            server.respond = lambda number, total: EQUIVALENT
+            assert rules(score(scorer, asked)) == [["judge", "exact"]], "a failure is asked for again"
+
+
+@pytest.mark.parametrize("when_down", ["stop", "count"])
+def test_judge_that_goes_away_stops_the_run_or_is_counted(when_down: str, tmp_path: Path) -> None:
+    asked = ask([TAGGED.format("days in a week")])
+    with (
+        AddingTeacher() as server,
+        judged(server, tmp_path, unavailable_timeout=0.2, when_down=when_down) as scorer,
+    ):
+        server.respond = lambda number, total: 503
+        if when_down == "count":
+            assert rules(score(scorer, asked)) == [["judge_failed"]]
+            return
+        with pytest.raises(
+            ServerDown, match=r"was unavailable for unavailable_timeout=0.2 s .* same command again"
+        ):
+            score(scorer, asked)
+        with pytest.raises(ServerDown):  # no further responses are generated for nothing
+            scorer.add(*ask(["7"])[0][:1], Responses(rollouts=asked[0][1]), max_tokens=100)
+
+
+def test_judge_that_is_not_there_is_an_error_before_anything_is_scored(tmp_path: Path) -> None:
+    judge = JudgeConfig(base_url=f"http://127.0.0.1:{free_port()}/v1", unavailable_timeout=0.1)
+    threads = threading.active_count()
+    with pytest.raises(ServerDown, match="was unavailable"):
+        Scorer(RewardConfig(use_judge=True, judge=judge), tmp_path)
+    assert threading.active_count() == threads
+
+
+FAILS_ON_8 = """
+def fussy(given):
+    if given.verdict.extracted == "8":
+        raise KeyError("eight")
+    return 1
+"""
+
+
+def test_failing_function_is_counted_and_past_the_tolerance_stops_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(FAILS_ON_8)
+    config = RewardConfig(
+        weights=(("accuracy", 1.0), (f"{tmp_path}/mine.py:fussy", 0.5)), checker=ONE_WORKER, max_errors=3
+    )
+    with Scorer(config, tmp_path) as scorer:
+        (group,) = score(scorer, ask([TAGGED.format(7), TAGGED.format(8), TAGGED.format(8)]))
+        assert [reward.total for reward in group.rewards] == [1.5, 0.0, 0.0]
+        assert compute_reward_metrics(group.rewards)["reward_errors_fussy"] == 2
+        (said,) = caplog.messages
+        assert said.startswith("reward fussy failed on 0, response 1 and counts as 0") and "'eight'" in said
+        with pytest.raises(
+            ValueError,
+            match=r"(?s)4 of 5 rewards are bad, more than reward.max_errors=3.*fussy, the first: 0, resp",
+        ):
+            score(scorer, ask([TAGGED.format(8)] * 2))
+    assert len(list((tmp_path / "rewards").glob("fussy-*.py"))) == 1
+
+
+def test_error_of_the_checker_reaches_those_who_wait(tmp_path: Path) -> None:
+    with Scorer(RewardConfig(checker=ONE_WORKER), tmp_path) as scorer:
+        scorer.pool.close()
+        with pytest.raises(RuntimeError, match="VerifyPool is closed"):
+            score(scorer, ask(["7"]))
+
+
+def test_close_does_not_wait_for_the_judge(tmp_path: Path) -> None:
+    release = threading.Event()
+    with AddingTeacher() as server:
+        server.respond = lambda number, total: release.wait(60) and EQUIVALENT
+        with judged(server, tmp_path) as scorer:
+            (prompt, rollouts), *_ = ask([TAGGED.format("days in a week")])
+            scorer.add(prompt, Responses(rollouts=rollouts), max_tokens=100)
+            while not server.questions:
+                threading.Event().wait(0.01)
+        release.set()
