@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from data_pipeline.types import SampleRef
 from rl.algorithms.config import AlgorithmConfig
 from rl.groups import (
