@@ -18,7 +18,9 @@ from rl.config import RLConfig
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "algorithms.md"
 PAGES = [INDEX, *sorted((ROOT / "docs" / "algorithms").glob("*.md"))]
-CODE = [path for package in ("rl", "megatron_omr", "data_pipeline") for path in (ROOT / package).rglob("*.py")]
+CODE = [
+    path for package in ("rl", "megatron_omr", "data_pipeline") for path in (ROOT / package).rglob("*.py")
+]
 page_of_algorithms = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
