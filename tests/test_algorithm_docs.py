@@ -6,6 +6,7 @@ import ast
 import re
 import textwrap
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,16 +60,18 @@ def test_linked_functions_are_where_the_link_leads(page: Path):
         assert re.search(rf"^ *(?:def|class) {name}\b", (page.parent / to).read_text("utf-8"), re.M), name
 
 
+def unindent(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
 @page_of_algorithms
 def test_quoted_code_is_in_the_code(page: Path):
-    def unindent(text: str) -> str:
-        return "\n".join(line.strip() for line in text.splitlines())
-
     code = "\n".join(unindent(path.read_text(encoding="utf-8")) for path in CODE)
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
         assert unindent(textwrap.dedent(block)).strip() in code, block
 
 
+@cache
 def find_logged() -> re.Pattern[str]:
     """Returns a pattern of what the code's strings, and its f-strings of a prefix and one value, may be as metrics."""
     patterns = set[str]()

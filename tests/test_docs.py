@@ -18,7 +18,10 @@ from launch.cli import OMR
 from launch.launch_command import LaunchOptions, replace_functions
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *ROOT.glob("docs/**/*.md")]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *ROOT.glob("docs/**/*.md"),
+]
 FOLDERS = (
     "data_pipeline",
     "megatron_omr",
