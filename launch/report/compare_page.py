@@ -27,6 +27,7 @@ from launch.report.curves import (
     RATIO,
     REFLECTION,
     REWARD,
+    SOLUTIONS,
     TRUNCATED,
     Curve,
     pass_curve,
@@ -73,26 +74,29 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 
 def list_curves(configurations: Sequence[Configuration]) -> list[Curve]:
     """Returns the charts of a comparison, each of the first metric of its curve."""
-    logged = [
-        key for each in configurations for run in each.runs if run.metrics for key in run.metrics.logged
-    ]
-    passes = pass_curve(sorted(set(logged)))
+    logged = [run.metrics.logged for each in configurations for run in each.runs if run.metrics]
+    passes = _choose_passes([set(pass_curve(each).metrics) for each in logged])
+    held_out = HELD_OUT._replace(caption="While training.")
     return [
-        *(
-            REWARD,
-            ACCURACY,
-            HELD_OUT._replace(caption="While training."),
-            LOSS,
-            ENTROPY,
-            LENGTH,
-            TRUNCATED,
-            CLIP,
-        ),
+        *(REWARD, ACCURACY, held_out, LOSS, ENTROPY, LENGTH, TRUNCATED, CLIP),
         *(_of(RATIO, key, name) for key, name in RATIOS.items()),
         *(_of(passes, key, name) for key, name in passes.metrics.items()),
         *(_of(KL, key, name) for key, name in KL.metrics.items()),
-        *(REFLECTION, MISMATCH, GRAD_NORM),
+        *(SOLUTIONS, REFLECTION, MISMATCH, GRAD_NORM),
     ]
+
+
+def _choose_passes(logged: Sequence[set[str]]) -> Curve:
+    """Returns pass@k of the largest k that each run logged, and of the largest of all, given what each logged."""
+
+    def by_k(keys: set[str]) -> list[str]:
+        return sorted(keys, key=lambda key: int(key.rpartition("_")[2]))
+
+    logged = [keys for keys in logged if keys]
+    largest = (
+        [by_k(keys)[-1:] for keys in (set[str]().union(*logged), set.intersection(*logged))] if logged else []
+    )
+    return pass_curve([key for keys in reversed(largest) for key in keys])
 
 
 def _of(curve: Curve, key: str, name: str) -> Curve:

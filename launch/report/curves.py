@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import NamedTuple
 
 from launch.report.lines import Line, draw_lines
@@ -23,10 +24,12 @@ class Curve(NamedTuple):
     ceiling: float | None = None
     log: bool = False
     less: float = 0.0  # is taken off each value
+    hides_zeros: bool = False  # draws no line that is 0 throughout
 
     def points(self, metrics: Metrics, key: str) -> tuple[tuple[int, float], ...]:
-        """Returns (step, value) where `key` was logged and is finite."""
-        return tuple((step, value - self.less) for step, value in metrics.points(key))
+        """Returns (step, value) where `key` was logged and is finite; nothing of a line that is hidden."""
+        points = tuple((step, value - self.less) for step, value in metrics.points(key))
+        return points if not self.hides_zeros or any(value for _, value in points) else ()
 
 
 REWARD = Curve("reward", "Reward", "Mean over the responses of a step.", {"reward": ""}, ceiling=1.0)
@@ -62,17 +65,48 @@ MISMATCH = Curve(
     log=True,
 )
 LENGTH = Curve(
-    "length", "Response length", "In tokens.", {"response_len_mean": "mean", "response_len_max": "max"}
+    "length",
+    "Response length",
+    "In tokens.",
+    {"response_len_mean": "mean", "response_len_p95": "95%", "response_len_max": "max"},
+)
+OUTCOMES = Curve(
+    "outcomes",
+    "Length by outcome",
+    "Mean length of right and of wrong responses, in tokens.",
+    {"response_len_right": "right", "response_len_wrong": "wrong"},
 )
 TRUNCATED = Curve("truncated", "Truncated responses", "Cut off at the length limit.", {"truncated": ""})
 GROUPS = Curve(
     "groups",
     "Groups with signal",
-    "Kept for training, of those asked.",
-    {"groups_total": "asked", "groups_kept": "kept"},
+    "Kept for training, of those asked; all right and all wrong ones.",
+    {
+        "groups_total": "asked",
+        "groups_kept": "kept",
+        "groups_all_right": "right",
+        "groups_all_wrong": "wrong",
+    },
 )
 REFLECTION = Curve(
-    "reflection", "Reflection words", "Their share of the words of responses.", {"reflection_words": ""}
+    "reflection",
+    "Reflection words",
+    "Their share of the words of responses.",
+    {"reflection_words": ""},
+    hides_zeros=True,
+)
+SOLUTIONS = Curve(
+    "solutions",
+    "Reference solutions",
+    "Mean reward and advantage of those that are members of groups (ViSurf).",
+    {"solution_reward": "reward", "solution_advantage": "advantage"},
+)
+FAILURES = Curve(
+    "failures",
+    "Failed scores",
+    "Responses of a step that could not be scored.",
+    {"reward_timeouts": "timeouts", "reward_errors": "errors", "judge_failures": "judge"},
+    hides_zeros=True,
 )
 KL = Curve(
     "kl",
@@ -90,24 +124,20 @@ def learning_curves(metrics: Metrics) -> list[Curve]:
     parts = [key for key in logged if key.startswith("reward_") and not key.startswith(NOT_PARTS)]
     reward = {"reward": "reward"} | {key: key.removeprefix("reward_") for key in parts}
     caption = f"{REWARD.caption[:-1]}, and its parts."
-    lengths = {f"response_len_{each}": each for each in ("p50", "mean", "p95", "max")}
     return [
         REWARD._replace(caption=caption, metrics=reward),
         HELD_OUT,
         pass_curve(logged),
-        LENGTH._replace(metrics=lengths),
+        LENGTH,
+        OUTCOMES,
         TRUNCATED,
         GROUPS,
         REFLECTION,
     ]
 
 
-def update_curves(metrics: Metrics) -> list[Curve]:
-    """Returns what a report shows of the policy and its updates."""
-    failed = {"reward_timeouts": "timeouts", "reward_errors": "errors", "judge_failures": "judge"}
-    seen = {key: name for key, name in failed.items() if any(value for _, value in metrics.points(key))}
-    failures = Curve("failures", "Failed scores", "Responses of a step that could not be scored.", seen)
-    return [ENTROPY, CLIP, RATIO, KL, MISMATCH, GRAD_NORM, failures]
+UPDATES = (ENTROPY, CLIP, RATIO, KL, SOLUTIONS, MISMATCH, GRAD_NORM, FAILURES)
+"""What a report shows of the policy and its updates."""
 
 
 def pass_curve(logged: list[str]) -> Curve:
@@ -130,8 +160,7 @@ def draw_curve(curve: Curve, metrics: Metrics | None, prefix: str) -> Figure | N
     lines = [line for line in lines if line.points]
     if not lines:
         return None
-    lost = sum(key in row for _, row in metrics.rows for key in curve.metrics)
-    lost -= sum(len(line.points) for line in lines)
+    lost = sum(key in row and not isfinite(row[key]) for _, row in metrics.rows for key in curve.metrics)
     caption = curve.caption + (f" Not drawn: {lost} values that are not finite." if lost else "")
     chart = draw_lines(f"{curve.title} by step", lines, ceiling=curve.ceiling, log=curve.log)
     return Figure(f"{prefix}-{curve.name}", curve.title, caption, chart)

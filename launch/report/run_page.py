@@ -18,10 +18,10 @@ from launch.report.curves import (
     LENGTH,
     LOSS,
     REWARD,
+    UPDATES,
     Curve,
     draw_curve,
     learning_curves,
-    update_curves,
 )
 from launch.report.funnel import funnel_figures
 from launch.report.load import Evaluation, Metrics, Run, ShownGroup, load_run
@@ -193,7 +193,7 @@ def _rl(metrics: Metrics | None) -> Section:
 
 
 def _updates(metrics: Metrics | None) -> Section:
-    figures = [draw_curve(curve, metrics, "rl") for curve in (update_curves(metrics) if metrics else [])]
+    figures = [draw_curve(curve, metrics, "rl") for curve in UPDATES]
     return _section("Policy updates", "How the policy of reinforcement learning changes.", figures)
 
 

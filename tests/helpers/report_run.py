@@ -111,7 +111,11 @@ def logged_more(step: int) -> dict[str, float]:
     """Returns metrics that depend on settings: a part of the reward, ratios, held-out accuracy now and then."""
     row = {
         "reward_overlong": -0.1 * max(0.0, _noise(step, 15)),
+        "pass_at_1": 0.5 + 0.1 * _noise(step, 16),
         "pass_at_8": 0.8 + 0.1 * _noise(step, 16),
+        "response_len_right": 19 + _noise(step, 9),
+        "response_len_wrong": 25 + _noise(step, 10),
+        "reflection_words": 0.002 * step,
         "sequence_ratio_p01": 1 - 4e-4 * (1 + _noise(step, 17)),
         "sequence_ratio_p50": 1 + 1e-5 * _noise(step, 18),
         "sequence_ratio_p99": 1 + 5e-4 * (1 + _noise(step, 19)),

@@ -88,6 +88,16 @@ def test_demo_folder_stands_for_its_rl_runs(tmp_path: Path):
     assert [run.score.value if run.score else None for run in runs] == [None, 0.5, None]
 
 
+def test_pass_at_k_is_drawn_for_the_largest_k_and_the_largest_of_all(tmp_path: Path):
+    for name, ks in (("eight", (1, 2, 4, 8)), ("sixteen", (1, 2, 4, 8, 16))):
+        write_rl_run(tmp_path / name, recipe("demo"), steps=2, **{f"pass_at_{k}": 0.5 for k in ks})
+    write_rl_run(tmp_path / "without", recipe("demo"), steps=2)
+    paths = [tmp_path / name for name in ("eight", "sixteen", "without")]
+    ids = ParsedPage(write_comparison(paths, tmp_path / "page.html")).ids
+    charts = {name for name in ids if name.startswith("chart-compare-pass")}
+    assert charts == {"chart-compare-pass-pass_at_8", "chart-compare-pass-pass_at_16"}
+
+
 def test_page_names_what_is_missing(tmp_path: Path):
     paths = [
         write_rl_run(tmp_path / "whole", recipe("demo"), held_out_accuracy=0.5),

@@ -29,7 +29,8 @@ CHARTS = {
     "supervised-fine-tuning": {"chart-sft-loss", "chart-sft-grad-norm"},
     "reinforcement-learning": {
         *("chart-rl-reward", "chart-rl-held-out", "chart-rl-pass"),
-        *("chart-rl-length", "chart-rl-truncated", "chart-rl-groups"),
+        *("chart-rl-length", "chart-rl-outcomes", "chart-rl-truncated"),
+        *("chart-rl-groups", "chart-rl-reflection"),
     },
     "policy-updates": {
         *("chart-rl-entropy", "chart-rl-clip", "chart-rl-ratio", "chart-rl-kl"),
