@@ -100,12 +100,14 @@ def openmmreasoner_dapo() -> RLConfig:
     Of these the released script has the mean alone, see openmmreasoner_dapo_released. 384 prompts are asked at first
     for the 128 groups of a step, which is the script's gen_batch_size. Ours: groups that are too many are trained on in
     the next step, where verl drops them; 0.28 is the DAPO paper's (arXiv 2503.14476), as the paper does not give its
-    own, and acts on these groups alone, as there is one mini-batch.
+    own, and acts on these groups alone, as there is one mini-batch. The penalty is DAPO's, of weight 1 over the last
+    4,096 tokens (the scripts hold these values, and switch it off): responses below 24,600 tokens never meet it.
     """
     recipe = openmmreasoner_gspo()
     return replace(
         recipe,
         run="runs/openmmreasoner_dapo",
+        reward=replace(recipe.reward, weights=(*recipe.reward.weights, ("overlong", 1.0))),
         algorithm=AlgorithmConfig(
             name="dapo", dynamic_sampling=DynamicSamplingConfig(enabled=True, oversampling=3.0)
         ),

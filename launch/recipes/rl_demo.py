@@ -59,14 +59,17 @@ def demo_grpo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
 
 
 def demo_dapo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:
-    """The demo by DAPO: clip-higher, mean over tokens, dynamic sampling, four mini-batches."""
+    """The demo by DAPO: clip-higher, mean over tokens, dynamic sampling, overlong penalty, four mini-batches."""
     algorithm = AlgorithmConfig(
         name="dapo",
         num_minibatches=MINIBATCHES,
         # about two thirds of the groups have a signal; asking more at first saves rounds
         dynamic_sampling=DynamicSamplingConfig(enabled=True, oversampling=1.5),
     )
-    return _variant(root, seed, algorithm)
+    recipe = _variant(root, seed, algorithm)
+    # DAPO's penalty covers 4,096 of 20,480 tokens: a fifth of the demo's 48
+    weights = (*recipe.reward.weights, ("overlong", 1.0))
+    return replace(recipe, reward=replace(recipe.reward, weights=weights, overlong_buffer=10))
 
 
 def demo_dr_grpo(root: str = "runs/demo", *, seed: int = 42) -> RLConfig:

@@ -76,9 +76,10 @@ def list_curves(configurations: Sequence[Configuration]) -> list[Curve]:
     """Returns the charts of a comparison, each of the first metric of its curve."""
     logged = [run.metrics.logged for each in configurations for run in each.runs if run.metrics]
     passes = _choose_passes([set(pass_curve(each).metrics) for each in logged])
-    held_out = HELD_OUT._replace(caption="While training.")
     return [
-        *(REWARD, ACCURACY, held_out, LOSS, ENTROPY, LENGTH, TRUNCATED, CLIP),
+        *(REWARD, ACCURACY, HELD_OUT._replace(caption="While training.")),
+        *([] if any("reward" in each for each in logged) else [LOSS]),  # RL's says nothing
+        *(ENTROPY, LENGTH, TRUNCATED, CLIP),
         *(_of(RATIO, key, name) for key, name in RATIOS.items()),
         *(_of(passes, key, name) for key, name in passes.metrics.items()),
         *(_of(KL, key, name) for key, name in KL.metrics.items()),
@@ -92,11 +93,10 @@ def _choose_passes(logged: Sequence[set[str]]) -> Curve:
     def by_k(keys: set[str]) -> list[str]:
         return sorted(keys, key=lambda key: int(key.rpartition("_")[2]))
 
-    logged = [keys for keys in logged if keys]
-    largest = (
-        [by_k(keys)[-1:] for keys in (set[str]().union(*logged), set.intersection(*logged))] if logged else []
-    )
-    return pass_curve([key for keys in reversed(largest) for key in keys])
+    some = [keys for keys in logged if keys]
+    if not some:
+        return pass_curve([])
+    return pass_curve(by_k(set.intersection(*some))[-1:] + by_k(set.union(*some))[-1:])
 
 
 def _of(curve: Curve, key: str, name: str) -> Curve:

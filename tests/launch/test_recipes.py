@@ -67,13 +67,14 @@ def test_published_data_numbers():
         ("openmmreasoner_gspo_n8", "openmmreasoner_gspo", {"sampling"}),
         ("openmmreasoner_gspo_t14", "openmmreasoner_gspo", {"sampling"}),
         ("openmmreasoner_grpo", "openmmreasoner_gspo", {"algorithm"}),
-        ("openmmreasoner_dapo", "openmmreasoner_gspo", {"algorithm"}),
+        ("openmmreasoner_dapo", "openmmreasoner_gspo", {"algorithm", "reward"}),
         ("openmmreasoner_dapo_n8", "openmmreasoner_dapo", {"sampling"}),
         ("openmmreasoner_dapo_t14", "openmmreasoner_dapo", {"sampling"}),
         ("openmmreasoner_dapo_released", "openmmreasoner_gspo", {"steps", "prompts_per_step", "algorithm"}),
         ("openmmreasoner_32b_gspo", "openmmreasoner_gspo", {"model", "trainers", "engine", "parallel"}),
         ("visurf", "openmmreasoner_gspo", {"model", "algorithm"}),
-        *((f"demo_{name}", "demo", {"algorithm"}) for name in get_args(DemoAlgorithm)[1:]),
+        ("demo_dapo", "demo", {"algorithm", "reward"}),
+        *((f"demo_{name}", "demo", {"algorithm"}) for name in get_args(DemoAlgorithm)[1:] if name != "dapo"),
     ],
 )
 def test_variant_differs_from_its_base_in_these_fields(name: str, base: str, fields: set[str]):
@@ -103,6 +104,7 @@ def test_variants_of_the_paper_have_its_numbers():
     assert configs["openmmreasoner_dapo_released"].algorithm.clip == (0.2, 0.2)
     paper = configs["openmmreasoner_dapo"]
     assert paper.algorithm.clip == (0.2, 0.28) and paper.algorithm.dynamic_sampling.enabled
+    assert (dict(paper.reward.weights)["overlong"], paper.reward.buffer) == (1.0, 4_096)
     assert paper.prompts_per_step * paper.algorithm.dynamic_sampling.oversampling == 384
     assert [configs[f"openmmreasoner_{name}_n8"].sampling.n for name in ("gspo", "dapo")] == [8, 8]
     assert [configs[f"openmmreasoner_{name}_t14"].sampling.temperature for name in ("gspo", "dapo")] == [
