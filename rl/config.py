@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from data_pipeline.config import check_at_least
@@ -69,9 +69,66 @@ class SamplingConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 28_696
+    """Longest response, in tokens; of all stages, where there are some."""
+    stages: tuple[tuple[int, int], ...] = ()
+    """Longest response by stages of RL, each by its first step (the first is 0) and its tokens: 0 8192 200 16384. As in
+    MiroMind-M1 and GLM-4.1V, a policy that still learns the task then spends less on responses that never end."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "sampling.", n=1, temperature=0, max_tokens=1)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"sampling.top_p={self.top_p:g} must be above 0 and at most 1; 1 samples from all tokens"
+            )
+        steps, tokens = [step for step, _ in self.stages], [tokens for _, tokens in self.stages]
+        if steps and (steps[0] != 0 or steps != sorted(set(steps))):
+            raise ValueError(
+                f"sampling.stages={self.stages} must begin with step 0, and later stages at later steps, e.g. "
+                "0 8192 200 16384"
+            )
+        if any(not 1 <= number <= self.max_tokens for number in tokens):
+            raise ValueError(
+                f"sampling.stages={self.stages} must have 1 to sampling.max_tokens={self.max_tokens} tokens each; "
+                "max_tokens is the longest response of all stages"
+            )
+
+    def at(self, step: int) -> SamplingConfig:
+        """Returns the settings of a step, without stages."""
+        tokens = [tokens for first, tokens in self.stages if first <= step]
+        return replace(self, max_tokens=tokens[-1] if tokens else self.max_tokens, stages=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Held-out accuracy while RL runs: asked while the trainer trains, so with the weights before that step.
+
+    Defaults are the published validation: every 16 steps one response a question, sampled with top_p 0.7.
+    """
+
+    shards: str = ""
+    """Shards with the held-out questions: a folder, or an address; none are asked without it."""
+    every: int = 16
+    """Steps from one measurement to the next: after 16 steps, 32 and so on."""
+    at_start: bool = False
+    """Also before the first step."""
+    limit: int = 0
+    """Questions asked, in the order of the shards; 0 asks all."""
+    n: int = 1
+    """Responses per question, over which its accuracy is averaged."""
+    temperature: float = 1.0
+    """sampling.temperature, for which the engines were started, or 0, which is greedy."""
+    top_p: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "held_out.", every=1, limit=0, n=1)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"held_out.top_p={self.top_p:g} must be above 0 and at most 1; 1 samples from all tokens"
+            )
+
+    def is_due(self, step: int) -> bool:
+        """Returns True if the weights after `step` steps are to be measured."""
+        return bool(self.shards) and (step % self.every == 0 if step else self.at_start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +159,7 @@ class RLConfig:
     """Largest mean |logprob difference| between engine and trainer on the probe batch; past it, training stops."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -120,7 +178,12 @@ class RLConfig:
             raise ValueError(
                 "sampling.temperature=0 gives a group of equal responses; RL needs more than 0, e.g. 1"
             )
-        self.reward.check_limit(self.sampling.max_tokens)
+        self.reward.check_limit(min([self.sampling.max_tokens, *(tokens for _, tokens in self.sampling.stages)]))
+        if self.held_out.shards and self.held_out.temperature not in (0, self.sampling.temperature):
+            raise ValueError(
+                f"held_out.temperature={self.held_out.temperature:g} must be sampling.temperature="
+                f"{self.sampling.temperature:g}, for which the engines are started, or 0"
+            )
         if self.share_prompts and self.parallel.cp > 1:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
@@ -168,3 +231,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_at_least(self, limit=0, baseline_samples=0)
         self.reward.check_limit(self.sampling.max_tokens)
+        if self.sampling.stages:
+            raise ValueError(
+                f"sampling.stages={self.sampling.stages} are of RL; an evaluation has sampling.max_tokens alone"
+            )

@@ -108,7 +108,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
     """
     load_functions(config.reward)  # a mistake in a user's own is found at once
     questions = read_prompts(config.shards, load_prompt_limits(config), config.limit)
-    _check_any(config.shards, questions)
+    check_any(config.shards, questions)
     for train_shards in config.train_shards:
         load_samples(train_shards)  # names a wrong folder before any question is asked
     out = Path(config.out)
@@ -268,7 +268,7 @@ def paired_difference(
     return float(np.mean(gains)), bootstrap_ci95(gains, seed=seed)
 
 
-def _check_any(shards: str, questions: Sequence[Question]) -> None:
+def check_any(shards: str, questions: Sequence[Question]) -> None:
     """Raises ValueError unless a question can be asked."""
     if not questions:
         raise ValueError(f"shards={shards} holds no questions; write shards there with `omr data`")

@@ -14,15 +14,15 @@ from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.algorithms.advantage import TaskScale
 from rl.config import RLConfig
 from rl.groups import assign_advantages
-from rl.metrics import SignalWatch, StepLog, compute_metrics
-from rl.placement.actors import build_engine_calls
+from rl.held_out import HeldOut
+from rl.metrics import SignalWatch, StepLog
 from rl.placement.places import Placement
-from rl.placement.transfer import WeightTransfer, choose_transfer
+from rl.placement.transfer import choose_transfer, connect_engines
 from rl.prompts.stream import PromptStream
 from rl.rewards.registry import load_functions
 from rl.rewards.scorer import Scorer
 from rl.rollout.collect import Collector
-from rl.rollout.manager import EngineCalls, RolloutManager
+from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup, learn
 
@@ -56,9 +56,10 @@ def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
             Scorer(config.reward, Path(config.run)) as scorer,
             # the trainers start while the engines do
             closing(TrainerGroup(config, placement)) as trainers,
+            closing(HeldOut(config, scorer)) as held_out,
             closing(RolloutManager(connect_engines(config, placement, trainers), config.engine)) as engines,
         ):
-            step = run_sync(config, trainers, engines, scorer, stop)
+            step = run_sync(config, trainers, engines, scorer, held_out=held_out, stop=stop)
             if step < config.steps:
                 trainers.finish_checkpoint()
             else:
@@ -68,34 +69,33 @@ def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
         stop_ray()
 
 
-def connect_engines(config: RLConfig, placement: Placement, trainers: TrainerGroup) -> EngineCalls:
-    """Returns the functions that start engines, ask them, and give them the trainers' weights."""
-    transfer = WeightTransfer(trainers, config.engine)
-    return build_engine_calls(config, placement, update=transfer.update, watch=trainers.check_alive)
-
-
 def run_sync(
-    config: RLConfig, trainers: TrainerGroup, engines: RolloutManager, scorer: Scorer, stop: StopRequest
+    config: RLConfig,
+    trainers: TrainerGroup,
+    engines: RolloutManager,
+    scorer: Scorer,
+    *,
+    held_out: HeldOut,
+    stop: StopRequest,
 ) -> int:
     """Generates and trains in turn, so that rollouts are of the weights that learn from them; returns the steps done.
 
     Only those that algorithm.dynamic_sampling carries over are of older weights.
     """
-    run, prompts = Path(config.run), PromptStream(config)
-    collector = Collector(config, prompts.ask, scorer.scoring(engines.generate), scorer.collect)
+    collector = Collector(config, PromptStream(config), scorer.scoring(engines.generate), scorer.collect)
     first_step, state = trainers.resume()
     print(trainers.describe_backends(), flush=True)
     if state:
-        prompts.load_state_dict(state["prompts"])
-        collector.load(first_step, state.get("carried", 0))
+        collector.load(first_step, state)
     engines.update_weights(first_step)
     scale = TaskScale(config.algorithm.task_scale_decay, state.get("task_scale"))
     assign = partial(assign_advantages, algorithm=config.algorithm, scale=scale)
     bad_steps, signal = BadSteps(**state.get("bad_steps", {})), SignalWatch()
-    with closing(StepLog(run, config.log, steps=config.steps, first_step=first_step)) as log:
+    with closing(StepLog(config, first_step)) as log:
         for step in range(first_step, config.steps):
             timer = PhaseTimer()
             collected = collector.collect(step, timer)
+            held_out.start(step, engines)
             with timer.phase("train"):
                 scale.update(collected.asked)
                 rollouts, kept = [*map(assign, collected.asked)], [*map(assign, collected.chosen)]
@@ -106,17 +106,16 @@ def run_sync(
                     limit=config.optim.max_bad_steps,
                     samples=lambda kept=kept: {group[0].ref.id for group in kept},
                 )
+            measured = held_out.finish()
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
-            counts = {**prompts.skipped, "engine_restarts": engines.restarts, "engines_lost": engines.lost}
-            values = compute_metrics(collected.asked, timer.seconds()) | collected.metrics
-            log.write(step, collected.asked, {**values, **trained, **counts, "bad_steps": bad_steps.total})
+            values = collected.metrics | trained | measured | engines.counts | {"bad_steps": bad_steps.total}
+            log.write(step, collected.asked, timer.seconds(), values)
             stops = stop.is_made()
             if stops or (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 signal.warn(step + 1)
                 state = {"bad_steps": asdict(bad_steps), "task_scale": scale.state_dict()}
-                state |= {"prompts": prompts.state_dict(), "carried": collector.save(step + 1)}
-                trainers.save(step + 1, state)
+                trainers.save(step + 1, state | collector.save(step + 1))
             if stops:
                 return step + 1
     return max(first_step, config.steps)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_omr.config import LogConfig
 from megatron_omr.train.metrics import JsonLines, MetricsLog
+from rl.config import RLConfig
 from rl.groups import build_row
 from rl.rewards.metrics import compute_reward_metrics
 from rl.types import Group, TrainRollout
@@ -43,13 +43,16 @@ def compute_metrics(groups: Sequence[Group], seconds: Mapping[str, float]) -> di
 class StepLog:
     """Writes RUN/metrics.jsonl and, of a few groups of each step, RUN/rollouts.jsonl; shows a progress bar."""
 
-    def __init__(self, run: Path, config: LogConfig, *, steps: int, first_step: int) -> None:
-        self._metrics = MetricsLog(run, config, steps=steps, first_step=first_step, name="rl")
+    def __init__(self, config: RLConfig, first_step: int) -> None:
+        run = Path(config.run)
+        self._metrics = MetricsLog(run, config.log, steps=config.steps, first_step=first_step, name="rl")
         self._rows = JsonLines(run / "rollouts.jsonl", first_step=first_step)
 
-    def write(self, step: int, groups: Sequence[Group], values: dict[str, float]) -> None:
-        """Records the metrics of a step, and the first of its groups."""
-        self._metrics.write(step, values, show=SHOWN)
+    def write(
+        self, step: int, groups: Sequence[Group], seconds: Mapping[str, float], others: dict[str, float]
+    ) -> None:
+        """Records the metrics of a step: of its groups, the seconds of its phases and others; and its first groups."""
+        self._metrics.write(step, compute_metrics(groups, seconds) | others, show=SHOWN)
         for group in groups[:LOGGED_GROUPS]:
             self._rows.write(step, build_row(group))
 

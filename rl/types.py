@@ -27,6 +27,9 @@ class Prompt:
 
     ref: SampleRef
     answer: str  # the reference
+    shards: str = (
+        ""  # where `ref` is, for held-out questions; of all others, the shards of the run or evaluation
+    )
     source: str = ""  # the question's corpus
     kind: str = ""  # metadata["kind"], for accuracy by kind
     question: str = ""  # the user's text without image marks

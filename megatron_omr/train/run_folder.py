@@ -42,8 +42,10 @@ MAY_CHANGE = (
     "loader.max_bad_samples",
     "optim.max_bad_steps",
     "max_mismatch",
+    "held_out",
 )
-"""Fields that a resumed run may change: length, layout, kernels, how often to save, and limits past which a run stops.
+"""Fields that a resumed run may change: length, layout, kernels, how often to save, limits past which a run stops, and
+what is measured beside it.
 All others decide the result."""
 
 MAX_RUNS = 10

@@ -14,9 +14,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from rl.config import EngineConfig, RLConfig
-from rl.placement.actors import WATCH_SECONDS, take_reply
+from rl.placement.actors import WATCH_SECONDS, build_engine_calls, take_reply
+from rl.placement.places import Placement
 from rl.placement.plan import Plan
-from rl.rollout.manager import EngineDied
+from rl.rollout.manager import EngineCalls, EngineDied
 from rl.weight_sync.layout import WeightError, WeightMismatch
 
 START_SECONDS = 3600.0
@@ -178,6 +179,12 @@ class WeightTransfer:
         except RayTaskError as error:  # also what a worker of a tensor-parallel engine raised
             return EngineDied(str(error.cause).splitlines()[0])
         return None
+
+
+def connect_engines(config: RLConfig, placement: Placement, trainers: Trainers) -> EngineCalls:
+    """Returns the functions that start engines, ask them, and give them the trainers' weights."""
+    transfer = WeightTransfer(trainers, config.engine)
+    return build_engine_calls(config, placement, update=transfer.update, watch=trainers.check_alive)
 
 
 def _start(call: Callable[[], str]) -> Future[str]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rl.algorithms.config import AlgorithmConfig
 from rl.config import RLConfig, SamplingConfig
 from rl.groups import select_groups
+from rl.prompts.stream import PromptStream
 from rl.rollout.carried import load_carried, save_carried
 from rl.timer import PhaseTimer
 from rl.types import Group, Prompt, Responses, Rollout
@@ -21,8 +24,6 @@ from rl.types import Group, Prompt, Responses, Rollout
 log = logging.getLogger(__name__)
 
 Asked = list[tuple[Prompt, tuple[Rollout, ...]]]
-Ask = Callable[[int, Callable[[list[Prompt]], Sequence[Responses]]], Asked]
-"""PromptStream.ask"""
 Generate = Callable[[Sequence[Prompt], SamplingConfig, int], Sequence[Responses]]
 """RolloutManager.generate"""
 Score = Callable[[Asked], list[Group]]
@@ -43,11 +44,11 @@ class Collected:
 class Collector:
     """Collects groups with a signal. Without algorithm.dynamic_sampling it asks once, and nothing is carried over."""
 
-    def __init__(self, config: RLConfig, ask: Ask, generate: Generate, score: Score) -> None:
+    def __init__(self, config: RLConfig, prompts: PromptStream, generate: Generate, score: Score) -> None:
         self.carried: list[Group] = []  # from earlier steps, not trained on yet, oldest first
         self._run, self._algorithm, self._wanted = Path(config.run), config.algorithm, config.prompts_per_step
         self._sampling = config.sampling
-        self._ask, self._generate, self._score = ask, generate, score
+        self._prompts, self._generate, self._score = prompts, generate, score
 
     def collect(self, step: int, timer: PhaseTimer) -> Collected:
         """Returns the groups of step `step`; times generate and reward.
@@ -63,7 +64,7 @@ class Collector:
             missing, found = self._wanted - len(ready), len(ready) - len(self.carried)
             count = count_prompts(self._algorithm, missing, found=found, asked=len(asked))
             with timer.phase("generate"):
-                responses = self._ask(count, self._with_seed(seed_round(step, tries)))
+                responses = self._prompts.ask(count, partial(self._respond, step, tries))
             with timer.phase("reward"):
                 groups = self._score(responses)
             ready += [groups[i] for i in select_groups(self._algorithm, groups)]
@@ -76,24 +77,27 @@ class Collector:
                 f"step {step}: {len(chosen)} of {self._wanted} groups have a signal after {tries} rounds of prompts "
                 f"(algorithm.dynamic_sampling.max_tries); {found} of {len(asked)} prompts gave one"
             )
-        metrics: dict[str, float] = {"groups_kept": len(chosen), "groups_total": len(asked)}
+        metrics = {**self._prompts.skipped, "groups_kept": len(chosen), "groups_total": len(asked)}
+        if self._sampling.stages:
+            metrics["max_tokens"] = self._sampling.at(step).max_tokens
         if rules.enabled:
             metrics |= {"sampling_tries": tries, "groups_carried": len(self.carried)}
         if rules.enabled and asked:
             metrics["groups_share"] = found / len(asked)
         return Collected(asked=asked, chosen=chosen, metrics=metrics)
 
-    def save(self, step: int) -> int:
+    def save(self, step: int) -> dict[str, Any]:
         """Writes what is carried over after `step` steps; returns the state that load() gets back on resuming."""
         save_carried(self._run, step, self.carried)
-        return len(self.carried)
+        return {"prompts": self._prompts.state_dict(), "carried": len(self.carried)}
 
-    def load(self, step: int, state: int) -> None:
+    def load(self, step: int, state: Mapping[str, Any]) -> None:
         """Continues after `step` steps; groups that cannot be read are lost, with a warning."""
-        self.carried = load_carried(self._run, step, state)
+        self._prompts.load_state_dict(state["prompts"])
+        self.carried = load_carried(self._run, step, state.get("carried", 0))
 
-    def _with_seed(self, seed: int) -> Callable[[list[Prompt]], Sequence[Responses]]:
-        return lambda prompts: self._generate(prompts, self._sampling, seed)
+    def _respond(self, step: int, tries: int, prompts: Sequence[Prompt]) -> Sequence[Responses]:
+        return self._generate(prompts, self._sampling.at(step), seed_round(step, tries))
 
 
 def count_prompts(algorithm: AlgorithmConfig, missing: int, *, found: int, asked: int) -> int:

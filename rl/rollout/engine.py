@@ -146,7 +146,9 @@ class Engine:
         cleanup_dist_env_and_memory()
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        token_ids, images = self._encoder.engine_prompt(read_sample(self._config.shards, prompt.ref))
+        token_ids, images = self._encoder.engine_prompt(
+            read_sample(prompt.shards or self._config.shards, prompt.ref)
+        )
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if images:
             request["multi_modal_data"] = {"image": [Image.fromarray(image) for image in images]}

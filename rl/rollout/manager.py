@@ -60,7 +60,8 @@ class EngineCalls(Generic[E, H]):
 class RolloutManager(Generic[E, H]):
     """The engines of a run. One that dies is replaced, given the current weights, and asked again.
 
-    Where its node was lost and no other has room, the run goes on with the engines that are left.
+    Where its node was lost and no other has room, the run goes on with the engines that are left. One thread at a time
+    calls its methods, but for close(), which ends what another waits for.
     """
 
     def __init__(self, calls: EngineCalls[E, H], config: EngineConfig) -> None:
@@ -72,6 +73,12 @@ class RolloutManager(Generic[E, H]):
         self._max_deaths = max(MAX_DEATHS, config.num_engines)
         self._engines = {number: calls.start() for number in range(config.num_engines)}
         self._version: int | None = None
+        self._is_closed = False
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Metrics: engines that were replaced, and that could not be, since this process began."""
+        return {"engine_restarts": self.restarts, "engines_lost": self.lost}
 
     def update_weights(self, version: int) -> None:
         """Gives every engine the weights of `version`; engines started later get them too.
@@ -89,24 +96,29 @@ class RolloutManager(Generic[E, H]):
         sampling: SamplingConfig,
         step_seed: int,
         on_reply: OnReply = lambda prompt, responses: None,
+        *,
+        replaces_dead: bool = True,
     ) -> list[Responses]:
         """Returns the responses to each prompt, in the order of the prompts, all of the current weights.
 
         Args:
             on_reply: is called once for each prompt, as soon as its responses are here, in the order in which they
                 come. The engines go on, but get no further prompts before it returns.
+            replaces_dead: give engines that die new ones at once; else the others answer for them, and they are
+                replaced by the next call that may. A new one needs the trainer, to get the weights.
 
         Raises:
             RuntimeError: engines keep dying.
+            EngineDied: all have died, and may not be replaced.
         """
         share = -(-len(prompts) // len(self._engines))
         size = max(1, min(share, self._max_num_seqs // sampling.n))
         queue = deque(range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size))
         asked: dict[H, tuple[int, range]] = {}  # reply -> number of the engine, which prompts
         found: dict[int, Responses] = {}
-        deaths = 0
+        deaths, dead_ones = 0, set[int]()
         while queue or asked:
-            for number in self._next_engines(asked, len(queue)):
+            for number in self._next_engines(asked, len(queue), dead_ones):
                 chunk = queue.popleft()
                 reply = self._calls.ask(
                     self._engines[number], [prompts[i] for i in chunk], sampling, step_seed
@@ -123,7 +135,12 @@ class RolloutManager(Generic[E, H]):
                 self._check_deaths(deaths, f"was asked {first} to {last} ({error})")
                 queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
                 asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
-                self._replace(dead)
+                dead_ones.add(dead)
+                if self._is_closed or not replaces_dead and dead_ones >= self._engines.keys():
+                    raise
+                if replaces_dead:
+                    self._replace(dead)
+                    dead_ones.clear()
             else:
                 found |= replies
                 for i, responses in replies.items():
@@ -131,17 +148,18 @@ class RolloutManager(Generic[E, H]):
         return [found[i] for i in range(len(prompts))]
 
     def close(self) -> None:
-        """Ends the engines."""
+        """Ends the engines; generate() in another thread then raises EngineDied."""
+        self._is_closed = True
         for engine in self._engines.values():
             self._calls.stop(engine)
         self._engines.clear()
 
-    def _next_engines(self, asked: dict[H, tuple[int, range]], num_chunks: int) -> list[int]:
+    def _next_engines(self, asked: dict[H, tuple[int, range]], num_chunks: int, dead: set[int]) -> list[int]:
         """Returns the engines for the next chunks: each time the one with the fewest, up to IN_FLIGHT each."""
         load = Counter(number for number, _ in asked.values())
         chosen: list[int] = []
         while len(chosen) < num_chunks:
-            number = min(self._engines, key=lambda n: load[n])
+            number = min(self._engines.keys() - dead, key=lambda n: (load[n], n))
             if load[number] >= IN_FLIGHT:
                 break
             load[number] += 1

@@ -14,7 +14,8 @@ from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.config import CheckerConfig
 from launch.ranks.launcher import rank_environment
 from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, SFTConfig
-from rl.config import EngineConfig, RLConfig, SamplingConfig
+from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
+from rl.config import EngineConfig, HeldOutConfig, RLConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
 from tests.helpers.ranks import run_ranks
 
@@ -72,9 +73,23 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
 
 
 @pytest.fixture(scope="session")
-def finished(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sampling_config(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
+    """The same with dynamic sampling, which carries groups over, and held-out accuracy."""
+    held_out = tmp_path_factory.mktemp("rl") / "held_out"
+    write_shards(digit_samples("test", 8, seed=9, cell=28, kinds=("largest",), num_digits=(2, 2)), held_out)
+    dynamic = DynamicSamplingConfig(enabled=True, oversampling=2.0, max_tries=2)
+    return replace(
+        config,
+        prompts_per_step=3,
+        algorithm=AlgorithmConfig(dynamic_sampling=dynamic),
+        held_out=HeldOutConfig(shards=str(held_out), every=2, at_start=True),
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(sampling_config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rl.loop import run_rl
 
     run = tmp_path_factory.mktemp("rl") / "undisturbed"
-    run_rl(replace(config, run=str(run)))
+    run_rl(replace(sampling_config, run=str(run)))
     return run

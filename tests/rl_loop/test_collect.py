@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
 from rl.config import RLConfig, SamplingConfig
+from rl.prompts.stream import PromptStream
 from rl.rollout.carried import load_carried, save_carried
 from rl.rollout.collect import Asked, Collector
 from rl.timer import PhaseTimer
@@ -20,7 +22,9 @@ from tests.helpers.groups import make_group, make_prompt, make_reward
 
 
 class Engines:
-    """Numbers the prompts that it is asked; of these `has_signal` says which responses differ in accuracy."""
+    """Prompts and engines: numbers the prompts; `has_signal` says of which the responses differ in accuracy."""
+
+    skipped: dict[str, float] = {}
 
     def __init__(self, has_signal: Callable[[int], bool]) -> None:
         self.rounds: list[tuple[int, int]] = []  # count and seed
@@ -33,6 +37,12 @@ class Engines:
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int) -> list[Responses]:
         self.rounds.append((len(prompts), seed))
         return [Responses() for _ in prompts]
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Prompts resume in tests of their own."""
 
     def score(self, asked: Asked) -> list[Group]:
         """Groups without a signal differ in format, and so in their total reward."""
@@ -54,7 +64,7 @@ def config(run: Path | str = "", *, wanted: int = 4, **rules: float) -> RLConfig
 
 def build(settings: RLConfig, has_signal: Callable[[int], bool]) -> tuple[Collector, Engines]:
     engines = Engines(has_signal)
-    return Collector(settings, engines.ask, engines.generate, engines.score), engines
+    return Collector(settings, cast(PromptStream, engines), engines.generate, engines.score), engines
 
 
 def numbers(groups: list[Group]) -> list[int]:
@@ -174,3 +184,19 @@ def test_damaged_file_is_a_loss_that_is_named(
     assert load_carried(tmp_path, 3, 2 if damage == "other count" else 1) == []
     (message,) = caplog.messages
     assert "carried over to step 3 are lost" in message and str(path) in message
+
+
+def test_stages_limit_the_responses_of_their_steps() -> None:
+    limits = []
+
+    class Limited(Engines):
+        def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int) -> list[Responses]:
+            limits.append(sampling.max_tokens)
+            return super().generate(prompts, sampling, seed)
+
+    engines = Limited(lambda number: True)
+    sampling = SamplingConfig(max_tokens=300, stages=((0, 100), (2, 300)))
+    settings = replace(config(), sampling=sampling)
+    collector = Collector(settings, cast(PromptStream, engines), engines.generate, engines.score)
+    logged = [collector.collect(step, PhaseTimer()).metrics["max_tokens"] for step in range(4)]
+    assert limits == logged == [100, 100, 300, 300]

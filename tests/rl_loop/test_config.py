@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from rl.algorithms.config import AlgorithmConfig
-from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
+from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
+from rl.config import EngineConfig, EvalConfig, HeldOutConfig, RLConfig, SamplingConfig
+
+RL = RLConfig(run="r", model="m", shards="s")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,28 @@ from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
             lambda: AlgorithmConfig(task_scale_decay=1),
             "algorithm.task_scale_decay=1 must be at least 0 and below 1",
         ),
+        (lambda: SamplingConfig(top_p=0.0), "sampling.top_p=0 must be above 0"),
+        (lambda: SamplingConfig(stages=((5, 9),)), "sampling.stages=.* must begin with step 0"),
+        (lambda: SamplingConfig(stages=((0, 9), (0, 99))), "later stages at later steps"),
+        (lambda: SamplingConfig(max_tokens=9, stages=((0, 10),)), "1 to sampling.max_tokens=9 tokens each"),
+        (lambda: HeldOutConfig(every=0), "held_out.every=0 must be at least 1"),
+        (lambda: HeldOutConfig(top_p=1.5), "held_out.top_p=1.5 must be above 0 and at most 1"),
+        (
+            lambda: replace(RL, held_out=HeldOutConfig(shards="h", temperature=0.6)),
+            "held_out.temperature=0.6 must be sampling.temperature=1, for which the engines are started, or 0",
+        ),
+        (
+            lambda: EvalConfig(
+                model="m", shards="s", out="o", sampling=SamplingConfig(max_tokens=9, stages=((0, 9),))
+            ),
+            "sampling.stages=.* are of RL",
+        ),
+        (
+            lambda: AlgorithmConfig(
+                drop_equal_groups=False, dynamic_sampling=DynamicSamplingConfig(enabled=True)
+            ),
+            "drop_equal_groups=False does not go with algorithm.dynamic_sampling",
+        ),
         (lambda: EvalConfig(model="m", shards="s", out="o", limit=-1), "limit=-1 must be at least 0"),
         (
             lambda: RLConfig(run="r", model="m", shards="s", pack_length=1_000),
@@ -34,3 +59,9 @@ from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 def test_values_that_cannot_run_are_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_held_out_questions_are_asked_every_so_many_steps() -> None:
+    config = HeldOutConfig(shards="h", every=3)
+    assert [step for step in range(10) if config.is_due(step)] == [3, 6, 9]
+    assert replace(config, at_start=True).is_due(0) and not HeldOutConfig(at_start=True).is_due(0)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -24,106 +22,14 @@ from rl.placement.actors import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer
 from rl.prompts.stream import load_prompt_limits, read_prompts
-from rl.rollout.manager import EngineCalls, EngineDied, NoRoom, RolloutManager
-from rl.types import Prompt, Responses, Rollout
+from rl.rollout.manager import EngineDied, NoRoom, RolloutManager
+from rl.types import Prompt, Responses
+from tests.helpers.echo_engines import EchoEngines
 from tests.helpers.groups import make_prompt
 from tests.helpers.processes import wait_for_process
 from tests.helpers.weights import LocalTrainers
 
 SAMPLING = SamplingConfig(n=2, max_tokens=8)
-
-
-class EchoEngine:
-    """Responds with the prompt's number, the step's seed and its own version, in this process."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.version = 0
-        self.alive = True
-        self.open_requests = 0
-
-    def answer(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[Responses]:
-        return [
-            Responses(
-                rollouts=tuple(
-                    Rollout(
-                        token_ids=np.array([int(prompt.ref.id), step_seed, i], np.int32),
-                        logprobs=np.zeros(3, np.float32),
-                        response="",
-                        finish_reason="stop",
-                        policy_version=self.version,
-                    )
-                    for i in range(sampling.n)
-                )
-            )
-            for prompt in prompts
-        ]
-
-
-class Reply:
-    def __init__(self, engine: EchoEngine, say: Callable[[], object], size: int = 0) -> None:
-        self.engine, self.say, self.size = engine, say, size
-        engine.open_requests += 1
-
-
-class EchoEngines:
-    """Starts EchoEngines, returns their replies in any order, and lets engines die."""
-
-    def __init__(
-        self, seed: int = 0, *, deaths: Sequence[int] = (), deaths_in_updates: Sequence[int] = ()
-    ) -> None:
-        """Takes the numbers of the waits and of the updates, counted over all engines, in which an engine dies."""
-        self._updates, self._deaths_in_updates = 0, set(deaths_in_updates)
-        self.started: list[EchoEngine] = []
-        self.room = 99
-        self.asked: list[Reply] = []
-        self._random, self._deaths, self._waits = random.Random(seed), set(deaths), 0
-
-    def calls(self) -> EngineCalls[EchoEngine, Reply]:
-        return EngineCalls(
-            start=self._start,
-            stop=self._stop,
-            ask=self._ask,
-            update=self._update,
-            wait=self._wait,
-            take=self._take,
-        )
-
-    def _start(self) -> EchoEngine:
-        if len(self.started) == self.room:
-            raise NoRoom("no node has room")
-        self.started.append(EchoEngine(len(self.started)))
-        return self.started[-1]
-
-    def _stop(self, engine: EchoEngine) -> None:
-        engine.alive = False
-
-    def _ask(
-        self, engine: EchoEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int
-    ) -> Reply:
-        assert engine.alive
-        self.asked.append(Reply(engine, lambda: engine.answer(prompts, sampling, seed), len(prompts)))
-        return self.asked[-1]
-
-    def _update(self, engines: Sequence[EchoEngine], version: int) -> list[EngineDied | None]:
-        for engine in engines:
-            self._updates += 1
-            engine.version = version
-            engine.alive = engine.alive and self._updates not in self._deaths_in_updates
-        return [None if engine.alive else EngineDied(f"engine {engine.number}") for engine in engines]
-
-    def _wait(self, replies: Sequence[Reply]) -> Reply:
-        self._waits += 1
-        reply = self._random.choice(replies)
-        if self._waits in self._deaths:
-            reply.engine.alive = False
-        return reply
-
-    def _take(self, reply: Reply) -> object:
-        reply.engine.open_requests -= 1
-        if not reply.engine.alive:
-            raise EngineDied(f"engine {reply.engine.number}")
-        return reply.say()
 
 
 def some_prompts(count: int) -> list[Prompt]:
@@ -155,6 +61,23 @@ def test_no_response_is_lost_or_doubled_when_engines_die(
     assert versions(found) <= {7}
     assert manager.restarts == len(park.started) - num_engines <= len(set(deaths))
     assert all(reply.size * SAMPLING.n <= max(max_num_seqs, SAMPLING.n) for reply in park.asked)
+
+
+def test_dead_engines_are_replaced_later_where_the_trainer_is_busy() -> None:
+    """A new engine needs the trainer; until then the others answer, and where none is left, the call says so."""
+    park = EchoEngines(deaths=[2])
+    manager = RolloutManager(park.calls(), EngineConfig(num_engines=2, max_num_seqs=4))
+    manager.update_weights(7)
+    found = manager.generate(some_prompts(20), SAMPLING, 5, replaces_dead=False)
+    assert [responses.rollouts[0].token_ids[0] for responses in found] == list(range(20))
+    assert (len(park.started), manager.counts) == (2, {"engine_restarts": 0, "engines_lost": 0})
+    manager.update_weights(8)
+    assert (len(park.started), manager.counts) == (3, {"engine_restarts": 1, "engines_lost": 0})
+    assert versions(manager.generate(some_prompts(20), SAMPLING, 5)) == {8}
+    all_die = RolloutManager(EchoEngines(deaths=range(99)).calls(), EngineConfig(num_engines=3))
+    with pytest.raises(EngineDied, match="engine"):
+        all_die.generate(some_prompts(20), SAMPLING, 5, replaces_dead=False)
+    assert all_die.restarts == 0
 
 
 def test_engines_share_the_prompts_evenly() -> None:

@@ -1,0 +1,152 @@
+"""Held-out accuracy is that of an evaluation with the weights of its step, and ends with the run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from rl.config import EngineConfig, HeldOutConfig, RLConfig, SamplingConfig
+from rl.evaluate import summarize
+from rl.held_out import HeldOut
+from rl.rollout.collect import Asked
+from rl.rollout.manager import EngineCalls, RolloutManager
+from rl.types import Group
+from tests.helpers.bad_samples import bad_questions
+from tests.helpers.echo_engines import EchoEngines
+from tests.helpers.groups import make_reward
+
+ENGINE = EngineConfig(num_engines=2, max_model_len=1_500, max_images=1, max_num_seqs=4)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
+    """Measures ten questions after 0, 2, 4 steps; one of them cannot be asked."""
+    folder = tmp_path_factory.mktemp("held_out") / "test"
+    good = list(digit_samples("test", 9, seed=5, cell=28))
+    bad, _ = next(iter(bad_questions(good[0]).values()))
+    write_shards([*good, bad], folder)
+    return RLConfig(
+        run="",
+        model=str(tiny_hf),
+        shards="",
+        image=ImageConfig(min_pixels=784),
+        engine=ENGINE,
+        sampling=SamplingConfig(n=4, max_tokens=8),
+        held_out=HeldOutConfig(shards=str(folder), every=2, at_start=True, n=2),
+    )
+
+
+class Scores:
+    """Finds every second response right, and keeps the groups."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[Group]] = []
+
+    def __call__(self, asked: Asked) -> list[Group]:
+        self.groups.append(
+            [
+                Group(
+                    prompt=prompt,
+                    rollouts=rollouts,
+                    rewards=tuple(make_reward(number % 2) for number in range(len(rollouts))),
+                )
+                for prompt, rollouts in asked
+            ]
+        )
+        return self.groups[-1]
+
+
+@pytest.fixture
+def scores() -> Scores:
+    return Scores()
+
+
+@pytest.fixture
+def held_out(config: RLConfig, scores: Scores) -> Iterator[HeldOut]:
+    with closing(HeldOut(config, scores)) as held_out:
+        yield held_out
+
+
+def test_numbers_are_those_of_an_evaluation_of_the_weights_of_the_step(
+    config: RLConfig, held_out: HeldOut, scores: Scores
+) -> None:
+    """The same questions with the same seeds each time; the one that cannot be asked counts as wrong."""
+    manager = RolloutManager(EchoEngines().calls(), ENGINE)
+    measured = []
+    for step in range(5):
+        manager.update_weights(step)
+        held_out.start(step, manager)
+        measured.append(held_out.finish())
+    assert [found.get("held_out_version") for found in measured] == [0, None, 2, None, 4]
+    assert measured[1] == {} and len(scores.groups) == 3
+    wanted = summarize(scores.groups[0], seed=config.seed)
+    assert measured[2]["held_out_accuracy"] == wanted.accuracy == pytest.approx(0.45)
+    assert (measured[2]["held_out_low"], measured[2]["held_out_high"]) == wanted.ci95
+    assert (measured[2]["held_out_len"], measured[2]["held_out_truncated"]) == (3, 0)
+    asked = [[(g.prompt, [r.token_ids.tolist() for r in g.rollouts]) for g in gs] for gs in scores.groups]
+    assert asked[0] == asked[1] == asked[2]
+    assert sum(not rollouts for _, rollouts in asked[0]) == 1
+    seeds = {ids[1] for _, rollouts in asked[0] for ids in rollouts}
+    assert all(seed < 0 for seed in seeds)  # no step of training has it
+    assert {group.prompt.shards for group in scores.groups[0]} == {config.held_out.shards}
+
+
+def test_training_waits_only_for_what_takes_longer(held_out: HeldOut) -> None:
+    calls = EchoEngines().calls()
+    slow = replace(calls, wait=lambda replies: time.sleep(0.05) or calls.wait(replies))
+    manager = RolloutManager(slow, ENGINE)
+    manager.update_weights(0)
+    held_out.start(0, manager)
+    assert held_out.finish()["seconds_held_out"] >= 0.05
+    held_out.start(2, manager)
+    time.sleep(1.0)  # in place of a step of training; asking takes 0.2 s
+    assert held_out.finish()["seconds_held_out"] < 0.05
+
+
+def test_it_is_measured_a_step_later_where_all_engines_died(
+    held_out: HeldOut, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = RolloutManager(EchoEngines(deaths=[1, 2, 3]).calls(), ENGINE)
+    manager.update_weights(2)
+    held_out.start(2, manager)
+    assert held_out.finish().keys() == {"seconds_held_out"}
+    assert "measured a step later" in caplog.text
+    manager.update_weights(3)
+    held_out.start(3, manager)
+    assert held_out.finish()["held_out_version"] == 3
+    assert manager.restarts == 2
+
+
+def test_end_of_a_run_does_not_wait_for_engines(config: RLConfig, scores: Scores) -> None:
+    """As when the trainer dies: engines are closed first, which ends what is asked."""
+    stopped, park = threading.Event(), EchoEngines()
+    calls = park.calls()
+    hanging: EngineCalls = replace(
+        calls,
+        wait=lambda replies: stopped.wait(60) and replies[0],
+        stop=lambda engine: (calls.stop(engine), stopped.set()),
+    )
+    held_out, manager = HeldOut(config, scores), RolloutManager(hanging, ENGINE)
+    held_out.start(2, manager)
+    started = time.monotonic()
+    manager.close()
+    held_out.close()
+    assert time.monotonic() - started < 10 and scores.groups == []
+
+
+def test_shards_without_questions_are_refused(config: RLConfig, tmp_path: Path, scores: Scores) -> None:
+    write_shards([], tmp_path / "empty")
+    with pytest.raises(ValueError, match="holds no questions"):
+        HeldOut(replace(config, held_out=HeldOutConfig(shards=str(tmp_path / "empty"))), scores)
+    with closing(HeldOut(replace(config, held_out=HeldOutConfig()), scores)) as nothing:
+        nothing.start(0, RolloutManager(EchoEngines().calls(), ENGINE))
+        assert nothing.finish() == {}
