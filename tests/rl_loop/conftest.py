@@ -76,13 +76,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
 def sampling_config(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
     """The same with dynamic sampling, which carries groups over, and held-out accuracy."""
     held_out = tmp_path_factory.mktemp("rl") / "held_out"
-    write_shards(digit_samples("test", 8, seed=9, cell=28, kinds=("largest",), num_digits=(2, 2)), held_out)
-    dynamic = DynamicSamplingConfig(enabled=True, oversampling=2.0, max_tries=2)
+    kinds = ("largest", "smallest")
+    write_shards(digit_samples("test", 16, seed=9, cell=28, kinds=kinds, num_digits=(2, 2)), held_out)
+    dynamic = DynamicSamplingConfig(enabled=True, oversampling=4.0, max_tries=2)
     return replace(
         config,
         prompts_per_step=3,
         algorithm=AlgorithmConfig(dynamic_sampling=dynamic),
-        held_out=HeldOutConfig(shards=str(held_out), every=2, at_start=True),
+        held_out=HeldOutConfig(shards=str(held_out), every=2, at_start=True, n=2),
     )
 
 
