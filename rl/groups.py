@@ -15,7 +15,10 @@ from rl.types import AskedResponse, Group, TrainRollout
 
 
 def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale) -> list[TrainRollout]:
-    """Returns a group's responses with their advantages; `scale` has counted the step's new groups."""
+    """Returns a group's responses with their advantages; `scale` has counted the step's new groups.
+
+    With mask_truncated, truncated responses count in the others' advantages and are left out.
+    """
     advantages_G = compute_advantages(
         torch.tensor([reward.total for reward in group.rewards]),
         algorithm.advantage_name,
@@ -32,12 +35,23 @@ def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale
             prompt_patches=group.prompt.patches,
         )
         for rollout, advantage in zip(group.rollouts, advantages_G.tolist(), strict=True)
+        if is_trained(rollout, algorithm)
     ]
 
 
+def is_trained(rollout: Rollout, algorithm: AlgorithmConfig) -> bool:
+    """Returns False for a truncated response that mask_truncated leaves out."""
+    return not (algorithm.mask_truncated and rollout.finish_reason == "length")
+
+
 def select_groups(algorithm: AlgorithmConfig, groups: Sequence[Group]) -> list[int]:
-    """Returns the indices of the groups to train on: all, or those for which has_signal is true."""
-    return [i for i, g in enumerate(groups) if not algorithm.drop_equal_groups or has_signal(g.rewards)]
+    """Returns the indices of the groups to train on: all, or those for which has_signal is true.
+
+    A group without any response to train on is never one.
+    """
+    has_any = [any(is_trained(rollout, algorithm) for rollout in group.rollouts) for group in groups]
+    chosen = [not algorithm.drop_equal_groups or has_signal(group.rewards) for group in groups]
+    return [i for i in range(len(groups)) if has_any[i] and chosen[i]]
 
 
 def split_groups(groups: Sequence[Sequence[TrainRollout]], count: int) -> list[list[TrainRollout]]:

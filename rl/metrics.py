@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,21 @@ log = logging.getLogger(__name__)
 
 LOGGED_GROUPS = 2
 """Groups of each step that are written to rollouts.jsonl."""
+REFLECTION_WORDS = (
+    *(
+        "re-check",
+        "re-evaluate",
+        "re-examine",
+        "re-think",
+        "recheck",
+        "reevaluate",
+        "reexamine",
+        "reevaluation",
+    ),
+    *("rethink", "check again", "think again", "try again", "verify", "wait", "yet"),
+)
+"""Words with which a response looks back at itself: those of MAYE (arXiv 2504.02587, code at GAIR-NLP/MAYE). The recipe
+logs such a share (0.020 rising to 0.034 in its first 200 steps) without saying which words it counts."""
 SHOWN = ("reward", "reward_accuracy", "entropy", "mismatch_mean", "seconds_step")
 
 
@@ -27,16 +43,67 @@ def compute_metrics(groups: Sequence[Group], seconds: Mapping[str, float]) -> di
         return dict(seconds)
     rewards = [reward for group in groups for reward in group.rewards]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+    tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     return {
         **compute_reward_metrics(rewards),
-        "response_len_mean": float(lengths.mean()),
-        "response_len_max": float(lengths.max()),
-        "truncated": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        **measure_groups(groups),
+        **measure_lengths(groups),
+        **measure_reflection([rollout.response for rollout in rollouts]),
         "policy_version": min(rollout.policy_version for rollout in rollouts),
-        "response_tokens": float(lengths.sum()),
-        "tokens_per_second": float(lengths.sum()) / seconds["seconds_generate"],
+        "response_tokens": float(tokens),
+        "tokens_per_second": tokens / seconds["seconds_generate"],
         **seconds,
+    }
+
+
+def measure_groups(groups: Sequence[Group]) -> dict[str, float]:
+    """Returns pass_at_1, 2, 4, ..., and how many groups are all right and all wrong."""
+    right = [[reward.verdict.accuracy == 1 for reward in group.rewards] for group in groups]
+    sizes = min(len(group) for group in right)
+    ks = [2**power for power in range(sizes.bit_length())]
+    passes = {
+        f"pass_at_{k}": float(np.mean([estimate_pass(len(group), sum(group), k) for group in right]))
+        for k in ks
+    }
+    return {
+        **passes,
+        "groups_all_right": sum(all(group) for group in right),
+        "groups_all_wrong": sum(not any(group) for group in right),
+    }
+
+
+def estimate_pass(n: int, c: int, k: int) -> float:
+    """Returns pass@k = 1 - C(n - c, k) / C(n, k): that one of k of n responses is right, where c are.
+
+    Unbiased over which responses were sampled (Chen et al., arXiv 2107.03374, eq. 1).
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def measure_lengths(groups: Sequence[Group]) -> dict[str, float]:
+    """Returns lengths of responses in tokens, of right and of wrong ones where there are some, and who was cut off."""
+    scored = [pair for group in groups for pair in zip(group.rollouts, group.rewards, strict=True)]
+    lengths = np.array([len(rollout.token_ids) for rollout, _ in scored])
+    right = np.array([reward.verdict.accuracy == 1 for _, reward in scored])
+    by_outcome = {"right": lengths[right], "wrong": lengths[~right]}
+    return {
+        "response_len_mean": float(lengths.mean()),
+        "response_len_p50": float(np.median(lengths)),
+        "response_len_p95": float(np.quantile(lengths, 0.95)),
+        "response_len_max": float(lengths.max()),
+        **{f"response_len_{name}": float(own.mean()) for name, own in by_outcome.items() if len(own)},
+        "truncated": float(np.mean([rollout.finish_reason == "length" for rollout, _ in scored])),
+    }
+
+
+def measure_reflection(responses: Sequence[str]) -> dict[str, float]:
+    """Returns the share of words that are reflection words, and of responses that hold one; parts of words count."""
+    texts = [response.lower() for response in responses]
+    counts = [sum(text.count(word) for word in REFLECTION_WORDS) for text in texts]
+    words = sum(len(response.split()) for response in responses)
+    return {
+        "reflection_words": sum(counts) / max(1, words),
+        "reflection_responses": float(np.mean([count > 0 for count in counts])),
     }
 
 

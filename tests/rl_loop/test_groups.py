@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from data_pipeline.types import SampleRef
+from rl.algorithms.advantage import TaskScale
 from rl.algorithms.config import AlgorithmConfig
 from rl.groups import (
+    assign_advantages,
     build_records,
     build_row,
     select_groups,
@@ -20,6 +23,23 @@ def test_groups_without_signal_are_dropped_unless_asked_for() -> None:
     groups = [make_group(make_prompt(0), [1, 1, 1]), make_group(make_prompt(1), [1, 0, 0])]
     assert select_groups(AlgorithmConfig(), groups) == [1]
     assert select_groups(AlgorithmConfig(drop_equal_groups=False), groups) == [0, 1]
+
+
+def test_truncated_responses_count_in_their_group_and_are_left_out() -> None:
+    algorithm = AlgorithmConfig(mask_truncated=True)
+    scale = TaskScale(0.99)
+    whole = make_group(make_prompt(0), [1, 0, 0])
+    cut = replace(
+        whole, rollouts=(whole.rollouts[0], make_rollout(9, finish_reason="length"), whole.rollouts[2])
+    )
+    kept = assign_advantages(cut, algorithm, scale)
+    all_three = assign_advantages(cut, AlgorithmConfig(), scale)
+    assert [rollout.token_ids.tolist() for rollout in kept] == [[10, 11, 12], [10, 11, 12, 13, 14]]
+    assert [rollout.advantage for rollout in kept] == [all_three[0].advantage, all_three[2].advantage]
+    all_cut = make_group(make_prompt(1), [1, 0, 0], finish_reason="length")
+    assert select_groups(algorithm, [all_cut, cut]) == [1]
+    assert select_groups(replace(algorithm, drop_equal_groups=False), [all_cut, cut]) == [1]
+    assert select_groups(AlgorithmConfig(), [all_cut, cut]) == [0, 1]
 
 
 def test_minibatches_keep_groups_whole() -> None:
