@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -138,12 +138,22 @@ class ShardIndex:
         _, rows, row = self._find(number)
         return rows.tokens[row]
 
+    def locate(self, ref: SampleRef) -> int:
+        """Returns the number of the sample of a reference that self[number] or an epoch gave."""
+        shard = self._numbers[ref.shard]
+        rows = _recent_rows(join(self.folder, ref.shard), self.shards[shard])
+        return self._ends[shard] - self.shards[shard].count + bisect_left(rows.offsets, ref.offset)
+
     def _find(self, number: int) -> tuple[Shard, ShardRows, int]:
         """Returns the shard of the `number`-th sample, its rows, from memory if recent, and the sample's row."""
         found = bisect_right(self._ends, number)
         shard = self.shards[found]
         rows = _recent_rows(join(self.folder, shard.file), shard)
         return shard, rows, number - (self._ends[found] - shard.count)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {shard.file: number for number, shard in enumerate(self.shards)}
 
     @cached_property
     def _ends(self) -> list[int]:

@@ -1,12 +1,14 @@
-"""The stream of prompts: endless over epochs, in the order of data_pipeline/loader/order.py; its cursor resumes."""
+"""The stream of prompts: endless over epochs, in the order of the data or easy ones first; its cursor resumes."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.encode.images import PATCH
 from data_pipeline.encode.limits import ModelLimits
@@ -18,7 +20,9 @@ from data_pipeline.shards.survey import warn_of_small_images
 from data_pipeline.types import IMAGE_MARK, SampleRef
 from data_pipeline.verify.check import check_reference
 from rl.config import EvalConfig, RLConfig
-from rl.types import Prompt, Responses, Rollout
+from rl.prompts.order import iterate_easy_first
+from rl.prompts.weights import PassRates
+from rl.types import Group, Prompt, Responses, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ class PromptStream:
         )
         self._index = load_samples(config.shards)
         self._refused: dict[SampleRef, BadSample] = {}  # by an engine, which sees more than the limits
+        self._rates = PassRates(self._index, config.seed) if config.prompts.weighted_share else None
+        self._draws = 0  # of prompts by their weights
         warn_of_small_images(config.shards, config.image)
         self._go_to(0, 0)
 
@@ -56,12 +62,15 @@ class PromptStream:
     ) -> list[tuple[Prompt, tuple[Rollout, ...]]]:
         """Returns `count` prompts with their rollouts; the next prompts replace those with a fault.
 
+        With prompts.weighted_share, some are drawn again from those that learn() was told about.
+
         Raises:
             ValueError: more than `max_bad_samples` are bad, or all of them.
         """
-        asked = []
+        asked, again = [], self._draw(math.floor(count * self._config.prompts.weighted_share))
         while missing := count - len(asked):
-            prompts = self.take(missing)
+            prompts = again + self.take(missing - len(again))
+            again = []
             for prompt, responses in zip(prompts, generate(prompts), strict=True):
                 if responses.fault:
                     error = BadSample(responses.fault, responses.detail)
@@ -95,6 +104,24 @@ class PromptStream:
                 )
         return prompts
 
+    def learn(self, step: int, groups: Sequence[Group]) -> None:
+        """Takes over the pass rates of step `step`'s groups, for prompts.weighted_share."""
+        if self._rates:
+            self._rates.learn(groups)
+            if (step + 1) % self._config.prompts.refresh == 0:
+                self._rates.refresh()
+
+    def _draw(self, count: int) -> list[Prompt]:
+        """Returns up to `count` prompts by their weights."""
+        if not self._rates or not count:
+            return []
+        self._draws += 1
+        questions = [
+            read_prompt(self._config.shards, ref, self._limits)
+            for ref in self._rates.draw(count, self._draws)
+        ]
+        return [prompt for prompt, error in questions if not error]
+
     def _read(self, ref: SampleRef) -> Prompt:
         if error := self._refused.get(ref):
             raise BadSample(error.reason, error.args[1])
@@ -107,15 +134,17 @@ class PromptStream:
         log.warning("skipped prompt %s: %s", ref.id, error)
         self._bad.add(ref.id, error)
 
-    def state_dict(self) -> dict[str, int | str]:
+    def state_dict(self) -> dict[str, Any]:
+        own = {} if self._rates is None else {"draws": self._draws, **self._rates.state_dict()}
         return {
             "seed": self._config.seed,
             "data": self._index.digest,
             "epoch": self._epoch,
             "position": self._position,
+            **own,
         }
 
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken.
 
         Raises:
@@ -128,10 +157,14 @@ class PromptStream:
                     f"same shards and seed, or start a new run folder"
                 )
         self._go_to(int(state["epoch"]), int(state["position"]))
+        if self._rates:
+            self._draws = state["draws"]
+            self._rates.load_state_dict(state)
 
     def _go_to(self, epoch: int, position: int) -> None:
         self._epoch, self._position = epoch, position
-        self._order = iterate_draws(self._index, self._config.seed, epoch, position)
+        iterate = iterate_easy_first if self._config.prompts.order == "easy_first" else iterate_draws
+        self._order = iterate(self._index, self._config.seed, epoch, position)
 
 
 def load_prompt_limits(config: RLConfig | EvalConfig) -> ModelLimits:

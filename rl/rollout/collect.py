@@ -70,6 +70,7 @@ class Collector:
             ready += [groups[i] for i in select_groups(self._algorithm, groups)]
             asked += groups
             tries += 1
+        self._prompts.learn(step, asked)
         found = len(ready) - len(self.carried)
         chosen, self.carried = ready[: self._wanted], ready[self._wanted :]
         if rules.enabled and len(chosen) < self._wanted:

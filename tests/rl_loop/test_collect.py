@@ -38,6 +38,9 @@ class Engines:
         self.rounds.append((len(prompts), seed))
         return [Responses() for _ in prompts]
 
+    def learn(self, step: int, groups: list[Group]) -> None:
+        """Prompts learn in tests of their own."""
+
     def state_dict(self) -> dict[str, int]:
         return {}
 

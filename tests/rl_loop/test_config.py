@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
-from rl.config import EngineConfig, EvalConfig, HeldOutConfig, RLConfig, SamplingConfig
+from rl.config import EngineConfig, EvalConfig, HeldOutConfig, PromptConfig, RLConfig, SamplingConfig
 
 RL = RLConfig(run="r", model="m", shards="s")
 
@@ -31,6 +31,8 @@ RL = RLConfig(run="r", model="m", shards="s")
         (lambda: SamplingConfig(stages=((5, 9),)), "sampling.stages=.* must begin with step 0"),
         (lambda: SamplingConfig(stages=((0, 9), (0, 99))), "later stages at later steps"),
         (lambda: SamplingConfig(max_tokens=9, stages=((0, 10),)), "1 to sampling.max_tokens=9 tokens each"),
+        (lambda: PromptConfig(refresh=0), "prompts.refresh=0 must be at least 1"),
+        (lambda: PromptConfig(weighted_share=1.0), "prompts.weighted_share=1 must be at least 0 and below 1"),
         (lambda: HeldOutConfig(every=0), "held_out.every=0 must be at least 1"),
         (lambda: HeldOutConfig(top_p=1.5), "held_out.top_p=1.5 must be above 0 and at most 1"),
         (
