@@ -19,7 +19,8 @@ def iterate_easy_first(index: ShardIndex, seed: int, epoch: int = 0, position: i
     """Yields the samples of all epochs after that place, in each epoch the easy ones first.
 
     The static curriculum of the published ablation: by metadata pass_rate, the highest first. What an epoch draws, and
-    the order of equal ones, is that of iterate_draws. All samples are read once, at the first step.
+    the order of equal ones, is that of iterate_draws. All samples are read once, at the first step, and 0.5 kB of each
+    stay in memory: 37 MB of 74,000, 0.5 GB of a million.
 
     Raises:
         ValueError: samples have no pass rate.
