@@ -201,7 +201,9 @@ class RLConfig:
             raise ValueError(
                 "sampling.temperature=0 gives a group of equal responses; RL needs more than 0, e.g. 1"
             )
-        self.reward.check_limit(min([self.sampling.max_tokens, *(tokens for _, tokens in self.sampling.stages)]))
+        self.reward.check_limit(
+            min([self.sampling.max_tokens, *(tokens for _, tokens in self.sampling.stages)])
+        )
         if self.held_out.shards and self.held_out.temperature not in (0, self.sampling.temperature):
             raise ValueError(
                 f"held_out.temperature={self.held_out.temperature:g} must be sampling.temperature="

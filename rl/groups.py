@@ -11,7 +11,7 @@ import torch
 
 from rl.algorithms.advantage import TaskScale, compute_advantages, has_signal
 from rl.algorithms.config import AlgorithmConfig
-from rl.types import AskedResponse, Group, TrainRollout
+from rl.types import AskedResponse, Group, Rollout, TrainRollout
 
 
 def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale) -> list[TrainRollout]:

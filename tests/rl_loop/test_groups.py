@@ -16,7 +16,7 @@ from rl.groups import (
     split_groups,
 )
 from rl.types import AskedResponse
-from tests.helpers.groups import make_group, make_prompt, train_rollouts
+from tests.helpers.groups import make_group, make_prompt, make_rollout, train_rollouts
 
 
 def test_groups_without_signal_are_dropped_unless_asked_for() -> None:

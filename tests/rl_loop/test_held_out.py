@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -17,7 +18,8 @@ from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, HeldOutConfig, RLConfig, SamplingConfig
 from rl.evaluate import summarize
 from rl.held_out import HeldOut
-from rl.rollout.collect import Asked
+from rl.rewards.scorer import Scorer
+from rl.rollout.collect import Asked, Generate
 from rl.rollout.manager import EngineCalls, RolloutManager
 from rl.types import Group
 from tests.helpers.bad_samples import bad_questions
@@ -51,7 +53,10 @@ class Scores:
     def __init__(self) -> None:
         self.groups: list[list[Group]] = []
 
-    def __call__(self, asked: Asked) -> list[Group]:
+    def scoring(self, generate: Generate) -> Generate:
+        return generate
+
+    def collect(self, asked: Asked) -> list[Group]:
         self.groups.append(
             [
                 Group(
@@ -72,7 +77,7 @@ def scores() -> Scores:
 
 @pytest.fixture
 def held_out(config: RLConfig, scores: Scores) -> Iterator[HeldOut]:
-    with closing(HeldOut(config, scores)) as held_out:
+    with closing(HeldOut(config, cast(Scorer, scores))) as held_out:
         yield held_out
 
 
@@ -135,7 +140,7 @@ def test_end_of_a_run_does_not_wait_for_engines(config: RLConfig, scores: Scores
         wait=lambda replies: stopped.wait(60) and replies[0],
         stop=lambda engine: (calls.stop(engine), stopped.set()),
     )
-    held_out, manager = HeldOut(config, scores), RolloutManager(hanging, ENGINE)
+    held_out, manager = HeldOut(config, cast(Scorer, scores)), RolloutManager(hanging, ENGINE)
     held_out.start(2, manager)
     started = time.monotonic()
     manager.close()
@@ -145,8 +150,9 @@ def test_end_of_a_run_does_not_wait_for_engines(config: RLConfig, scores: Scores
 
 def test_shards_without_questions_are_refused(config: RLConfig, tmp_path: Path, scores: Scores) -> None:
     write_shards([], tmp_path / "empty")
+    scorer = cast(Scorer, scores)
     with pytest.raises(ValueError, match="holds no questions"):
-        HeldOut(replace(config, held_out=HeldOutConfig(shards=str(tmp_path / "empty"))), scores)
-    with closing(HeldOut(replace(config, held_out=HeldOutConfig()), scores)) as nothing:
+        HeldOut(replace(config, held_out=HeldOutConfig(shards=str(tmp_path / "empty"))), scorer)
+    with closing(HeldOut(replace(config, held_out=HeldOutConfig()), scorer)) as nothing:
         nothing.start(0, RolloutManager(EchoEngines().calls(), ENGINE))
         assert nothing.finish() == {}
