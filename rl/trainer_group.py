@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -41,6 +42,7 @@ class TrainerGroup:
         clear_beats(self._run)
         self._processes, self._started = start_trainers(config, placement)
         self._looks = self._started
+        self._looking = Lock()
         self._watch = Watch(self._run, config.fault, rank=0, world_size=config.trainers)
         self._max_mismatch = config.max_mismatch
         self._share_prompts = config.share_prompts
@@ -145,7 +147,9 @@ class TrainerGroup:
         return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts, cost=self._cost)
 
     def _look(self) -> None:
-        if report := self._watch.look():
+        with self._looking:  # a thread that asks engines looks, too
+            report = self._watch.look()
+        if report:
             raise RankError(report)
 
     def _collect(self, replies: Sequence[ray.ObjectRef]) -> list[Any]:
