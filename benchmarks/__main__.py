@@ -10,6 +10,7 @@ from benchmarks import (
     bench_index,
     bench_loader,
     bench_packing,
+    bench_policy_loss,
     bench_train_step,
     bench_verify,
     bench_weight_sync,
@@ -26,6 +27,7 @@ ALL = (
     bench_dedup,
     bench_flops,
     bench_packing,
+    bench_policy_loss,
 )
 for benchmark in ALL:
     print(f"--- {benchmark.__name__}")

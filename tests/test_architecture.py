@@ -533,10 +533,10 @@ def test_configs_recipes_and_command_line_load_nothing_heavy():
     assert not loaded & {*HEAVY, "numpy"}
 
 
-def test_algorithms_and_rewards_load_neither_ray_nor_vllm_nor_megatron():
+def test_algorithms_and_rewards_load_neither_ray_nor_vllm_nor_megatron_nor_transformers():
     paths = [path for path in (source.path for source in sources_of_this_code()) if path.startswith(PURE)]
     names = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
-    assert not modules_after(f"import {', '.join(names)}") & {"ray", "vllm", "megatron"}
+    assert not modules_after(f"import {', '.join(names)}") & {"ray", "vllm", "megatron", "transformers"}
 
 
 def test_heavy_modules_are_seen_by_the_probe():
