@@ -79,7 +79,9 @@ def find_logged() -> re.Pattern[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Constant(value=str(text)) if re.fullmatch(r"[a-z]\w*", text):
-                    patterns.add(rf"{text}(?:_(?:p\d\d|min|max))?")  # quantiles of samples have the name of the samples
+                    patterns.add(
+                        rf"{text}(?:_(?:p\d\d|min|max))?"
+                    )  # quantiles of samples have the name of the samples
                 case ast.JoinedStr(values=[ast.Constant(value=str(text)), ast.FormattedValue()]):
                     patterns |= {rf"{text}\w+"} if re.fullmatch(r"[a-z]\w{3,}_", text) else set()
     return re.compile("|".join(patterns))
