@@ -136,6 +136,7 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         with_entropy=True,
         num_updates=config.algorithm.num_minibatches,
         engine=engine,
+        reference=config.algorithm.kl.reference if config.algorithm.kl.coefficient else "none",
     )
 
 

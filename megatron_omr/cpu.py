@@ -123,6 +123,12 @@ def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return copies
 
 
+def copy_to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy in host memory, which is pinned where there is a GPU: copies to it and back take half the time."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pins_memory())
+    return copy.copy_(tensor)
+
+
 def logits_chunk_bytes() -> int:
     """Returns the float32 bytes of logits to work on at once: what a core's cache holds, or fills a GPU."""
     return 256 << 20 if device() == "cuda" else 4 << 20

@@ -12,8 +12,8 @@ from pathlib import Path
 from data_pipeline.failures import RankError, find_cause
 from megatron_omr import parallel
 from megatron_omr.config import SFTConfig
+from megatron_omr.faults.heartbeat import Heartbeat, Watch, read_failures
 from megatron_omr.parallel import Ranks
-from megatron_omr.train.heartbeat import Heartbeat, Watch, read_failures
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.stop import StopRequest, hold_stop
 

@@ -17,8 +17,8 @@ from megatron_omr.checkpoint.load import load_newest
 from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.config import SFTConfig
 from megatron_omr.convert.export import save_hf
+from megatron_omr.faults.bad_steps import BadSteps, EmptySteps
 from megatron_omr.session import Session, join_run
-from megatron_omr.train.bad_steps import BadSteps, EmptySteps
 from megatron_omr.train.losses import SFT_LOSSES
 from megatron_omr.train.metrics import MetricsLog
 from megatron_omr.train.peers import build_loader, exchange

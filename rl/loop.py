@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data_pipeline.ray_session import start_ray, stop_ray
-from megatron_omr.train.bad_steps import BadSteps
+from megatron_omr.faults.bad_steps import BadSteps
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.algorithms.advantage import TaskScale

@@ -19,6 +19,7 @@ from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.convert.export import save_hf, stream
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.peers import find_peers
+from megatron_omr.train.reference import Reference
 from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import build_trainer, unwrap_chunks
@@ -50,6 +51,7 @@ class TrainerWorker:
         self._peers = find_peers(self._ranks, config.fault.collective_timeout)
         folder = Path(config.run) / "checkpoints"
         self._encoder = ChatEncoder.from_hf(config.model, config.image)
+        kl = config.algorithm.kl
         self._trainer = build_trainer(
             config.model,
             config.parallel,
@@ -58,8 +60,10 @@ class TrainerWorker:
             precision=config.precision,
             steps=config.steps * config.algorithm.num_minibatches,
             compute=config.compute,
-            resumes=bool(list_checkpoints(folder)),
+            # the reference is the model folder also in a run that goes on
+            resumes=kl.coefficient == 0 and bool(list_checkpoints(folder)),
         )
+        self._reference = Reference(self._trainer.chunks, kl.reference) if kl.coefficient else None
         self._loss = build_policy_loss(config.algorithm, config.sampling.max_tokens)
         self._sender: Sender | None = None  # of rank 0
         self._checkpoints = CheckpointWriter(self._trainer, folder, config.checkpoint, template=config.model)
@@ -97,6 +101,7 @@ class TrainerWorker:
         packed = [self._pack(rollouts, version) for rollouts in minibatches]
         if len(packed) > 1:  # from the second step on, the weights are no longer those that sampled
             packed = [self._with_old_logprobs(batches) for batches in packed]
+        packed = self._with_reference_logprobs(packed)
         results = [self._step(batches) for batches in packed]
         metrics = {name: sum(r.metrics[name] for r in results) / len(results) for name in results[0].metrics}
         return metrics | {
@@ -187,6 +192,16 @@ class TrainerWorker:
         if not logprobs:
             return batches
         return [batch.with_old_logprobs(own_T) for batch, own_T in zip(batches, logprobs, strict=True)]
+
+    def _with_reference_logprobs(self, minibatches: list[list[RolloutBatch]]) -> list[list[RolloutBatch]]:
+        """Returns the batches of all mini-batches with the logprobs of the reference, if there is one."""
+        if self._reference is None:
+            return minibatches
+        with self._reference.swapped_in():
+            logprobs = iter(self._logprobs([batch for batches in minibatches for batch in batches]))
+        if not self._ranks.is_last_stage:
+            return minibatches
+        return [[replace(b, reference_logprobs_T=next(logprobs)) for b in batches] for batches in minibatches]
 
     def _step(self, batches: list[RolloutBatch]) -> StepResult:
         micro_batches = [

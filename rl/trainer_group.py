@@ -13,9 +13,9 @@ import ray
 
 from data_pipeline.failures import RankError
 from data_pipeline.loader.cost import CostModel
+from megatron_omr.faults.heartbeat import Watch, clear_beats
 from megatron_omr.flops import build_cost_model
 from megatron_omr.model_config import ModelConfig
-from megatron_omr.train.heartbeat import Watch, clear_beats
 from rl.config import RLConfig
 from rl.groups import split_groups
 from rl.pack import split_by_rank

@@ -52,6 +52,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "config",
             "fallbacks",
             "cpu",
+            "faults",
             "parallel",
             "tiny",
             "peers",

@@ -24,7 +24,7 @@ class StepTime:
     """Seconds of an optimizer step, by phase; 0 where there is none."""
 
     generate: float
-    score: float  # logprobs before the first of several updates
+    score: float  # logprobs before the first of several updates, and those of a reference
     compute: float  # forward and backward of the slowest stage
     recompute: float
     tensor_parallel: float
@@ -106,7 +106,7 @@ def plan_time(
     waiting = (parallel.pp - 1) / len(stages[0]) * task.num_updates * slowest.total
     time = StepTime(
         generate=generate,
-        score=updates * slowest.forward if task.num_updates > 1 else 0.0,
+        score=updates * slowest.forward * ((task.num_updates > 1) + (task.reference != "none")),
         compute=updates * (slowest.forward + slowest.backward),
         recompute=updates * slowest.again,
         tensor_parallel=updates * slowest.tensor_parallel,

@@ -40,7 +40,7 @@ _FLOAT_PATCH = 4 * 2 * _UINT8_PATCH  # normalised, in float32
 class MemoryParts:
     """Bytes of one rank at its peak."""
 
-    weights: float
+    weights: float  # with those of a reference on the GPU
     gradients: float
     optimizer: float
     activations: float  # of the language model, of all micro-batches in flight
@@ -86,7 +86,7 @@ def _plan_stage(
     # the embeddings of the whole pack: looked up, with the images, this rank's own
     inputs = 3 * hidden * parallel.cp + patches * parallel.cp * _UINT8_PATCH + most * _FLOAT_PATCH
     return MemoryParts(
-        weights=static.weights,
+        weights=static.weights + (static.reference if task.reference == "device" else 0),
         gradients=static.gradients,
         optimizer=static.optimizer,
         activations=sum(n * size for n, size in zip(held, language, strict=True)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from megatron_omr.config import ComputeConfig, ParallelConfig, Part
 from megatron_omr.dtypes import Precision
@@ -98,6 +99,7 @@ class Task:
     with_entropy: bool
     num_updates: int = 1  # optimizer steps that divide the work
     engine: EngineTask | None = None
+    reference: Literal["none", "host", "device"] = "none"  # where that of a KL penalty waits
 
     @property
     def element(self) -> int:

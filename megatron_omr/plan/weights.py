@@ -146,6 +146,7 @@ class StaticBytes:
     weights: int
     gradients: int
     optimizer: int
+    reference: int  # of a KL penalty, wherever it waits
 
     @property
     def total(self) -> int:
@@ -161,7 +162,7 @@ def count_static(
     freeze: Collection[str] = (),
     bucket_size: int | None = None,
 ) -> StaticBytes:
-    """Returns the bytes of weights, gradients and optimizer states of one rank with these model chunks.
+    """Returns the bytes of weights, gradients, optimizer states and a reference of one rank with these model chunks.
 
     Args:
         element: bytes of a weight; below 4 the optimizer keeps a float32 copy beside its two moments.
@@ -186,6 +187,7 @@ def count_static(
         weights=element * (size + frozen),
         gradients=4 * size,
         optimizer=states * sum(buffer.shard_size(shard) for buffer in buffers),
+        reference=element * size,
     )
 
 

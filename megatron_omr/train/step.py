@@ -24,6 +24,7 @@ from megatron_omr.parallel import Ranks, gather_over_replicas
 from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.optimizer import await_param_gathers, start_param_gathers, step_if_finite
+from megatron_omr.train.quantiles import global_quantiles
 from megatron_omr.train.trainer import Trainer
 
 _ALIGNMENT = 128
@@ -59,7 +60,9 @@ class StepResult:
     lr: float  # used by this step
     skipped: bool  # the gradient was NaN or infinite and nothing was changed
     work: Work
-    metrics: dict[str, float] = field(default_factory=dict)  # global means; empty without the last stage
+    metrics: dict[str, float] = field(
+        default_factory=dict
+    )  # global means and quantiles; empty without the last stage
 
 
 def train_step(
@@ -80,13 +83,14 @@ def train_step(
         trainer.scheduler.step(increment=1)
     work = _measure_work(trainer, [m.packed for m in micro_batches])
     metrics = _global_means(trainer.ranks, outputs) if trainer.ranks.is_last_stage else {}
+    quantiles = global_quantiles(trainer.ranks, outputs) if trainer.ranks.is_last_stage else {}
     return StepResult(
         loss=metrics.pop("loss", 0.0),
         grad_norm=grad_norm,
         lr=lr,
         skipped=not stepped,
         work=work,
-        metrics=metrics,
+        metrics=metrics | quantiles,
     )
 
 

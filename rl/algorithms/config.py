@@ -46,6 +46,9 @@ class KLConfig:
     """Weight of the penalty; 0 keeps no reference."""
     estimator: Literal["k1", "k3"] = "k3"
     """k3 adds Schulman's estimate of KL(policy || reference) to the loss; k1 takes the log ratio off the advantages."""
+    reference: Literal["host", "device"] = "host"
+    """Where the reference's weights wait for their forward pass: in host memory, pinned where there is a GPU, so that a
+    step copies the weights four times between host and GPU; or on the GPU itself."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "algorithm.kl.", coefficient=0)

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
 from data_pipeline.imports import collection_paused
-from megatron_omr.train.heartbeat import Heartbeat
+from megatron_omr.faults.heartbeat import Heartbeat
 from rl.config import RLConfig, SamplingConfig
 from rl.placement.network import LOOPBACK, join_network, open_store
 from rl.placement.places import Place, Placement

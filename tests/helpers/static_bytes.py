@@ -15,6 +15,7 @@ from megatron_omr.model.spec import choose_backend
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.weights import StaticBytes
 from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
+from megatron_omr.train.reference import Reference
 
 
 def measure_static(
@@ -43,6 +44,7 @@ def measure_static(
             optimizer, _ = build_optimizer(chunks, optim, steps=1)
         finally:
             parallel.shutdown()
+    reference = Reference(chunks, "device")
     # Megatron hides the module's method of this name behind its list of gradient buffers
     buffers = [buffer for chunk in chunks for buffer in cast("list[Any]", chunk.buffers)]
     frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]
@@ -52,6 +54,7 @@ def measure_static(
         optimizer=sum(
             _count_states(adam.optimizer, copies=precision == "bf16") for adam in optimizer.chained_optimizers
         ),
+        reference=reference.nbytes,
     )
 
 

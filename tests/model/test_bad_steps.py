@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_omr.train.bad_steps import BadSteps, EmptySteps
+from megatron_omr.faults.bad_steps import BadSteps, EmptySteps
 
 
 def test_good_step_resets_the_row_but_not_the_total() -> None:

@@ -102,14 +102,31 @@ def test_layouts_agree_on_frozen_parts(tiny_tied_hf: Path, parallel: ParallelCon
 
 
 def _train_frozen(folder: str, parallel: ParallelConfig) -> list[list[float]]:
-    """Returns loss, gradient norm and learning rate of two steps, for each of OPTIMS."""
-    from megatron_omr.train.step import train_step
+    """Returns loss, gradient norm and learning rate of two steps, for each of OPTIMS.
+
+    After them the first weights compute the logprobs that they computed before, and the trained ones theirs.
+    """
+    from megatron_omr.train.reference import Reference
+    from megatron_omr.train.step import forward_logprobs, train_step
     from megatron_omr.train.trainer import build_trainer
 
     ranks, seen = init_ranks(parallel), []
     for optim in OPTIMS:
         trainer = build_trainer(folder, parallel, ranks, optim, precision="fp32", steps=8)
-        results = [train_step(trainer, random_micro_batches(trainer, parallel, seed=s)) for s in (1, 2)]
+        reference, kept = (
+            Reference(trainer.chunks),
+            sum(b.param_data.nbytes for c in trainer.chunks for b in c.buffers),
+        )
+        assert reference.nbytes == kept
+        batches = [random_micro_batches(trainer, parallel, seed=seed) for seed in (1, 2)]
+        packs = [batch.packed for batch in batches[0]]
+        first, results = forward_logprobs(trainer, packs), [train_step(trainer, step) for step in batches]
+        moved = forward_logprobs(trainer, packs)
+        with reference.swapped_in():
+            again = forward_logprobs(trainer, packs)
+        after = forward_logprobs(trainer, packs)
+        for old, new, frozen, own in zip(first, moved, again, after, strict=True):
+            assert torch.equal(old, frozen) and torch.equal(new, own) and not torch.equal(old, new)
         seen.append([value for r in results for value in (r.loss, r.grad_norm, r.lr)])
     return seen
 

@@ -21,7 +21,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from launch.ranks.launcher import start_ranks
 from megatron_omr.config import CheckpointConfig, FaultConfig, LogConfig, OptimConfig, SFTConfig
-from megatron_omr.train.heartbeat import Heartbeat, Watch, clear_beats
+from megatron_omr.faults.heartbeat import Heartbeat, Watch, clear_beats
 from tests.helpers.processes import wait_until
 from tests.helpers.sft_runs import logged_sft_rank, read_metrics, stderr_of
 

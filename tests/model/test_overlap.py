@@ -41,10 +41,14 @@ def test_tied_weights_and_bf16_too(tiny_tied_hf: Path) -> None:
 
 
 def _compare(folder: str, layout: dict[str, int], precision: str = "fp32") -> list[bool]:
-    """Trains three steps with and without overlap; returns after each whether exports and metrics are equal."""
+    """Trains three steps with and without overlap; returns after each whether exports and metrics are equal.
+
+    Before each step the overlapping trainer computes logprobs with its first weights, which must not change anything.
+    """
     import torch
 
-    from megatron_omr.train.step import train_step
+    from megatron_omr.train.reference import Reference
+    from megatron_omr.train.step import forward_logprobs, train_step
     from megatron_omr.train.trainer import build_trainer
 
     shrink_buckets()
@@ -57,8 +61,13 @@ def _compare(folder: str, layout: dict[str, int], precision: str = "fp32") -> li
     )
     if layout == {}:
         assert len(trainer.chunks[0].bucket_groups) > 3
+    packs = [batch.packed for batch in _one_rank_without_images(trainer, overlapped, 9)]
+    first, reference = forward_logprobs(plain, packs), Reference(trainer.chunks)
     equal = []
     for seed in range(3):
+        with reference.swapped_in():
+            again = forward_logprobs(trainer, packs)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         results = [train_step(t, _one_rank_without_images(t, overlapped, seed)) for t in (plain, trainer)]
         ours, theirs = exported(trainer), exported(plain)
         same = all(torch.equal(ours[name], theirs[name]) for name in theirs)

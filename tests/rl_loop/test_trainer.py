@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from launch.ranks.launcher import rank_environment
 from megatron_omr.config import ParallelConfig
+from rl.algorithms.config import AlgorithmConfig, KLConfig
 from rl.config import RLConfig
 from rl.pack import split_by_rank
 from rl.types import TrainRollout
@@ -31,10 +32,12 @@ pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 
 def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, Any]:
-    """Runs everything a worker does, once, and returns the results."""
+    """Runs everything a worker does, once, and returns the results; then again what follows the checkpoint."""
+    from megatron_omr import parallel
     from rl.trainer import TrainerWorker
 
     rank, world_size, init_method = rank_environment()
+    config = replace(config, algorithm=AlgorithmConfig(kl=KLConfig(coefficient=0.1)))
     worker = TrainerWorker(config, rank=rank, world_size=world_size, init_method=init_method)
     dp_rank, is_logger = worker.place()
     share, halves = (
@@ -57,12 +60,28 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
     worker.save_hf()
     seen["two steps"] = worker.train(halves, 0)
     seen["weights of step 3"] = checksums(3)
+    seen["reference"] = reference_gaps(worker, share[0])
+    seen["weights after"] = checksums(3)
     seen["resumed"] = worker.resume()
     seen["weights resumed"] = checksums(1)
     seen["stale"] = train_on_stale(worker, share[0])
     with pytest.raises(ValueError, match="ban them while sampling"):
         worker.score([replace(rollouts[0], token_ids=np.array([worker._encoder.image_token_id, 1, 2]))], 0)
+    parallel.shutdown()
+    again = TrainerWorker(config, rank=rank, world_size=world_size, init_method=f"{init_method}-again")
+    again.resume()
+    seen["two steps again"] = again.train(halves, 0)
     return seen
+
+
+def reference_gaps(worker: TrainerWorker, rollouts: list[TrainRollout]) -> list[float]:
+    """Returns the largest differences of the reference's logprobs, and of the current ones, from the rollouts'."""
+    from rl.trainer import _gaps
+
+    (batches,) = worker._with_reference_logprobs([worker._pack(rollouts, 0)])
+    current = zip(worker._logprobs(batches), batches, strict=True)
+    references = [_gaps(batch.reference_logprobs_T, batch) for batch in batches]
+    return [float(torch.cat(gaps).max()) for gaps in (references, [_gaps(*pair) for pair in current])]
 
 
 def train_on_stale(worker: TrainerWorker, rollouts: list[TrainRollout]) -> tuple[dict[str, float], float]:
@@ -144,6 +163,16 @@ def test_checkpoint_restores_weights_and_state(alone: dict[str, Any]) -> None:
     assert alone["resumed at first"] == (0, {}, "")
     assert alone["resumed"] == (1, {"cursor": 5}, "")
     assert alone["weights of step 3"] != alone["weights of step 1"] == alone["weights resumed"]
+
+
+def test_reference_stays_the_first_model_also_in_a_resumed_run(
+    alone: dict[str, Any], rollouts: list[TrainRollout]
+) -> None:
+    """transformers computed the logprobs of the rollouts on the model folder."""
+    reference, current = alone["reference"]
+    assert reference < 1e-4 < 1e-2 < current  # as in the score at first; after three steps of lr 1e-3
+    assert alone["weights after"] == alone["weights of step 3"]
+    assert alone["two steps again"] == alone["two steps"]
 
 
 def test_hf_folder_holds_the_weights_of_the_step(alone: dict[str, Any], tiny_hf: Path, root: Path) -> None:

@@ -62,6 +62,15 @@ def test_static_memory_of_7b_is_what_was_computed_by_hand() -> None:
     assert parts.weights + parts.gradients + parts.optimizer == pytest.approx(24.9e9, rel=2e-3)
 
 
+def test_reference_costs_a_forward_pass_and_on_the_gpu_its_weights() -> None:
+    layout = ParallelConfig(tp=4, cp=2, sp=True)
+    without = plan(layout)
+    for place, copies in (("host", 1), ("device", 2)):
+        found = plan(layout, task=make_task(reference=place))
+        assert found.memory[0].weights == copies * without.memory[0].weights
+        assert found.time.score == pytest.approx(without.time.compute / 3)  # of forward and backward
+
+
 def test_logits_are_kept_with_their_gradient() -> None:
     (parts,) = plan(ParallelConfig(tp=4, cp=2, sp=True)).memory
     assert parts.logits == pytest.approx(2 * 2 * 30_720 * 152_064 / 4, rel=0.1)

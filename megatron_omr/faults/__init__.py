@@ -1,0 +1,1 @@
+"""Notices ranks that fail and steps that go wrong."""
