@@ -18,12 +18,13 @@ _PIECE_BYTES = 256 << 20
 
 
 class Reference:
-    """Keeps the weights that a trainer has now, in their precision, but for frozen parts, which never change.
+    """Keeps the weights that a trainer was built with, in their precision, but for frozen parts, which never change.
 
     They are the contents of the buffers in which Megatron's distributed optimizer has the trained weights, padding
     included: for a rank of a pipeline stage the bytes of its trained weights, once.
 
     Args:
+        chunks: before their first step.
         place: host memory, pinned where there is a GPU, or the trainer's device.
     """
 
@@ -32,7 +33,7 @@ class Reference:
     ) -> None:
         copy = cpu.copy_to_host if place == "host" else torch.clone
         self._chunks = chunks
-        self._kept = [copy(weights) for weights in _whole_weights(chunks)]
+        self._kept = [copy(weights) for weights in _list_weights(chunks)]
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +55,9 @@ class Reference:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for weights, kept in zip(_whole_weights(self._chunks), self._kept, strict=True):
+        start_param_gathers(self._chunks)  # with overlap: those of the last step
+        await_param_gathers(self._chunks)
+        for weights, kept in zip(_list_weights(self._chunks), self._kept, strict=True):
             size = _PIECE_BYTES // weights.itemsize
             for mine, other in zip(weights.split(size), kept.split(size), strict=True):
                 piece = mine.clone()
@@ -62,9 +65,7 @@ class Reference:
                 other.copy_(piece)
 
 
-def _whole_weights(chunks: Sequence[DistributedDataParallel]) -> list[Tensor]:
-    """Returns the buffers of trained weights, [any] each; with overlap it first ends the gathers of the last step."""
-    start_param_gathers(chunks)
-    await_param_gathers(chunks)
+def _list_weights(chunks: Sequence[DistributedDataParallel]) -> list[Tensor]:
+    """Returns the buffers of trained weights, [any] each."""
     # Megatron hides the module's method of this name behind its list of buffers
     return [buffer.param_data for chunk in chunks for buffer in cast("list[Any]", chunk.buffers)]

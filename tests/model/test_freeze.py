@@ -125,8 +125,10 @@ def _train_frozen(folder: str, parallel: ParallelConfig) -> list[list[float]]:
         with reference.swapped_in():
             again = forward_logprobs(trainer, packs)
         after = forward_logprobs(trainer, packs)
-        for old, new, frozen, own in zip(first, moved, again, after, strict=True):
-            assert torch.equal(old, frozen) and torch.equal(new, own) and not torch.equal(old, new)
+        assert all(torch.equal(old, frozen) for old, frozen in zip(first, again, strict=True))
+        assert all(torch.equal(new, own) for new, own in zip(moved, after, strict=True))
+        if first and optim is OWN_LRS:  # else text alone may not have changed
+            assert not any(torch.equal(old, new) for old, new in zip(first, moved, strict=True))
         seen.append([value for r in results for value in (r.loss, r.grad_norm, r.lr)])
     return seen
 
