@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,28 +16,35 @@ from rl.types import AskedResponse, Group, Rollout, TrainRollout
 
 
 def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale) -> list[TrainRollout]:
-    """Returns a group's responses with their advantages; `scale` has counted the step's new groups.
+    """Returns a group's responses, the solution last, with their advantages; `scale` has counted the new groups.
 
     With mask_truncated, truncated responses count in the others' advantages and are left out.
     """
-    advantages_G = compute_advantages(
-        torch.tensor([reward.total for reward in group.rewards]),
-        algorithm.advantage_name,
-        task_std=scale.std(group.prompt),
+    solution, prompt = group.solution, group.prompt
+    rewards = [reward.total for reward in group.rewards] + ([solution.reward] if solution else [])
+    advantages = compute_advantages(
+        torch.tensor(rewards), algorithm.advantage_name, task_std=scale.std(prompt)
+    ).tolist()
+    place = partial(
+        TrainRollout, ref=prompt.ref, prompt_tokens=prompt.num_tokens, prompt_patches=prompt.patches
     )
-    return [
-        TrainRollout(
-            ref=group.prompt.ref,
+    members = [
+        place(
             token_ids=rollout.token_ids,
             logprobs=rollout.logprobs,
             policy_version=rollout.policy_version,
             advantage=advantage,
-            prompt_tokens=group.prompt.num_tokens,
-            prompt_patches=group.prompt.patches,
         )
-        for rollout, advantage in zip(group.rollouts, advantages_G.tolist(), strict=True)
+        for rollout, advantage in zip(group.rollouts, advantages, strict=False)
         if is_trained(rollout, algorithm)
     ]
+    if solution:
+        advantage = 0.0 if solution.is_smoothed else advantages[-1]  # rounding may make it another number
+        version = group.rollouts[0].policy_version
+        members.append(
+            place(token_ids=solution.token_ids, logprobs=None, policy_version=version, advantage=advantage)
+        )
+    return members
 
 
 def is_trained(rollout: Rollout, algorithm: AlgorithmConfig) -> bool:
@@ -47,10 +55,15 @@ def is_trained(rollout: Rollout, algorithm: AlgorithmConfig) -> bool:
 def select_groups(algorithm: AlgorithmConfig, groups: Sequence[Group]) -> list[int]:
     """Returns the indices of the groups to train on: all, or those for which has_signal is true.
 
-    A group without any response to train on is never one.
+    A group without any response to train on is never one; a solution is a response.
     """
-    has_any = [any(is_trained(rollout, algorithm) for rollout in group.rollouts) for group in groups]
-    chosen = [not algorithm.drop_equal_groups or has_signal(group.rewards) for group in groups]
+    has_any = [
+        group.solution is not None or any(is_trained(rollout, algorithm) for rollout in group.rollouts)
+        for group in groups
+    ]
+    chosen = [
+        not algorithm.drop_equal_groups or has_signal(group.rewards, group.solution) for group in groups
+    ]
     return [i for i in range(len(groups)) if has_any[i] and chosen[i]]
 
 

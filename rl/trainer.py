@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -103,7 +104,8 @@ class TrainerWorker:
             packed = [self._with_old_logprobs(batches) for batches in packed]
         packed = self._with_reference_logprobs(packed)
         results = [self._step(batches) for batches in packed]
-        metrics = {name: sum(r.metrics[name] for r in results) / len(results) for name in results[0].metrics}
+        names = sorted({name for r in results for name in r.metrics})  # without a response there are no quantiles
+        metrics = {name: fmean(r.metrics[name] for r in results if name in r.metrics) for name in names}
         return metrics | {
             "loss": sum(r.loss for r in results) / len(results),
             "grad_norm": sum(r.grad_norm for r in results) / len(results),

@@ -68,6 +68,16 @@ class Reward:
     judged: Literal["off", "no", "asked", "cached"] = "off"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """The reference solution of a prompt as a member of its group, see algorithms/solution.py."""
+
+    token_ids: NDArray[np.int32]  # ends with <|im_end|>
+    reward: float  # after the controls of algorithm.solution
+    accuracy: float
+    is_smoothed: bool  # the reward is the rollouts' mean, and the advantage 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """A prompt with its G rollouts and their rewards."""
@@ -75,6 +85,7 @@ class Group:
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     rewards: tuple[Reward, ...]
+    solution: Solution | None = None
     fault: BadSample | None = (
         None  # in evaluation: why the prompt could not be asked, so that it has no rollouts
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.config import AdvantageName
-from rl.types import Group, Prompt, Reward
+from rl.types import Group, Prompt, Reward, Solution
 
 STD_EPS = 1e-6
 MIN_TASK_STD = 1e-3
@@ -112,13 +112,18 @@ class TaskScale:
         return {task: list(moments) for task, moments in self._moments.items()}
 
 
-def has_signal(rewards: Sequence[Reward]) -> bool:
+def has_signal(rewards: Sequence[Reward], solution: Solution | None = None) -> bool:
     """Returns True if a group's responses differ in accuracy; a group of one always has a signal.
+
+    A solution is one of them, unless it has the rollouts' mean.
 
     The total is not compared: a group that agrees on accuracy and differs in format only would be normalised
     to full-size advantages for its format.
     """
-    return len(rewards) == 1 or len({reward.verdict.accuracy for reward in rewards}) > 1
+    accuracies = {reward.verdict.accuracy for reward in rewards}
+    if solution is None:
+        return len(rewards) == 1 or len(accuracies) > 1
+    return len(accuracies if solution.is_smoothed else accuracies | {solution.accuracy}) > 1
 
 
 def _task(prompt: Prompt) -> str:

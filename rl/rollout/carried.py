@@ -19,7 +19,7 @@ from data_pipeline.files import atomic_writer, to_json
 from data_pipeline.types import SampleRef
 from data_pipeline.verify.check import Verdict
 from megatron_omr.train.run_folder import checkpoint_name, list_checkpoints
-from rl.types import Group, Prompt, Reward, Rollout
+from rl.types import Group, Prompt, Reward, Rollout, Solution
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def load_carried(run: Path, step: int, count: int) -> list[Group]:
 
 
 def _describe(group: Group) -> dict[str, Any]:
-    """Returns all but the arrays."""
+    """Returns all but the arrays of rollouts."""
+    solution = group.solution
     rollouts = [
         {f.name: getattr(rollout, f.name) for f in fields(rollout) if f.name not in _ARRAYS}
         for rollout in group.rollouts
@@ -81,12 +82,15 @@ def _describe(group: Group) -> dict[str, Any]:
         "prompt": asdict(group.prompt),
         "rollouts": rollouts,
         "rewards": [asdict(reward) for reward in group.rewards],
+        "solution": solution and asdict(solution) | {"token_ids": solution.token_ids.tolist()},
     }
 
 
 def _restore(row: dict[str, Any], arrays: Any) -> Group:
     """Returns a group; takes the arrays of its rollouts from the iterator."""
     prompt = row["prompt"]
+    if solution := row["solution"]:
+        solution = Solution(**{**solution, "token_ids": np.array(solution["token_ids"], np.int32)})
     prompt |= {"ref": SampleRef(**prompt["ref"]), "patches": tuple(prompt["patches"])}
     return Group(
         prompt=Prompt(**prompt),
@@ -97,6 +101,7 @@ def _restore(row: dict[str, Any], arrays: Any) -> Group:
             Reward(**{**reward, "verdict": Verdict(**reward["verdict"]), "errors": tuple(reward["errors"])})
             for reward in row["rewards"]
         ),
+        solution=solution,
     )
 
 

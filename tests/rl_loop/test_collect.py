@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
+from rl.algorithms.solution import build_solution
 from rl.config import RLConfig, SamplingConfig
 from rl.prompts.stream import PromptStream
 from rl.rollout.carried import load_carried, save_carried
@@ -78,7 +79,8 @@ def flatten(group: Group) -> list[object]:
     """Returns all fields of a group, arrays as lists, for comparison."""
     arrays = [(r.token_ids.tolist(), r.token_ids.dtype, r.logprobs.tolist()) for r in group.rollouts]
     others = [(r.response, r.finish_reason, r.policy_version, r.logprobs.dtype) for r in group.rollouts]
-    return [group.prompt, group.rewards, group.fault, arrays, others]
+    solution = group.solution and [*vars(group.solution).items(), group.solution.token_ids.dtype]
+    return [group.prompt, group.rewards, group.fault, arrays, others, repr(solution)]
 
 
 def test_rounds_ask_for_what_is_missing_over_the_share_with_a_signal() -> None:
@@ -152,7 +154,8 @@ def test_carried_groups_come_back_whole_from_a_file(tmp_path: Path) -> None:
     strange = make_group(
         replace(make_prompt(9, kind="a"), patches=(4, 16)), [0.1 + 0.2, 1], finish_reason="length"
     )
-    collector.carried.append(strange)
+    solution = build_solution([7, 2], reward=0.9, accuracy=1.0, rewards=strange.rewards, smooth=True)
+    collector.carried += [strange, replace(strange, solution=solution)]
     state = collector.save(1)
     resumed, engines = build(config(tmp_path, oversampling=2), lambda number: True)
     resumed.load(1, state)
