@@ -104,7 +104,9 @@ class TrainerWorker:
             packed = [self._with_old_logprobs(batches) for batches in packed]
         packed = self._with_reference_logprobs(packed)
         results = [self._step(batches) for batches in packed]
-        names = sorted({name for r in results for name in r.metrics})  # without a response there are no quantiles
+        names = sorted(
+            {name for r in results for name in r.metrics}
+        )  # without a response there are no quantiles
         metrics = {name: fmean(r.metrics[name] for r in results if name in r.metrics) for name in names}
         return metrics | {
             "loss": sum(r.loss for r in results) / len(results),
