@@ -23,6 +23,7 @@ from rl.rewards.registry import load_functions
 from rl.rewards.scorer import Scorer
 from rl.rollout.collect import Collector
 from rl.rollout.manager import RolloutManager
+from rl.rollout.solutions import collecting
 from rl.timer import PhaseTimer
 from rl.trainer_group import TrainerGroup, learn
 
@@ -82,7 +83,8 @@ def run_sync(
 
     Only those that algorithm.dynamic_sampling carries over are of older weights.
     """
-    collector = Collector(config, PromptStream(config), scorer.scoring(engines.generate), scorer.collect)
+    collect = collecting(config, scorer)
+    collector = Collector(config, PromptStream(config), scorer.scoring(engines.generate), collect)
     first_step, state = trainers.resume()
     print(trainers.describe_backends(), flush=True)
     if state:

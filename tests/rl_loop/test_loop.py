@@ -18,7 +18,7 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from megatron_omr.config import CheckpointConfig
 from megatron_omr.train.stop import RESUMABLE
-from rl.algorithms.config import AlgorithmConfig
+from rl.algorithms.config import AlgorithmConfig, KLConfig, SolutionConfig
 from rl.config import RLConfig
 from tests.helpers.bad_samples import bad_questions
 from tests.helpers.processes import find_processes, wait_for_process, wait_until
@@ -131,10 +131,20 @@ def test_killed_trainer_ends_the_run_with_its_name(config: RLConfig, tmp_path: P
 
 
 def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:
-    """GRPO with off-policy mini-batches needs no other change; weights come by broadcasts here, after each step."""
+    """GRPO with off-policy mini-batches needs no other change; weights come by broadcasts here, after each step.
+
+    Each group has its solution, and a penalty for leaving the first weights.
+    """
     from rl.loop import run_rl
 
-    algorithm = AlgorithmConfig(name="grpo", clip_low=1e-4, clip_high=1e-4, num_minibatches=2)
+    algorithm = AlgorithmConfig(
+        name="grpo",
+        clip_low=1e-4,
+        clip_high=1e-4,
+        num_minibatches=2,
+        kl=KLConfig(coefficient=0.01),
+        solution=SolutionConfig(enabled=True),
+    )
     engine = replace(config.engine, weight_transfer="collective")
     run_rl(
         replace(config, run=str(tmp_path), steps=2, prompts_per_step=24, algorithm=algorithm, engine=engine)
@@ -144,6 +154,11 @@ def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None
     assert row["grad_norm"] > 0
     assert row["clip_fraction"] > 0  # the second step's ratios have left the tiny interval
     assert row["mismatch"] < 1e-5
+    # a policy that guesses is nearly always wrong: its groups learn the solution
+    assert row["solutions_used"] == row["groups_kept"] > 12 and row["solutions_missing"] == 0
+    assert 0.5 < row["solution_reward"] <= 0.9 and row["solution_advantage"] > 0.5
+    assert after["reference_kl"] > row["reference_kl"] > 0
+    assert row["sequence_ratio_min"] <= row["sequence_ratio_p50"] <= row["sequence_ratio_max"]
 
 
 def test_run_without_signal_checkpoints_resumes_and_says_why(
