@@ -16,6 +16,7 @@ from data_pipeline.loader.cost import CostModel
 from megatron_omr.faults.heartbeat import Watch, clear_beats
 from megatron_omr.flops import build_cost_model
 from megatron_omr.model_config import ModelConfig
+from rl.algorithms.solution import measure_advantage
 from rl.config import RLConfig
 from rl.groups import split_groups
 from rl.pack import split_by_rank
@@ -182,7 +183,8 @@ def learn(
     mismatch = trainers.check_engines(choose_probes(rollouts, version), version)
     if not kept:
         return mismatch | {"skipped_steps": 0.0}
-    return mismatch | trainers.train(split_groups(kept, config.algorithm.num_minibatches), version)
+    trained = trainers.train(split_groups(kept, config.algorithm.num_minibatches), version)
+    return mismatch | trained | measure_advantage(kept)
 
 
 def choose_probes(rollouts: Sequence[Sequence[TrainRollout]], version: int) -> list[TrainRollout]:

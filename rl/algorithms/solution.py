@@ -46,21 +46,19 @@ def build_solution(
     )
 
 
-def measure_solutions(
-    config: SolutionConfig, groups: Sequence[Group], rollouts: Sequence[Sequence[TrainRollout]]
-) -> dict[str, float]:
-    """Returns metrics of the groups that are trained on: with and without a solution, its mean reward and advantage."""
+def measure_solutions(config: SolutionConfig, groups: Sequence[Group]) -> dict[str, float]:
+    """Returns metrics of the groups that are trained on: how many have a solution and have none, its mean reward."""
     if not config.enabled:
         return {}
     rewards = [group.solution.reward for group in groups if group.solution]
-    advantages = [rollout.advantage for group in rollouts for rollout in group if rollout.logprobs is None]
-    metrics: dict[str, float] = {
+    counts: dict[str, float] = {
         "solutions_used": len(rewards),
         "solutions_missing": len(groups) - len(rewards),
     }
-    if rewards:
-        metrics |= {
-            "solution_reward": float(np.mean(rewards)),
-            "solution_advantage": float(np.mean(advantages)),
-        }
-    return metrics
+    return counts | ({"solution_reward": float(np.mean(rewards))} if rewards else {})
+
+
+def measure_advantage(rollouts: Sequence[Sequence[TrainRollout]]) -> dict[str, float]:
+    """Returns the mean advantage of the solutions in groups, as a metric; nothing where there is none."""
+    advantages = [rollout.advantage for group in rollouts for rollout in group if rollout.logprobs is None]
+    return {"solution_advantage": float(np.mean(advantages))} if advantages else {}

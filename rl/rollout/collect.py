@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.algorithms.config import AlgorithmConfig
+from rl.algorithms.solution import measure_solutions
 from rl.config import RLConfig, SamplingConfig
 from rl.groups import select_groups
 from rl.prompts.stream import PromptStream
@@ -85,6 +86,7 @@ class Collector:
             metrics |= {"sampling_tries": tries, "groups_carried": len(self.carried)}
         if rules.enabled and asked:
             metrics["groups_share"] = found / len(asked)
+        metrics |= measure_solutions(self._algorithm.solution, chosen)
         return Collected(asked=asked, chosen=chosen, metrics=metrics)
 
     def save(self, step: int) -> dict[str, Any]:

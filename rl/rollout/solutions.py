@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Asked = Sequence[tuple[Prompt, tuple[Rollout, ...]]]
 
 
-def collect_groups(config: RLConfig, scorer: Scorer) -> Callable[[Asked], list[Group]]:
+def collecting(config: RLConfig, scorer: Scorer) -> Callable[[Asked], list[Group]]:
     """Returns Scorer.collect, or with algorithm.solution what joins the solutions to its groups."""
     return Solutions(config, scorer).collect if config.algorithm.solution.enabled else scorer.collect
 

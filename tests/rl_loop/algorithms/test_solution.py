@@ -8,7 +8,7 @@ import pytest
 
 from rl.algorithms.advantage import TaskScale
 from rl.algorithms.config import AlgorithmConfig, SolutionConfig
-from rl.algorithms.solution import align_solution, build_solution, measure_solutions
+from rl.algorithms.solution import align_solution, build_solution, measure_advantage, measure_solutions
 from rl.groups import assign_advantages, select_groups
 from rl.types import Group, Reward, TrainRollout
 from tests.helpers.groups import make_group, make_prompt, make_reward
@@ -88,8 +88,10 @@ def test_wrong_group_has_a_signal_with_its_solution_and_a_right_one_has_none() -
 def test_metrics_are_of_the_groups_that_have_a_solution() -> None:
     wrong, right = (make_group(make_prompt(), values) for values in ([0, 0], [1, 0]))
     groups = [wrong, with_solution(wrong), with_solution(right)]
-    found = measure_solutions(WITH_SOLUTION.solution, groups, [train_rollouts(group) for group in groups])
+    found = measure_solutions(WITH_SOLUTION.solution, groups)
     assert (found["solutions_used"], found["solutions_missing"]) == (2, 1)
     assert found["solution_reward"] == pytest.approx((0.9 + 0.55) / 2)  # 0.55: mean of 1 and 0.1
-    assert found["solution_advantage"] == pytest.approx(train_rollouts(groups[1])[-1].advantage / 2)
-    assert measure_solutions(SolutionConfig(), [wrong], [train_rollouts(wrong)]) == {}
+    assert measure_solutions(SolutionConfig(), [wrong]) == {}
+    rollouts = [train_rollouts(group) for group in groups]
+    assert measure_advantage(rollouts) == {"solution_advantage": rollouts[1][-1].advantage / 2}
+    assert measure_advantage(rollouts[:1]) == {}
