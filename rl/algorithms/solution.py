@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rl.algorithms.config import SolutionConfig
 from rl.types import Group, Reward, Solution, TrainRollout
@@ -29,7 +30,12 @@ def align_solution(text: str) -> str:
 
 
 def build_solution(
-    token_ids: Sequence[int], *, reward: float, accuracy: float, rewards: Sequence[Reward], smooth: bool
+    token_ids: Sequence[int] | NDArray[np.int32],
+    *,
+    reward: float,
+    accuracy: float,
+    rewards: Sequence[Reward],
+    smooth: bool,
 ) -> Solution:
     """Returns the solution as the member of a group whose rollouts have `rewards`.
 
