@@ -24,6 +24,7 @@ from megatron_omr.plan.memory import find_engine_problem, plan_engine
 from megatron_omr.plan.search import count_replicas, plan_layout
 from megatron_omr.plan.task import Layout, Task
 from rl.config import EvalConfig, RLConfig
+from rl.rewards.config import is_own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ def check_all(
     return [
         *check_layout(here, recipe, cluster, size),
         *check_inputs(config, login, base),
+        *check_rewards(config, login, base, code),
         check_code(config, code, base),
     ]
 
@@ -158,6 +160,28 @@ def list_inputs(config: object) -> list[tuple[str, str]]:
             if source.corpus == SHARDS or source.rows.path.startswith(("./", "/"))
         ]
     return []
+
+
+def check_rewards(config: object, login: Login, base: str, code: Code) -> Iterator[Check]:
+    """Checks that a user's own reward functions work, and that the job will find their files."""
+    own = config.reward.weights if isinstance(config, RLConfig | EvalConfig) else ()
+    for name in (name for name, _ in own if is_own(name)):
+        file = name.rpartition(":")[0]
+        if not login.exists(file if file.startswith("/") else f"{base}/{file}") and not code.holds(file):
+            where = f"{login.ssh.host}:{base}" if login.ssh.host else base
+            text = (
+                f"{file} will not be found: put it into {where}, or into {code.root} without git ignoring it"
+            )
+            yield Check(name="reward", state="wrong", text=text)
+            continue
+        from rl.rewards.own import find_file, load_own  # with numpy, which the command line does not need
+
+        try:
+            load_own(name)
+        except ValueError as mistake:
+            yield Check(name="reward", state="wrong", text=str(mistake))
+        else:
+            yield Check(name="reward", state="ok", text=f"{name}, of {find_file(name)}")
 
 
 def check_code(config: object, code: Code, base: str) -> Check:

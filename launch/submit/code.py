@@ -34,6 +34,12 @@ class Code:
             f" and {changed} changed file{'s' * (changed > 1)}" if changed else ""
         )
 
+    def holds(self, file: str) -> bool:
+        """Returns True if the code that a job runs has a file of this relative path."""
+        if not self.tree:
+            return (self.root / file).is_file()
+        return bool(_git(self.root, "ls-tree", self.tree, file, check=False))
+
 
 def find_code(root: Path | None = None) -> Code:
     """Returns the code of this package, or of another checkout; changes neither its files nor its index.

@@ -54,7 +54,13 @@ def test_no_response_is_lost_or_doubled_when_engines_die(
     park = EchoEngines(seed, deaths=deaths)
     manager = RolloutManager(park.calls(), EngineConfig(num_engines=num_engines, max_num_seqs=max_num_seqs))
     manager.update_weights(7)
-    found = manager.generate(some_prompts(num_prompts), SAMPLING, 5)
+    told: list[tuple[Prompt, Responses]] = []
+    found = manager.generate(
+        some_prompts(num_prompts), SAMPLING, 5, on_reply=lambda *reply: told.append(reply)
+    )
+    assert sorted((int(prompt.ref.id), id(responses)) for prompt, responses in told) == [
+        (i, id(responses)) for i, responses in enumerate(found)
+    ]
     assert [[r.token_ids.tolist() for r in responses.rollouts] for responses in found] == [
         [[i, 5, 0], [i, 5, 1]] for i in range(num_prompts)
     ]

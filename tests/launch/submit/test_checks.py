@@ -12,12 +12,14 @@ from launch.recipes.clusters import RECIPE_SITES
 from launch.recipes.data import DATA_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from launch.submit.checks import check_inputs, check_layout, check_with_slurm
+from launch.submit.checks import check_inputs, check_layout, check_rewards, check_with_slurm
+from launch.submit.code import find_code
 from launch.submit.config import ClusterFile
 from launch.submit.login import Login
 from launch.submit.size import Size
 from megatron_omr.config import ParallelConfig
 from megatron_omr.plan.shapes import CONFIGS
+from rl.rewards.config import RewardConfig
 
 CLUSTER = ClusterFile(kind="slurm", gpu="h100")
 NODE = Size(nodes=1, tasks_per_node=8, gpus_per_node=8)
@@ -79,3 +81,25 @@ def test_without_slurm_its_opinion_is_unknown(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PATH", str(tmp_path))
     found = check_with_slurm(Login(), "#!/bin/sh\n")
     assert found.state == "unknown" and "this machine has no such command" in found.text
+
+
+def test_own_reward_is_tried_and_looked_for_where_the_job_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def best(given): return 1\ndef wrong(given): return given.nothing")
+    elsewhere = tmp_path / "elsewhere"
+
+    def check(name: str, base: Path) -> tuple[str, str]:
+        reward = RewardConfig(weights=(("accuracy", 1.0), (name, 1.0)))
+        config = replace(RL_RECIPES["demo"](), reward=reward)
+        (found,) = check_rewards(config, Login(), str(base), find_code())
+        return found.state, found.text
+
+    assert check("mine.py:best", tmp_path)[0] == "ok"
+    assert check(f"{tmp_path}/mine.py:best", elsewhere)[0] == "ok"
+    assert check("docs/example_reward.py:shortness", elsewhere)[0] == "ok"  # in the code, which is packed
+    state, text = check("mine.py:best", elsewhere)
+    assert state == "wrong" and f"mine.py will not be found: put it into {elsewhere}" in text
+    state, text = check("mine.py:wrong", tmp_path)
+    assert state == "wrong" and "AttributeError" in text

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import pytest
 from data_pipeline.served.client import ServerDown
 from data_pipeline.served.config import JudgeConfig
 from data_pipeline.verify.config import CheckerConfig
+from rl.config import EngineConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
 from rl.rewards.metrics import compute_reward_metrics
 from rl.rewards.scorer import Scorer
+from rl.rollout.manager import EngineCalls, RolloutManager
 from rl.types import Group, Prompt, Responses, Rollout
 from tests.helpers.adding_teacher import AddingTeacher
 from tests.helpers.flaky_proxy import free_port
@@ -102,6 +105,64 @@ def test_only_wrong_answers_are_judged_and_nobody_waits_for_the_judge(tmp_path: 
         "judge_right": 2,
         "judge_failures": 0,
     }
+
+
+class OneByOne:
+    """An engine that generates the response to one prompt after the other; `generate(number)` is called for each."""
+
+    def __init__(self, response: str, generate: Callable[[int], None]) -> None:
+        self._response, self._generate, self._asked = response, generate, 0
+
+    def calls(self) -> EngineCalls[None, int]:
+        return EngineCalls(
+            start=lambda: None,
+            stop=lambda engine: None,
+            ask=self._ask,
+            update=lambda engines, version: [None],
+            wait=lambda replies: replies[0],
+            take=self._take,
+        )
+
+    def _ask(self, *_: object) -> int:
+        self._asked += 1
+        return self._asked - 1
+
+    def _take(self, reply: int) -> list[Responses]:
+        self._generate(reply)
+        return [Responses(rollouts=(make_rollout(response=self._response),))]
+
+
+def test_scoring_starts_with_the_first_reply_and_never_holds_up_generation(tmp_path: Path) -> None:
+    """The last response comes only when the judge was asked about the first, which replies only after the last came.
+
+    So neither waits for the other, or this would not end.
+    """
+    judge_asked, all_generated = threading.Event(), threading.Event()
+    events: list[str] = []
+
+    def generate(number: int) -> None:
+        if number == 3:
+            assert judge_asked.wait(60)
+            all_generated.set()
+        events.append(f"response {number}")
+
+    def respond(number: int, total: int) -> str:
+        judge_asked.set()
+        assert all_generated.wait(60)
+        events.append("judgement")
+        return EQUIVALENT
+
+    engine, sampling = OneByOne(TAGGED.format("days in a week"), generate), SamplingConfig(n=1)
+    with AddingTeacher() as server:
+        server.respond = respond
+        manager = RolloutManager(engine.calls(), EngineConfig(max_num_seqs=1))
+        with judged(server, tmp_path) as scorer:
+            prompts = [replace(make_prompt(i), question=f"Question {i}?") for i in range(4)]
+            replies = scorer.scoring(manager.generate)(prompts, sampling, 0)
+            groups = scorer.collect([(p, r.rollouts) for p, r in zip(prompts, replies, strict=True)])
+    assert [group.prompt for group in groups] == prompts and rules(groups) == [["judge"]] * 4
+    assert [event for event in events if event != "judgement"] == [f"response {i}" for i in range(4)]
+    assert events.count("judgement") == 4 and events.index("judgement") >= 3
 
 
 def test_judge_is_asked_once_also_by_a_resumed_run(tmp_path: Path) -> None:
