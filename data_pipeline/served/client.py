@@ -84,6 +84,7 @@ class ChatClient:
             timeout=Timeout(None, connect=CONNECT_TIMEOUT),  # _attempt limits the whole request
         )
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._turn = asyncio.Lock()
         self._next_start = 0.0  # time before which no request begins
         self._last_reply = 0.0  # time
         self._is_down = False
@@ -148,13 +149,13 @@ class ChatClient:
             return replace(read_reply(content), seconds=clock() - started)
 
     async def _wait_for_turn(self) -> None:
-        """Waits until a request may begin: they begin at equal distances, `requests_per_second` of them."""
+        """Waits until a request may begin, one at a time: `requests_per_second` begin at equal distances."""
         if not self._config.requests_per_second:
             return
-        now = asyncio.get_running_loop().time()
-        turn = max(now, self._next_start)
-        self._next_start = turn + 1 / self._config.requests_per_second
-        await asyncio.sleep(turn - now)
+        clock = asyncio.get_running_loop().time
+        async with self._turn:
+            await asyncio.sleep(self._next_start - clock())
+            self._next_start = clock() + 1 / self._config.requests_per_second
 
     def _raise_status(self, status: int, detail: str, retry_after: str) -> NoReturn:
         if status in FATAL:

@@ -43,9 +43,18 @@ MAY_CHANGE = (
     "optim.max_bad_steps",
     "max_mismatch",
     "held_out",
+    "reward.max_errors",
+    "reward.judge.base_url",
+    "reward.judge.api_key_env",
+    "reward.judge.concurrency",
+    "reward.judge.requests_per_second",
+    "reward.judge.timeout",
+    "reward.judge.retries",
+    "reward.judge.unavailable_timeout",
+    "reward.judge.when_down",
 )
-"""Fields that a resumed run may change: length, layout, kernels, how often to save, limits past which a run stops, and
-what is measured beside it.
+"""Fields that a resumed run may change: length, layout, kernels, how often to save, where a judge is served and how it
+is asked, limits past which a run stops, and what is measured beside it.
 All others decide the result."""
 
 MAX_RUNS = 10

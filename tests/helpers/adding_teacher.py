@@ -21,6 +21,7 @@ class AddingTeacher(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # as many may connect at once as a client has in flight
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -64,7 +64,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
             precision="fp32", max_model_len=384, max_num_seqs=16, max_images=1, cpu_kv_cache_gib=0.5
         ),
         sampling=SamplingConfig(n=4, max_tokens=40),
-        reward=RewardConfig(checker=CheckerConfig(workers=1)),
+        reward=RewardConfig(
+            # an own function, which is logged and changes nothing
+            weights=(("accuracy", 0.9), ("format", 0.1), ("docs/example_reward.py:shortness", 0.0)),
+            checker=CheckerConfig(workers=1),
+        ),
         image=image,
         optim=OptimConfig(lr=1e-4, schedule="constant", warmup_steps=0),
         checkpoint=CheckpointConfig(every=2, keep=2),

@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.failures import RankError
+from data_pipeline.served.config import JudgeConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from megatron_omr.config import CheckpointConfig
 from megatron_omr.train.stop import RESUMABLE
 from rl.algorithms.config import AlgorithmConfig, KLConfig, SolutionConfig
 from rl.config import RLConfig
+from tests.helpers.adding_teacher import AddingTeacher
 from tests.helpers.bad_samples import bad_questions
 from tests.helpers.processes import find_processes, wait_for_process, wait_until
 from tests.helpers.rl_rows import SAME, responses, rows
@@ -39,6 +41,14 @@ def test_weights_train_and_engines_follow(finished: Path, config: RLConfig) -> N
     assert all(row["mismatch_mean"] < 1e-5 and row["mismatch_max"] < 1e-4 for row in seen)
     assert all(0 <= row["reward_accuracy"] <= 1 and row["grad_norm"] > 0 for row in seen)
     assert all(row["mismatch"] < 1e-5 for row in seen), "of responses that share a prompt"
+    for row in rows(finished, "rollouts"):
+        for scored in row["responses"]:
+            shorter = 1 - scored["response_len"] / config.sampling.max_tokens
+            own = pytest.approx(scored["accuracy"] * shorter)
+            assert scored["parts"] == {**{n: scored[n] for n in ("accuracy", "format")}, "shortness": own}
+            assert scored["reward"] == pytest.approx(0.9 * scored["accuracy"] + 0.1 * scored["format"])
+    assert all(0 <= row["reward_shortness"] <= row["reward_accuracy"] for row in seen)
+    assert len(list((finished / "rewards").glob("shortness-*.py"))) == 1
     before = Path(config.model, "model.safetensors").read_bytes()
     assert (finished / "hf" / "model.safetensors").read_bytes() != before
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
@@ -164,15 +174,21 @@ def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None
 def test_run_without_signal_checkpoints_resumes_and_says_why(
     config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Prompts that are too hard: no optimizer step before the checkpoints."""
+    """Prompts that are too hard, for a judge, too: no optimizer step before the checkpoints."""
     from rl.loop import run_rl
 
     samples = digit_samples("train", 12, seed=4, cell=28, kinds=("largest",), num_digits=(2, 2))
     write_shards([replace(sample, answer="-1") for sample in samples], tmp_path / "hard")
-    for steps in (1, 2):
-        hard = replace(config, shards=str(tmp_path / "hard"), steps=steps, prompts_per_step=2, trainers=1)
-        run_rl(replace(hard, run=str(tmp_path)))
+    with AddingTeacher() as judge:
+        judge.respond = lambda number, total: "Analysis: x\nJudgment: Different"
+        for steps in (1, 2):
+            asked = replace(config.reward, use_judge=True, judge=JudgeConfig(base_url=judge.url))
+            hard = replace(config, shards=str(tmp_path / "hard"), steps=steps, prompts_per_step=2, trainers=1)
+            run_rl(replace(hard, run=str(tmp_path), reward=asked))
     assert [row["groups_kept"] for row in rows(tmp_path)] == [0, 0]
+    assert len(judge.questions) == len(set(judge.questions)) == len(rows(tmp_path, "judge")) > 0
+    assert sum(row["judge_asked"] for row in rows(tmp_path)) == len(judge.questions)
+    assert all(row["judge_failures"] == row["judge_right"] == 0 for row in rows(tmp_path))
     said = [message for message in caplog.messages if "nothing was learned" in message]
     assert [message.partition(":")[0] for message in said] == ["step 1", "step 2"]
     assert all("2 prompts had equal accuracy (0 all right, 2 all wrong)" in message for message in said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -93,6 +94,15 @@ def test_busy_server_is_waited_for(status: int, capsys: pytest.CaptureFixture[st
     assert said.count("is busy") == said.count("responds again") == 1
 
 
+def test_requests_begin_at_equal_distances():
+    """So many in a second, also when all are asked for at once; the first may take until the second is due."""
+    times: list[float] = []
+    with AddingTeacher() as server:
+        server.respond = lambda number, total: times.append(time.monotonic()) or right(total)
+        ask(ServerConfig(base_url=server.url, requests_per_second=20.0), count=9)
+    assert len(times) == 9 and max(times) - min(times) > 0.9 * 7 / 20
+
+
 def test_unreachable_server_fails_with_hint():
     config = ServerConfig(base_url=f"http://127.0.0.1:{free_port()}/v1", model="m", unavailable_timeout=0.5)
     for failed in ask(config, count=2):
@@ -124,6 +134,7 @@ def test_missing_api_key_is_named():
         ("concurrency", 0, "between 1 and 1000"),
         ("timeout", 0.0, "above 0"),
         ("unavailable_timeout", -1.0, "at least 0"),
+        ("requests_per_second", -1.0, "at least 0"),
     ],
 )
 def test_wrong_server_settings_are_named(field: str, value: object, words: str):
@@ -133,7 +144,8 @@ def test_wrong_server_settings_are_named(field: str, value: object, words: str):
 
 def test_judge_needs_an_address():
     assert JudgeConfig().server is None
-    server = JudgeConfig(base_url="http://host/v1", model="m", api_key_env="KEY").server
-    assert server and (server.base_url, server.model, server.api_key_env) == ("http://host/v1", "m", "KEY")
+    fields = {"base_url": "http://host/v1", "model": "m", "api_key_env": "KEY", "concurrency": 3}
+    fields |= {"requests_per_second": 0.5, "timeout": 7.0, "retries": 1, "unavailable_timeout": 9.0}
+    assert JudgeConfig(**fields).server == ServerConfig(**fields)  # pyright: ignore
     with pytest.raises(ValueError, match="must begin with http"):
         JudgeConfig(base_url="nowhere")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from data_pipeline.served.config import JudgeConfig
 from data_pipeline.served.judge import MAX_CANDIDATE_LEN, judge_pairs, parse_judgment
+from data_pipeline.served.verdict_cache import VerdictCache
 from tests.helpers.adding_teacher import AddingTeacher
 
 
@@ -46,3 +48,24 @@ def test_judged_text_is_passed_as_json_and_long_answers_are_not_judged():
         assert judge_pairs(JudgeConfig(base_url=server.url), pairs) == [True, None]
         (asked,) = server.questions
     assert json.loads(asked) == {"question": "1 + 2?", "reference": "3", "candidate": attack}
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b"no JSON", b'{"key": "xyz", "equivalent": true}', b'{"key": 1}', b"[]", b""]
+)
+def test_damaged_verdict_is_named(line: bytes, tmp_path: Path):
+    cache = VerdictCache(tmp_path / "judge.jsonl")
+    key = VerdictCache.key("What?", "3", "three", "m")
+    cache.add(key, "3", "three \ud83d", True)  # half a character, as a response may hold
+    cache.close()
+    again = VerdictCache(tmp_path / "judge.jsonl")
+    assert (len(again), again.get(key), again.get(VerdictCache.key("What?", "3", "three", "n"))) == (
+        1,
+        True,
+        None,
+    )
+    again.close()
+    with (tmp_path / "judge.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(ValueError, match="judge.jsonl:2: no verdict .*; delete that line"):
+        VerdictCache(tmp_path / "judge.jsonl")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from data_pipeline.served.config import JudgeConfig
 from launch.arguments import recipes, run
+from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig, RLConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
 
@@ -82,3 +85,15 @@ def test_the_reward_is_said_in_a_line():
     )
     judged = RewardConfig(use_judge=True, judge=JUDGE).describe()
     assert re.search("strict checker, then the judge$", judged)
+
+
+def test_resumed_run_may_find_the_judge_elsewhere_but_not_leave_it_out_or_take_another(tmp_path: Path):
+    begun = RLConfig(run="r", model="m", shards="s", reward=RewardConfig(use_judge=True, judge=JUDGE))
+    save_config(begun, tmp_path, resumes=False)
+    moved = replace(JUDGE, base_url="http://other/v1", concurrency=8, when_down="count")
+    save_config(replace(begun, reward=replace(begun.reward, judge=moved)), tmp_path, resumes=True)
+    with pytest.raises(ValueError, match="reward.use_judge was True, is False"):
+        save_config(replace(begun, reward=RewardConfig()), tmp_path, resumes=True)
+    another = replace(begun.reward, judge=replace(JUDGE, model="weaker"))
+    with pytest.raises(ValueError, match="reward.judge.model was 'm', is 'weaker'"):
+        save_config(replace(begun, reward=another), tmp_path, resumes=True)
