@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,6 +30,9 @@ from rl.rewards.registry import load_functions
 from rl.types import Group, Prompt, Responses, Reward, Rollout
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 60.0
+"""Seconds after which whoever waits for rewards is told so, each time again."""
 
 
 class _Sampling(Protocol):
@@ -115,6 +118,16 @@ class Scorer:
     def collect(self, asked: Sequence[tuple[Prompt, tuple[Rollout, ...]]]) -> list[Group]:
         """Returns a group for each prompt, in order; waits until the rollouts, which were added before, are scored."""
         jobs = [self._jobs.pop(id(rollouts)) if rollouts else None for _, rollouts in asked]
+        missing = {job.group for job in jobs if job}
+        while missing:
+            done, missing = wait(missing, timeout=PATIENCE, return_when=FIRST_EXCEPTION)
+            for group in done:
+                group.result()  # raises what went wrong
+            if missing:
+                log.warning(
+                    f"the responses to {len(missing)} prompts are still being scored: the run waits for the judge, or "
+                    "for a function of reward.weights"
+                )
         return [
             job.group.result() if job else Group(prompt=prompt, rollouts=(), rewards=())
             for job, (prompt, _) in zip(jobs, asked, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from data_pipeline.served.client import ServerDown
 from data_pipeline.served.config import JudgeConfig
 from data_pipeline.verify.config import CheckerConfig
 from rl.config import EngineConfig, SamplingConfig
+from rl.rewards import scorer as scorer_module
 from rl.rewards.config import RewardConfig
 from rl.rewards.metrics import compute_reward_metrics
 from rl.rewards.scorer import Scorer
@@ -257,6 +259,22 @@ def test_failing_function_is_counted_and_past_the_tolerance_stops_the_run(
         ):
             score(scorer, ask([TAGGED.format(8)] * 2))
     assert len(list((tmp_path / "rewards").glob("fussy-*.py"))) == 1
+
+
+def test_long_wait_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer_module, "PATIENCE", 0.05)
+
+    def respond(number: int, total: int) -> str:
+        while not caplog.messages:
+            time.sleep(0.01)
+        return EQUIVALENT
+
+    with AddingTeacher() as server, judged(server, tmp_path) as scorer:
+        server.respond = respond
+        assert rules(score(scorer, ask([TAGGED.format("days in a week")]))) == [["judge"]]
+    assert "responses to 1 prompts are still being scored: the run waits for the judge" in caplog.messages[0]
 
 
 def test_error_of_the_checker_reaches_those_who_wait(tmp_path: Path) -> None:
