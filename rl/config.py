@@ -204,6 +204,12 @@ class RLConfig:
         self.reward.check_limit(
             min([self.sampling.max_tokens, *(tokens for _, tokens in self.sampling.stages)])
         )
+        solution, right = self.algorithm.solution, self.reward.correct_by
+        if solution.enabled and solution.without_format and right not in self.reward.names:
+            raise ValueError(
+                f"algorithm.solution.without_format leaves a solution nothing but its {right}, which reward.weights "
+                f"does not hold; add {right}, or set without_format to False"
+            )
         if self.held_out.shards and self.held_out.temperature not in (0, self.sampling.temperature):
             raise ValueError(
                 f"held_out.temperature={self.held_out.temperature:g} must be sampling.temperature="

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
+from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig, SolutionConfig
 from rl.config import EngineConfig, EvalConfig, HeldOutConfig, PromptConfig, RLConfig, SamplingConfig
+from rl.rewards.config import RewardConfig
 
 RL = RLConfig(run="r", model="m", shards="s")
 
@@ -23,6 +24,14 @@ RL = RLConfig(run="r", model="m", shards="s")
         (lambda: AlgorithmConfig(dual_clip=0.5), "algorithm.dual_clip=0.5 is a ratio above 1"),
         (lambda: AlgorithmConfig(name="sapo", clip_high=0.2), "clip_high=0.2 do nothing for sapo"),
         (lambda: AlgorithmConfig(sapo_temperatures=(1, 0)), "sapo_temperatures=.1, 0. must be above 0"),
+        (
+            lambda: replace(
+                RL,
+                reward=RewardConfig(weights=(("format", 1.0),)),
+                algorithm=AlgorithmConfig(solution=SolutionConfig(enabled=True)),
+            ),
+            "algorithm.solution.without_format leaves a solution nothing but its accuracy",
+        ),
         (
             lambda: AlgorithmConfig(task_scale_decay=1),
             "algorithm.task_scale_decay=1 must be at least 0 and below 1",
