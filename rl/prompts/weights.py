@@ -24,7 +24,7 @@ _DRAWS = 0x766172  # seeds these draws apart from the stream's
 class PassRates:
     """The accuracy of each prompt's last group, and the weights that follow from them at a refresh.
 
-    Takes 8 bytes a sample of the data (0.6 MB for 74,000, 8 MB for a million) and twice that while it draws.
+    Takes 8 bytes a sample of the data (0.6 MB for 74,000, 8 MB for a million), and up to four times that while it draws.
     """
 
     def __init__(self, index: ShardIndex, seed: int) -> None:
@@ -61,7 +61,7 @@ class PassRates:
         return [self._index[int(place)] for place in sorted(chosen)]
 
     def state_dict(self) -> dict[str, str]:
-        """Returns rates and weights as text: 5 bytes a sample at the most, as few values differ."""
+        """Returns rates and weights as text: about 2 bytes a sample with 16 responses each, as few values differ."""
         return {"rates": _to_text(self._rates), "weights": _to_text(self._weights)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
