@@ -61,7 +61,7 @@ class PassRates:
         return [self._index[int(place)] for place in sorted(chosen)]
 
     def state_dict(self) -> dict[str, str]:
-        """Returns rates and weights as text: about 2 bytes a sample with 16 responses each, as few values differ."""
+        """Returns rates and weights as text: about 2 bytes a sample, as few values differ."""
         return {"rates": _to_text(self._rates), "weights": _to_text(self._weights)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
