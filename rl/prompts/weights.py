@@ -24,7 +24,7 @@ _DRAWS = 0x766172  # seeds these draws apart from the stream's
 class PassRates:
     """The accuracy of each prompt's last group, and the weights that follow from them at a refresh.
 
-    Takes 8 bytes a sample of the data (0.6 MB for 74,000, 8 MB for a million), and up to four times that while it draws.
+    Takes 8 bytes a sample of the data (0.6 MB for 74,000, 8 MB for a million), and some four times that to draw.
     """
 
     def __init__(self, index: ShardIndex, seed: int) -> None:
