@@ -49,12 +49,18 @@ class EchoEngines:
     """Starts EchoEngines, returns their replies in any order, and lets engines die."""
 
     def __init__(
-        self, seed: int = 0, *, deaths: Sequence[int] = (), deaths_in_updates: Sequence[int] = ()
+        self,
+        seed: int = 0,
+        *,
+        deaths: Sequence[int] = (),
+        deaths_in_updates: Sequence[int] = (),
+        kind: type[EchoEngine] = EchoEngine,
     ) -> None:
         """Takes the numbers of the waits and of the updates, counted over all engines, in which an engine dies."""
         self._updates, self._deaths_in_updates = 0, set(deaths_in_updates)
         self.started: list[EchoEngine] = []
         self.room = 99
+        self._kind = kind
         self.asked: list[Reply] = []
         self._random, self._deaths, self._waits = random.Random(seed), set(deaths), 0
 
@@ -71,7 +77,7 @@ class EchoEngines:
     def _start(self) -> EchoEngine:
         if len(self.started) == self.room:
             raise NoRoom("no node has room")
-        self.started.append(EchoEngine(len(self.started)))
+        self.started.append(self._kind(len(self.started)))
         return self.started[-1]
 
     def _stop(self, engine: EchoEngine) -> None:
