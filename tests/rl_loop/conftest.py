@@ -82,7 +82,7 @@ def sampling_config(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) 
     held_out = tmp_path_factory.mktemp("rl") / "held_out"
     kinds = ("largest", "smallest")
     write_shards(digit_samples("test", 16, seed=9, cell=28, kinds=kinds, num_digits=(2, 2)), held_out)
-    dynamic = DynamicSamplingConfig(enabled=True, oversampling=4.0, max_tries=2)
+    dynamic = DynamicSamplingConfig(enabled=True, oversampling=2.0, max_tries=4)
     return replace(
         config,
         prompts_per_step=3,

@@ -58,7 +58,7 @@ def test_weights_train_and_engines_follow(finished: Path, config: RLConfig) -> N
 def test_steps_are_filled_with_groups_that_differ_in_accuracy(finished: Path) -> None:
     """A policy that guesses a digit is right once in ten: a third of the groups has a signal."""
     seen = rows(finished)
-    assert all(row["groups_kept"] == 3 and row["groups_total"] > 3 for row in seen)
+    assert all(row["groups_kept"] == 3 for row in seen) and any(row["sampling_tries"] > 1 for row in seen)
     assert any(row["groups_carried"] for row in seen[:2]), "for the test of what a resumed run does with them"
     # of groups that were carried over, the old logprobs are those of older weights
     stale = [False, *(row["groups_carried"] > 0 for row in seen[:-1])]
