@@ -14,7 +14,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig
 from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
-from rl.config import EngineConfig, RLConfig, SamplingConfig
+from rl.config import EngineConfig, PromptConfig, RLConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
 
 
@@ -82,6 +82,17 @@ def openmmreasoner_gspo_n8() -> RLConfig:
 def openmmreasoner_gspo_t14() -> RLConfig:
     """Stability study: GSPO sampling at temperature 1.4 instead of 1.0, at which the paper's run collapses."""
     return _with_sampling(openmmreasoner_gspo(), "openmmreasoner_gspo_t14", temperature=1.4)
+
+
+def openmmreasoner_gspo_curriculum() -> RLConfig:
+    """Ablation: GSPO on easy questions first, which the paper finds worse, 52.5 against 54.3.
+
+    The shards need metadata pass_rate, of the paper's Qwen3-VL-8B or another model: `omr data score` measures it.
+    """
+    recipe = openmmreasoner_gspo()
+    return replace(
+        recipe, run="runs/openmmreasoner_gspo_curriculum", prompts=PromptConfig(order="easy_first")
+    )
 
 
 def openmmreasoner_grpo() -> RLConfig:

@@ -21,6 +21,7 @@ RL_RECIPES: dict[str, Callable[..., RLConfig]] = {
     "openmmreasoner_gspo_4": omr.openmmreasoner_gspo_4,
     "openmmreasoner_gspo_n8": omr.openmmreasoner_gspo_n8,
     "openmmreasoner_gspo_t14": omr.openmmreasoner_gspo_t14,
+    "openmmreasoner_gspo_curriculum": omr.openmmreasoner_gspo_curriculum,
     "openmmreasoner_grpo": omr.openmmreasoner_grpo,
     "openmmreasoner_dapo": omr.openmmreasoner_dapo,
     "openmmreasoner_dapo_n8": omr.openmmreasoner_dapo_n8,
@@ -29,4 +30,5 @@ RL_RECIPES: dict[str, Callable[..., RLConfig]] = {
     "openmmreasoner_32b_gspo": omr.openmmreasoner_32b_gspo,
     "visurf": rl_others.visurf,
     "mmvistareason_gspo": rl_others.mmvistareason_gspo,
+    "mmr1": rl_others.mmr1,
 }

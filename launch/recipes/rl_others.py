@@ -7,7 +7,7 @@ from dataclasses import replace
 from data_pipeline.encode.config import ImageConfig
 from launch.recipes.openmmreasoner import openmmreasoner_gspo
 from rl.algorithms.config import AlgorithmConfig, KLConfig, SolutionConfig
-from rl.config import RLConfig
+from rl.config import PromptConfig, RLConfig
 
 
 def visurf() -> RLConfig:
@@ -54,4 +54,27 @@ def mmvistareason_gspo() -> RLConfig:
         algorithm=AlgorithmConfig(name="gspo", drop_equal_groups=False, kl=KLConfig(coefficient=0.005)),
         image=ImageConfig(min_pixels=3_136, max_pixels=589_824),
         optim=replace(recipe.optim, lr=5e-6),
+    )
+
+
+def mmr1() -> RLConfig:
+    """MMR1 (arXiv 2509.21268): half of each step's prompts are drawn by the variance of their reward.
+
+    Published (examples/mmr1.yaml of LengSicong/MMR1): GRPO, 512 prompts x 8 responses, temperature 0.6, KL 0.01, half
+    of the prompts in proportion to P (1 - P), P the accuracy of 8 extra responses to every question, measured anew
+    every 4 steps; the paper measures every 28 to 35 steps, and adds a score of how diverse the responses are (0.2).
+    Ours: P is the accuracy of the training's own last responses, so that nothing is sampled for it, and prompts are
+    drawn from those that were asked; no score of diversity; the 35 steps of the paper; reward, learning rate, lengths
+    and as many questions as openmmreasoner_gspo, whose start stands in for MMR1's SFT.
+    """
+    recipe = openmmreasoner_gspo()
+    return replace(
+        recipe,
+        run="runs/mmr1",
+        shards="data/mmr1_rl",
+        steps=recipe.steps // 4,
+        prompts_per_step=512,
+        prompts=PromptConfig(weighted_share=0.5),
+        sampling=replace(recipe.sampling, n=8, temperature=0.6),
+        algorithm=AlgorithmConfig(name="grpo", drop_equal_groups=False, kl=KLConfig(coefficient=0.01)),
     )
