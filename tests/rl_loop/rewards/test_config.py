@@ -51,7 +51,7 @@ def weights(*pairs: tuple[str, float]) -> dict[str, Sequence[tuple[str, float]]]
         (weights(("accuracy", 0)), "all 0, so nothing is learned"),
         (weights(("accuracy", 1), ("accuracy", 2)), "holds accuracy 2 times"),
         (weights(("format", 1), ("mine.py:format", 2)), "holds format 2 times"),
-        (weights(("acuracy", 1)), "no function 'acuracy'; did you mean 'accuracy'? there are accuracy, format"),
+        (weights(("accuracy_", 1)), "no function 'accuracy_'; did you mean 'accuracy'? there are accuracy, format"),
         (weights(("mine.py", 1)), "no function 'mine.py'; there are .* your own as FILE.py:FUNCTION"),
         (weights(("mine.py:", 1)), "mine.py: must be FILE.py:FUNCTION"),
         (weights(("mine.py:errors", 1)), "and not errors or timeouts"),
