@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.recipes import rl as recipes
+from launch.recipes.rl import RL_RECIPES
 from rl.config import HeldOutConfig, RLConfig
 from tests.helpers.hosts import Host, needs_hosts, start_hosts
 from tests.helpers.processes import wait_until
@@ -69,7 +69,7 @@ def test_trainers_on_two_hosts_lose_the_host_of_an_engine(
     engine = replace(sampling_config.engine, num_engines=2, transfer_timeout=8)
     config = replace(sampling_config, run=str(run), engine=engine, held_out=HeldOutConfig())
     words = [sys.executable, "-m", "launch.cli", "rl", "demo"]
-    words += options(asdict(config), asdict(recipes.demo()))
+    words += options(asdict(config), asdict(RL_RECIPES["demo"]()))
     gpus = [{**FAST_NOTICE, "RAY_OVERRIDE_RESOURCES": f'{{"GPU": {count}}}'} for count in (1, 2, 2)]
     with (
         start_hosts(["alpha", "beta", "gamma"], tmp_path.parent) as hosts,  # they see the policy, too
