@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,17 @@ def check_at_least(config: object, section: str = "", **least: float) -> None:
         seen = getattr(config, name)
         if seen is not None and seen < value:
             raise ValueError(f"{section}{name}={seen} must be at least {value}")
+
+
+def check_unused(config: object, section: str, *, switch: str) -> None:
+    """Raises ValueError for a field of a dataclass that is not at its default while the field `switch` is off."""
+    for field in fields(config) if not getattr(config, switch) else ():  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if field.name != switch and value != field.default:
+            raise ValueError(
+                f"{section}{field.name}={value} does nothing without {section}{switch}; set that, or leave "
+                f"{field.name} at {field.default}"
+            )
 
 
 def check_address(place: str | Path) -> None:

@@ -17,7 +17,7 @@ from megatron_omr.config import (
 )
 from megatron_omr.dtypes import Precision
 from rl.algorithms.config import AlgorithmConfig
-from rl.rewards.config import RewardConfig
+from rl.rewards.config import RewardConfig, part_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +204,6 @@ class RLConfig:
         self.reward.check_limit(
             min([self.sampling.max_tokens, *(tokens for _, tokens in self.sampling.stages)])
         )
-        solution, right = self.algorithm.solution, self.reward.correct_by
-        if solution.enabled and solution.without_format and right not in self.reward.names:
-            raise ValueError(
-                f"algorithm.solution.without_format leaves a solution nothing but its {right}, which reward.weights "
-                f"does not hold; add {right}, or set without_format to False"
-            )
         if self.held_out.shards and self.held_out.temperature not in (0, self.sampling.temperature):
             raise ValueError(
                 f"held_out.temperature={self.held_out.temperature:g} must be sampling.temperature="
@@ -219,12 +213,33 @@ class RLConfig:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
             )
+        self._check_groups()
         multiple = self.pack_multiple
         longest = -(-self.engine.max_model_len // multiple) * multiple
         if longest > self.pack_length:
             raise ValueError(
                 f"pack_length={self.pack_length} must hold the longest prompt and response, engine.max_model_len="
                 f"{self.engine.max_model_len} padded to a multiple of {multiple}; raise it to at least {longest}"
+            )
+
+    def _check_groups(self) -> None:
+        """Refuses what the groups of a step make impossible."""
+        algorithm, right = self.algorithm, self.reward.correct_by
+        if algorithm.num_minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"algorithm.num_minibatches={algorithm.num_minibatches} must be at most prompts_per_step="
+                f"{self.prompts_per_step}: the groups of a step are shared out among the mini-batches"
+            )
+        if algorithm.dynamic_sampling.enabled and self.sampling.n == 1 and not algorithm.solution.enabled:
+            raise ValueError(
+                "algorithm.dynamic_sampling.enabled does nothing with sampling.n=1, as one response differs from none; "
+                "set sampling.n to at least 2"
+            )
+        earns = {part_name(name) for name, weight in self.reward.weights if weight}
+        if algorithm.solution.enabled and algorithm.solution.without_format and right not in earns:
+            raise ValueError(
+                f"algorithm.solution.without_format leaves a solution nothing but its {right}, which has no weight in "
+                f"reward.weights; give {right} one, or set without_format to False"
             )
 
     @property

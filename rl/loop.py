@@ -90,7 +90,7 @@ def run_sync(
     if state:
         collector.load(first_step, state)
     engines.update_weights(first_step)
-    scale = TaskScale(config.algorithm.task_scale_decay, state.get("task_scale"))
+    scale = TaskScale(config.algorithm.scale_decay, state.get("task_scale"))
     assign = partial(assign_advantages, algorithm=config.algorithm, scale=scale)
     bad_steps, signal = BadSteps(**state.get("bad_steps", {})), SignalWatch()
     with closing(StepLog(config, first_step)) as log:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from data_pipeline.config import check_at_least
+from data_pipeline.config import check_at_least, check_unused
 
 LossName = Literal["gspo", "gspo_token", "grpo", "dapo", "dr_grpo", "cispo", "sapo"]
 LossMean = Literal["sequences", "tokens", "constant"]
 AdvantageName = Literal["zscore", "mean", "leave_one_out", "task_scale"]
+DUAL_CLIPPED: tuple[LossName, ...] = ("grpo", "dapo", "dr_grpo")
 
 
 class Published(NamedTuple):
@@ -52,6 +53,7 @@ class KLConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "algorithm.kl.", coefficient=0)
+        check_unused(self, "algorithm.kl.", switch="coefficient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class DynamicSamplingConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "algorithm.dynamic_sampling.", oversampling=1, max_tries=1)
+        check_unused(self, "algorithm.dynamic_sampling.", switch="enabled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,10 @@ class SolutionConfig:
     without_format: bool = True
     """Give the solution no reward for its format, only for its answer."""
     smooth: bool = True
-    """Where a rollout earns at least as much, give the solution the rollouts' mean: its advantage is then about 0."""
+    """Where a rollout earns at least as much, give the solution the rollouts' mean: its advantage is then 0."""
+
+    def __post_init__(self) -> None:
+        check_unused(self, "algorithm.solution.", switch="enabled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +96,19 @@ class AlgorithmConfig:
     """Ratios below 1 - clip_low are clipped: gspo 3e-4, grpo and dapo 0.2; cispo 1, which is no bound."""
     clip_high: float | None = None
     """Ratios above 1 + clip_high are clipped: gspo 4e-4, grpo 0.2, dapo 0.28, cispo 4."""
-    dual_clip: float = 3.0
+    dual_clip: float | None = None
     """grpo, dapo, dr_grpo: the loss of a token with a negative advantage stops growing at this ratio; 0 is no bound.
-    3 is verl's, and so that of the released recipe."""
-    sapo_temperatures: tuple[float, float] = (1.0, 1.05)
-    """sapo: of the gate for positive and for negative advantages; the paper's."""
+    By default 3, verl's, and so that of the released recipe."""
+    sapo_temperatures: tuple[float, float] | None = None
+    """sapo: of the gate for positive and for negative advantages; by default the paper's, 1 and 1.05."""
     loss_mean: LossMean | None = None
     """Mean of token losses: over sequences of the mean over their tokens (gspo, grpo, sapo), over all tokens (dapo,
     cispo), or per sequence over the constant sampling.max_tokens (dr_grpo)."""
     advantage: AdvantageName | None = None
     """Distance of a reward from its group's mean: in the group's standard deviations (zscore), as it is (mean,
     dr_grpo) or in running standard deviations of its task (task_scale); or from the others' mean (leave_one_out)."""
-    task_scale_decay: float = 0.99
-    """task_scale: share of the running statistics that a step keeps (OneThinker)."""
+    task_scale_decay: float | None = None
+    """task_scale: share of the running statistics that a step keeps; by default OneThinker's 0.99."""
     num_minibatches: int = 1
     """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
     drop_equal_groups: bool = True
@@ -115,21 +121,17 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, "algorithm.", num_minibatches=1, clip_low=0, clip_high=0, dual_clip=0)
-        if 0 < self.dual_clip <= 1:
+        self._check_used()
+        if 0 < self.dual_clip_ratio <= 1:
             raise ValueError(
                 f"algorithm.dual_clip={self.dual_clip} is a ratio above 1, e.g. 3, or 0 for no bound: at 1 no token "
                 "with a negative advantage would learn"
             )
-        if self.name == "sapo" and (self.clip_low, self.clip_high) != (None, None):
-            raise ValueError(
-                f"algorithm.clip_low={self.clip_low} and clip_high={self.clip_high} do nothing for sapo, which has "
-                "sapo_temperatures instead; leave them out"
-            )
-        if min(self.sapo_temperatures) <= 0:
+        if min(self.gate_temperatures) <= 0:
             raise ValueError(
                 f"algorithm.sapo_temperatures={self.sapo_temperatures} must be above 0, e.g. 1.0 1.05"
             )
-        if not 0 <= self.task_scale_decay < 1:
+        if not 0 <= self.scale_decay < 1:
             raise ValueError(
                 f"algorithm.task_scale_decay={self.task_scale_decay} must be at least 0 and below 1, e.g. 0.99"
             )
@@ -137,6 +139,27 @@ class AlgorithmConfig:
             raise ValueError(
                 "algorithm.drop_equal_groups=False does not go with algorithm.dynamic_sampling.enabled, which asks "
                 "until enough groups have a signal; set it to True"
+            )
+
+    def _check_used(self) -> None:
+        """Refuses a value of another algorithm's field."""
+        clipped = tuple(name for name in PUBLISHED if name != "sapo")
+        users = {
+            "clip_low": clipped,
+            "clip_high": clipped,
+            "dual_clip": DUAL_CLIPPED,
+            "sapo_temperatures": ("sapo",),
+        }
+        for field_name, names in users.items():
+            if (value := getattr(self, field_name)) is not None and self.name not in names:
+                raise ValueError(
+                    f"algorithm.{field_name}={value} does nothing for {self.name}, only for {', '.join(names)}; leave "
+                    "it out"
+                )
+        if self.task_scale_decay is not None and self.advantage_name != "task_scale":
+            raise ValueError(
+                f"algorithm.task_scale_decay={self.task_scale_decay} does nothing for advantage={self.advantage_name}, "
+                "only for task_scale; leave it out"
             )
 
     @property
@@ -147,6 +170,21 @@ class AlgorithmConfig:
             low if self.clip_low is None else self.clip_low,
             high if self.clip_high is None else self.clip_high,
         )
+
+    @property
+    def dual_clip_ratio(self) -> float:
+        """`dual_clip`, 3 where none is given."""
+        return 3.0 if self.dual_clip is None else self.dual_clip
+
+    @property
+    def gate_temperatures(self) -> tuple[float, float]:
+        """`sapo_temperatures`, the paper's where none are given."""
+        return self.sapo_temperatures or (1.0, 1.05)
+
+    @property
+    def scale_decay(self) -> float:
+        """`task_scale_decay`, 0.99 where none is given."""
+        return 0.99 if self.task_scale_decay is None else self.task_scale_decay
 
     @property
     def mean_of_losses(self) -> LossMean:

@@ -206,8 +206,8 @@ def _build_inputs(config: AlgorithmConfig, logprobs_T: Tensor, batch: RolloutBat
         cu_seqlens=batch.packed.cu_seqlens,
         clip_low=clip_low,
         clip_high=clip_high,
-        dual_clip=config.dual_clip,
-        sapo_temperatures=config.sapo_temperatures,
+        dual_clip=config.dual_clip_ratio,
+        sapo_temperatures=config.gate_temperatures,
     )
 
 

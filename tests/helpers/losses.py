@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr.train.losses import LossOutput
-from rl.algorithms.config import AlgorithmConfig
+from rl.algorithms.config import DUAL_CLIPPED, AlgorithmConfig
 from rl.algorithms.policy_loss import PolicyLossInputs, build_policy_loss
 from rl.types import RolloutBatch
 
@@ -84,10 +84,12 @@ def rollout_batch(inputs: PolicyLossInputs) -> RolloutBatch:
 
 
 def configure(inputs: PolicyLossInputs, name: Any, **options: Any) -> AlgorithmConfig:
-    """Returns the config of an algorithm with the clips of `inputs`."""
+    """Returns the config of an algorithm with those clips of `inputs` that it has."""
     if name != "sapo":
         options = {"clip_low": inputs.clip_low, "clip_high": inputs.clip_high} | options
-    return AlgorithmConfig(name=name, dual_clip=inputs.dual_clip, **options)
+    if name in DUAL_CLIPPED:
+        options = {"dual_clip": inputs.dual_clip} | options
+    return AlgorithmConfig(name=name, **options)
 
 
 def evaluate(inputs: PolicyLossInputs, name: Any, **options: Any) -> LossOutput:

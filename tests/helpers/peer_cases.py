@@ -197,8 +197,8 @@ def to_json(config: AlgorithmConfig) -> dict:
     return {
         "name": config.name,
         **({} if config.name == "sapo" else {"clip_low": low, "clip_high": high}),
-        "dual_clip": config.dual_clip,
-        "sapo_temperatures": list(config.sapo_temperatures),
+        "dual_clip": config.dual_clip_ratio,
+        "sapo_temperatures": list(config.gate_temperatures),
         "loss_mean": config.mean_of_losses,
         "kl": {"coefficient": config.kl.coefficient, "estimator": config.kl.estimator},
     }

@@ -81,7 +81,7 @@ def knows(config: AlgorithmConfig) -> bool:
 
 def round_temperatures(config: AlgorithmConfig) -> AlgorithmConfig:
     """Returns the config with SAPO's temperatures in float32, as TRL has them whatever the precision of the loss."""
-    positive, negative = torch.tensor(config.sapo_temperatures, dtype=torch.float32).tolist()
+    positive, negative = torch.tensor(config.gate_temperatures, dtype=torch.float32).tolist()
     return replace(config, sapo_temperatures=(positive, negative))
 
 
@@ -96,9 +96,9 @@ def run_trl(config: AlgorithmConfig, case: Case, *, weighted_kl: bool = False) -
     trainer.loss_type = LOSS_TYPES[config.name, config.mean_of_losses]
     trainer.importance_sampling_level = "sequence" if config.name == "gspo" else "token"
     trainer.epsilon_low, trainer.epsilon_high = low, 1 + high if config.name == "cispo" else high
-    has_dual_clip = config.name in ("grpo", "dapo", "dr_grpo") and config.dual_clip
-    trainer.args.delta = config.dual_clip if has_dual_clip else None
-    trainer.args.sapo_temperature_pos, trainer.args.sapo_temperature_neg = config.sapo_temperatures
+    has_dual_clip = config.name in ("grpo", "dapo", "dr_grpo") and config.dual_clip_ratio
+    trainer.args.delta = config.dual_clip_ratio if has_dual_clip else None
+    trainer.args.sapo_temperature_pos, trainer.args.sapo_temperature_neg = config.gate_temperatures
     trainer.beta, trainer.args.use_bias_correction_kl = config.kl.coefficient, weighted_kl
 
     logprobs_BL = case.logprobs_BL.clone().requires_grad_()

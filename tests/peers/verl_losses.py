@@ -30,14 +30,14 @@ KL_NAMES = {"k1": "k1", "k3": "low_var_kl"}
 def build_actor(config: AlgorithmConfig, **global_batch_info: int) -> ActorConfig:
     """Returns our config as verl's, with the sizes of the global batch where the case is a part of it."""
     low, high = config.clip
-    positive, negative = config.sapo_temperatures
+    positive, negative = config.gate_temperatures
     return ActorConfig(
         strategy="fsdp",
         rollout_n=1,
         use_dynamic_bsz=True,
         clip_ratio_low=low,
         clip_ratio_high=high,
-        clip_ratio_c=config.dual_clip or UNBOUNDED,
+        clip_ratio_c=config.dual_clip_ratio or UNBOUNDED,
         tau_pos=positive,
         tau_neg=negative,
         global_batch_info={"loss_scale_factor": MAX_TOKENS} | global_batch_info,
@@ -61,7 +61,10 @@ def run_verl(config: AlgorithmConfig, case: Case, **global_batch_info: int) -> R
         kl_BL = kl_penalty(logprobs_BL, case.reference_logprobs_BL, KL_NAMES[config.kl.estimator])
         loss = loss + config.kl.coefficient * agg_loss(kl_BL, case.mask_BL, mode, **actor.global_batch_info)
     (gradient_BL,) = torch.autograd.grad(loss, logprobs_BL)
-    has_clip, has_dual_clip = config.name != "sapo", LOSSES[config.name] == "vanilla" and config.dual_clip
+    has_clip, has_dual_clip = (
+        config.name != "sapo",
+        LOSSES[config.name] == "vanilla" and config.dual_clip_ratio,
+    )
     return Result(
         loss=float(loss.detach()),
         gradient_BL=gradient_BL,

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig, SolutionConfig
+from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig, KLConfig, SolutionConfig
 from rl.config import EngineConfig, EvalConfig, HeldOutConfig, PromptConfig, RLConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
 
 RL = RLConfig(run="r", model="m", shards="s")
+SAMPLES_DYNAMICALLY = AlgorithmConfig(dynamic_sampling=DynamicSamplingConfig(enabled=True))
 
 
 @pytest.mark.parametrize(
@@ -21,9 +22,11 @@ RL = RLConfig(run="r", model="m", shards="s")
         (lambda: EngineConfig(tp=0), "engine.tp=0 must be at least 1"),
         (lambda: SamplingConfig(max_tokens=0), "sampling.max_tokens=0 must be at least 1"),
         (lambda: AlgorithmConfig(clip_low=-0.1), "algorithm.clip_low=-0.1 must be at least 0"),
-        (lambda: AlgorithmConfig(dual_clip=0.5), "algorithm.dual_clip=0.5 is a ratio above 1"),
-        (lambda: AlgorithmConfig(name="sapo", clip_high=0.2), "clip_high=0.2 do nothing for sapo"),
-        (lambda: AlgorithmConfig(sapo_temperatures=(1, 0)), "sapo_temperatures=.1, 0. must be above 0"),
+        (lambda: AlgorithmConfig(name="grpo", dual_clip=0.5), "algorithm.dual_clip=0.5 is a ratio above 1"),
+        (
+            lambda: AlgorithmConfig(name="sapo", sapo_temperatures=(1, 0)),
+            "sapo_temperatures=.1, 0. must be above 0",
+        ),
         (
             lambda: replace(
                 RL,
@@ -33,7 +36,7 @@ RL = RLConfig(run="r", model="m", shards="s")
             "algorithm.solution.without_format leaves a solution nothing but its accuracy",
         ),
         (
-            lambda: AlgorithmConfig(task_scale_decay=1),
+            lambda: AlgorithmConfig(advantage="task_scale", task_scale_decay=1),
             "algorithm.task_scale_decay=1 must be at least 0 and below 1",
         ),
         (lambda: SamplingConfig(top_p=0.0), "sampling.top_p=0 must be above 0"),
@@ -70,6 +73,66 @@ RL = RLConfig(run="r", model="m", shards="s")
 def test_values_that_cannot_run_are_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: AlgorithmConfig(name="sapo", clip_high=0.2),
+            "clip_high=0.2 does nothing for sapo, only for gspo,",
+        ),
+        (
+            lambda: AlgorithmConfig(dual_clip=3),
+            "dual_clip=3 does nothing for gspo, only for grpo, dapo, dr_grpo",
+        ),
+        (
+            lambda: AlgorithmConfig(sapo_temperatures=(1, 2)),
+            "does nothing for gspo, only for sapo; leave it out",
+        ),
+        (
+            lambda: AlgorithmConfig(task_scale_decay=0.9),
+            "does nothing for advantage=zscore, only for task_scale",
+        ),
+        (
+            lambda: KLConfig(estimator="k1"),
+            "algorithm.kl.estimator=k1 does nothing without algorithm.kl.coeff",
+        ),
+        (
+            lambda: DynamicSamplingConfig(oversampling=2),
+            "oversampling=2 does nothing without algorithm.dynamic_sampling.enabled; set that, or leave oversampling",
+        ),
+        (lambda: SolutionConfig(smooth=False), "algorithm.solution.smooth=False does nothing without"),
+        (
+            lambda: replace(RL, prompts_per_step=2, algorithm=AlgorithmConfig(num_minibatches=3)),
+            "num_minibatches=3 must be at most prompts_per_step=2",
+        ),
+        (
+            lambda: replace(RL, algorithm=SAMPLES_DYNAMICALLY, sampling=SamplingConfig(n=1)),
+            "dynamic_sampling.enabled does nothing with sampling.n=1",
+        ),
+        (
+            lambda: replace(
+                RL,
+                reward=RewardConfig(weights=(("format", 1.0), ("accuracy", 0.0))),
+                algorithm=AlgorithmConfig(solution=SolutionConfig(enabled=True)),
+            ),
+            "leaves a solution nothing but its accuracy, which has no weight",
+        ),
+    ],
+)
+def test_values_without_effect_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_the_same_values_are_taken_where_they_have_an_effect() -> None:
+    assert AlgorithmConfig(name="grpo", dual_clip=0).dual_clip_ratio == 0
+    assert AlgorithmConfig(name="sapo", sapo_temperatures=(1, 2)).gate_temperatures == (1, 2)
+    assert AlgorithmConfig(advantage="task_scale", task_scale_decay=0.0).scale_decay == 0
+    assert KLConfig(coefficient=0.1, estimator="k1").estimator == "k1"
+    with_solution = replace(SAMPLES_DYNAMICALLY, solution=SolutionConfig(enabled=True, smooth=False))
+    assert replace(RL, algorithm=with_solution, sampling=SamplingConfig(n=1)).sampling.n == 1
 
 
 def test_held_out_questions_are_asked_every_so_many_steps() -> None:
