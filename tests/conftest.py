@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +17,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from data_pipeline.imports import collection_paused
 from data_pipeline.scratch import scratch_folder
 from tests.helpers.browser import start_browser
 from tests.helpers.slurm_cluster import SlurmCluster, skip_without_slurm, start_slurm
@@ -45,13 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure() -> None:
     """Gives the session a temporary folder, as `omr` does for a command."""
     _scratch.enter_context(scratch_folder())
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Imports all tests, and with them every heavy package."""
-    with collection_paused():
-        return (yield)
 
 
 def pytest_unconfigure() -> None:

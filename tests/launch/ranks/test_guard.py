@@ -30,8 +30,8 @@ time.sleep(60)
 
 
 def running(mark: str) -> list[psutil.Process]:
-    found = [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    found = [p for p in psutil.process_iter(["cmdline", "status"]) if mark in (p.info["cmdline"] or [])]
+    return [process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
 
 
 def test_killed_starter_leaves_nothing(tmp_path: Path):
