@@ -48,11 +48,11 @@ def test_guard_ends_with_the_code_of_its_command(ending: str, tmp_path: Path):
     mark = str(tmp_path)
     command = [sys.executable, "-c", RUNAWAY, mark, "ends"] if ending == "command" else ["sleep", "60"]
     guard = subprocess.Popen([sys.executable, "-m", "launch.ranks.guard", *command], stdin=subprocess.PIPE)
-    started = time.monotonic()
     if ending == "command":
         assert guard.wait(20) == 3
     else:
-        time.sleep(0.5)
+        wait_until(psutil.Process(guard.pid).children, seconds=20)
+        started = time.monotonic()
         guard.terminate()  # as scancel sends it to every process; the starter decides
         time.sleep(0.2)
         assert guard.poll() is None and guard.stdin is not None
