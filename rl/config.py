@@ -91,11 +91,20 @@ class SamplingConfig:
                 f"sampling.stages={self.stages} must have 1 to sampling.max_tokens={self.max_tokens} tokens each; "
                 "max_tokens is the longest response of all stages"
             )
+        check_greedy("sampling", self.temperature, self.n)
 
     def at(self, step: int) -> SamplingConfig:
         """Returns the settings of a step, without stages."""
         tokens = [tokens for first, tokens in self.stages if first <= step]
         return replace(self, max_tokens=tokens[-1] if tokens else self.max_tokens, stages=())
+
+
+def check_greedy(section: str, temperature: float, n: int) -> None:
+    """Refuses several greedy responses to a question, which would be one and the same; vLLM refuses them, too."""
+    if temperature == 0 and n > 1:
+        raise ValueError(
+            f"{section}.n={n} must be 1 with {section}.temperature=0: greedy responses are all the same"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +156,7 @@ class HeldOutConfig:
             raise ValueError(
                 f"held_out.top_p={self.top_p:g} must be above 0 and at most 1; 1 samples from all tokens"
             )
+        check_greedy("held_out", self.temperature, self.n)
 
     def is_due(self, step: int) -> bool:
         """Returns True if the weights after `step` steps are to be measured."""

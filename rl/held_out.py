@@ -84,7 +84,8 @@ class HeldOut:
         return metrics | {"seconds_held_out": time.perf_counter() - started}
 
     def close(self) -> None:
-        """Waits until nothing is asked any more."""
+        """Waits until nothing is asked any more; what is being scored is dropped."""
+        self._scorer.drop()
         self._thread.shutdown(cancel_futures=True)
 
     def _measure(self, generate: Generate) -> dict[str, float]:

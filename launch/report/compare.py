@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from data_pipeline.files import read_json, to_json
+from data_pipeline.files import to_json
 from launch.config import RL_STAGES
 from launch.report.charts import Interval
 from launch.report.curves import Curve
@@ -102,17 +103,27 @@ def list_rl_runs(demo: Path) -> list[Path]:
 
 def load_compared(run: Path, name: str, notes: list[str]) -> ComparedRun:
     """Reads one run, which may be unfinished."""
-    path = run / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_config(run / "config.json", notes)
     scores = [
         load_score(place / "summary.json", notes) for place in (run / "eval", run.parent / "eval" / run.name)
     ]
     return ComparedRun(
         name=name,
-        config=dict(_flatten(config)) if isinstance(config, dict) else {},
+        config=dict(_flatten(config)),
         metrics=load_metrics(run, notes),
         score=next((score for score in scores if score), None),
     )
+
+
+def read_config(path: Path, notes: list[str]) -> dict[str, object]:
+    """Returns a run's config; nothing where there is none, or, with a note, where it cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        notes.append(f"{path.parent.name}/{path.name} is not readable and is left out ({error}).")
+        return {}
 
 
 def name_runs(folders: Sequence[Path]) -> list[str]:

@@ -149,7 +149,9 @@ def list_inputs(config: object) -> list[tuple[str, str]]:
     if isinstance(config, SFTConfig):
         return [("model", config.model), ("loader.shards", config.loader.shards)]
     if isinstance(config, RLConfig | EvalConfig):
-        return [("model", config.model), ("shards", config.shards)]
+        held_out = config.held_out.shards if isinstance(config, RLConfig) else ""
+        named = [("model", config.model), ("shards", config.shards), ("held_out.shards", held_out)]
+        return [(field, place) for field, place in named if place]
     if isinstance(config, ToHfConfig | ToMegatronConfig):
         return [("source", config.source)]
     if isinstance(config, CurateConfig):

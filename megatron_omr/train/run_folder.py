@@ -92,12 +92,17 @@ def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
     Fields that are newer than the run had their defaults when it began.
 
     Raises:
-        ValueError: the run resumes, and a field outside MAY_CHANGE differs from the one it began with.
+        ValueError: the run resumes, and a field outside MAY_CHANGE differs from the one it began with, or is gone.
     """
     path, new = run / "config.json", json.loads(to_json(asdict(config)))
     if resumes and path.exists():
-        newer = _decisive(json.loads(to_json(_defaults(config))))
-        check_settings(run, newer | _decisive(read_json(path)), _decisive(new))
+        newer, old = _decisive(json.loads(to_json(_defaults(config)))), _decisive(read_json(path))
+        if gone := sorted(old.keys() - _decisive(new).keys()):
+            raise ValueError(
+                f"{run} was begun by a version that had {', '.join(gone)}, which this one does not have; continue it "
+                "with that version, or begin in another folder"
+            )
+        check_settings(run, newer | old, _decisive(new))
     write_json(path, new)
 
 

@@ -67,10 +67,12 @@ class PromptStream:
         Raises:
             ValueError: more than `max_bad_samples` are bad, or all of them.
         """
-        asked, again = [], self._draw(math.floor(count * self._config.prompts.weighted_share))
-        while missing := count - len(asked):
-            prompts = again + self.take(missing - len(again))
-            again = []
+        num_drawn = math.floor(count * self._config.prompts.weighted_share)
+        in_order = self.take(count - num_drawn)
+        prompts = self._draw(num_drawn, in_order) + in_order
+        prompts += self.take(count - len(prompts))  # where fewer could be drawn
+        asked = []
+        while prompts:
             for prompt, responses in zip(prompts, generate(prompts), strict=True):
                 if responses.fault:
                     error = BadSample(responses.fault, responses.detail)
@@ -78,6 +80,7 @@ class PromptStream:
                     self._skip(prompt.ref, error)
                 else:
                     asked.append((prompt, responses.rollouts))
+            prompts = self.take(count - len(asked))
         return asked
 
     def take(self, count: int) -> list[Prompt]:
@@ -111,14 +114,14 @@ class PromptStream:
             if (step + 1) % self._config.prompts.refresh == 0:
                 self._rates.refresh()
 
-    def _draw(self, count: int) -> list[Prompt]:
-        """Returns up to `count` prompts by their weights."""
+    def _draw(self, count: int, others: Sequence[Prompt]) -> list[Prompt]:
+        """Returns up to `count` prompts by their weights, none of the others that are asked in this round."""
         if not self._rates or not count:
             return []
         self._draws += 1
         questions = [
             read_prompt(self._config.shards, ref, self._limits)
-            for ref in self._rates.draw(count, self._draws)
+            for ref in self._rates.draw(count, self._draws, [prompt.ref for prompt in others])
         ]
         return [prompt for prompt, error in questions if not error]
 

@@ -45,13 +45,15 @@ class PassRates:
         rates = np.nan_to_num(self._rates)
         self._weights = rates * (1 - rates)
 
-    def draw(self, count: int, number: int) -> list[SampleRef]:
+    def draw(self, count: int, number: int, without: Sequence[SampleRef] = ()) -> list[SampleRef]:
         """Returns up to `count` different prompts, in proportion to their weights; fewer where fewer have one.
 
         Args:
             number: of the draw; another gives other prompts.
+            without: prompts that are not drawn.
         """
         places = np.flatnonzero(self._weights)
+        places = np.setdiff1d(places, [self._index.locate(ref) for ref in without])
         count = min(count, len(places))
         if not count:
             return []

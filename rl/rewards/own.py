@@ -63,7 +63,7 @@ def load_own(name: str) -> RewardFunction:
     sys.modules[module_name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"reward.weights: {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -73,7 +73,7 @@ def load_own(name: str) -> RewardFunction:
         raise ValueError(f"reward.weights: {name}: {part_name(name)} {found} in {path}")
     try:
         to_value(function(EXAMPLE))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"reward.weights: {name} fails on the response {_RESPONSE!r}: {type(error).__name__}: {error}"
         ) from error

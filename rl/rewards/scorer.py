@@ -117,7 +117,7 @@ class Scorer:
 
     def collect(self, asked: Sequence[tuple[Prompt, tuple[Rollout, ...]]]) -> list[Group]:
         """Returns a group for each prompt, in order; waits until the rollouts, which were added before, are scored."""
-        jobs = [self._jobs.pop(id(rollouts)) if rollouts else None for _, rollouts in asked]
+        jobs = [self._jobs[id(rollouts)] if rollouts else None for _, rollouts in asked]
         missing = {job.group for job in jobs if job}
         while missing:
             done, missing = wait(missing, timeout=PATIENCE, return_when=FIRST_EXCEPTION)
@@ -128,13 +128,22 @@ class Scorer:
                     f"the responses to {len(missing)} prompts are still being scored: the run waits for the judge, or "
                     "for a function of reward.weights"
                 )
+        for job in filter(None, jobs):
+            del self._jobs[id(job.rollouts)]
         return [
             job.group.result() if job else Group(prompt=prompt, rollouts=(), rewards=())
             for job, (prompt, _) in zip(jobs, asked, strict=True)
         ]
 
+    def drop(self) -> None:
+        """Gives up what is being scored: whoever waits for it, in another thread, gets CancelledError."""
+        for job in list(self._jobs.values()):
+            if not job.group.done() and job.group.cancel():
+                job.group.set_running_or_notify_cancel()  # wakes those who wait
+
     def close(self) -> None:
         """Ends threads and processes; what is being scored is dropped."""
+        self.drop()
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._judge:
             self._judge.close()

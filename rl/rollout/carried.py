@@ -95,7 +95,7 @@ def _restore(row: dict[str, Any], arrays: Any) -> Group:
     return Group(
         prompt=Prompt(**prompt),
         rollouts=tuple(
-            Rollout(**fields, **dict(zip(_ARRAYS, next(arrays), strict=True))) for fields in row["rollouts"]
+            [Rollout(**fields, **dict(zip(_ARRAYS, next(arrays), strict=True))) for fields in row["rollouts"]]
         ),
         rewards=tuple(
             Reward(**{**reward, "verdict": Verdict(**reward["verdict"]), "errors": tuple(reward["errors"])})

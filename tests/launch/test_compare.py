@@ -105,6 +105,9 @@ def test_page_names_what_is_missing(tmp_path: Path):
     ]
     write_json(tmp_path / "started/config.json", json.loads(json.dumps(asdict(recipe("demo_dapo")))))
     write_lines(tmp_path / "bare/metrics.jsonl", [rl_row(1)])
+    write_lines(tmp_path / "torn/metrics.jsonl", [rl_row(1)])
+    (tmp_path / "torn/config.json").write_text('{"seed": 4')
+    paths.append(tmp_path / "torn")
     with (tmp_path / "short/metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "rew')
     out = tmp_path / "page.html"
@@ -126,8 +129,9 @@ def test_page_names_what_is_missing(tmp_path: Path):
         f"short is unfinished: 7 of {STEPS} steps",
         "started has no steps in metrics.jsonl yet",
         "bare has no config.json",
+        "torn/config.json is not readable and is left out",
         "1 unreadable line was skipped",
-        "Not logged by short, started, bare",
+        "Not logged by short, torn, started, bare",
     ):
         assert note in text
     assert "whole is unfinished" not in text

@@ -46,6 +46,15 @@ def test_fields_newer_than_the_run_had_their_defaults(tmp_path: Path) -> None:
         save_config(Config(), tmp_path, resumes=True)
 
 
+def test_run_whose_fields_are_gone_is_refused_by_name(tmp_path: Path) -> None:
+    begun = {"run": "a", "model": "m", "optim": {"lr": 0.1, "beta": 0.9, "max_bad_steps": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    with pytest.raises(
+        ValueError, match=r"begun by a version that had optim.beta, which this one does not have"
+    ):
+        save_config(Config(), tmp_path, resumes=True)
+
+
 def test_resumed_run_keeps_its_number_format_and_may_change_its_kernels(tmp_path: Path) -> None:
     begun = SFTConfig(run="a", model="m", compute=ComputeConfig(fp8="tensorwise"))
     save_config(begun, tmp_path, resumes=False)

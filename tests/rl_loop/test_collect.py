@@ -175,7 +175,7 @@ def test_files_go_with_their_checkpoints(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "carried").iterdir()] == ["step-00000004.npz"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn", "pickle", "other count"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "pickle", "fewer arrays", "other count"])
 def test_damaged_file_is_a_loss_that_is_named(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +187,9 @@ def test_damaged_file_is_a_loss_that_is_named(
         path.write_bytes(path.read_bytes()[:-40])
     if damage == "pickle":
         np.savez(path, groups=np.array([{}]), lengths=[0], token_ids=[0], logprobs=[0])
+    if damage == "fewer arrays":
+        with np.load(path) as data:
+            np.savez(path, allow_pickle=False, **{**data, "lengths": data["lengths"][:1]})
     assert load_carried(tmp_path, 3, 2 if damage == "other count" else 1) == []
     (message,) = caplog.messages
     assert "carried over to step 3 are lost" in message and str(path) in message

@@ -56,6 +56,9 @@ class Scores:
     def scoring(self, generate: Generate) -> Generate:
         return generate
 
+    def drop(self) -> None:
+        pass
+
     def collect(self, asked: Asked) -> list[Group]:
         self.groups.append(
             [

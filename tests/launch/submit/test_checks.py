@@ -19,6 +19,7 @@ from launch.submit.login import Login
 from launch.submit.size import Size
 from megatron_omr.config import ParallelConfig
 from megatron_omr.plan.shapes import CONFIGS
+from rl.config import HeldOutConfig
 from rl.rewards.config import RewardConfig
 
 CLUSTER = ClusterFile(kind="slurm", gpu="h100")
@@ -73,6 +74,9 @@ def test_missing_inputs_are_named_and_addresses_are_not_looked_at(tmp_path: Path
     assert shards.text == f"loader.shards=data/none is not there: no {tmp_path}/data/none"
     far = replace(config, loader=replace(config.loader, shards="s3://bucket/shards"))
     assert [check.state for check in check_inputs(far, Login(), str(tmp_path))] == ["ok", "unknown"]
+    held_out = HeldOutConfig(shards="data/held")
+    rl = replace(RL_RECIPES["demo"](), held_out=held_out)
+    assert "held_out.shards=data/held is not there" in list(check_inputs(rl, Login(), str(tmp_path)))[-1].text
     named = [check.text for check in check_inputs(DATA_RECIPES["own"](), Login(), str(tmp_path))]
     assert named == [f"sources.0.rows.path=./mine.jsonl is not there: no {tmp_path}/mine.jsonl"]
 

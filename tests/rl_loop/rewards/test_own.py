@@ -47,6 +47,7 @@ def test_file_that_is_not_here_is_looked_for_in_the_checkout(tmp_path: Path, mon
         (None, "there is no file .*mine.py, and none in "),
         ("def shortness(:", "cannot be imported: SyntaxError"),
         ("import no_such_module", "cannot be imported: ModuleNotFoundError.*no_such_module"),
+        ("raise SystemExit(0)", "cannot be imported: SystemExit"),
         ("x = 1", "shortness is not there in .*mine.py"),
         ("shortness = 1", "shortness is no function in .*mine.py"),
         ("def shortness(): return 1", "fails on the response .*TypeError.*takes 0 positional"),

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -284,13 +285,16 @@ def test_error_of_the_checker_reaches_those_who_wait(tmp_path: Path) -> None:
             score(scorer, ask(["7"]))
 
 
-def test_close_does_not_wait_for_the_judge(tmp_path: Path) -> None:
+def test_close_does_not_wait_for_the_judge_and_ends_who_does(tmp_path: Path) -> None:
+    """As held-out questions wait in a thread of their own when a run fails: it would never end."""
     release = threading.Event()
-    with AddingTeacher() as server:
+    with AddingTeacher() as server, ThreadPoolExecutor(1) as thread:
         server.respond = lambda number, total: release.wait(60) and EQUIVALENT
         with judged(server, tmp_path) as scorer:
-            (prompt, rollouts), *_ = ask([TAGGED.format("days in a week")])
-            scorer.add(prompt, Responses(rollouts=rollouts), max_tokens=100)
+            groups = thread.submit(score, scorer, ask([TAGGED.format("days in a week")]))
             while not server.questions:
                 threading.Event().wait(0.01)
+            scorer.drop()
+            with pytest.raises(CancelledError):
+                groups.result(timeout=10)
         release.set()
