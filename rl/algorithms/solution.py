@@ -17,16 +17,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.distill.teacher import build_target, parse_response
 from rl.algorithms.config import SolutionConfig
 from rl.types import Group, Reward, Solution, TrainRollout
 
-_TAG = re.compile(r"\s*(</?(?:think|answer)>)\s*")
+_TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def align_solution(text: str) -> str:
-    """Returns a solution in the form of the rollouts: no space around its tags; without tags it is all answer."""
-    aligned = _TAG.sub(r"\1", text.strip())
-    return aligned if "<answer>" in aligned else f"<answer>{aligned}</answer>"
+    """Returns a solution in the form of the rollouts: thoughts and answer in tags, read as a teacher's response is.
+
+    Without tags around the answer it is all that follows the thoughts.
+    """
+    thought, answer = parse_response(text)
+    answer = answer or _TAG.sub("", text.rpartition("</think>")[2]).strip()
+    return build_target(thought, answer) if thought else f"<answer>{answer}</answer>"
 
 
 def build_solution(

@@ -41,6 +41,10 @@ def train_rollouts(group: Group, algorithm: AlgorithmConfig = WITH_SOLUTION) -> 
         ),
         ("<answer>\\boxed{7}</answer>", "<answer>\\boxed{7}</answer>"),
         ("It is 7.\n", "<answer>It is 7.</answer>"),
+        ("<think>a</think>\n\nIt is 7.", "<think>a</think><answer>It is 7.</answer>"),
+        ("a</think><answer>7</answer>", "<think>a</think><answer>7</answer>"),
+        ("a, so <answer>7</answer>", "<think>a, so</think><answer>7</answer>"),
+        ("<think>a</think><answer>7", "<think>a</think><answer>7</answer>"),
     ],
 )
 def test_solution_takes_the_form_of_rollouts(text: str, aligned: str) -> None:
