@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,14 +51,11 @@ def raise_bad_sample(part: int) -> None:
     raise BadSample("text", f"part {part}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """Ray's workers find this module by PYTHONPATH; the session starts with the first part that needs it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        yield
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+@pytest.fixture
+def work(request: pytest.FixtureRequest) -> WorkConfig:
+    if request.param.executor == "ray":
+        request.getfixturevalue("ray_session")
+    return request.param
 
 
 RAY = pytest.param(WorkConfig(workers=2, executor="ray"), marks=pytest.mark.heavy, id="ray")
@@ -71,7 +66,7 @@ EXECUTORS = [
 ]
 
 
-@pytest.mark.parametrize("work", EXECUTORS)
+@pytest.mark.parametrize("work", EXECUTORS, indirect=True)
 def test_results_come_in_order_and_files_are_the_same(work: WorkConfig, tmp_path: Path):
     results = run_parts(partial(write_square, tmp_path), range(9), work=work)
     assert results == [Count(part=part, dropped={"odd": part % 2}) for part in range(9)]
@@ -80,7 +75,7 @@ def test_results_come_in_order_and_files_are_the_same(work: WorkConfig, tmp_path
     }
 
 
-@pytest.mark.parametrize("work", EXECUTORS[1:])
+@pytest.mark.parametrize("work", EXECUTORS[1:], indirect=True)
 def test_a_killed_worker_loses_nothing(work: WorkConfig, tmp_path: Path):
     results = run_parts(partial(die_once, tmp_path), range(8), work=work)
     assert [result.part for result in results] == list(range(8))
@@ -90,24 +85,24 @@ def test_a_killed_worker_loses_nothing(work: WorkConfig, tmp_path: Path):
     assert (tmp_path / "died-2").exists() and (tmp_path / "died-5").exists()
 
 
-@pytest.mark.parametrize("work", EXECUTORS[1:])
+@pytest.mark.parametrize("work", EXECUTORS[1:], indirect=True)
 def test_parts_that_always_kill_their_worker_stop_the_stage(work: WorkConfig):
     with pytest.raises(RuntimeError, match=f"{MAX_BREAKS} times .*a worker died"):
         run_parts(die, range(4), work=work)
 
 
-@pytest.mark.parametrize("work", EXECUTORS)
+@pytest.mark.parametrize("work", EXECUTORS, indirect=True)
 def test_an_exception_reaches_the_caller(work: WorkConfig):
     with pytest.raises(ValueError, match="part 3 is wrong"):
         run_parts(fail_at_3, range(6), work=work)
 
 
-@pytest.mark.parametrize("work", EXECUTORS)
+@pytest.mark.parametrize("work", EXECUTORS, indirect=True)
 def test_a_bad_sample_reaches_the_caller_with_its_reason(work: WorkConfig):
     with pytest.raises(BadSample, match="text: part"):
         run_parts(raise_bad_sample, range(2), work=work)
 
 
-@pytest.mark.parametrize("work", EXECUTORS)
+@pytest.mark.parametrize("work", EXECUTORS, indirect=True)
 def test_no_parts_give_no_results(work: WorkConfig):
     assert run_parts(fail_at_3, [], work=work) == []

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
-from vllm import RequestOutput
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.config import ImageConfig

@@ -13,7 +13,6 @@ import pytest
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.rollout.engine import Engine
-from rl.weight_sync import receiver
 from tests.helpers.weights import LocalTrainers
 from tests.rl_loop.test_engine import SAME, Oracle, engine_config, greedy, questions
 
@@ -44,6 +43,8 @@ def test_every_process_of_a_tensor_parallel_engine_gets_the_weights(
 
 def install_plugin(folder: Path) -> None:
     """Declares the entry point as setup.py does: an environment set up before that lacks it."""
+    from rl.weight_sync import receiver  # imports vLLM, which no other test needs while tests are collected
+
     assert f'"vllm.general_plugins": ["{PLUGIN}"]' in Path("setup.py").read_text()
     name, value = PLUGIN.split(" = ")
     assert EntryPoint(name, value, "vllm.general_plugins").load() is receiver.register

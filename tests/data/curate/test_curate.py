@@ -15,7 +15,6 @@ from data_pipeline.config import WorkConfig
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.curate import curate
 from data_pipeline.curate.funnel import FUNNEL, Funnel
-from data_pipeline.ray_session import stop_ray
 from data_pipeline.select.config import DedupConfig, FilterConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
@@ -157,13 +156,16 @@ def test_published_recipes_name_the_missing_corpus(monkeypatch, tmp_path):
             curate(recipe())
 
 
-@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.heavy)])
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.heavy)])
+def executor(request):
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+    return request.param
+
+
 @pytest.mark.slow
 def test_every_executor_leaves_the_same_bytes(executor, recipe, reference, tmp_path):
-    try:
-        curate(replace(recipe, out=str(tmp_path), work=WorkConfig(executor=executor, workers=2)))
-    finally:
-        stop_ray()
+    curate(replace(recipe, out=str(tmp_path), work=WorkConfig(executor=executor, workers=2)))
     found = files(tmp_path)
     assert found.keys() == reference.keys()
     assert [name for name in found if found[name] != reference[name]] == [NAMES_FOLDERS]

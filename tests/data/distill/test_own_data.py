@@ -17,7 +17,6 @@ from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.curate import curate
 from data_pipeline.curate.funnel import FUNNEL, Funnel
 from data_pipeline.distill.config import TeacherConfig
-from data_pipeline.ray_session import stop_ray
 from data_pipeline.select.config import FilterConfig
 from data_pipeline.served.config import ServerConfig
 from data_pipeline.shards.config import ShardConfig
@@ -109,6 +108,7 @@ def test_in_one_command(place: Path, server: ModelServer):
     assert "data:image" in (place / "runs/mine/samples.html").read_text()
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_distillation_on_ray_gives_the_same_bytes(
     questions: list[Sample], server: ModelServer, tmp_path: Path
 ):
@@ -132,10 +132,7 @@ def test_distillation_on_ray_gives_the_same_bytes(
         responses=FilterConfig(max_pass_rate=0.75),
     )
     curate(local)
-    try:
-        curate(replace(local, out=str(tmp_path / "ray"), work=WorkConfig(executor="ray", workers=2)))
-    finally:
-        stop_ray()
+    curate(replace(local, out=str(tmp_path / "ray"), work=WorkConfig(executor="ray", workers=2)))
     for stage in ("filtered", "selected"):
         assert files(tmp_path / "local" / stage) == files(tmp_path / "ray" / stage)
     assert len(ShardIndex.load(tmp_path / "local/selected/digits")) > 0

@@ -47,17 +47,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def on_ray() -> Iterator[None]:
-    from data_pipeline.ray_session import start_ray, stop_ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))  # where Ray's workers find this module
-        start_ray()
-    yield
-    stop_ray()
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -84,7 +73,8 @@ def test_killed_workers_lose_nothing(source: Path, tmp_path: Path):
 
 
 @pytest.mark.heavy
-def test_killed_workers_lose_nothing_on_ray(source: Path, tmp_path: Path, on_ray: None):
+@pytest.mark.usefixtures("ray_session")
+def test_killed_workers_lose_nothing_on_ray(source: Path, tmp_path: Path):
     check_killed_workers(source, tmp_path, WorkConfig(workers=2, executor="ray"))
 
 
