@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,17 @@ def test_options_in_sentences_exist(capsys: pytest.CaptureFixture[str]):
     assert not {option for option in named if option[0] not in known}
 
 
+@cache
+def list_files() -> list[str]:
+    found = [ROOT / "setup.py", *(path for name in FOLDERS for path in (ROOT / name).rglob("*"))]
+    return [str(path) for path in found if path.suffix != ".pyc"]
+
+
 @page_of_docs
 def test_named_files_and_python_names_exist(page: Path):
-    files = [ROOT / "setup.py", *(path for name in FOLDERS for path in (ROOT / name).rglob("*"))]
     pattern = rf"(?<![\w/])(?:{'|'.join(FOLDERS)})/[\w./-]*\w|[\w/]+\.py\b"
     names = re.findall(pattern, "\n".join(read_code(page)))
-    lost = [name for name in names if not any(str(file).endswith(f"/{name}") for file in files)]
+    lost = [name for name in names if not any(file.endswith(f"/{name}") for file in list_files())]
     text = page.read_text(encoding="utf-8")
     lost += [to for to in re.findall(r"\]\((?!http)([^)#]+)", text) if not (page.parent / to).exists()]
     for module, imported in re.findall(r"^from ([\w.]+) import (\w+)$", text, re.M):
