@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Protocol, TypeVar
 
 from data_pipeline.errors import ErrorBudget
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 60.0
 """Seconds after which whoever waits for rewards is told so, each time again."""
+
+END_TIMEOUT = 10.0
+"""Seconds that a scorer which is closed waits for the function that it is in."""
 
 
 class _Sampling(Protocol):
@@ -74,7 +79,11 @@ class Scorer:
         save_own(config, folder)
         self._judge = JudgeThread(config.judge, folder / "judge.jsonl") if config.use_judge else None
         self.pool = VerifyPool(config.checker)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._is_closed = False
+        # a daemon: a function that never returns must not keep a run that ends from ending
+        self._thread = Thread(target=self._work, name="score", daemon=True)
+        self._thread.start()
         self._jobs: dict[
             int, _Job
         ] = {}  # added and not collected yet, by id() of the rollouts that they hold
@@ -105,7 +114,7 @@ class Scorer:
             job = _Job(prompt, responses.rollouts, max_tokens)
             self._jobs[id(responses.rollouts)] = job
             self._waiting.append(job)
-            self._thread.submit(self._check_waiting)
+            self._calls.put(self._check_waiting)
 
     def scoring(self, generate: Callable[[Sequence[Prompt], S, int, OnReply], R]) -> Callable[..., R]:
         """Returns RolloutManager.generate with the scorer told of every reply, for a call without `on_reply`."""
@@ -143,12 +152,22 @@ class Scorer:
 
     def close(self) -> None:
         """Ends threads and processes; what is being scored is dropped."""
+        self._is_closed = True
         self.drop()
-        self._thread.shutdown(wait=False, cancel_futures=True)
         if self._judge:
             self._judge.close()
-        self._thread.shutdown()
+        self._calls.put(None)
+        self._thread.join(END_TIMEOUT)
+        if self._thread.is_alive():
+            log.warning("a function of reward.weights has not returned; the run ends without it")
         self.pool.close()
+
+    def _work(self) -> None:
+        """Makes the calls that the queue holds, until it is closed; errors reach whoever waits, by _tell."""
+        while call := self._calls.get():
+            with suppress(BaseException):
+                if not self._is_closed:
+                    call()
 
     def _check_waiting(self) -> None:
         """Checks all jobs that wait, maybe none: an earlier call took those of a later one, too."""
@@ -176,7 +195,7 @@ class Scorer:
     def _take_judged(self, job: _Job, asked: Sequence[int], said: Future[list[Judgement]]) -> None:
         """Is called in the judge's thread; functions run in the scorer's alone."""
         if not said.cancelled():
-            self._thread.submit(self._finish_judged, job, asked, said)
+            self._calls.put(partial(self._finish_judged, job, asked, said))
 
     def _finish_judged(self, job: _Job, asked: Sequence[int], said: Future[list[Judgement]]) -> None:
         with self._tell([job]):

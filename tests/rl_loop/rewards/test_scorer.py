@@ -298,3 +298,19 @@ def test_close_does_not_wait_for_the_judge_and_ends_who_does(tmp_path: Path) -> 
             with pytest.raises(CancelledError):
                 groups.result(timeout=10)
         release.set()
+
+
+def test_function_that_never_returns_does_not_keep_a_run_from_ending(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer_module, "END_TIMEOUT", 0.1)
+    release, entered = threading.Event(), threading.Event()
+    with Scorer(RewardConfig(checker=ONE_WORKER), tmp_path) as scorer:
+        scorer._functions["format"] = lambda given: float(entered.set() or release.wait(60))
+        (prompt, rollouts), *_ = ask([TAGGED.format(7)])
+        scorer.add(prompt, Responses(rollouts=rollouts), max_tokens=100)
+        assert entered.wait(60)
+    assert "has not returned" in caplog.text and scorer._thread.daemon
+    release.set()
+    scorer._thread.join(60)
+    assert not scorer._thread.is_alive()
