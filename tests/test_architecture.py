@@ -138,6 +138,8 @@ BROAD_EXCEPTS = {
     "data_pipeline/parts.py": {"run"},
     # a reward function, a user's own too: the response counts as 0, is named, and too many stop the run
     "rl/rewards/compute.py": {"compute_reward"},
+    # the scorer's thread: what goes wrong is handed to whoever waits for the responses
+    "rl/rewards/scorer.py": {"_work"},
     # loading a user's own function and trying it: what it raises is named before anything starts
     "rl/rewards/own.py": {"load_own"},
     # the same from a thread, to the one that waits for its result
