@@ -29,6 +29,7 @@ from data_pipeline.distill.responses import (
     stats_table,
 )
 from data_pipeline.distill.scoring import add_pass_rates, read_scores
+from data_pipeline.files import to_json
 from data_pipeline.served.config import JudgeConfig, ServerConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
@@ -364,6 +365,10 @@ def test_pass_rate_is_the_share_of_right_responses(
     assert scored[0].metadata == samples[0].metadata | {"pass_rate": right[samples[0].id] / 4}
 
 
+def questions_to_judge(asked: list[dict]) -> list[dict[str, str]]:
+    return [json.loads(body["messages"][1]["content"]) for body in asked]
+
+
 @pytest.mark.parametrize("word", ["Equivalent", "Different", "Perhaps"])
 def test_judge_decides_what_the_rules_find_wrong(
     word: str, shards: Path, server: ModelServer, tmp_path: Path, reference: Path
@@ -380,9 +385,16 @@ def test_judge_decides_what_the_rules_find_wrong(
         ask(asking(wanted, k=5))
     is_clear = word != "Perhaps"
     fifth = [r for r in stored(shards, tmp_path) if r.rollout == 4 and (r.reason or r.decided_by == "judge")]
-    assert len(judge.asked) == judged * (1 if is_clear else 2) + len(fifth), "nor when more responses come"
     wrong = [old.key for old in rules if not old.accuracy]
-    assert judged == len(wrong) and {body["temperature"] for body in judge.asked} == {0.0}
+    pairs = {(old.answer, old.extracted) for old in rules if not old.accuracy}
+    first, later = questions_to_judge(judge.asked[:judged]), questions_to_judge(judge.asked[judged:])
+    assert {(q["reference"], q["candidate"]) for q in first} == pairs
+    assert len(first) <= len(wrong) and {body["temperature"] for body in judge.asked} == {0.0}
+    assert not is_clear or len({to_json(q) for q in first}) == len(first), "the same question is asked once"
+    new = {(r.answer, r.extracted) for r in fifth} | (set() if is_clear else pairs)
+    assert {(q["reference"], q["candidate"]) for q in later} == new, (
+        "judgements are kept when more responses come"
+    )
     assert {r.key for r in responses if r.decided_by == "judge"} == set(wrong if word == "Equivalent" else ())
     reason = {"Equivalent": "", "Different": "wrong", "Perhaps": "not_judged"}[word]
     assert {r.reason for r in responses if r.key in wrong} == {reason}
