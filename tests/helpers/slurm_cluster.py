@@ -169,9 +169,13 @@ class SlurmCluster:
         self.wait_until_idle()
 
     def crash(self, node: str) -> None:
-        """Ends a node with all that runs on it at once, as a loss of power does."""
+        """Ends a node with all that runs on it at once, as a loss of power does, and tells the controller.
+
+        That finds it out itself after SlurmdTimeout, and then does the same.
+        """
         self._crashed.append(node)
         self.nodes[node].crash()
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=crashed")
 
     def up(self, node: str) -> None:
         """Starts a crashed node again."""
