@@ -81,6 +81,8 @@ def knows(config: AlgorithmConfig) -> bool:
 
 def round_temperatures(config: AlgorithmConfig) -> AlgorithmConfig:
     """Returns the config with SAPO's temperatures in float32, as TRL has them whatever the precision of the loss."""
+    if config.name != "sapo":
+        return config
     positive, negative = torch.tensor(config.gate_temperatures, dtype=torch.float32).tolist()
     return replace(config, sapo_temperatures=(positive, negative))
 
