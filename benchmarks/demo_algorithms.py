@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks.environment import write_result
 from data_pipeline.files import read_json
@@ -18,7 +19,7 @@ WINDOW = 20
 """First and last steps over which a metric is averaged."""
 
 
-def summarize(evaluation: Path) -> dict[str, object]:
+def summarize(evaluation: Path) -> dict[str, Any]:
     """Returns the numbers of one RL run: its evaluation, and its metrics at both ends."""
     root, run = evaluation.parents[1], evaluation.parents[1] / evaluation.name
     score, before = read_json(evaluation / "summary.json"), read_json(root / "eval/sft/summary.json")
