@@ -37,7 +37,17 @@ def options(config: Mapping[str, object], recipe: Mapping[str, object], prefix: 
             group, _, field = f"{prefix}{name}".rpartition(".")
             yield f"--{group}{'.' * bool(group)}{'' if value else 'no-'}{field}"
         elif value != before:
-            yield from (f"--{prefix}{name}", str(value))
+            yield f"--{prefix}{name}"
+            yield from words_of(value)
+
+
+def words_of(value: object) -> Iterator[str]:
+    """Yields a value as the words of the command line: of pairs, each member."""
+    if isinstance(value, tuple):
+        for member in value:
+            yield from words_of(member)
+    else:
+        yield str(value)
 
 
 def crash_in_generation(hosts: Sequence[Host]) -> None:
