@@ -41,7 +41,7 @@ _JUDGMENT = re.compile(r"Judgment:[ \t]*(Equivalent|Different)")
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the judge said of one candidate."""
+    """The judge's verdict on one candidate."""
 
     is_equal: bool | None  # None: no clear verdict
     detail: str = ""  # its reply, or why there is none

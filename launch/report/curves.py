@@ -137,7 +137,7 @@ def learning_curves(metrics: Metrics) -> list[Curve]:
 
 
 UPDATES = (ENTROPY, CLIP, RATIO, KL, SOLUTIONS, MISMATCH, GRAD_NORM, FAILURES)
-"""What a report shows of the policy and its updates."""
+"""Curves of the policy and its updates, for reports."""
 
 
 def pass_curve(logged: list[str]) -> Curve:

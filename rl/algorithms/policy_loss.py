@@ -66,7 +66,7 @@ class PolicyLossInputs:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenLosses:
-    """What a policy loss gives; outside the response its values mean nothing."""
+    """The output of a policy loss; outside the response its values mean nothing."""
 
     loss_T: Tensor  # carries the gradient
     ratio_T: Tensor  # detached, as it enters the loss
