@@ -87,7 +87,7 @@ class ChatClient:
         self._turn = asyncio.Lock()
         self._next_start = 0.0  # time before which no request begins
         self._last_reply = 0.0  # time
-        self._is_down = False
+        self._down_since: float | None = None  # time
 
     async def __aenter__(self) -> ChatClient:
         self.model = self.model or await self._only_model()
@@ -120,7 +120,7 @@ class ChatClient:
                 away_since = wait = 0.0
             else:
                 self._last_reply = clock()
-                self._log_available()
+                self._log_available(sent=clock() - reply.seconds)
                 return replace(reply, attempts=attempts)
             backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempts - 1, 16))
             await asyncio.sleep(max(wait, backoff * waits.uniform(0.5, 1.0)))
@@ -181,7 +181,7 @@ class ChatClient:
                     raise ValueError(f"{url} lists no models ({error}); set model") from error
                 self._check_unavailable(started, str(error))
             await asyncio.sleep(1.0)
-        self._log_available()
+        self._log_available(sent=asyncio.get_running_loop().time())
         if len(names) != 1:
             raise ValueError(f"{url} serves {', '.join(names) or 'no model'}; set model to the one to ask")
         return names[0]
@@ -196,15 +196,16 @@ class ChatClient:
                 f"{self._config.base_url} was unavailable for unavailable_timeout={limit:g} s ({detail}); start the "
                 "server and run the same command again: it continues where this one stopped"
             )
-        if not self._is_down:
+        if self._down_since is None:
             message = f"cannot be reached or is busy ({detail}); waiting up to {limit:g} s"
             tqdm.write(f"{self._config.base_url} {message}", file=sys.stderr)
-        self._is_down = True
+            self._down_since = asyncio.get_running_loop().time()
 
-    def _log_available(self) -> None:
-        if self._is_down:
+    def _log_available(self, sent: float) -> None:
+        """Says once that the server is back. A reply to a request sent before it was lost does not show that."""
+        if self._down_since is not None and sent >= self._down_since:
             tqdm.write(f"{self._config.base_url} responds again", file=sys.stderr)
-        self._is_down = False
+            self._down_since = None
 
 
 def read_reply(content: bytes) -> Reply:
