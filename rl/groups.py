@@ -32,7 +32,7 @@ def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale
         place(
             token_ids=rollout.token_ids,
             logprobs=rollout.logprobs,
-            policy_version=rollout.policy_version,
+            versions=rollout.versions,
             advantage=advantage,
         )
         for rollout, advantage in zip(group.rollouts, advantages, strict=False)
@@ -40,10 +40,7 @@ def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale
     ]
     if solution:
         advantage = 0.0 if solution.is_smoothed else advantages[-1]  # rounding may make it another number
-        version = group.rollouts[0].policy_version
-        members.append(
-            place(token_ids=solution.token_ids, logprobs=None, policy_version=version, advantage=advantage)
-        )
+        members.append(place(token_ids=solution.token_ids, logprobs=None, versions=(), advantage=advantage))
     return members
 
 
@@ -98,6 +95,7 @@ def build_row(group: Group) -> dict[str, Any]:
     return {
         "ref": asdict(group.prompt.ref),
         "question": group.prompt.question,
-        "policy_version": group.rollouts[0].policy_version,
+        "policy_version": min(rollout.oldest_version for rollout in group.rollouts),
+        "newest_version": max(rollout.newest_version for rollout in group.rollouts),
         "responses": [asdict(record) for record in build_records(group)],
     }

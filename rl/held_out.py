@@ -99,7 +99,7 @@ class HeldOut:
             "held_out_high": high,
             "held_out_len": summary.length.mean,
             "held_out_truncated": summary.truncated / max(1, len(rollouts)),
-            "held_out_version": min((rollout.policy_version for rollout in rollouts), default=-1),
+            "held_out_version": min((rollout.oldest_version for rollout in rollouts), default=-1),
         }
 
     def _ask(self, generate: Generate) -> list[Group]:

@@ -49,7 +49,7 @@ def compute_metrics(groups: Sequence[Group], seconds: Mapping[str, float]) -> di
         **measure_groups(groups),
         **measure_lengths(groups),
         **measure_reflection([rollout.response for rollout in rollouts]),
-        "policy_version": min(rollout.policy_version for rollout in rollouts),
+        "policy_version": min(rollout.oldest_version for rollout in rollouts),
         "response_tokens": float(tokens),
         "tokens_per_second": tokens / seconds["seconds_generate"],
         **seconds,

@@ -71,7 +71,7 @@ def attach_rollouts(
 ) -> list[RolloutBatch]:
     """Returns the packs of these rollouts with advantages and engine logprobs on the response tokens.
 
-    `version` is that of the weights before this step: rollouts of other weights are stale.
+    `version` is that of the weights before this step: tokens that other weights sampled are stale.
     """
     by_name = dict(zip(_name(rollouts), rollouts, strict=True))
     return [_attach(packed, by_name, version) for packed in packs]
@@ -121,8 +121,8 @@ def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout], version: 
         advantages_T[response] = rollout.advantage
         if rollout.logprobs is not None:
             logprobs_T[response] = torch.tensor(rollout.logprobs)
-            fresh_T[response] = float(rollout.is_fresh(version))
-            stale_T[response] = not rollout.is_fresh(version)
+            is_fresh = torch.from_numpy(rollout.find_fresh(version))
+            fresh_T[response], stale_T[response] = is_fresh.float(), ~is_fresh
     return RolloutBatch(
         packed=packed,
         advantages_T=advantages_T,

@@ -38,14 +38,29 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rollout:
-    """One response, as an engine returned it. Its numbers are arrays: Ray copies them as they are, and once a node."""
+class Sampled:
+    """The tokens of a response, and the weights that sampled each."""
 
     token_ids: NDArray[np.int32]  # response only, ends with <|im_end|> unless truncated
+    versions: tuple[tuple[int, int], ...]
+    """Spans of tokens, in order: the version of the weights that sampled them, and how many they are."""
+
+    @property
+    def oldest_version(self) -> int:
+        return min(version for version, _ in self.versions)
+
+    @property
+    def newest_version(self) -> int:
+        return max(version for version, _ in self.versions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rollout(Sampled):
+    """One response, as an engine returned it. Its numbers are arrays: Ray copies them as they are, and once a node."""
+
     logprobs: NDArray[np.float32]  # the engine's, at the sampling temperature, one per response token
     response: str  # decoded without special tokens
     finish_reason: str  # stop | length
-    policy_version: int  # of the weights that wrote it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +115,22 @@ class AskedResponse(ScoredResponse):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainRollout:
+class TrainRollout(Sampled):
     """A response with its advantage, as the trainer learns from it. The prompt's images stay in the shard."""
 
     ref: SampleRef
-    token_ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32] | None  # the engine's; None: the reference solution, which no engine wrote
-    policy_version: int  # of the weights that wrote it; of the solution, those of the others in its group
+    logprobs: NDArray[np.float32] | None  # the engine's; None: the reference solution, which has no versions
     advantage: float
     prompt_tokens: int = 0  # with those of its images
     prompt_patches: tuple[int, ...] = ()  # of each image
 
     def is_fresh(self, version: int) -> bool:
-        """Returns True if an engine sampled the response from weights of this version."""
-        return self.logprobs is not None and self.policy_version == version
+        """Returns True if an engine sampled the whole response from weights of this version."""
+        return self.logprobs is not None and all(own == version for own, _ in self.versions)
+
+    def find_fresh(self, version: int) -> NDArray[np.bool_]:
+        """Returns which tokens an engine sampled from weights of this version."""
+        return np.repeat([own == version for own, _ in self.versions], [count for _, count in self.versions])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

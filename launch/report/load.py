@@ -138,7 +138,8 @@ class RolloutGroup:
     step: int
     ref: SampleRef
     question: str
-    policy_version: int
+    policy_version: int  # the oldest that sampled a token
+    newest_version: int | None = None  # None: the same
     responses: Annotated[tuple[ScoredResponse, ...], Field(min_length=1)]
 
 

@@ -243,7 +243,9 @@ def _card(each: ShownGroup) -> dict[str, object]:
     group, responses = each.group, sorted(each.group.responses, key=lambda scored: -(scored.reward or 0.0))
     right = sum(scored.accuracy >= 0.5 for scored in responses)
     kind = shorten(responses[0].kind, 60).replace("_", " ")
-    facts = [kind, f"policy {group.policy_version}", f"{right} of {len(responses)} right"]
+    newest = group.newest_version if group.newest_version is not None else group.policy_version
+    policy = f"policy {group.policy_version}" + (f" to {newest}" if newest != group.policy_version else "")
+    facts = [kind, policy, f"{right} of {len(responses)} right"]
     return {
         "images": [ShownImage("image")] if each.images is None else list(map(png_image, each.images)),
         "question": group.question,

@@ -94,15 +94,18 @@ def _restore(row: dict[str, Any], arrays: Any) -> Group:
     prompt |= {"ref": SampleRef(**prompt["ref"]), "patches": tuple(prompt["patches"])}
     return Group(
         prompt=Prompt(**prompt),
-        rollouts=tuple(
-            [Rollout(**fields, **dict(zip(_ARRAYS, next(arrays), strict=True))) for fields in row["rollouts"]]
-        ),
+        rollouts=tuple([_restore_rollout(fields, next(arrays)) for fields in row["rollouts"]]),
         rewards=tuple(
             Reward(**{**reward, "verdict": Verdict(**reward["verdict"]), "errors": tuple(reward["errors"])})
             for reward in row["rewards"]
         ),
         solution=solution,
     )
+
+
+def _restore_rollout(fields: dict[str, Any], arrays: tuple[np.ndarray, ...]) -> Rollout:
+    versions = tuple((version, count) for version, count in fields["versions"])
+    return Rollout(**{**fields, "versions": versions}, **dict(zip(_ARRAYS, arrays, strict=True)))
 
 
 def _place(run: Path, step: int) -> Path:

@@ -182,7 +182,7 @@ class Engine:
             ),
             response=self._encoder.decode(ids),
             finish_reason=completion.finish_reason,
-            policy_version=version,
+            versions=((version, len(ids)),),
         )
 
 

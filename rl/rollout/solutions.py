@@ -105,7 +105,7 @@ def read_solution(config: RLConfig, limits: ModelLimits, ref: SampleRef) -> Roll
         logprobs=np.zeros(0, np.float32),
         response=sample.messages[-1].content,
         finish_reason="stop",
-        policy_version=-1,  # of no weights
+        versions=(),
     )
 
 

@@ -30,7 +30,7 @@ class EchoEngine:
                         logprobs=np.zeros(3, np.float32),
                         response="",
                         finish_reason="stop",
-                        policy_version=self.version,
+                        versions=((self.version, 3),),
                     )
                     for i in range(sampling.n)
                 )

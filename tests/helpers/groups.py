@@ -34,7 +34,7 @@ def make_rollout(
         logprobs=-0.1 * np.arange(1, length + 1, dtype=np.float32),
         response=response,
         finish_reason=finish_reason,
-        policy_version=4,
+        versions=((4, length),),
     )
 
 

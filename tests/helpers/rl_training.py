@@ -66,7 +66,7 @@ def oracle_rollouts(config: RLConfig) -> list[TrainRollout]:
                 ref=ref,
                 token_ids=token_ids,
                 logprobs=logprobs.numpy(),
-                policy_version=0,
+                versions=((0, len(token_ids)),),
                 advantage=1.0 if number % 2 else -0.5,
             )
         )

@@ -78,7 +78,7 @@ def numbers(groups: list[Group]) -> list[int]:
 def flatten(group: Group) -> list[object]:
     """Returns all fields of a group, arrays as lists, for comparison."""
     arrays = [(r.token_ids.tolist(), r.token_ids.dtype, r.logprobs.tolist()) for r in group.rollouts]
-    others = [(r.response, r.finish_reason, r.policy_version, r.logprobs.dtype) for r in group.rollouts]
+    others = [(r.response, r.finish_reason, r.versions, r.logprobs.dtype) for r in group.rollouts]
     solution = group.solution and [*vars(group.solution).items(), group.solution.token_ids.dtype]
     return [group.prompt, group.rewards, group.fault, arrays, others, repr(solution)]
 

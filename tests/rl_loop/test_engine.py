@@ -187,7 +187,7 @@ def test_responses_and_logprobs_are_those_of_the_model(
             assert len(rollout.logprobs) == len(rollout.token_ids) <= SAMPLING.max_tokens
             assert (rollout.token_ids[-1] == stop) == (rollout.finish_reason == "stop")
             assert rollout.response == oracle.encoder.decode(rollout.token_ids.tolist())
-            assert rollout.policy_version == 0
+            assert rollout.versions == ((0, len(rollout.token_ids)),)
     more = [rollouts for seed in range(2, 8) for rollouts in generate(engine, prompts, step_seed=seed)]
     assert {rollout.finish_reason for rollouts in sampled + more for rollout in rollouts} == {
         "stop",
@@ -267,7 +267,7 @@ def test_update_reaches_every_weight_and_clears_the_caches(
     update(engine, oracle.change(3), 3)
     probe = greedy(engine, prompts)
     assert oracle.gap(prompts, probe) < SAME
-    assert {rollout.policy_version for rollout in probe} == {engine.version} == {3}
+    assert {rollout.newest_version for rollout in probe} == {engine.version} == {3}
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "corrupted"])

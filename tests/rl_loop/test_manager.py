@@ -37,7 +37,7 @@ def some_prompts(count: int) -> list[Prompt]:
 
 
 def versions(found: Sequence[Responses]) -> set[int]:
-    return {rollout.policy_version for responses in found for rollout in responses.rollouts}
+    return {rollout.oldest_version for responses in found for rollout in responses.rollouts}
 
 
 @settings(deadline=None)

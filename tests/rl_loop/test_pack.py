@@ -105,7 +105,7 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
             ref=refs[k % 2],
             token_ids=np.array(ids, np.int32),
             logprobs=-np.array(ids, np.float32),
-            policy_version=4,
+            versions=((4, len(ids)),),
             advantage=k + 1.0,
         )
         for k, ids in enumerate(responses)
@@ -156,10 +156,16 @@ def test_fresh_stale_and_solution_tokens_are_told_apart(shards: Path, tiny_hf: P
         ref=refs[0],
         token_ids=np.array([20, 21, 2], np.int32),
         logprobs=np.array([-1.0, -2.0, -3.0], np.float32),
-        policy_version=7,
+        versions=((7, 3),),
         advantage=1.0,
     )
-    rollouts = [fresh, replace(fresh, ref=refs[1], policy_version=6), replace(fresh, logprobs=None)]
+    mixed = replace(fresh, versions=((6, 1), (7, 2)))
+    rollouts = [
+        fresh,
+        replace(fresh, ref=refs[1], versions=((6, 3),)),
+        replace(fresh, versions=(), logprobs=None),
+        mixed,
+    ]
     rules = PackRules(
         pack_length=1_200,
         multiple=4,
@@ -180,16 +186,24 @@ def test_fresh_stale_and_solution_tokens_are_told_apart(shards: Path, tiny_hf: P
         if name:
             marks[int(name[-2])] = [part[start:end][learned].tolist() for part in parts]
     own = [-1, -2, -3]
-    assert marks == {0: [[1] * 3, [0] * 3, own], 1: [[0] * 3, [1] * 3, own], 2: [[0] * 3] * 3}
+    assert marks == {
+        0: [[1] * 3, [0] * 3, own],
+        1: [[0] * 3, [1] * 3, own],
+        2: [[0] * 3] * 3,
+        3: [[0, 1, 1], [1, 0, 0], own],
+    }
+    assert fresh.is_fresh(7) and not mixed.is_fresh(7) and not mixed.is_fresh(6)
 
     current_T = torch.full((batch.packed.num_tokens,), -0.5)
     old_T = batch.with_old_logprobs(current_T).old_logprobs_T
     assert old_T is not None
-    assert old_T[batch.stale_T].tolist() == own and (old_T[~batch.stale_T] == -0.5).all()
+    assert (
+        sorted(old_T[batch.stale_T].tolist()) == sorted([*own, -1]) and (old_T[~batch.stale_T] == -0.5).all()
+    )
     output = build_policy_loss(AlgorithmConfig(), max_tokens=8)(current_T, batch.with_old_logprobs(current_T))
-    assert [float(value) for value in output.metrics["mismatch"]] == [0.5 + 1.5 + 2.5, 3]
+    assert [float(value) for value in output.metrics["mismatch"]] == [0.5 + 1.5 + 2.5 + 1.5 + 2.5, 5]
 
     (same,) = attach_rollouts(
-        packs, [replace(r, policy_version=7, logprobs=fresh.logprobs) for r in rollouts], 7
+        packs, [replace(r, versions=((7, 3),), logprobs=fresh.logprobs) for r in rollouts], 7
     )
     assert same.fresh_T is None and same.stale_T is None

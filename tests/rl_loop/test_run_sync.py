@@ -54,7 +54,7 @@ class Trainer:
     def train(self, minibatches: Sequence[Sequence[TrainRollout]], version: int) -> dict[str, float]:
         self.learned.append(
             [
-                (r.ref.id, version - r.policy_version, r.token_ids.tolist(), r.logprobs.tolist(), r.advantage)
+                (r.ref.id, version - r.oldest_version, r.token_ids.tolist(), r.logprobs.tolist(), r.advantage)
                 for minibatch in minibatches
                 for r in minibatch
                 if r.logprobs is not None
@@ -85,7 +85,7 @@ class Guesser(EchoEngine):
                     logprobs=-ids.astype(np.float32) / 7,
                     response=f"<think>a</think><answer>{said}</answer>",
                     finish_reason="length" if rng.random() < 0.2 else "stop",
-                    policy_version=self.version,
+                    versions=((self.version, 3),),
                 )
             )
         return Responses(rollouts=tuple(rollouts))

@@ -98,7 +98,9 @@ def train_on_stale(worker: TrainerWorker, rollouts: list[TrainRollout]) -> tuple
             ratio = 1.0 if name.endswith(f"({len(rollouts) - 1})") else float(gap_T.mean().exp())
             ratios += [ratio] * len(gap_T)
     *stale, last = rollouts
-    return worker.train([[*stale, replace(last, policy_version=1)]], 1), sum(ratios) / len(ratios)
+    return worker.train([[*stale, replace(last, versions=((1, len(last.token_ids)),))]], 1), sum(
+        ratios
+    ) / len(ratios)
 
 
 def pack_rank(config: RLConfig, rollouts: list[TrainRollout]) -> tuple[int, str]:

@@ -59,7 +59,7 @@ def test_solution_that_no_rollout_reaches_has_the_largest_advantage() -> None:
     assert [r.advantage for r in rollouts] == pytest.approx([-0.4472136] * 4, rel=1e-5)
     assert solution.advantage == pytest.approx(1.7888544, rel=1e-5)
     assert solution.logprobs is None and solution.token_ids.tolist() == [7, 8, 2]
-    assert (solution.ref, solution.policy_version) == (rollouts[0].ref, 4)
+    assert (solution.ref, solution.versions) == (rollouts[0].ref, ())
 
 
 def test_solution_that_a_rollout_reaches_gets_their_mean_and_learns_nothing() -> None:
