@@ -48,7 +48,7 @@ class PromptStream:
         self._index = load_samples(config.shards)
         self._refused: dict[SampleRef, BadSample] = {}  # by an engine, which sees more than the limits
         self._rates = PassRates(self._index, config.seed) if config.prompts.weighted_share else None
-        self._draws = 0  # of prompts by their weights
+        self._chosen = self._draws = 0  # prompts chosen, and rounds in which some were drawn by their weights
         warn_of_small_images(config.shards, config.image)
         self._go_to(0, 0)
 
@@ -60,28 +60,46 @@ class PromptStream:
     def ask(
         self, count: int, generate: Callable[[list[Prompt]], Sequence[Responses]]
     ) -> list[tuple[Prompt, tuple[Rollout, ...]]]:
-        """Returns `count` prompts with their rollouts; the next prompts replace those with a fault.
-
-        With prompts.weighted_share, some are drawn again from those that learn() was told about.
+        """Returns `count` prompts, those of choose(), with their rollouts; the next prompts replace those with a fault.
 
         Raises:
             ValueError: more than `max_bad_samples` are bad, or all of them.
         """
-        num_drawn = math.floor(count * self._config.prompts.weighted_share)
-        in_order = self.take(count - num_drawn)
-        prompts = self._draw(num_drawn, in_order) + in_order
-        prompts += self.take(count - len(prompts))  # where fewer could be drawn
-        asked = []
+        prompts, asked = self.choose(count), []
         while prompts:
             for prompt, responses in zip(prompts, generate(prompts), strict=True):
                 if responses.fault:
-                    error = BadSample(responses.fault, responses.detail)
-                    self._refused[prompt.ref] = error
-                    self._skip(prompt.ref, error)
+                    self.refuse(prompt, responses)
                 else:
                     asked.append((prompt, responses.rollouts))
             prompts = self.take(count - len(asked))
         return asked
+
+    def choose(self, count: int) -> list[Prompt]:
+        """Returns the next `count` prompts to ask; tell refuse() which of them have a fault.
+
+        With prompts.weighted_share, so many of all that were ever chosen, rounded down, are drawn again from those that
+        learn() was told about; fewer where fewer can be.
+
+        Raises:
+            ValueError: more than `max_bad_samples` are bad, or all of them.
+        """
+        share = self._config.prompts.weighted_share
+        num_drawn = math.floor((self._chosen + count) * share) - math.floor(self._chosen * share)
+        self._chosen += count
+        in_order = self.take(count - num_drawn)
+        prompts = self._draw(num_drawn, in_order) + in_order
+        return prompts + self.take(count - len(prompts))  # where fewer could be drawn
+
+    def refuse(self, prompt: Prompt, responses: Responses) -> None:
+        """Counts a prompt that an engine found a fault in, and does not choose it again.
+
+        Raises:
+            ValueError: more than `max_bad_samples` are bad.
+        """
+        error = BadSample(responses.fault, responses.detail)
+        self._refused[prompt.ref] = error
+        self._skip(prompt.ref, error)
 
     def take(self, count: int) -> list[Prompt]:
         """Returns the next `count` prompts that can be asked, without decoding their images.
@@ -138,7 +156,11 @@ class PromptStream:
         self._bad.add(ref.id, error)
 
     def state_dict(self) -> dict[str, Any]:
-        own = {} if self._rates is None else {"draws": self._draws, **self._rates.state_dict()}
+        own = {} if self._rates is None else {
+            "chosen": self._chosen,
+            "draws": self._draws,
+            **self._rates.state_dict(),
+        }
         return {
             "seed": self._config.seed,
             "data": self._index.digest,
@@ -161,7 +183,7 @@ class PromptStream:
                 )
         self._go_to(int(state["epoch"]), int(state["position"]))
         if self._rates:
-            self._draws = state["draws"]
+            self._chosen, self._draws = state.get("chosen", 0), state["draws"]
             self._rates.load_state_dict(state)
 
     def _go_to(self, epoch: int, position: int) -> None:
