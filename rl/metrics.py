@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,9 +52,35 @@ def compute_metrics(groups: Sequence[Group], seconds: Mapping[str, float]) -> di
         **measure_reflection([rollout.response for rollout in rollouts]),
         "policy_version": min(rollout.oldest_version for rollout in rollouts),
         "response_tokens": float(tokens),
-        "tokens_per_second": tokens / seconds["seconds_generate"],
+        "tokens_per_second": tokens / seconds.get("seconds_generate", seconds["seconds_step"]),
         **seconds,
     }
+
+
+def measure_staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """Returns how many versions the tokens of groups are older than `version`, the weights that learn from them."""
+    spans = [span for group in groups for rollout in group.rollouts for span in rollout.versions]
+    ages = np.array([version - own for own, _ in spans])
+    counts = np.array([count for _, count in spans])
+    if not counts.sum():
+        return {}
+    return {
+        "staleness_mean": float((ages * counts).sum() / counts.sum()),
+        "staleness_max": float(ages.max()),
+        "stale_tokens": float(counts[ages > 0].sum() / counts.sum()),
+    }
+
+
+def list_trained(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Returns for each group its prompt's id, and the oldest and newest version of its tokens."""
+    return [
+        {
+            "id": group.prompt.ref.id,
+            "oldest": min(rollout.oldest_version for rollout in group.rollouts),
+            "newest": max(rollout.newest_version for rollout in group.rollouts),
+        }
+        for group in groups
+    ]
 
 
 def measure_groups(groups: Sequence[Group]) -> dict[str, float]:

@@ -43,7 +43,7 @@ MISSING = {
 }
 TOTAL = "total"  # the key of summary.json's seconds that is no phase, when it is there
 TOKENS = {"tokens_per_second": ""}
-PHASES = ("generate", "reward", "train", "sync")
+PHASES = ("generate", "reward", "train", "wait", "sync")
 
 
 def write_report(run: Path) -> Path:

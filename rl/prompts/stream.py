@@ -156,11 +156,15 @@ class PromptStream:
         self._bad.add(ref.id, error)
 
     def state_dict(self) -> dict[str, Any]:
-        own = {} if self._rates is None else {
-            "chosen": self._chosen,
-            "draws": self._draws,
-            **self._rates.state_dict(),
-        }
+        own = (
+            {}
+            if self._rates is None
+            else {
+                "chosen": self._chosen,
+                "draws": self._draws,
+                **self._rates.state_dict(),
+            }
+        )
         return {
             "seed": self._config.seed,
             "data": self._index.digest,

@@ -47,6 +47,7 @@ class Collector:
 
     def __init__(self, config: RLConfig, prompts: PromptStream, generate: Generate, score: Score) -> None:
         self.carried: list[Group] = []  # from earlier steps, not trained on yet, oldest first
+        self._ahead: Collected | None = None  # of the next step
         self._run, self._algorithm, self._wanted = Path(config.run), config.algorithm, config.prompts_per_step
         self._sampling = config.sampling
         self._prompts, self._generate, self._score = prompts, generate, score
@@ -89,15 +90,51 @@ class Collector:
         metrics |= measure_solutions(self._algorithm.solution, chosen)
         return Collected(asked=asked, chosen=chosen, metrics=metrics)
 
+    def collect_ahead(self, step: int) -> None:
+        """Collects the groups of a step whose turn is not yet, for take_ahead()."""
+        self._ahead = self.collect(step, PhaseTimer())
+
+    def take_ahead(self) -> Collected | None:
+        """Returns the groups that were collected ahead, also before the run was resumed; None where there are none."""
+        ahead, self._ahead = self._ahead, None
+        return ahead
+
     def save(self, step: int) -> dict[str, Any]:
         """Writes what is carried over after `step` steps; returns the state that load() gets back on resuming."""
-        save_carried(self._run, step, self.carried)
-        return {"prompts": self._prompts.state_dict(), "carried": len(self.carried)}
+        ahead = self._ahead
+        groups = {id(group): group for group in self.carried}  # a group may be carried over, asked and chosen
+        if ahead:
+            groups |= {id(group): group for group in [*ahead.asked, *ahead.chosen]}
+        places = {key: place for place, key in enumerate(groups)}
+        save_carried(self._run, step, list(groups.values()))
+        state: dict[str, Any] = {"prompts": self._prompts.state_dict(), "carried": len(self.carried)}
+        if ahead:
+            asked, chosen = ([places[id(group)] for group in part] for part in (ahead.asked, ahead.chosen))
+            state["ahead"] = {
+                "saved": len(groups),
+                "asked": asked,
+                "chosen": chosen,
+                "metrics": ahead.metrics,
+            }
+        return state
 
     def load(self, step: int, state: Mapping[str, Any]) -> None:
-        """Continues after `step` steps; groups that cannot be read are lost, with a warning."""
+        """Continues after `step` steps; from the beginning where `state` has no prompts.
+
+        Groups that cannot be read are lost, with a warning.
+        """
+        if "prompts" not in state:
+            return
         self._prompts.load_state_dict(state["prompts"])
-        self.carried = load_carried(self._run, step, state.get("carried", 0))
+        carried, ahead = state.get("carried", 0), state.get("ahead")
+        groups = load_carried(self._run, step, ahead["saved"] if ahead else carried)
+        self.carried = groups[:carried]
+        if ahead and groups:
+            self._ahead = Collected(
+                asked=[groups[place] for place in ahead["asked"]],
+                chosen=[groups[place] for place in ahead["chosen"]],
+                metrics=ahead["metrics"],
+            )
 
     def _respond(self, step: int, tries: int, prompts: Sequence[Prompt]) -> Sequence[Responses]:
         return self._generate(prompts, self._sampling.at(step), seed_round(step, tries))

@@ -1,0 +1,1 @@
+"""When groups are generated, against when the trainer learns from them: one page for each `rollout.mode`."""

@@ -1,0 +1,30 @@
+"""Generates and trains in turn, so that rollouts are of the weights that learn from them."""
+
+from __future__ import annotations
+
+from rl.modes.parts import RunParts
+from rl.prompts.stream import PromptStream
+from rl.rollout.collect import Collector
+from rl.rollout.solutions import collecting
+from rl.timer import PhaseTimer
+
+
+def run_sync(run: RunParts) -> None:
+    """Trains until the last step, or a stop; the learner knows the steps done.
+
+    Only groups that algorithm.dynamic_sampling carries over are of older weights.
+    """
+    config, learner, engines, scorer = run.config, run.learner, run.engines, run.scorer
+    generate, collect = scorer.scoring(engines.generate), collecting(config, scorer)
+    collector = Collector(config, PromptStream(config), generate, collect)
+    collector.load(learner.first_step, learner.state)
+    engines.update_weights(learner.first_step)
+    for step in learner.steps():
+        timer = PhaseTimer()
+        collected = collector.collect(step, timer)
+        run.held_out.start(step, engines)
+        trained = learner.learn(step, collected, timer)
+        measured = run.held_out.finish()
+        with timer.phase("sync"):
+            engines.update_weights(step + 1)
+        learner.end(step, collected, trained | measured | engines.counts, timer, collector.save)

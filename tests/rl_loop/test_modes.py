@@ -1,0 +1,100 @@
+"""The modes of the loop, with engines and a trainer in this process: a run that stops and resumes is a whole one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.encode.config import ImageConfig
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.sources.digits import digit_samples
+from data_pipeline.verify.config import CheckerConfig
+from megatron_omr.config import CheckpointConfig, LogConfig
+from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig, SolutionConfig
+from rl.config import EngineConfig, HeldOutConfig, PromptConfig, RLConfig, RolloutConfig, SamplingConfig
+from rl.rewards.config import RewardConfig
+from tests.helpers.fake_training import run_mode
+from tests.helpers.rl_rows import rows
+
+
+@pytest.fixture
+def config(tiny_hf: Path, tmp_path: Path) -> RLConfig:
+    """All that changes which prompts, responses and groups are trained on, at once."""
+    for split, count in (("train", 60), ("test", 9)):
+        write_shards(digit_samples(split, count, seed=5, cell=28), tmp_path / split)
+    return RLConfig(
+        run=str(tmp_path / "whole"),
+        model=str(tiny_hf),
+        shards=str(tmp_path / "train"),
+        steps=8,
+        prompts_per_step=5,
+        image=ImageConfig(min_pixels=784),
+        engine=EngineConfig(num_engines=2, max_model_len=1_500, max_images=1, max_num_seqs=16),
+        sampling=SamplingConfig(n=4, max_tokens=40, stages=((0, 20), (3, 40))),
+        prompts=PromptConfig(weighted_share=0.5, refresh=2),
+        held_out=HeldOutConfig(shards=str(tmp_path / "test"), every=2, at_start=True),
+        reward=RewardConfig(checker=CheckerConfig(workers=1)),
+        algorithm=AlgorithmConfig(
+            advantage="task_scale",
+            mask_truncated=True,
+            dynamic_sampling=DynamicSamplingConfig(enabled=True, oversampling=3.0, max_tries=3),
+        ),
+        checkpoint=CheckpointConfig(every=1),
+        log=LogConfig(tensorboard=False),
+    )
+
+
+@pytest.mark.parametrize("mode", ["sync", "one_step_off"])
+def test_run_in_parts_equals_a_whole_one_with_held_out_questions(
+    config: RLConfig, tmp_path: Path, mode: str
+) -> None:
+    """Carried groups, those of the next step, learned pass rates, the scale of tasks and the stage resume."""
+    config = replace(config, rollout=RolloutConfig(mode=mode))  # type: ignore[arg-type]
+    whole, parts = run_mode(config), []
+    disturbed = replace(config, run=str(tmp_path / "parts"), held_out=HeldOutConfig())
+    for steps in (1, 1, 3, None):
+        parts += run_mode(disturbed, steps=steps)
+    assert parts == whole
+    ages = [{age for _, age, *_ in step} for step in whole]
+    assert max(ages[0]) == 0 and {0, 1} <= set.union(*ages), "groups were carried over"
+    # but for the first step, the next one's are generated before it has ended
+    assert mode == "sync" or all(min(step) >= 1 for step in ages[1:])
+    seen = rows(config.run)
+    assert [row["max_tokens"] for row in seen] == [20] * 3 + [40] * 5
+    assert [row.get("held_out_version") for row in seen] == [0, None, 2, None, 4, None, 6, None]
+    for row, step in zip(seen, ages, strict=True):
+        assert row["staleness_max"] == max(step) and (row["stale_tokens"] > 0) == (max(step) > 0)
+
+
+def test_every_step_names_the_prompts_that_it_trained_on(config: RLConfig, tmp_path: Path) -> None:
+    """Also after a stop; oldest and newest version of each group."""
+    whole = run_mode(config)
+    trained = rows(config.run, "trained")
+    assert [row["step"] for row in trained] == list(range(8))
+    for row, step in zip(trained, whole, strict=True):
+        ages = {(id, age) for id, age, *_ in step}
+        named = {(group["id"], row["step"] - group["oldest"]) for group in row["groups"]}
+        assert named == ages and all(group["oldest"] == group["newest"] for group in row["groups"])
+
+
+def test_one_step_off_saves_solutions_with_the_groups_of_the_next_step(
+    config: RLConfig, tmp_path: Path
+) -> None:
+    algorithm = AlgorithmConfig(name="grpo", solution=SolutionConfig(enabled=True), drop_equal_groups=False)
+    config = replace(config, steps=3, algorithm=algorithm, rollout=RolloutConfig(mode="one_step_off"))
+    whole, again = run_mode(config), replace(config, run=str(tmp_path / "parts"))
+    assert run_mode(again, steps=1) + run_mode(again, steps=1) + run_mode(again) == whole
+    seen = [[row["solutions_used"] for row in rows(run.run)] for run in (config, again)]
+    assert seen[0] == seen[1] and all(seen[0])
+
+
+def test_one_step_off_without_the_file_of_the_next_step_asks_on(
+    config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, rollout=RolloutConfig(mode="one_step_off"))
+    run_mode(config, steps=2)
+    (tmp_path / "whole/carried/step-00000002.npz").unlink()
+    assert len(run_mode(config)) == 6
+    assert "carried over to step 2 are lost" in caplog.text
