@@ -84,7 +84,17 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "metrics",
             "weight_sync",
         ),
-        *("rollout", "trainer", "placement", "trainer_group", "evaluate", "held_out", "learning", "modes", "loop"),
+        *(
+            "rollout",
+            "trainer",
+            "placement",
+            "trainer_group",
+            "evaluate",
+            "held_out",
+            "learning",
+            "modes",
+            "loop",
+        ),
     ],
     "launch": [
         *("config", "recipes", "arguments", "ranks", "doctor", "report", "stages", "summary", "demo"),
