@@ -58,10 +58,12 @@ EXTRAS = {
     # rl/algorithms computes. verl allows older releases of transformers only, so they have an environment of their own.
     "peers": [
         "numpy",
+        "pillow",  # with torchvision for TRL's trainer in benchmarks/peer_rl_step.py
         "pytest",
         "pytest-timeout",
         "setuptools",
         "torch==2.13.0+cpu",
+        "torchvision==0.28.0",
         "trl==1.16.0",
         "uv",
         "verl==0.9.1",
