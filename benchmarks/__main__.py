@@ -11,6 +11,7 @@ from benchmarks import (
     bench_loader,
     bench_packing,
     bench_policy_loss,
+    bench_rl_step,
     bench_train_step,
     bench_verify,
     bench_weight_sync,
@@ -28,6 +29,7 @@ ALL = (
     bench_flops,
     bench_packing,
     bench_policy_loss,
+    bench_rl_step,
 )
 for benchmark in ALL:
     print(f"--- {benchmark.__name__}")
