@@ -34,6 +34,7 @@ def summarize(evaluation: Path) -> dict[str, Any]:
         "after_rl": {"accuracy": score["accuracy"], "ci95": score["ci95"]},
         "train_accuracy": average_ends(rows, "reward_accuracy"),
         "entropy": average_ends(rows, "entropy"),
+        "truncated": average_ends(rows, "truncated"),
         "clip_fraction": average(rows, "clip_fraction"),
         "prompts_asked": average(rows, "groups_total"),
         "prompts_kept": average(rows, "groups_kept"),
@@ -67,6 +68,7 @@ def table_row(run: dict) -> str:
         f"{100 * (run['after_rl']['accuracy'] - run['after_sft']['accuracy']):+.1f}",
         " → ".join(f"{value:.2f}" for value in run["train_accuracy"]),
         " → ".join(f"{value:.3f}" for value in run["entropy"]),
+        f"{100 * run['truncated'][1]:.0f} %",
         clipped,
         f"{run['prompts_kept']:.0f} of {run['prompts_asked']:.0f}",
     ]
@@ -77,10 +79,9 @@ def main(folders: list[str]) -> None:
     """Prints a table of the demos' runs and writes their numbers."""
     found = [path.parent for folder in folders for path in Path(folder).glob("eval/rl*/summary.json")]
     runs = sorted((summarize(each) for each in found), key=lambda run: (run["algorithm"], -run["seed"]))
-    print(
-        "| algorithm | seed | after SFT | after RL | gain | training accuracy | entropy | clipped | groups learned |"
-    )
-    print("|---" * 9 + "|")
+    print("| algorithm | seed | after SFT | after RL | gain | training accuracy | entropy", end="")
+    print(" | cut off | clipped | groups learned |")
+    print("|---" * 10 + "|")
     print("\n".join(map(table_row, runs)))
     print(write_result("demo_algorithms", {"runs": runs}))
 
