@@ -34,7 +34,7 @@ STEPS, WARM_UP = 24, 4
 TRL_STEPS, TRL_WARM_UP = 4, 1
 MICRO_BATCHES = (32, 128)
 THREADS = 2
-MODES = ("sync", "one_step_off", "async")
+MODES = ("sync", "one_step_off")
 
 
 @dataclass(frozen=True, kw_only=True)
