@@ -197,7 +197,10 @@ class RLConfig:
     values for each response. Such batches use torch's attention with a mask of (response x (prompt + response)) for
     each response: for short responses, and not with context parallelism."""
     max_mismatch: float = 0.1
-    """Largest mean |logprob difference| between engine and trainer on the probe batch; past it, training stops."""
+    """Largest mean |logprob difference| between engine and trainer on probes of each step; past it, training stops, and
+    RUN/mismatch has the samples and the engines' tensors to blame."""
+    warn_mismatch: float | None = None
+    """The mean |logprob difference| past which a warning is logged; by default half of max_mismatch."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -233,6 +236,11 @@ class RLConfig:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
             )
+        if not 0 <= self.warn_at <= self.max_mismatch:
+            raise ValueError(
+                f"warn_mismatch={self.warn_at:g} must be from 0 to max_mismatch={self.max_mismatch:g}, past which "
+                "training stops; leave it out for half of that"
+            )
         self._check_groups()
         multiple = self.pack_multiple
         longest = -(-self.engine.max_model_len // multiple) * multiple
@@ -261,6 +269,11 @@ class RLConfig:
                 f"algorithm.solution.without_format leaves a solution nothing but its {right}, which has no weight in "
                 f"reward.weights; give {right} one, or set without_format to False"
             )
+
+    @property
+    def warn_at(self) -> float:
+        """`warn_mismatch`, half of max_mismatch where none is given."""
+        return self.max_mismatch / 2 if self.warn_mismatch is None else self.warn_mismatch
 
     @property
     def pack_multiple(self) -> int:

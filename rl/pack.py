@@ -77,6 +77,18 @@ def attach_rollouts(
     return [_attach(packed, by_name, version) for packed in packs]
 
 
+def read_responses(
+    packs: Sequence[PackedBatch], values: Sequence[torch.Tensor], rollouts: Sequence[TrainRollout]
+) -> list[np.ndarray]:
+    """Returns the values on the response tokens of each of these rollouts, from [T] of each pack."""
+    found = {
+        name: values_T[response].numpy()
+        for packed, values_T in zip(packs, values, strict=True)
+        for name, response in _find_responses(packed)
+    }
+    return [found[name] for name in _name(rollouts)]
+
+
 def _name(rollouts: Sequence[TrainRollout]) -> list[str]:
     return [f"{rollout.ref.id} ({number})" for number, rollout in enumerate(rollouts)]
 
@@ -112,11 +124,8 @@ def _trees(prompt: Example, responses: Mapping[str, np.ndarray], rules: PackRule
 def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout], version: int) -> RolloutBatch:
     advantages_T, logprobs_T, fresh_T = torch.zeros(3, packed.num_tokens)
     stale_T = torch.zeros(packed.num_tokens, dtype=torch.bool)
-    for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
-        if not name:  # a shared prompt, or the blank tail
-            continue
+    for name, response in _find_responses(packed):
         rollout = rollouts[name]
-        response = start + packed.loss_mask[start:end].nonzero().flatten()
         assert len(response) == len(rollout.token_ids), (len(response), len(rollout.token_ids))
         advantages_T[response] = rollout.advantage
         if rollout.logprobs is not None:
@@ -131,3 +140,10 @@ def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout], version: 
         fresh_T=None if torch.equal(fresh_T, packed.loss_mask) else fresh_T,
         stale_T=stale_T if stale_T.any() else None,
     )
+
+
+def _find_responses(packed: PackedBatch) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the name of each response, and the places of its tokens."""
+    for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
+        if name:  # else a shared prompt, or the blank tail
+            yield name, start + packed.loss_mask[start:end].nonzero().flatten()

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.encode.chat import ChatEncoder
@@ -24,9 +25,10 @@ from megatron_omr.train.reference import Reference
 from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import build_trainer, unwrap_chunks
+from rl.algorithms.correction import finish_metrics
 from rl.algorithms.policy_loss import build_policy_loss
 from rl.config import RLConfig
-from rl.pack import PackRules, attach_rollouts, pack_rollouts
+from rl.pack import PackRules, attach_rollouts, pack_rollouts, read_responses
 from rl.types import RolloutBatch, TrainRollout
 from rl.weight_sync.collective import CollectiveSender
 from rl.weight_sync.layout import WeightError
@@ -81,33 +83,27 @@ class TrainerWorker:
         """Loads the run's newest sound checkpoint; returns what load_newest does."""
         return load_newest(self._trainer, Path(self._config.run))
 
-    def score(self, rollouts: list[TrainRollout], version: int) -> tuple[float, int, float] | None:
-        """Returns |engine logprob - trainer logprob| over the fresh response tokens: sum, count, largest.
-
-        None without the last pipeline stage. `version` is that of the current weights.
-        """
+    def score(self, rollouts: list[TrainRollout]) -> list[NDArray[np.float32]] | None:
+        """Returns the logprobs of each rollout's tokens with the current weights; None without the last stage."""
         self._checkpoints.check()
-        batches = self._pack(rollouts, version)
+        batches = self._pack(rollouts, version=-1)  # whatever sampled them
         logprobs = self._logprobs(batches)
-        if not logprobs:
-            return None
-        gaps = torch.cat([_gaps(values_T, batch) for values_T, batch in zip(logprobs, batches, strict=True)])
-        return float(gaps.sum()), gaps.numel(), float(gaps.max()) if gaps.numel() else 0.0
+        return read_responses([b.packed for b in batches], logprobs, rollouts) if logprobs else None
 
     def train(self, minibatches: list[list[TrainRollout]], version: int) -> dict[str, float]:
         """Runs one optimizer step per mini-batch of this rank's rollouts; metrics are means over the mini-batches.
 
-        `version` is that of the weights before: rollouts of older ones take the engine's logprobs as old logprobs.
+        `version` is that of the weights before: tokens of older ones take the engine's logprobs as old logprobs, unless
+        algorithm.correction is to correct for them.
         """
         packed = [self._pack(rollouts, version) for rollouts in minibatches]
         if len(packed) > 1:  # from the second step on, the weights are no longer those that sampled
             packed = [self._with_old_logprobs(batches) for batches in packed]
         packed = self._with_reference_logprobs(packed)
         results = [self._step(batches) for batches in packed]
-        names = sorted(
-            {name for r in results for name in r.metrics}
-        )  # without a response there are no quantiles
-        metrics = {name: fmean(r.metrics[name] for r in results if name in r.metrics) for name in names}
+        found = [finish_metrics(r.metrics) for r in results]
+        names = sorted({name for row in found for name in row})  # without a response there are no quantiles
+        metrics = {name: fmean(row[name] for row in found if name in row) for name in names}
         return metrics | {
             "loss": sum(r.loss for r in results) / len(results),
             "grad_norm": sum(r.grad_norm for r in results) / len(results),
@@ -195,7 +191,11 @@ class TrainerWorker:
         logprobs = self._logprobs(batches)
         if not logprobs:
             return batches
-        return [batch.with_old_logprobs(own_T) for batch, own_T in zip(batches, logprobs, strict=True)]
+        decoupled = self._config.algorithm.is_decoupled
+        return [
+            batch.with_old_logprobs(own_T, decoupled=decoupled)
+            for batch, own_T in zip(batches, logprobs, strict=True)
+        ]
 
     def _with_reference_logprobs(self, minibatches: list[list[RolloutBatch]]) -> list[list[RolloutBatch]]:
         """Returns the batches of all mini-batches with the logprobs of the reference, if there is one."""
@@ -218,14 +218,12 @@ class TrainerWorker:
         self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor, packed: PackedBatch
     ) -> LossOutput:
         batch = replace(batch, packed=packed).to(cpu.device())
-        if batch.old_logprobs_T is None and batch.stale_T is not None:
+        decoupled = (
+            self._config.algorithm.is_decoupled
+        )  # then the current logprobs stand in on stale tokens, too
+        if batch.old_logprobs_T is None and batch.stale_T is not None and not decoupled:
             batch = batch.with_old_logprobs(logprobs_T.detach())
         output = self._loss(logprobs_T, batch)
         mask_T = packed.loss_mask
         entropy = ((entropy_T.detach() * mask_T).sum(), mask_T.sum())
         return replace(output, metrics=output.metrics | {"entropy": entropy})
-
-
-def _gaps(logprobs_T: Tensor, batch: RolloutBatch) -> Tensor:
-    fresh_T = batch.packed.loss_mask if batch.fresh_T is None else batch.fresh_T
-    return (logprobs_T - batch.rollout_logprobs_T)[fresh_T.bool()].abs()

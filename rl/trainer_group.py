@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
+from data_pipeline.encode.chat_format import ChatFormat
 from data_pipeline.failures import RankError
 from data_pipeline.loader.cost import CostModel
 from megatron_omr.faults.heartbeat import Watch, clear_beats
@@ -19,6 +20,9 @@ from megatron_omr.model_config import ModelConfig
 from rl.algorithms.solution import measure_advantage
 from rl.config import RLConfig
 from rl.groups import split_groups
+from rl.mismatch.evidence import evidence_folder, write_samples
+from rl.mismatch.measure import Compared, measure_mismatch
+from rl.mismatch.watch import EnginesDisagree, MismatchWatch
 from rl.pack import split_by_rank
 from rl.placement.actors import collect, start_trainers
 from rl.placement.places import Placement
@@ -45,9 +49,8 @@ class TrainerGroup:
         self._looks = self._started
         self._looking = Lock()
         self._watch = Watch(self._run, config.fault, rank=0, world_size=config.trainers)
-        self._max_mismatch = config.max_mismatch
-        self._share_prompts = config.share_prompts
-        self._model, self._freeze = config.model, config.optim.freeze
+        self._config = config
+        self._mismatch = MismatchWatch(config.warn_at, config.max_mismatch)
 
     def check_alive(self) -> None:
         """Raises RankError if a worker has died, has stopped or hangs; does not wait for those that are busy."""
@@ -61,6 +64,8 @@ class TrainerGroup:
         step, state, damaged = self._on_all(lambda worker: worker.resume())[0]
         if damaged:  # the workers' own output does not reach the console
             log.warning(damaged)
+        own = state.pop("mismatch", None)
+        self._mismatch = MismatchWatch(self._config.warn_at, self._config.max_mismatch, own)
         return step, state
 
     def describe_backends(self) -> str:
@@ -68,27 +73,26 @@ class TrainerGroup:
         return self._on_all(lambda worker: worker.describe_backends())[0]
 
     def check_engines(self, rollouts: Sequence[TrainRollout], version: int) -> dict[str, float]:
-        """Compares the engines' logprobs with the trainer's on these rollouts of the current weights, if any.
+        """Compares the engines' logprobs with the trainer's, on the tokens of these rollouts that are of its weights.
 
-        `version` is that of the current weights.
+        `version` is that of the current weights. Without rollouts, or with few such tokens, `mismatch_tokens` says so.
 
         Raises:
-            RuntimeError: they differ by more than `max_mismatch` on average: the engines run other weights or
-                read the prompts differently, and training on their rollouts would be wrong.
+            EnginesDisagree: they differ by more than `max_mismatch` on average: the engines run other weights or read
+                the prompts differently, and training on their rollouts would be wrong. The samples are written.
         """
-        if not rollouts:
-            return {}
-        scores = self._by_rank(lambda worker, share: worker.score(share, version), self._split(rollouts))
-        gaps = [score for score in scores if score is not None]
-        mean = sum(total for total, _, _ in gaps) / sum(count for _, count, _ in gaps)
-        largest = max(high for _, _, high in gaps)
-        if not mean <= self._max_mismatch:
-            raise RuntimeError(
-                f"engine and trainer disagree: mean |logprob difference| {mean:.3g} (largest {largest:.3g}) on "
-                f"{len(rollouts)} rollouts, allowed max_mismatch={self._max_mismatch:g}. Nothing was "
-                "trained on them; check that both read the same model folder and image limits"
+        compared = self._compare(rollouts, version)
+        metrics = measure_mismatch(compared)
+        if self._mismatch.is_too_far(metrics):
+            folder = evidence_folder(self._run, version)
+            write_samples(folder, compared, ChatFormat.from_hf(self._config.model).name_tokens)
+            raise EnginesDisagree(
+                f"engine and trainer disagree: mean |logprob difference| {metrics['mismatch_mean']:.3g} (largest "
+                f"{metrics['mismatch_max']:.3g}) on {len(rollouts)} rollouts, allowed "
+                f"max_mismatch={self._config.max_mismatch:g}. Nothing was trained on them; {folder} has their tokens",
+                folder,
             )
-        return {"mismatch_mean": mean, "mismatch_max": largest}
+        return metrics | self._mismatch.add(version, metrics)
 
     def train(self, minibatches: Sequence[Sequence[TrainRollout]], version: int) -> dict[str, float]:
         """Runs one optimizer step per mini-batch; returns the metrics of the logging rank.
@@ -114,6 +118,7 @@ class TrainerGroup:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Writes the checkpoint of `step` steps, with `state`."""
+        state = state | {"mismatch": self._mismatch.state_dict()}
         self._on_all(lambda worker: worker.save(step, state))
 
     def finish_checkpoint(self) -> None:
@@ -142,10 +147,25 @@ class TrainerGroup:
 
     @cached_property
     def _cost(self) -> CostModel:
-        return build_cost_model(ModelConfig.from_hf(self._model), self._freeze)
+        return build_cost_model(ModelConfig.from_hf(self._config.model), self._config.optim.freeze)
 
     def _split(self, rollouts: Sequence[TrainRollout]) -> list[list[TrainRollout]]:
-        return split_by_rank(rollouts, self._dp_size, whole_groups=self._share_prompts, cost=self._cost)
+        return split_by_rank(
+            rollouts, self._dp_size, whole_groups=self._config.share_prompts, cost=self._cost
+        )
+
+    def _compare(self, rollouts: Sequence[TrainRollout], version: int) -> list[Compared]:
+        """Returns the rollouts with the trainer's logprobs."""
+        if not rollouts:
+            return []
+        shares = self._split(rollouts)
+        replies = self._by_rank(lambda worker, share: worker.score(share), shares)
+        scores = {dp_rank: found for (dp_rank, _), found in zip(self._places, replies, strict=True) if found}
+        return [
+            Compared(rollout=rollout, trainer_logprobs=logprobs, is_fresh=rollout.find_fresh(version))
+            for dp_rank, share in enumerate(shares)
+            for rollout, logprobs in zip(share, scores.get(dp_rank, []), strict=True)
+        ]
 
     def _look(self) -> None:
         with self._looking:  # a thread that asks engines looks, too
@@ -178,7 +198,7 @@ def learn(
 ) -> dict[str, float]:
     """Checks that engines and trainer agree on groups of rollouts, then trains on the kept ones, if any.
 
-    `version` is that of the current weights. Rollouts of older ones are trained on, and not compared.
+    `version` is that of the current weights. Tokens of older ones are trained on, and not compared.
     """
     mismatch = trainers.check_engines(choose_probes(rollouts, version), version)
     if not kept:
@@ -188,6 +208,16 @@ def learn(
 
 
 def choose_probes(rollouts: Sequence[Sequence[TrainRollout]], version: int) -> list[TrainRollout]:
-    """Returns some of the rollouts that engines sampled from the weights of this version."""
-    fresh = [[rollout for rollout in group if rollout.is_fresh(version)] for group in rollouts]
-    return [rollout for group in [g for g in fresh if g][:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]
+    """Returns some of the rollouts with tokens that engines sampled from the weights of this version.
+
+    Of groups and of their rollouts those with the largest share of such tokens, and of equal ones the first.
+    """
+    shares = {
+        id(r): float(r.find_fresh(version).mean()) for group in rollouts for r in group if len(r.token_ids)
+    }
+    fresh = [
+        sorted((r for r in group if shares.get(id(r), 0.0)), key=lambda r: -shares[id(r)])
+        for group in rollouts
+    ]
+    groups = sorted((group for group in fresh if group), key=lambda group: -shares[id(group[0])])
+    return [rollout for group in groups[:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]

@@ -129,7 +129,9 @@ class TrainRollout(Sampled):
         return self.logprobs is not None and all(own == version for own, _ in self.versions)
 
     def find_fresh(self, version: int) -> NDArray[np.bool_]:
-        """Returns which tokens an engine sampled from weights of this version."""
+        """Returns which tokens an engine sampled from weights of this version; none of a solution's."""
+        if self.logprobs is None:
+            return np.zeros(len(self.token_ids), dtype=bool)
         return np.repeat([own == version for own, _ in self.versions], [count for _, count in self.versions])
 
 
@@ -149,9 +151,16 @@ class RolloutBatch:
     fresh_T: Tensor | None = None  # float32, 1 on fresh tokens; None: all response tokens are fresh
     stale_T: Tensor | None = None  # bool; None: none is stale
 
-    def with_old_logprobs(self, logprobs_T: Tensor) -> RolloutBatch:
-        """Returns the batch with old logprobs: the engine's on stale tokens, elsewhere these of the trainer."""
-        if self.stale_T is not None:
+    @property
+    def sampled_T(self) -> Tensor:
+        """1 on the tokens that an engine sampled: all of the response but those of a reference solution."""
+        if self.fresh_T is None:
+            return self.packed.loss_mask
+        return self.fresh_T if self.stale_T is None else self.fresh_T + self.stale_T
+
+    def with_old_logprobs(self, logprobs_T: Tensor, *, decoupled: bool = False) -> RolloutBatch:
+        """Returns the batch with old logprobs, these of the trainer; unless decoupled, the engine's on stale tokens."""
+        if self.stale_T is not None and not decoupled:
             logprobs_T = self.rollout_logprobs_T.where(self.stale_T, logprobs_T)
         return replace(self, old_logprobs_T=logprobs_T)
 

@@ -82,6 +82,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "pack",
             "groups",
             "metrics",
+            "mismatch",
             "weight_sync",
         ),
         *(
@@ -122,7 +123,7 @@ CONFINED = {
     "nemo_run": ("launch/executors.py",),
 }
 PURE = (
-    *("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py"),
+    *("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/mismatch/"),
     *("rl/rollout/manager.py", "rl/rollout/collect.py", "rl/rollout/carried.py"),
 )
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")

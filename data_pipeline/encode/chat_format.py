@@ -120,6 +120,10 @@ class ChatFormat:
         """Returns the text of the ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def name_tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """Returns the text of each id by itself, also of special tokens; of part of a character a replacement mark."""
+        return [str(self._tokenizer.decode([number])) for number in token_ids]
+
     @cached_property
     def _shares(self) -> np.ndarray | None:
         """[256], for each byte 1 / the length of the longest token that holds it, 0 where none does."""

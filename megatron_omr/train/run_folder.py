@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "loader.max_bad_samples",
     "optim.max_bad_steps",
     "max_mismatch",
+    "warn_mismatch",
     "held_out",
     "reward.max_errors",
     "reward.judge.base_url",

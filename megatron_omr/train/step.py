@@ -227,7 +227,10 @@ def _measure_work(trainer: Trainer, packs: Sequence[PackedBatch]) -> Work:
 
 
 def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, float]:
-    """Returns sums over micro-batches and data-parallel ranks, divided by their counts. Last stage only."""
+    """Returns sums over micro-batches and data-parallel ranks, divided by their counts. Last stage only.
+
+    What was counted nowhere has no mean; the loss is then 0.
+    """
     names = sorted(outputs[0].metrics)
     sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64)
     for output in outputs:
@@ -238,4 +241,5 @@ def _global_means(ranks: Ranks, outputs: Sequence[LossOutput]) -> dict[str, floa
     return {
         name: total / max(count, 1e-12)
         for name, (total, count) in zip(["loss", *names], sums.tolist(), strict=True)
+        if count or name == "loss"
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from data_pipeline.config import check_at_least, check_unused
 LossName = Literal["gspo", "gspo_token", "grpo", "dapo", "dr_grpo", "cispo", "sapo"]
 LossMean = Literal["sequences", "tokens", "constant"]
 AdvantageName = Literal["zscore", "mean", "leave_one_out", "task_scale"]
+CorrectionName = Literal["none", "token", "sequence", "token_reject", "sequence_reject"]
 DUAL_CLIPPED: tuple[LossName, ...] = ("grpo", "dapo", "dr_grpo")
 
 
@@ -37,6 +39,19 @@ PUBLISHED: dict[LossName, Published] = {
     # arXiv 2511.20347: temperatures instead of clips; the mean is that of verl and TRL
     "sapo": Published(0.0, 0.0, "sequences"),
 }
+
+
+CORRECTION_BOUNDS: dict[CorrectionName, tuple[float, float]] = {
+    "none": (0.0, math.inf),
+    # verl's and slime's bound; a geometric mean of a whole response hardly reaches it
+    "token": (0.0, 2.0),
+    "sequence": (0.0, 2.0),
+    # IcePop, arXiv 2510.18855
+    "token_reject": (0.5, 5.0),
+    # verl's geometric rejection (decoupled_geo_rs)
+    "sequence_reject": (0.999, 1.001),
+}
+"""Correction -> (low, high) where none are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +124,15 @@ class AlgorithmConfig:
     dr_grpo) or in running standard deviations of its task (task_scale); or from the others' mean (leave_one_out)."""
     task_scale_decay: float | None = None
     """task_scale: share of the running statistics that a step keeps; by default OneThinker's 0.99."""
+    correction: CorrectionName = "none"
+    """Weights the loss of what other weights than the trainer's sampled: by the ratio of the trainer's probability to
+    the engine's, truncated, of each token (token) or its geometric mean over the response (sequence); or leaves out
+    tokens or responses whose ratio is outside bounds (token_reject, sequence_reject). Then ratios and clips compare
+    with the trainer's logprobs at the beginning of the step; without it (none) with the engine's, on stale tokens."""
+    correction_low: float | None = None
+    """token_reject, sequence_reject: smallest ratio that is trained on; by default 0.5 and 0.999."""
+    correction_high: float | None = None
+    """Largest ratio: larger ones are truncated to it (2 by default), or left out (5 and 1.001)."""
     num_minibatches: int = 1
     """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
     drop_equal_groups: bool = True
@@ -135,6 +159,7 @@ class AlgorithmConfig:
             raise ValueError(
                 f"algorithm.task_scale_decay={self.task_scale_decay} must be at least 0 and below 1, e.g. 0.99"
             )
+        self._check_correction()
         if self.dynamic_sampling.enabled and not self.drop_equal_groups:
             raise ValueError(
                 "algorithm.drop_equal_groups=False does not go with algorithm.dynamic_sampling.enabled, which asks "
@@ -161,6 +186,44 @@ class AlgorithmConfig:
                 f"algorithm.task_scale_decay={self.task_scale_decay} does nothing for advantage={self.advantage_name}, "
                 "only for task_scale; leave it out"
             )
+
+    def _check_correction(self) -> None:
+        """Refuses bounds of a correction that has none, and those that leave out a ratio of 1."""
+        users: dict[str, tuple[CorrectionName, ...]] = {
+            "correction_low": ("token_reject", "sequence_reject"),
+            "correction_high": ("token", "sequence", "token_reject", "sequence_reject"),
+        }
+        for field_name, names in users.items():
+            if (value := getattr(self, field_name)) is not None and self.correction not in names:
+                raise ValueError(
+                    f"algorithm.{field_name}={value} does nothing for correction={self.correction}, only for "
+                    f"{', '.join(names)}; leave it out"
+                )
+        low, high = self.correction_bounds
+        if (self.rejects and not 0 < low < 1) or high <= 1:
+            raise ValueError(
+                f"algorithm.correction={self.correction} has bounds {low:g} to {high:g}, which must be above 0 and on "
+                "both sides of 1, the ratio where engine and trainer agree, e.g. correction_low=0.5, correction_high=5"
+            )
+
+    @property
+    def rejects(self) -> bool:
+        """True for a correction that leaves out tokens or responses."""
+        return self.correction in ("token_reject", "sequence_reject")
+
+    @property
+    def is_decoupled(self) -> bool:
+        """True where old logprobs are the trainer's on all tokens, and a weight corrects for who sampled them."""
+        return self.correction != "none"
+
+    @property
+    def correction_bounds(self) -> tuple[float, float]:
+        """(low, high) of `correction`, the published ones where none are given."""
+        low, high = CORRECTION_BOUNDS[self.correction]
+        return (
+            low if self.correction_low is None else self.correction_low,
+            high if self.correction_high is None else self.correction_high,
+        )
 
     @property
     def clip(self) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_omr.train.losses import LossOutput, masked_sum
 from rl.algorithms.aggregate import aggregate, mean_by_response, mean_on_tokens
 from rl.algorithms.config import AlgorithmConfig, LossName
+from rl.algorithms.correction import Correction, compute_correction
 from rl.algorithms.kl import MAX_TOKEN_LOG_RATIO, add_penalty, k3, subtract_penalty
 from rl.types import RolloutBatch
 
@@ -162,7 +163,8 @@ def build_policy_loss(
 
     def evaluate(logprobs_T: Tensor, batch: RolloutBatch) -> LossOutput:
         inputs = _build_inputs(config, logprobs_T, batch)
-        losses, reference = _with_penalty(config, inputs, batch.reference_logprobs_T)
+        correction = _correct(config, logprobs_T, batch)
+        losses, reference = _with_penalty(config, inputs, batch.reference_logprobs_T, correction)
         log_ratio_T, mask_T, cu_seqlens = inputs.log_ratio_T().detach(), inputs.mask_T, inputs.cu_seqlens
         loss_sum, count = aggregate(
             losses.loss_T, mask_T, cu_seqlens, mean=config.mean_of_losses, max_tokens=max_tokens
@@ -174,12 +176,10 @@ def build_policy_loss(
         trainer_T = logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
         fresh_T = mask_T if batch.fresh_T is None else batch.fresh_T
         mismatch = engine_mismatch(trainer_T, batch.rollout_logprobs_T, fresh_T)
-        return LossOutput(
-            loss_sum=loss_sum,
-            count=count,
-            metrics=metrics | mismatch,
-            samples={"sequence_ratio": mean_by_response(log_ratio_T, mask_T, cu_seqlens).exp()},
-        )
+        samples = {"sequence_ratio": mean_by_response(log_ratio_T, mask_T, cu_seqlens).exp()}
+        if correction:
+            metrics, samples = metrics | correction.metrics, samples | correction.samples
+        return LossOutput(loss_sum=loss_sum, count=count, metrics=metrics | mismatch, samples=samples)
 
     return evaluate
 
@@ -211,11 +211,29 @@ def _build_inputs(config: AlgorithmConfig, logprobs_T: Tensor, batch: RolloutBat
     )
 
 
+def _correct(config: AlgorithmConfig, logprobs_T: Tensor, batch: RolloutBatch) -> Correction | None:
+    """Returns the weights of the configured correction; with one mini-batch the current logprobs are the old ones."""
+    if not config.is_decoupled:
+        return None
+    old_T = logprobs_T if batch.old_logprobs_T is None else batch.old_logprobs_T
+    return compute_correction(
+        config, old_T, batch.rollout_logprobs_T, batch.sampled_T, batch.packed.cu_seqlens
+    )
+
+
 def _with_penalty(
-    config: AlgorithmConfig, inputs: PolicyLossInputs, reference_logprobs_T: Tensor | None
+    config: AlgorithmConfig,
+    inputs: PolicyLossInputs,
+    reference_logprobs_T: Tensor | None,
+    correction: Correction | None,
 ) -> tuple[TokenLosses, dict[str, Tensor]]:
-    """Returns the token losses with the penalty where there is one, and what is logged of it."""
-    loss, coefficient = POLICY_LOSSES[config.name], config.kl.coefficient
+    """Returns the corrected token losses with the penalty where there is one, and what is logged of it."""
+    coefficient = config.kl.coefficient
+
+    def loss(inputs: PolicyLossInputs) -> TokenLosses:
+        losses = POLICY_LOSSES[config.name](inputs)
+        return replace(losses, loss_T=losses.loss_T * correction.weight_T) if correction else losses
+
     if not coefficient:
         return loss(inputs), {}
     assert reference_logprobs_T is not None, "the trainer gives the reference's logprobs"

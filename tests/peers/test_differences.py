@@ -24,6 +24,7 @@ def one_token(log_ratio: float, advantage: float, log_reference: float = 0.0) ->
         logprobs_BL=cell(-1.0),
         old_logprobs_BL=cell(-1.0 - log_ratio),
         reference_logprobs_BL=cell(-1.0 + log_reference),
+        rollout_logprobs_BL=cell(-1.0 - log_ratio),
         advantages_BL=cell(advantage),
         mask_BL=cell(1.0),
     )

@@ -73,10 +73,9 @@ LOSS_TYPES = {
 
 
 def knows(config: AlgorithmConfig) -> bool:
-    """Returns True if TRL has the loss: no GSPO-token, and no lower bound of CISPO."""
-    return (config.name, config.mean_of_losses) in LOSS_TYPES and (
-        config.name != "cispo" or config.clip[0] >= 1
-    )
+    """Returns True if TRL has the loss: no GSPO-token, no lower bound of CISPO; corrections are compared with verl."""
+    has_clip = config.name != "cispo" or config.clip[0] >= 1
+    return (config.name, config.mean_of_losses) in LOSS_TYPES and has_clip and not config.is_decoupled
 
 
 def round_temperatures(config: AlgorithmConfig) -> AlgorithmConfig:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn, kl_penalty
+from verl.trainer.ppo.rollout_corr_helper import (
+    compute_rollout_correction_weights,
+    compute_rollout_rejection_mask,
+)
 from verl.workers.config import ActorConfig
 
 from rl.algorithms.config import AlgorithmConfig
@@ -44,6 +49,28 @@ def build_actor(config: AlgorithmConfig, **global_batch_info: int) -> ActorConfi
     )
 
 
+def compute_weights(config: AlgorithmConfig, case: Case) -> Tensor:
+    """Returns verl's weights [B, L]: those of its importance sampling, or its mask of what it does not reject.
+
+    Its importance sampling of sequences takes the product of the ratios: here of their |y|-th roots, whose product is
+    the geometric mean. Its rejection has bounds of mu / pi_old.
+    """
+    low, high = config.correction_bounds
+    log_ratio_BL = case.old_logprobs_BL - case.rollout_logprobs_BL
+    if config.rejects:
+        rule = {"token_reject": "token_k1", "sequence_reject": "seq_mean_k1"}[config.correction]
+        kept_BL, _ = compute_rollout_rejection_mask(
+            log_ratio_BL, case.mask_BL, rollout_rs=rule, rollout_rs_threshold=f"{1 / high!r}_{1 / low!r}"
+        )
+        return kept_BL
+    if config.correction == "sequence":
+        log_ratio_BL = log_ratio_BL / case.mask_BL.sum(1, keepdim=True).clamp(min=1)
+    weights_BL, _ = compute_rollout_correction_weights(
+        log_ratio_BL, case.mask_BL, rollout_is=config.correction, rollout_is_threshold=high
+    )
+    return weights_BL
+
+
 def run_verl(config: AlgorithmConfig, case: Case, **global_batch_info: int) -> Result:
     """Returns verl's loss, with its k3 penalty where the config has one, and its gradient."""
     actor = build_actor(config, **global_batch_info)
@@ -56,6 +83,7 @@ def run_verl(config: AlgorithmConfig, case: Case, **global_batch_info: int) -> R
         response_mask=case.mask_BL,
         loss_agg_mode=mode,
         config=actor,
+        rollout_is_weights=compute_weights(config, case) if config.is_decoupled else None,
     )
     if config.kl.coefficient:
         kl_BL = kl_penalty(logprobs_BL, case.reference_logprobs_BL, KL_NAMES[config.kl.estimator])

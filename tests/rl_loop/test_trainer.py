@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from launch.ranks.launcher import rank_environment
 from megatron_omr.config import ParallelConfig
 from rl.algorithms.config import AlgorithmConfig, KLConfig
+from rl.algorithms.policy_loss import build_policy_loss
 from rl.config import RLConfig
 from rl.pack import split_by_rank
 from rl.types import TrainRollout
@@ -45,7 +46,7 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
         for parts in ([rollouts], [rollouts[:2], rollouts[2:]])
     )
     seen: dict[str, Any] = {"place": (dp_rank, is_logger), "resumed at first": worker.resume()}
-    seen["score"] = worker.score(share[0], 0)
+    seen["score"] = score(worker, share[0])
     place = worker.open_sender("127.0.0.1") if rank == 0 else None
 
     def checksums(version: int) -> dict[str, int]:
@@ -65,8 +66,9 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
     seen["resumed"] = worker.resume()
     seen["weights resumed"] = checksums(1)
     seen["stale"] = train_on_stale(worker, share[0])
+    seen["corrected"] = train_corrected(worker, halves)
     with pytest.raises(ValueError, match="ban them while sampling"):
-        worker.score([replace(rollouts[0], token_ids=np.array([worker._encoder.image_token_id, 1, 2]))], 0)
+        worker.score([replace(rollouts[0], token_ids=np.array([worker._encoder.image_token_id, 1, 2]))])
     parallel.shutdown()
     again = TrainerWorker(config, rank=rank, world_size=world_size, init_method=f"{init_method}-again")
     again.resume()
@@ -74,14 +76,21 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
     return seen
 
 
+def score(worker: TrainerWorker, rollouts: list[TrainRollout]) -> tuple[float, int, float]:
+    """Returns the differences of the current logprobs from the rollouts' own: sum, count, largest."""
+    gaps = [np.abs(own - r.logprobs) for own, r in zip(worker.score(rollouts) or [], rollouts, strict=True)]
+    together = np.concatenate([*gaps, np.zeros(0)])
+    return float(together.sum()), together.size, float(together.max(initial=0.0))
+
+
 def reference_gaps(worker: TrainerWorker, rollouts: list[TrainRollout]) -> list[float]:
     """Returns the largest differences of the reference's logprobs, and of the current ones, from the rollouts'."""
-    from rl.trainer import _gaps
-
     (batches,) = worker._with_reference_logprobs([worker._pack(rollouts, 0)])
-    current = zip(worker._logprobs(batches), batches, strict=True)
-    references = [_gaps(batch.reference_logprobs_T, batch) for batch in batches]
-    return [float(torch.cat(gaps).max()) for gaps in (references, [_gaps(*pair) for pair in current])]
+    parts = [
+        (batch.reference_logprobs_T - batch.rollout_logprobs_T)[batch.packed.loss_mask.bool()]
+        for batch in batches
+    ]
+    return [float(torch.cat(parts).abs().max()), score(worker, rollouts)[2]]
 
 
 def train_on_stale(worker: TrainerWorker, rollouts: list[TrainRollout]) -> tuple[dict[str, float], float]:
@@ -101,6 +110,14 @@ def train_on_stale(worker: TrainerWorker, rollouts: list[TrainRollout]) -> tuple
     return worker.train([[*stale, replace(last, versions=((1, len(last.token_ids)),))]], 1), sum(
         ratios
     ) / len(ratios)
+
+
+def train_corrected(worker: TrainerWorker, halves: list[list[TrainRollout]]) -> dict[str, float]:
+    """Trains on rollouts of the first weights, corrected by the trainer's logprobs at the beginning of the step."""
+    algorithm = AlgorithmConfig(name="grpo", correction="token", correction_high=1.001)
+    worker._config = replace(worker._config, algorithm=algorithm)
+    worker._loss = build_policy_loss(algorithm, 10)
+    return worker.train([halves[0]], 9)
 
 
 def pack_rank(config: RLConfig, rollouts: list[TrainRollout]) -> tuple[int, str]:
@@ -159,6 +176,16 @@ def test_stale_rollouts_are_compared_with_the_engine_that_sampled_them(
     assert abs(ratio - 1) > 1e-3
     assert metrics["ratio"] == pytest.approx(ratio, rel=1e-5)
     assert metrics["mismatch"] > 1e-3  # its logprobs are of the first weights
+
+
+def test_corrected_stale_rollouts_have_the_ratio_1_and_a_weight(alone: dict[str, Any]) -> None:
+    metrics = alone["corrected"]
+    assert metrics["ratio"] == 1 and metrics["policy_kl"] == 0
+    assert metrics["correction_ratio_min"] < 0.999 < 1.001 < metrics["correction_ratio_max"]
+    assert 0 < metrics["correction_truncated"] < 1
+    assert metrics["correction_weight"] < 1.001 and 0 < metrics["correction_ess"] < 1
+    assert "mismatch" not in metrics  # nothing was fresh
+    assert "correction_weight_squared" not in metrics
 
 
 def test_checkpoint_restores_weights_and_state(alone: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ from data_pipeline.failures import RankError
 from data_pipeline.ray_session import start_ray, stop_ray
 from megatron_omr.config import FaultConfig
 from megatron_omr.convert.names import modern_name
+from megatron_omr.train.metrics import read_json_lines
+from rl.mismatch.watch import EnginesDisagree
 from rl.placement.places import Placement
 from rl.trainer_group import TrainerGroup
 from rl.types import TrainRollout
@@ -70,9 +72,19 @@ def test_two_trainers_check_train_send_and_save(
     gaps = trainers.check_engines(rollouts, 0)
     assert gaps["mismatch_mean"] <= gaps["mismatch_max"] < 1e-4
     assert trainers.check_engines(rollouts[:1], 0)["mismatch_max"] < 1e-4  # one rank gets none
+    assert trainers.check_engines(rollouts, 1) == {"mismatch_tokens": 0}
     other = [replace(r, logprobs=r.logprobs - 1) for r in rollouts]
-    with pytest.raises(RuntimeError, match=r"mean \|logprob difference\| 1 .* on 4 rollouts.*max_mismatch"):
+    with pytest.raises(EnginesDisagree, match=r"difference\| 1 .* on 4 rollouts.*max_mismatch") as stop:
         trainers.check_engines(other, 0)
+    assert stop.value.folder == tmp_path / "run-2" / "mismatch" / "step-00000000"
+    samples = read_json_lines(stop.value.folder / "samples.jsonl")
+    assert {sample["id"] for sample in samples} == {r.ref.id for r in rollouts}
+    assert sorted(sample["token_ids"] for sample in samples) == sorted(r.token_ids.tolist() for r in rollouts)
+    assert {sample["tokens"][-1] for sample in samples} == {"<|im_end|>"}
+    assert all(
+        np.subtract(sample["engine_logprobs"], sample["trainer_logprobs"]) == pytest.approx(-1, abs=1e-4)
+        for sample in samples
+    )
 
     metrics = trainers.train([rollouts[:2], rollouts[2:]], 0)
     assert metrics["skipped_steps"] == 0 and metrics["grad_norm"] > 0

@@ -1,6 +1,7 @@
 """Every loss trains alike in every layout, micro-batching, pack length and padding: its gradients and the weights.
 
-A run takes one step with each loss, all with a KL penalty, off-policy, and with ratios that are clipped in part.
+A run takes one step with each loss, off-policy, and with ratios that are clipped in part; most have a KL penalty, some
+a correction for what older weights sampled.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ pytestmark = pytest.mark.heavy
 K1, K3 = (KLConfig(coefficient=0.1, estimator=estimator) for estimator in ("k1", "k3"))
 STEPS = {name: AlgorithmConfig(name=name, kl=K3) for name in POLICY_LOSSES} | {
     "cispo": AlgorithmConfig(name="cispo", kl=K3, clip_high=0.5),  # as published nothing would be clipped
-    **{f"{name}, k1": AlgorithmConfig(name=name, kl=K1) for name in ("gspo", "gspo_token", "grpo")},
+    "gspo, k1": AlgorithmConfig(name="gspo", kl=K1),
+    "gspo, k1, sequence": AlgorithmConfig(name="gspo", kl=K1, correction="sequence", correction_high=1.05),
+    "gspo_token, k1": AlgorithmConfig(
+        name="gspo_token", kl=K1, correction="sequence_reject", correction_low=0.8, correction_high=1.2
+    ),
+    "grpo, k1": AlgorithmConfig(name="grpo", kl=K1, correction="token_reject"),
+    "cispo, token": AlgorithmConfig(name="cispo", clip_high=0.5, correction="token", correction_high=1.2),
 }
 
 
@@ -71,6 +78,13 @@ def test_ratios_are_clipped_in_part(alone: Run) -> None:
     shares = {name: step["clip_fraction"] for name, step in alone.steps.items() if name != "sapo"}
     assert all(0.05 < share < 0.6 for share in shares.values()), shares
     assert alone.steps["sapo"]["gate"] < 0.99
+    bounded = [
+        step[name]
+        for step in alone.steps.values()
+        for name in ("correction_truncated", "correction_rejected")
+        if name in step
+    ]
+    assert len(bounded) == 4 and all(0.02 < share < 0.98 for share in bounded), bounded
 
 
 def _train(folder: str, parallel: ParallelConfig, packing: str) -> Run:
@@ -108,8 +122,14 @@ def _pack(packs: list[list[Example]], parallel: ParallelConfig, packing: str) ->
 
 
 def _attach(logprobs_T: Tensor, packed: PackedBatch) -> RolloutBatch:
-    """Returns advantages, and policies near the current one, which depend on a response's name and tokens alone."""
-    parts = {name: torch.zeros_like(logprobs_T) for name in ("advantages", "old", "rollout", "reference")}
+    """Returns advantages, and policies near the current one, which depend on a response's name and tokens alone.
+
+    Some responses are solutions, and some tokens of the others are stale.
+    """
+    parts = {
+        name: torch.zeros_like(logprobs_T) for name in ("advantages", "old", "rollout", "reference", "fresh")
+    }
+    stale_T = torch.zeros_like(logprobs_T, dtype=torch.bool)
     for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
         response = start + packed.loss_mask[start:end].nonzero().flatten()
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -120,10 +140,15 @@ def _attach(logprobs_T: Tensor, packed: PackedBatch) -> RolloutBatch:
         for policy, size in (("old", 0.5), ("rollout", 0.1), ("reference", 0.4)):
             noise = shift + size * torch.randn(len(response), generator=generator)
             parts[policy][response] = logprobs_T[response] + noise
+        if torch.rand((), generator=generator) < 0.8:  # not a solution
+            is_stale = torch.rand(len(response), generator=generator) < 0.5
+            parts["fresh"][response], stale_T[response] = (~is_stale).float(), is_stale
     return RolloutBatch(
         packed=packed,
         advantages_T=parts["advantages"],
         old_logprobs_T=parts["old"],
         rollout_logprobs_T=parts["rollout"],
         reference_logprobs_T=parts["reference"],
+        fresh_T=parts["fresh"],
+        stale_T=stale_T,
     )
