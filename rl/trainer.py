@@ -19,9 +19,9 @@ from megatron_omr import cpu, parallel
 from megatron_omr.checkpoint.load import load_newest
 from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.convert.export import save_hf, stream
+from megatron_omr.swap.reference import Reference
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.peers import find_peers
-from megatron_omr.train.reference import Reference
 from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, StepResult, forward_logprobs, train_step
 from megatron_omr.train.trainer import build_trainer, unwrap_chunks

@@ -62,6 +62,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "model",
             "convert",
             "train",
+            "swap",
             "checkpoint",
             "plan",
             "preload",

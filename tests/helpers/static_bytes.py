@@ -14,8 +14,8 @@ from megatron_omr.model.parts import freeze
 from megatron_omr.model.spec import choose_backend
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.weights import StaticBytes
+from megatron_omr.swap.reference import Reference
 from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
-from megatron_omr.train.reference import Reference
 
 
 def measure_static(

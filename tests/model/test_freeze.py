@@ -106,7 +106,7 @@ def _train_frozen(folder: str, parallel: ParallelConfig) -> list[list[float]]:
 
     After them the first weights compute the logprobs that they computed before, and the trained ones theirs.
     """
-    from megatron_omr.train.reference import Reference
+    from megatron_omr.swap.reference import Reference
     from megatron_omr.train.step import forward_logprobs, train_step
     from megatron_omr.train.trainer import build_trainer
 

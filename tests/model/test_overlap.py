@@ -43,11 +43,13 @@ def test_tied_weights_and_bf16_too(tiny_tied_hf: Path) -> None:
 def _compare(folder: str, layout: dict[str, int], precision: str = "fp32") -> list[bool]:
     """Trains three steps with and without overlap; returns after each whether exports and metrics are equal.
 
-    Before each step the overlapping trainer computes logprobs with its first weights, which must not change anything.
+    Before each step the overlapping trainer computes logprobs with its first weights, and after it is moved to host
+    memory and back, which must not change anything.
     """
     import torch
 
-    from megatron_omr.train.reference import Reference
+    from megatron_omr.swap.offload import EVERYTHING, Offload
+    from megatron_omr.swap.reference import Reference
     from megatron_omr.train.step import forward_logprobs, train_step
     from megatron_omr.train.trainer import build_trainer
 
@@ -63,13 +65,16 @@ def _compare(folder: str, layout: dict[str, int], precision: str = "fp32") -> li
         assert len(trainer.chunks[0].bucket_groups) > 3
     packs = [batch.packed for batch in _one_rank_without_images(trainer, overlapped, 0)]
     first, reference = forward_logprobs(plain, packs), Reference(trainer.chunks)
-    equal = []
+    equal, offload = [], Offload(trainer)
     for seed in range(3):
         with reference.swapped_in():
             again = forward_logprobs(trainer, packs)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         results = [train_step(t, _one_rank_without_images(t, overlapped, seed)) for t in (plain, trainer)]
+        offload.keep(())
+        offload.keep(["weights"])  # is all that they need to leave the trainer
         ours, theirs = exported(trainer), exported(plain)
+        offload.keep(EVERYTHING)
         same = all(torch.equal(ours[name], theirs[name]) for name in theirs)
         equal.append(same and math.isclose(results[0].grad_norm, results[1].grad_norm, rel_tol=1e-5))
     return equal

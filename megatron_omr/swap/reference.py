@@ -32,13 +32,17 @@ class Reference:
         self, chunks: Sequence[DistributedDataParallel], place: Literal["host", "device"] = "host"
     ) -> None:
         copy = cpu.copy_to_host if place == "host" else torch.clone
-        self._chunks = chunks
+        self._chunks, self._place = chunks, place
         self._kept = [copy(weights) for weights in _list_weights(chunks)]
 
     @property
     def nbytes(self) -> int:
         """Bytes that this rank keeps."""
         return sum(kept.nbytes for kept in self._kept)
+
+    def on_device(self) -> list[Tensor]:
+        """Returns what takes memory of the trainer's device."""
+        return self._kept if self._place == "device" else []
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
