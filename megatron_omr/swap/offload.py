@@ -51,7 +51,7 @@ class Offload:
 
         Collective with parallel.overlap, if the weights are on the device: it ends the gathers of the last step.
         """
-        leaving = [kind for kind in EVERYTHING if kind not in kinds and kind not in self._away]
+        leaving: list[Kind] = [kind for kind in EVERYTHING if kind not in kinds and kind not in self._away]
         if leaving:
             if "weights" not in self._away:
                 unwrap_chunks(self._trainer)
