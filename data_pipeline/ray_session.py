@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from ray._common.utils import get_system_memory
@@ -17,6 +18,7 @@ from ray._private import ray_constants
 from ray._private.utils import get_shared_memory_bytes
 
 from data_pipeline.failures import RankError
+from data_pipeline.left_over import end_processes
 
 STORE_SHARE, SHARED_MEMORY_SHARE = 0.1, 0.8
 """Largest parts of the machine's memory, and of what is free of /dev/shm, that Ray's object store takes."""
@@ -45,8 +47,11 @@ def start_ray(*, nodes: int = 1) -> None:
 
 
 def stop_ray() -> None:
-    """Stops Ray and every process that this one started through it."""
+    """Stops Ray and every process that this one started through it, those that do not answer, too."""
+    node = ray._private.worker._global_node
     ray.shutdown()
+    if node is not None and node.is_head():
+        end_processes(Path(node.get_session_dir_path()))
 
 
 def choose_store_bytes(memory: int, shared_memory: int) -> int:

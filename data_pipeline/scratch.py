@@ -1,7 +1,8 @@
 """One folder for the temporary files of a command and of all processes that it starts.
 
 It is their TMPDIR, so that what they leave goes with it: when the command ends or, after a kill, when the next one
-starts. Semaphores, which are files in /dev/shm, begin with the folder's name and go with it, too.
+starts, which also ends the processes that are left. Files in /dev/shm go with it, too: semaphores, which begin with the
+folder's name, and vLLM's, which begin with that of a file in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipeline.left_over import end_processes
+
 PREFIX = "omr_"
 SHARED_MEMORY = Path("/dev/shm")
 LONGEST_BASE = 26
@@ -27,8 +30,8 @@ _owned: set[Path] = set()
 def scratch_folder() -> Iterator[Path]:
     """Gives this process a TMPDIR of its own, of mode 0700; removes those whose owners were killed.
 
-    It lies under the TMPDIR of before or, where that is too long for Ray's sockets, under /tmp. Inside another block of
-    this process it is that block's folder.
+    Processes that such an owner left are killed. The folder lies under the TMPDIR of before or, where that is too long
+    for Ray's sockets, under /tmp. Inside another block of this process it is that block's folder.
     """
     if (outer := os.environ.get("TMPDIR")) and Path(outer) in _owned:
         yield Path(outer)
@@ -38,9 +41,9 @@ def scratch_folder() -> Iterator[Path]:
         base = Path("/tmp")
     for left in base.glob(f"{PREFIX}*"):
         if (lock := _lock(left)) is not None:
-            for semaphore in SHARED_MEMORY.glob(f"sem.{left.name}-*"):
-                semaphore.unlink(missing_ok=True)
-            shutil.rmtree(left, ignore_errors=True)
+            end_processes(left)
+            _remove_shared(f"sem.{left.name}-*")
+            _remove(left)
             os.close(lock)
     folder, lock = _create(base)
     values = {
@@ -63,8 +66,20 @@ def scratch_folder() -> Iterator[Path]:
         settings.clear()
         settings |= settings_before
         _set_environment(before)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, and what killed engines have left in /dev/shm."""
+    for path in folder.glob("vllm_dist_*"):
+        _remove_shared(f"{path.name}-*")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_shared(pattern: str) -> None:
+    for path in SHARED_MEMORY.glob(pattern):
+        path.unlink(missing_ok=True)
 
 
 def _create(base: Path) -> tuple[Path, int]:

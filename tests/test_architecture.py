@@ -36,6 +36,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "config",
             "files",
             "imports",
+            "left_over",
             "scratch",
             "storage",
             "tables",

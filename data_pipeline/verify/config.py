@@ -20,7 +20,7 @@ class CheckerConfig:
     workers: int = 2
     """Processes that run math-verify."""
     deadline: float = 5.0
-    """Seconds one response may take; past it the response counts as wrong."""
+    """Seconds of a processor's time that one response may take; past it the response counts as wrong."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "checker.", workers=1)

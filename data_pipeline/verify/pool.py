@@ -2,21 +2,26 @@
 
 A worker process gets a few responses at a time, sets a kernel alarm before each and reports each. When the alarm
 fires or the parser crashes, the process dies, that response counts as wrong, the others in its batch go to the next
-worker, and a new process takes its place. The calling process needs neither signals nor threads, so it may be a Ray
-actor, and bytes from a worker are never unpickled.
+worker, and a new process takes its place. The alarm counts the processor's time, so that a busy machine, or a process
+that was stopped, does not make a response wrong. A worker that does not answer at all is killed like one that crashed.
+The calling process needs neither signals nor threads, so it may be a Ray actor, and bytes from a worker are never
+unpickled.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import resource
 import signal
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import RLock
 from typing import cast
 
@@ -24,9 +29,13 @@ from data_pipeline.files import to_json
 from data_pipeline.verify.check import Verdict, check_text, is_equal_math, needs_math, with_outcome
 from data_pipeline.verify.config import CheckerConfig
 
+log = logging.getLogger(__name__)
+
 _GIB = 1 << 30
 _BATCH = 16  # most responses a worker gets at once
 _BATCH_LEN = 16_384  # most characters in a batch of more than one
+_SILENCE = 30.0  # seconds in which a worker that has something to do neither answers nor computes
+_MAX_STARTS = 3  # of workers that end, one after the other, before they are ready
 
 
 @dataclass(eq=False)
@@ -45,14 +54,16 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     is_ready: bool = False  # has imported its parser
+    computed: float = 0.0  # its processor time when it was last seen to compute
+    heard: float = field(default_factory=time.monotonic)  # when that was, or it last answered
     tasks: deque[_Task] = field(default_factory=deque)  # it is checking the first
 
 
 class VerifyPool:
     """Checks responses in `config.workers` processes, each in `config.deadline` seconds and `memory_gib` of memory.
 
-    `counts` holds the number of responses by `Verdict.decided_by`; error means that a worker crashed twice, since
-    one crash may be the machine's fault. Threads that share a pool are served one after the other. Close it, or use
+    `counts` holds the number of responses by `Verdict.decided_by`; error means that a worker crashed or hung twice,
+    since once may be the machine's fault. Threads that share a pool are served one after the other. Close it, or use
     it as a context manager.
     """
 
@@ -62,6 +73,7 @@ class VerifyPool:
         self._memory = int(memory_gib * _GIB)
         self._lock = RLock()
         self._workers: list[_Worker] = []
+        self._failed_starts = 0  # one after the other
         for _ in range(config.workers):
             self._add_worker()
 
@@ -109,9 +121,12 @@ class VerifyPool:
             for worker in list(self._workers):
                 if waiting and worker.is_ready and not worker.tasks:
                     self._send_batch(worker, waiting)
-            heard = wait([worker.connection for worker in self._workers])
-            for worker in [worker for worker in self._workers if worker.connection in heard]:
-                self._handle_reply(worker, waiting)
+            heard = wait([worker.connection for worker in self._workers], timeout=1.0)
+            for worker in list(self._workers):
+                if worker.connection in heard:
+                    self._handle_reply(worker, waiting)
+                else:
+                    self._check_silence(worker)
 
     def _send_batch(self, worker: _Worker, waiting: deque[_Task]) -> None:
         batch = self._take_batch(waiting)
@@ -122,6 +137,20 @@ class VerifyPool:
             self._replace_worker(worker)
         else:
             worker.tasks.extend(batch)
+            worker.heard = time.monotonic()
+
+    def _check_silence(self, worker: _Worker) -> None:
+        """Kills a worker that hangs, so that its connection ends. One that computes has an alarm of its own."""
+        computed, now = _read_processor_time(worker.process.pid), time.monotonic()
+        if computed != worker.computed or worker.is_ready and not worker.tasks:
+            worker.computed, worker.heard = computed, now
+        if now - worker.heard > _SILENCE:
+            doing = f"the answer {worker.tasks[0].extracted[:100]!r}" if worker.tasks else "its start"
+            log.warning(
+                f"the checker waited {now - worker.heard:.0f} s for process {worker.process.pid}, which is at {doing} "
+                "and does not run: it was stopped or hangs, and is replaced"
+            )
+            worker.process.kill()
 
     def _take_batch(self, waiting: deque[_Task]) -> list[_Task]:
         """Takes the next tasks for one worker. A retry goes alone: if it crashes again, the crash is its own."""
@@ -141,7 +170,9 @@ class VerifyPool:
         except (EOFError, OSError):
             outcome = self._replace_worker(worker)
             waiting.extendleft(reversed(list(worker.tasks)[1:]))
-        worker.is_ready = True
+        else:
+            worker.is_ready, self._failed_starts = True, 0
+        worker.heard = time.monotonic()
         if not worker.tasks:
             return  # it has just started, or died while idle
         task = worker.tasks.popleft()
@@ -154,13 +185,14 @@ class VerifyPool:
     def _replace_worker(self, worker: _Worker) -> str:
         """Starts a worker in the place of a dead one, and returns the outcome of the task that it was checking."""
         exit_code = self._remove_worker(worker)
-        if not worker.is_ready:
+        self._failed_starts += not worker.is_ready
+        if self._failed_starts >= _MAX_STARTS:
             raise RuntimeError(
-                f"a checker process ended before it was ready (exit code {exit_code}, its error is above); "
-                f"install math-verify, or raise memory_gib={self._memory / _GIB:g} if it ran out of memory"
+                f"{_MAX_STARTS} checker processes ended before they were ready (exit code {exit_code}, the errors are "
+                f"above); install math-verify, or raise memory_gib={self._memory / _GIB:g} if it ran out of memory"
             )
         self._add_worker()
-        return "timeout" if exit_code == -signal.SIGALRM else "error"
+        return "timeout" if exit_code == -signal.SIGPROF else "error"
 
     def _add_worker(self) -> None:
         # spawn, because a fork copies the locks of the caller's other threads in whatever state they are.
@@ -180,13 +212,22 @@ class VerifyPool:
         return worker.process.exitcode
 
 
+def _read_processor_time(pid: int | None) -> float:
+    """Returns the processor's time that a process has used, in clock ticks; 0 of one that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return float(fields[11]) + float(fields[12])
+
+
 def _serve(connection: Connection, config: CheckerConfig, memory: int) -> None:
     """Runs a worker: receives lists of (extracted, answer), sends math or none for each, until the pool is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
     # The default action ends the process in the kernel, even inside C code that never looks at signals. So a
     # worker whose caller was killed does not outlive its deadline either.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     _limit(resource.RLIMIT_AS, memory)
     _limit(resource.RLIMIT_CORE, 0)
     is_equal_math(r"$\frac{x}{2}+1$", "$x+2$", config.mode)  # imports before the first deadline starts
@@ -197,9 +238,9 @@ def _serve(connection: Connection, config: CheckerConfig, memory: int) -> None:
         except (EOFError, ConnectionResetError):
             return  # the pool is gone; reset, where it left our last reply unread
         for extracted, answer in tasks:
-            signal.setitimer(signal.ITIMER_REAL, config.deadline)
+            signal.setitimer(signal.ITIMER_PROF, config.deadline)
             is_equal = is_equal_math(extracted, answer, config.mode)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             connection.send_bytes(b"math" if is_equal else b"none")
 
 

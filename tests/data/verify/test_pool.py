@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -129,6 +130,40 @@ def test_worker_that_dies_idle_is_replaced(pool):
     assert (pool.counts - before)["error"] == 0
 
 
+def test_stopped_worker_is_replaced_with_a_report(caplog, monkeypatch):
+    """What it was to check is checked by another."""
+    monkeypatch.setattr("data_pipeline.verify.pool._SILENCE", 0.5)
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
+        assert pool.check_many(MIXED) == checked(MIXED, pool)
+        (stopped,) = pool._workers
+        psutil.Process(stopped.process.pid).suspend()
+        assert pool.check_many(MIXED) == checked(MIXED, pool)
+        assert not psutil.pid_exists(stopped.process.pid) and pool.counts["error"] == 0
+    assert f"for process {stopped.process.pid}, which is at the answer" in caplog.text
+
+
+def test_time_in_which_a_worker_is_stopped_does_not_count(pool):
+    """A response is not wrong because its checker was suspended for longer than the deadline."""
+    wait_until(lambda: pool.check_many(MIXED) and all(worker.is_ready for worker in pool._workers))
+    before, processes = pool.counts.copy(), checker_processes()
+    for process in processes:
+        process.suspend()
+    with ThreadPoolExecutor(1) as thread:
+        said = thread.submit(pool.check_many, MIXED)
+        time.sleep(1.5 * pool.config.deadline)
+        assert not said.done()
+        for process in processes:
+            process.resume()
+        assert said.result() == checked(MIXED, pool)
+    assert processes == checker_processes() and (pool.counts - before)["timeout"] == 0
+
+
+def test_worker_that_dies_while_it_starts_is_replaced():
+    with VerifyPool(CheckerConfig(workers=1)) as pool:
+        pool._workers[0].process.kill()
+        assert pool.check_many(MIXED) == checked(MIXED, pool)
+
+
 def test_threads_share_a_pool(pool):
     with ThreadPoolExecutor(4) as threads:
         results = list(threads.map(pool.check_many, [MIXED] * 8))
@@ -177,5 +212,5 @@ def test_interrupted_pool_is_closed(monkeypatch):
             pool.check_many(MIXED)
 
 
-def interrupt(connections: list) -> list:
+def interrupt(connections: list, timeout: float) -> list:
     raise KeyboardInterrupt

@@ -1,0 +1,51 @@
+"""Finds and ends the processes that belong to a folder of temporary files whose owner has ended.
+
+Such a process has the folder as its TMPDIR or, where it has written its title over its environment as Ray's agents do,
+its output goes to a file in the folder. Only processes of the same user can be seen so.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+END_SECONDS = 10.0
+"""Most time that killed processes take to end: they may be in the kernel."""
+_TRACKER = b"resource_tracker"  # Python's, which removes what is left in /dev/shm once the others have ended
+
+
+def end_processes(folder: Path) -> list[int]:
+    """Kills the processes of a folder, and those that they start meanwhile; returns their numbers once they are gone.
+
+    This process is left alone. So are Python's resource trackers, which end themselves.
+    """
+    killed: set[int] = set()
+    deadline = time.monotonic() + END_SECONDS
+    while (found := find_processes(folder)) and time.monotonic() < deadline:
+        for pid in found:
+            with suppress(ProcessLookupError):  # it has ended
+                os.kill(pid, signal.SIGKILL)
+        killed.update(found)
+        time.sleep(0.02)
+    return sorted(killed)
+
+
+def find_processes(folder: Path) -> list[int]:
+    """Returns the numbers of the processes of a folder, without this one and those that have ended."""
+    others = (entry for entry in Path("/proc").glob("[0-9]*") if int(entry.name) != os.getpid())
+    return [int(entry.name) for entry in others if _belongs(entry, folder)]
+
+
+def _belongs(process: Path, folder: Path) -> bool:
+    try:
+        environment = (process / "environ").read_bytes().split(b"\0")
+        places = [value for value in environment if value.startswith(b"TMPDIR=")]
+        places = [Path(os.fsdecode(value.removeprefix(b"TMPDIR="))) for value in places]
+        places += [(process / "fd" / number).readlink() for number in ("1", "2")]
+        is_tracker = _TRACKER in (process / "cmdline").read_bytes()
+    except OSError:  # it has ended, has no output, or is another user's
+        return False
+    return not is_tracker and any(place.is_relative_to(folder) for place in places)
