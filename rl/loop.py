@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from data_pipeline.ray_session import start_ray, stop_ray
+from megatron_omr.faults.run_lock import hold_run
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.config import RLConfig
@@ -32,11 +33,13 @@ def run_rl(config: RLConfig, *, nodes: int = 1) -> None:
 
     Raises:
         SystemExit: with code RESUMABLE, after SIGUSR1: the run has ended its step and saved.
+        ValueError: another process trains this run.
     """
     run = Path(config.run)
     load_functions(config.reward)  # a mistake in a user's own is found before anything starts
-    claim_run(config, run)
-    with hold_stop() as stop:  # before Ray starts: its processes inherit that the signal is blocked
+    # before Ray starts: its processes inherit that the signal is blocked
+    with hold_run(run), hold_stop() as stop:
+        claim_run(config, run)
         step = start_and_train(config, nodes, stop)
     if step < config.steps:
         exit_resumable(f"{run} is saved after {step} of {config.steps} steps")
