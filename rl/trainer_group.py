@@ -48,7 +48,7 @@ class TrainerGroup:
         self._processes, self._started = start_trainers(config, placement)
         self._looks = self._started
         self._looking = Lock()
-        self._watch = Watch(self._run, config.fault, rank=0, world_size=config.trainers)
+        self._watch = Watch(self._run, config.fault, rank=0, world_size=config.trainers, begins=True)
         self._config = config
         self._mismatch = MismatchWatch(config.warn_at, config.max_mismatch)
 

@@ -180,12 +180,17 @@ class _Seen:
 class Watch:
     """Looks at the signs of ranks. Those whose file is missing have not begun, or have ended well."""
 
-    def __init__(self, run: Path, config: FaultConfig, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self, run: Path, config: FaultConfig, *, rank: int, world_size: int, begins: bool = False
+    ) -> None:
         """
         Args:
             rank: who watches.
+            begins: it watches from when the ranks are started, and names those that do not begin in fault.timeout.
         """
         self._run, self._config, self._is_first = run, config, rank == 0
+        self._absent = set(range(world_size) if begins else ())
+        self._waited = 0.0  # seconds in which it looked
         self._ranks = range(world_size) if rank == 0 else range(1)
         self._seen: dict[int, _Seen] = {}
         self._looked = time.monotonic()
@@ -196,12 +201,17 @@ class Watch:
         if passed < 0.9 * self._config.beat:
             return ""
         self._looked += passed
+        # not the whole time: a watch that was itself stopped, or waited for a disk, has not looked
+        passed = min(passed, 2 * self._config.beat)
+        self._waited += passed
         for rank in self._ranks:
-            # not the whole time: a watch that was itself stopped, or waited for a disk, has not looked
-            self._update(rank, min(passed, 2 * self._config.beat))
+            self._update(rank, passed)
+        self._absent -= self._seen.keys()
         seen = self._seen.values()
         told = (one.beat.report for one in seen if one.is_new and not self._is_first)
-        return next(filter(None, told), "") or self._find_silent() or self._find_stuck()
+        return (
+            next(filter(None, told), "") or self._find_silent() or self._find_stuck() or self._find_absent()
+        )
 
     def _update(self, rank: int, passed: float) -> None:
         before = self._seen.get(rank)
@@ -240,6 +250,12 @@ class Watch:
             )
             for beat in beats
         )
+
+    def _find_absent(self) -> str:
+        if not self._absent or self._waited <= self._config.timeout:
+            return ""
+        names = ", ".join(f"rank {rank}" for rank in sorted(self._absent)[:_MOST_NAMED])
+        return f"{names} of {len(self._ranks)} has not begun within fault.timeout={self._config.timeout:g} s"
 
 
 def clear_beats(run: Path) -> None:

@@ -55,6 +55,15 @@ def test_ranks_that_work_idle_or_end_are_not_reported(tmp_path: Path):
     look_for(watch, 0.7)
 
 
+def test_a_rank_that_does_not_begin_is_named(tmp_path: Path):
+    """By a watch that knows when the ranks were started; one that has ended since has begun."""
+    watch = Watch(tmp_path, QUICK, rank=0, world_size=3, begins=True)
+    with Heartbeat(tmp_path, QUICK, rank=0):
+        with Heartbeat(tmp_path, QUICK, rank=2):
+            look_for(watch, 0.5)
+        assert look_until(watch) == "rank 1 of 3 has not begun within fault.timeout=1 s"
+
+
 def test_a_rank_that_failed_is_named_with_its_error(tmp_path: Path):
     with pytest.raises(RuntimeError), Heartbeat(tmp_path, QUICK, rank=1):
         raise RuntimeError("the cable is loose")
