@@ -13,7 +13,6 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +21,9 @@ import psutil
 
 from benchmarks.chaos.parts import Driver, adopting_orphans, collect_ended, end_all, list_children
 from benchmarks.environment import write_result
+from data_pipeline.scratch import scratch_folder
 from data_pipeline.tables import text_table
+from launch.ranks.launcher import sigterm_exits
 from megatron_omr.train.metrics import read_json_lines
 
 SMALL = {
@@ -131,15 +132,14 @@ def main(words: list[str]) -> None:
     }
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "launch.cli", "rl", "demo", *words, *options.rest]
-    temporary = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))  # short: Ray's sockets lie in it
     started = time.monotonic()
-    driver = Driver(command, {**os.environ, "TMPDIR": str(temporary)}, options.out / "log")
-    try:
-        with adopting_orphans():
-            rows = sample(driver, run, options.every)
-    finally:
-        end_all(list_children(os.getpid()))
-        shutil.rmtree(temporary, ignore_errors=True)
+    with scratch_folder():
+        driver = Driver(command, os.environ, options.out / "log")
+        try:
+            with adopting_orphans():
+                rows = sample(driver, run, options.every)
+        finally:
+            end_all(list_children(os.getpid()))
     slopes = fit_slopes(rows, options.warm_up)
     table = [
         [kind, f"{rows[0].get(kind, 0):.0f}", f"{rows[-1].get(kind, 0):.0f}", slopes[kind]] for kind in slopes
@@ -151,4 +151,5 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with sigterm_exits():
+        main(sys.argv[1:])

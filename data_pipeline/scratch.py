@@ -1,8 +1,8 @@
 """One folder for the temporary files of a command and of all processes that it starts.
 
 It is their TMPDIR, so that what they leave goes with it: when the command ends or, after a kill, when the next one
-starts, which also ends the processes that are left. Files in /dev/shm go with it, too: semaphores, which begin with the
-folder's name, and vLLM's, which begin with that of a file in it.
+starts. So do processes that are left then, and files in /dev/shm: semaphores, which begin with the folder's name, and
+vLLM's, which begin with that of a file in it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def scratch_folder() -> Iterator[Path]:
         settings.clear()
         settings |= settings_before
         _set_environment(before)
+        end_processes(folder)
         _remove(folder)
         os.close(lock)
 

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,7 +25,9 @@ from benchmarks.chaos.disturb import Disturber, Done, Report
 from benchmarks.chaos.parts import Driver, Judge, adopting_orphans
 from benchmarks.chaos.plan import NEVER, WAYS, plan_strikes
 from benchmarks.environment import write_result
+from data_pipeline.scratch import scratch_folder
 from data_pipeline.tables import text_table
+from launch.ranks.launcher import sigterm_exits
 from rl.config import EngineConfig
 
 TOKEN_TIMEOUT = "token_timeout" if hasattr(EngineConfig(), "token_timeout") else "reply_timeout"
@@ -79,14 +80,14 @@ def build_command(options: argparse.Namespace, run: Path, judge: Judge) -> list[
     return [*command, *words, "--reward.use_judge", *options.rest]
 
 
-def run_undisturbed(options: argparse.Namespace, judge: Judge, environment: dict[str, str]) -> Path:
+def run_undisturbed(options: argparse.Namespace, judge: Judge) -> Path:
     """Returns the folder of the undisturbed run, which is made unless it is there."""
     run = options.out / "undisturbed"
     if not (run / "hf" / "config.json").exists():
         started = time.monotonic()
         with (options.out / "undisturbed.log").open("ab") as log:
             command = build_command(options, run, judge)
-            subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+            subprocess.run(command, stdout=log, stderr=log, check=True)
         print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
     return run
 
@@ -111,21 +112,20 @@ def main(words: list[str]) -> int:
     print(f"seed {options.seed}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     before = list_entries()
-    temporary = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))  # short: Ray's sockets lie in it
-    environment = {**os.environ, "TMPDIR": str(temporary)}
     judge = Judge()
     try:
-        undisturbed = run_undisturbed(options, judge, environment)
-        if options.only_undisturbed:
-            return 0
-        with adopting_orphans():
-            report = disturb(options, judge, environment)
-        problems = report.problems
-        problems += compare_runs(options.out / "disturbed", undisturbed, steps=options.steps)
-        problems += [f"left in TMPDIR: {path.name}" for path in temporary.iterdir()]
+        # goes with all that is in it when another command starts, should this one be killed
+        with scratch_folder() as temporary:
+            undisturbed = run_undisturbed(options, judge)
+            if options.only_undisturbed:
+                return 0
+            with adopting_orphans():
+                report = disturb(options, judge)
+            problems = report.problems
+            problems += compare_runs(options.out / "disturbed", undisturbed, steps=options.steps)
+            problems += [f"left in TMPDIR: {path.name}" for path in temporary.iterdir()]
     finally:
         judge.close()
-        shutil.rmtree(temporary)
     new = find_new(before)
     problems += [f"left: {path}" for path in new] if options.idle else []
     print(describe_done(report.done))
@@ -141,16 +141,17 @@ def main(words: list[str]) -> int:
     return int(bool(problems))
 
 
-def disturb(options: argparse.Namespace, judge: Judge, environment: dict[str, str]) -> Report:
+def disturb(options: argparse.Namespace, judge: Judge) -> Report:
     """Runs the command with its strikes, in a folder of its own."""
     run = options.out / "disturbed"
     shutil.rmtree(run, ignore_errors=True)
     kinds = tuple(options.kinds.split(","))
     strikes = plan_strikes(options.kills, steps=options.steps, seed=options.seed, kinds=kinds)
-    driver = Driver(build_command(options, run, judge), environment, options.out / "disturbed.log")
+    driver = Driver(build_command(options, run, judge), os.environ, options.out / "disturbed.log")
     driver.log.unlink(missing_ok=True)
     return Disturber(driver, judge, run, strikes).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with sigterm_exits():
+        sys.exit(main(sys.argv[1:]))

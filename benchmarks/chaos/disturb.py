@@ -72,7 +72,6 @@ class Disturber:
         self._later: list[tuple[float, Callable[[], object]]] = []  # what is to be done, and when
         self._began = self._ready = self._moved = time.monotonic()
         self._rows = 0
-        self._earlier: list[psutil.Process] = []  # of starts whose driver was killed
 
     def run(self) -> Report:
         """Returns what happened once the run is done; everything of it has ended.
@@ -169,13 +168,13 @@ class Disturber:
             raise RuntimeError(f"the driver does not start: {words}")
         if code > 0:
             self._check_left(f"an end with code {code}", self._others, SETTLE_SECONDS)
-        self._earlier = self._others()
+        earlier = self._others()
         self._driver.start()
         self._moved = time.monotonic()
-        self._later.append((self._moved + SETTLE_SECONDS, self._check_earlier))
+        self._later.append((self._moved + SETTLE_SECONDS, lambda: self._check_earlier(earlier)))
 
-    def _check_earlier(self) -> None:
-        self._check_left("a start after a kill", lambda: [p for p in self._earlier if is_alive(p)], 0.0)
+    def _check_earlier(self, processes: Sequence[psutil.Process]) -> None:
+        self._check_left("a start after a kill", lambda: [p for p in processes if is_alive(p)], 0.0)
 
     def _check_left(self, when: str, find: Callable[[], list[psutil.Process]], seconds: float) -> None:
         def look() -> list[psutil.Process]:

@@ -26,6 +26,8 @@ WAYS: tuple[tuple[str, str, float], ...] = (
 """Kind of process, signal, and the most seconds after which it is continued or, the judge's server, started again.
 A judge that is stopped for good is its user's matter: its requests time out, and count as not judged."""
 
+SPREAD = 0.8
+"""Share of the steps over which the strikes are spread: some come late."""
 BURST = 0.25
 """Share of the strikes that follow the one before without waiting for steps, so that they also hit starts."""
 WAIT, BURST_WAIT = 4.0, 15.0
@@ -57,7 +59,7 @@ def plan_strikes(count: int, *, steps: int, seed: int, kinds: tuple[str, ...]) -
                 kind=kind,
                 signal=signal,
                 seconds=most if most <= 0 else round(draw.uniform(0.5, most), 2),
-                step=strikes[-1].step if in_burst else int(0.95 * number * steps / count),
+                step=strikes[-1].step if in_burst else int(SPREAD * number * steps / count),
                 wait=round(draw.uniform(0, BURST_WAIT if in_burst else WAIT), 2),
             )
         )
