@@ -16,8 +16,9 @@ from rl.config import RLConfig
 from rl.evaluate import check_any, summarize
 from rl.prompts.stream import load_prompt_limits, read_prompts
 from rl.rewards.scorer import Scorer
+from rl.rollout.calls import EngineDied
 from rl.rollout.collect import Generate
-from rl.rollout.manager import EngineDied, RolloutManager
+from rl.rollout.manager import RolloutManager
 from rl.types import Group, Responses
 
 log = logging.getLogger(__name__)

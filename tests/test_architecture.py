@@ -126,7 +126,8 @@ CONFINED = {
 }
 PURE = (
     *("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/mismatch/"),
-    *("rl/rollout/manager.py", "rl/rollout/collect.py", "rl/rollout/carried.py"),
+    *("rl/rollout/calls.py", "rl/rollout/members.py", "rl/rollout/manager.py", "rl/rollout/spans.py"),
+    *("rl/rollout/collect.py", "rl/rollout/carried.py"),
 )
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
@@ -157,6 +158,11 @@ BROAD_EXCEPTS = {
     "rl/rewards/own.py": {"load_own"},
     # the same from a thread, to the one that waits for its result
     "rl/placement/transfer.py": {"run"},
+    # an engine's thread, to those who call it; the thread of the manager, to those who wait for responses
+    "rl/rollout/server.py": {"_run", "_answer"},
+    "rl/rollout/manager.py": {"_run"},
+    # what an engine raised, to the manager
+    "rl/placement/actors.py": {"read"},
 }
 UNPICKLER = "megatron_omr/checkpoint/metadata.py"  # whose job is to refuse
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}

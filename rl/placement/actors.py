@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import ray
@@ -15,18 +15,16 @@ from ray.exceptions import RayActorError, RayTaskError
 from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
 from data_pipeline.imports import collection_paused
 from megatron_omr.faults.heartbeat import Heartbeat
-from rl.config import RLConfig, SamplingConfig
+from rl.config import RLConfig
 from rl.placement.network import LOOPBACK, join_network, open_store
 from rl.placement.places import Place, Placement
-from rl.rollout.engine import ENGINE_ENV, Engine
-from rl.rollout.manager import EngineCalls, EngineDied
-from rl.types import Prompt
-
-log = logging.getLogger(__name__)
+from rl.rollout.calls import EngineCalls, EngineDied, Report
+from rl.rollout.engine import ENGINE_ENV
+from rl.rollout.server import THREADS, EngineServer
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 WATCH_SECONDS = 1.0
-"""Between two looks at the trainers while engines generate."""
+"""Between two looks at the trainers while they are waited for."""
 R = TypeVar("R")
 
 
@@ -36,47 +34,67 @@ def build_engine_calls(
     *,
     update: Callable[[Sequence[ActorHandle], int], list[EngineDied | None]],
     watch: Callable[[], object] = lambda: None,
-) -> EngineCalls[ActorHandle, ray.ObjectRef]:
+    kind: type = EngineServer,
+) -> EngineCalls[ActorHandle]:
     """Returns the manager's functions for engines that are Ray actors.
 
     Args:
         update: WeightTransfer.update.
-        watch: called again and again while engines generate; what it raises ends the wait.
+        watch: called again and again while somebody waits for responses; what it raises ends the wait.
+        kind: of the actors.
     """
+    lock = Lock()  # guards all three
     places: dict[ActorHandle, Place] = {}
+    pending: dict[ray.ObjectRef, ActorHandle] = {}  # the next report of each engine
+    started = set[ActorHandle]()
 
     def start() -> ActorHandle:
         place = placement.reserve_engine()
-        engine = _actor(Engine, place, ENGINE_ENV).remote(config)
-        places[engine] = place
+        engine = _actor(kind, place, ENGINE_ENV, max_concurrency=THREADS).remote(config)
+        with lock:
+            places[engine] = place
+            pending[engine.collect.remote()] = engine
         return engine
 
     def stop(engine: ActorHandle) -> None:
         ray.kill(engine)
-        if place := places.pop(engine, None):
+        with lock:
+            place = places.pop(engine, None)
+        if place:
             placement.release_engine(place)
 
-    asked: dict[ray.ObjectRef, ActorHandle] = {}
+    def poll(seconds: float) -> list[tuple[ActorHandle, Report | Exception]]:
+        with lock:
+            replies = list(pending)
+        if not replies:
+            time.sleep(seconds)
+            return []
+        if not ray.wait(replies, timeout=seconds)[0]:
+            return []
+        arrived, _ = ray.wait(replies, num_returns=len(replies), timeout=0)
+        return [read(reply) for reply in arrived]
 
-    def ask(
-        engine: ActorHandle, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int
-    ) -> ray.ObjectRef:
-        reply = engine.generate.remote(prompts, sampling, seed)
-        asked[reply] = engine
-        return reply
-
-    def wait(replies: Sequence[ray.ObjectRef]) -> ray.ObjectRef:
-        for answered in asked.keys() - set(replies):
-            del asked[answered]
-        return wait_for_reply(asked, watch, limit=config.engine.reply_timeout)
+    def read(reply: ray.ObjectRef) -> tuple[ActorHandle, Report | Exception]:
+        with lock:
+            engine = pending.pop(reply)
+        try:
+            report: Report = take_reply(reply)
+        except Exception as error:  # the manager decides
+            return engine, error
+        with lock:
+            started.add(engine)
+            pending[engine.collect.remote()] = engine
+        return engine, report
 
     return EngineCalls(
         start=start,
         stop=stop,
-        ask=ask,
+        submit=lambda engine, requests: engine.submit.remote(requests),
+        poll=poll,
         update=update,
-        wait=wait,
-        take=take_reply,
+        has_started=started.__contains__,
+        address=lambda engine: places[engine].address,
+        watch=watch,
     )
 
 
@@ -170,28 +188,9 @@ def _name(rank: int) -> str:
     return f"trainer rank {rank}"
 
 
-def _actor(kind: type, place: Place, env: Mapping[str, str] = {}) -> Any:
+def _actor(kind: type, place: Place, env: Mapping[str, str] = {}, **options: int) -> Any:
     environment = {"env_vars": {**WORKER_ENV, **env}}
-    return ray.remote(kind).options(**place.options(), runtime_env=environment)
-
-
-def wait_for_reply(
-    asked: Mapping[ray.ObjectRef, ActorHandle], watch: Callable[[], object], *, limit: float
-) -> ray.ObjectRef:
-    """Returns the first reply; an engine that hangs is killed, so that its reply is that it died.
-
-    Args:
-        asked: replies and their engines, in the order of asking.
-        limit: seconds without any reply, after which the engine that was asked first is killed.
-    """
-    deadline = time.monotonic() + limit
-    while not (ready := ray.wait(list(asked), timeout=min(WATCH_SECONDS, limit))[0]):
-        watch()
-        if time.monotonic() > deadline:
-            log.warning(f"an engine has not answered for {limit:g} s (engine.reply_timeout) and is replaced")
-            ray.kill(next(iter(asked.values())))
-            deadline += limit
-    return ready[0]
+    return ray.remote(kind).options(**place.options(), **options, runtime_env=environment)
 
 
 def take_reply(reply: ray.ObjectRef) -> Any:

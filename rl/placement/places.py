@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.config import RLConfig
 from rl.placement.plan import Node, build_plan, place_engine
-from rl.rollout.manager import NoRoom
+from rl.rollout.calls import NoRoom
 
 WAIT_SECONDS = 60.0
 """Limit of the wait for a place: free ones are given at once, and those of a process that died within seconds."""

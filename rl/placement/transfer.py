@@ -17,7 +17,7 @@ from rl.config import EngineConfig, RLConfig
 from rl.placement.actors import WATCH_SECONDS, build_engine_calls, take_reply
 from rl.placement.places import Placement
 from rl.placement.plan import Plan
-from rl.rollout.manager import EngineCalls, EngineDied
+from rl.rollout.calls import EngineCalls, EngineDied
 from rl.weight_sync.layout import WeightError, WeightMismatch
 
 START_SECONDS = 3600.0

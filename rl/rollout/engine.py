@@ -1,15 +1,17 @@
-"""A vLLM engine: reads prompts by reference, marks rollouts with the version of the weights that wrote them.
+"""A vLLM engine: reads prompts by reference, and knows which weights sampled each token of a response.
 
-`Engine` is a plain class: evaluation and tests use it in their own process, rl/placement makes it a Ray
-actor. vLLM is imported when an engine starts, after the environment it reads at import is set.
+`Engine` is a plain class: evaluation and tests ask it in their own process, rollout/server.py feeds it in a thread.
+vLLM is imported when an engine starts, after the environment it reads at import is set.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +26,8 @@ from megatron_omr import cpu
 from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts.stream import load_prompt_limits
+from rl.rollout.calls import Report, Request
+from rl.rollout.spans import Cut, count_spans
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.expected import read_expected_shapes
 from rl.weight_sync.layout import check_complete, read_layout
@@ -40,6 +44,9 @@ ENGINE_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # trainer and engine share the cores
     "HF_HUB_OFFLINE": "1",
 }
+
+COUNT_SECONDS = 0.2
+"""Between two counts of the tokens for reports, which take 0.1 ms and more, about one step in a hundred."""
 
 BAN = -100.0  # vLLM's strongest logit bias: e**-100 of the odds
 
@@ -62,6 +69,14 @@ class Engine:
         self._config = config
         self._encoder = ChatEncoder(load_prompt_limits(config))
         self._llm = _start_vllm(config.engine, config.model, exact=config.sampling.temperature in (0.0, 1.0))
+        self._open: dict[str, _Open] = {}  # by vLLM's name of the request
+        self._taken = self._tokens = self._ended_tokens = 0
+        self._counted_at = -COUNT_SECONDS
+
+    @property
+    def is_busy(self) -> bool:
+        """True while responses are generated."""
+        return bool(self._open)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int
@@ -74,33 +89,65 @@ class Engine:
             RuntimeError: the last weight update failed, so there are no weights to generate with.
             ValueError: `sampling.temperature` is not the one that the engine was started for.
         """
+        found: dict[int, Responses] = {}
+        for number, prompt in enumerate(prompts):
+            fault = self.add(number, Request(prompt=prompt, sampling=sampling, seed=step_seed))
+            if fault:
+                found[number] = fault
+        while self.is_busy:
+            found.update(self.step())
+        return [found[number] for number in range(len(prompts))]
+
+    def add(self, number: int, request: Request) -> Responses | None:
+        """Begins to generate; step() returns the responses with the number. Returns the fault of a prompt that has one.
+
+        Raises:
+            RuntimeError, ValueError: as generate().
+        """
         if self.version is None:
             raise RuntimeError(
                 "this engine's last weight update failed; give it a complete one before asking it"
             )
-        started_for = self._config.sampling.temperature
+        started_for, sampling = self._config.sampling.temperature, request.sampling
         if sampling.temperature not in (0.0, started_for):
             raise ValueError(
                 f"sampling.temperature={sampling.temperature}, but the engine was started for "
                 f"{started_for}; start it with the temperature of sampling, or ask greedily (0)"
             )
-        requests: dict[int, dict[str, Any]] = {}
-        found: dict[int, Responses] = {}
-        for number, prompt in enumerate(prompts):
-            try:
-                requests[number] = self._request(prompt)
-            except BadSample as error:
-                found[number] = Responses(fault=error.reason, detail=error.args[1])
-        if requests:
-            params = [self._params(prompts[number], sampling, step_seed) for number in requests]
-            outputs = self._llm.generate(list(requests.values()), params, use_tqdm=False)
-            for number, output in zip(requests, outputs, strict=True):
-                found[number] = Responses(rollouts=self._rollouts(output, self.version))
-        return [found[number] for number in range(len(prompts))]
+        self._taken += sampling.n
+        try:
+            asked = self._request(request.prompt)
+        except BadSample as error:
+            return Responses(fault=error.reason, detail=error.args[1])
+        params = self._params(request.prompt, sampling, request.seed)
+        (name,) = self._llm.enqueue([asked], [params], use_tqdm=False)
+        self._open[name.rpartition("-")[0]] = _Open(number=number, name=name, n=sampling.n)
+        return None
 
-    def is_ready(self) -> bool:
-        """Returns True: an actor answers once it has started."""
-        return True
+    def step(self) -> list[tuple[int, Responses]]:
+        """Samples a token of each response that has a slot; returns the prompts whose responses are all finished."""
+        assert self.version is not None, "add() refuses to begin, and an update that failed must be repeated"
+        found: list[tuple[int, Responses]] = []
+        for output in self._llm.llm_engine.step() if self._open else ():
+            if output.finished:
+                asked = self._open.pop(output.request_id)
+                rollouts = self._rollouts(output, asked.cuts)
+                self._ended_tokens += sum(len(rollout.token_ids) for rollout in rollouts)
+                found.append((asked.number, Responses(rollouts=rollouts)))
+        return found
+
+    def report(self) -> Report:
+        """Returns what it has done so far, without what has finished; counts tokens anew every COUNT_SECONDS."""
+        running, waiting = self._scheduler.get_request_counts()
+        now = time.monotonic()
+        if now - self._counted_at > COUNT_SECONDS:
+            self._counted_at = now
+            for asked in self._open.values():
+                asked.counts |= self._count(asked)
+            self._tokens = self._ended_tokens + sum(sum(a.counts.values()) for a in self._open.values())
+        return Report(
+            taken=self._taken, running=running, waiting=waiting, tokens=self._tokens, version=self.version
+        )
 
     def join_transfer(self, place: Mapping[str, Any]) -> None:
         """Opens the trainer's end of a transfer, a SharedPlace or CollectivePlace as a dict, for updates to come.
@@ -115,12 +162,17 @@ class Engine:
     def update_weights(self, version: int) -> None:
         """Loads the weights of `version` as they arrive, and drops what was computed with the old ones.
 
+        Responses that are half done go on: vLLM reads their prompts and tokens anew, with the new weights.
+
         Raises:
             WeightError: not all arrived, or some were corrupted. From then on the engine refuses to generate until an
                 update succeeds.
             RuntimeError: the same, in a process of a tensor-parallel engine, which must then be replaced: replies of
                 its other processes were left unread.
         """
+        if self.version is not None:
+            for asked in self._open.values():
+                asked.cuts.append((self.version, self._count(asked)))
         self.version = None
         self._llm.collective_rpc("start_weight_update")
         self._llm.collective_rpc("update_weights", args=({"version": version},))
@@ -129,11 +181,12 @@ class Engine:
         self.version = version
 
     def reset_caches(self) -> None:
-        """Drops keys and values, processed images, and the embeddings that vLLM keeps for equal images."""
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError(
-                "vLLM kept its prefix cache because requests are running; update weights between calls"
-            )
+        """Drops keys and values, processed images, and the embeddings that vLLM keeps for equal images.
+
+        Responses that are half done lose their slots, and are the next to get some.
+        """
+        if not self._llm.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM kept its prefix cache, which holds what older weights computed")
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
 
@@ -168,13 +221,25 @@ class Engine:
             detokenize=False,  # done here, by the tokenizer that everything else uses
         )
 
-    def _rollouts(self, output: RequestOutput, version: int) -> tuple[Rollout, ...]:
-        ordered = sorted(output.outputs, key=lambda completion: completion.index)
-        return tuple(self._rollout(completion, version) for completion in ordered)
+    @property
+    def _scheduler(self) -> Any:
+        return self._llm.llm_engine.engine_core.engine_core.scheduler
 
-    def _rollout(self, completion: CompletionOutput, version: int) -> Rollout:
+    def _count(self, asked: _Open) -> dict[int, int]:
+        """Returns the tokens of a prompt's responses that are not finished, by their number."""
+        found = {number: self._scheduler.requests.get(name) for number, name in enumerate(asked.names)}
+        return {
+            number: response.num_output_tokens for number, response in found.items() if response is not None
+        }
+
+    def _rollouts(self, output: RequestOutput, cuts: Sequence[Cut]) -> tuple[Rollout, ...]:
+        ordered = sorted(output.outputs, key=lambda completion: completion.index)
+        return tuple(self._rollout(completion, cuts) for completion in ordered)
+
+    def _rollout(self, completion: CompletionOutput, cuts: Sequence[Cut]) -> Rollout:
         ids, sampled = completion.token_ids, cast("list[dict[int, Logprob]] | None", completion.logprobs)
         assert sampled is not None and completion.finish_reason is not None, "asked for in _params"
+        assert self.version is not None, "it has just made a step"
         return Rollout(
             token_ids=np.array(ids, np.int32),
             logprobs=np.array(
@@ -182,8 +247,24 @@ class Engine:
             ),
             response=self._encoder.decode(ids),
             finish_reason=completion.finish_reason,
-            versions=((version, len(ids)),),
+            versions=count_spans(completion.index, len(ids), cuts, self.version),
         )
+
+
+@dataclass(eq=False)
+class _Open:
+    """A request of vLLM that is not finished."""
+
+    number: int
+    name: str
+    n: int
+    cuts: list[Cut] = field(default_factory=list)
+    counts: dict[int, int] = field(default_factory=dict)  # tokens of each response, when last counted
+
+    @property
+    def names(self) -> list[str]:
+        """vLLM's names of the responses."""
+        return [self.name] if self.n == 1 else [f"{number}_{self.name}" for number in range(self.n)]
 
 
 def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
@@ -205,6 +286,7 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
 
         from rl.weight_sync.receiver import BACKENDS, register
 
+    _keep_images()
     register()
     way = "collective" if config.weight_transfer == "collective" else "shared_memory"
     return LLM(
@@ -221,6 +303,16 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
         **_hardware_settings(config),
     )
+
+
+def _keep_images() -> None:
+    """Patches vLLM 0.32, which takes the images from requests that find their prompt's keys and values in the cache.
+
+    It needs them to read the prompt anew after an update, and died. Older versions have no such function.
+    """
+    from vllm.v1.core.sched import output
+
+    setattr(output, "strip_covered_mm_data", lambda features, *_, **__: features)  # noqa: B010
 
 
 def _hardware_settings(config: EngineConfig) -> dict[str, Any]:

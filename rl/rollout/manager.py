@@ -1,4 +1,4 @@
-"""Spreads prompts over engines, collects all their responses, and restarts engines that die.
+"""Keeps engines busy: gives each the next prompt as soon as it has room, and replaces engines that die or hang.
 
 Imports neither Ray nor vLLM: it gets the functions that start, ask and await an engine.
 """
@@ -6,89 +6,100 @@ Imports neither Ray nor vLLM: it gets the functions that start, ask and await an
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import RLock, Thread, current_thread
+from typing import Generic
 
 from data_pipeline.failures import RankError
 from rl.config import EngineConfig, SamplingConfig
+from rl.rollout.calls import E, EngineCalls, EngineDied, EngineState, NoRoom, Report, Request
+from rl.rollout.members import Job, Member, Members
 from rl.types import Prompt, Responses
 
 log = logging.getLogger(__name__)
 
-E = TypeVar("E")  # an engine
-H = TypeVar("H", bound=Hashable)  # a pending reply
-
 OnReply = Callable[[Prompt, Responses], None]
 """Is told the responses to a prompt, or its fault."""
 
-IN_FLIGHT = 2
-"""Requests an engine holds, so that it never waits for the next."""
-
 MAX_DEATHS = 3
-"""Engines that may die in one round of prompts or one update; where there are more, each may once, as a node is lost
-with all of its engines. More deaths have a cause."""
+"""Engines that may die one after another, without an answer or an update between them, or with the same prompt. Where
+there are more engines, each may die once without an answer, as a node is lost with all of its engines."""
+
+WAIT_SECONDS = 1.0
+"""Between two looks at the trainer, at engines that hang, and at new ones that have started."""
+
+START_SECONDS = 3600.0
+"""Within which a new engine must have loaded its model."""
 
 
-class EngineDied(RankError):
-    """Raised by EngineCalls.take: the engine has died, and its pending requests are lost. The message says why."""
+class RolloutManager(Generic[E]):
+    """The engines of a run, and the queue of prompts before them.
 
+    An engine that dies is replaced at once, and its prompts are the next that are asked. The new one is given the
+    current weights when the caller waits (generate, wait), as the trainer is then idle, or by the next update. Where
+    a node was lost and no other has room, the run goes on with the engines that are left.
 
-class NoRoom(RankError):
-    """Raised by EngineCalls.start: no node has room for another engine. The message says what the nodes have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineCalls(Generic[E, H]):
-    """Functions that start, ask and stop engines of kind E. All but `update`, `wait` and `take` return at once."""
-
-    start: Callable[[], E]
-    """Returns a new engine with the weights of the model folder; raises NoRoom."""
-    stop: Callable[[E], None]
-    """Ends an engine, also one that is dead already."""
-    ask: Callable[[E, Sequence[Prompt], SamplingConfig, int], H]
-    """Engine.generate(prompts, sampling, step_seed)."""
-    update: Callable[[Sequence[E], int], list[EngineDied | None]]
-    """Gives these engines the weights of a version; returns for each None, or how it died. Waits for them."""
-    wait: Callable[[Sequence[H]], H]
-    """Waits until one of the replies has arrived or its engine has died, and returns it."""
-    take: Callable[[H], Any]
-    """Returns a reply's content; raises EngineDied, or what the engine raised."""
-
-
-class RolloutManager(Generic[E, H]):
-    """The engines of a run. One that dies is replaced, given the current weights, and asked again.
-
-    Where its node was lost and no other has room, the run goes on with the engines that are left. One thread at a time
-    calls its methods, but for close(), which ends what another waits for.
+    Any thread may submit; one at a time generates, waits or updates. close() ends what others wait for.
     """
 
-    def __init__(self, calls: EngineCalls[E, H], config: EngineConfig) -> None:
-        """Starts the engines; a request asks for no more responses than `config.max_num_seqs`."""
+    def __init__(self, calls: EngineCalls[E], config: EngineConfig, *, threaded: bool = True) -> None:
+        """Starts the engines, and a thread that pumps.
+
+        Args:
+            threaded: false leaves pump_once() to the caller, and to those who wait.
+        """
         self.restarts = 0
         self.lost = 0  # engines that could not be replaced
-        self._calls = calls
-        self._max_num_seqs = config.max_num_seqs
+        self._calls, self._timeout = calls, config.token_timeout
         self._max_deaths = max(MAX_DEATHS, config.num_engines)
-        self._engines = {number: calls.start() for number in range(config.num_engines)}
+        self._members: Members[E] = Members(config.max_num_seqs)
+        self._lock = RLock()
+        self._queue: deque[Job] = deque()
         self._version: int | None = None
+        self._num_jobs = self._deaths = 0
+        self._last_death = EngineDied("no engine has the current weights")
+        self._looked_at = calls.clock()
+        self._failure: BaseException | None = None
         self._is_closed = False
+        for number in range(config.num_engines):
+            self._start(number)
+        self._thread = Thread(target=self._run, name="rollout", daemon=True) if threaded else None
+        if self._thread:
+            self._thread.start()
 
     @property
     def counts(self) -> dict[str, float]:
         """Metrics: engines that were replaced, and that could not be, since this process began."""
         return {"engine_restarts": self.restarts, "engines_lost": self.lost}
 
-    def update_weights(self, version: int) -> None:
-        """Gives every engine the weights of `version`; engines started later get them too.
+    def states(self) -> list[EngineState]:
+        """Returns what is known of each engine, by number; lost ones are those that could not be replaced."""
+        with self._lock:
+            return self._members.describe()
 
-        Raises:
-            RuntimeError: engines keep dying.
-            Exception: an engine refused the weights; whatever its Engine.update_weights raised.
+    def submit(self, requests: Sequence[Request], *, ahead: bool = False) -> list[Future[Responses]]:
+        """Queues requests; returns the responses to come. A future that is cancelled gives up its place.
+
+        A prompt that cannot be asked has a fault. A future raises what the engine raised for its request, or why the
+        engines can work no more.
+
+        Args:
+            ahead: these go before all that wait.
         """
-        self._version = version
-        self._update(list(self._engines))
+        with self._lock:
+            self._check()
+            jobs = [Job(self._num_jobs + number, request) for number, request in enumerate(requests)]
+            self._num_jobs += len(jobs)
+            if ahead:
+                self._queue.extendleft(reversed(jobs))
+            else:
+                self._queue.extend(jobs)
+            self._dispatch()
+        return [job.future for job in jobs]
 
     def generate(
         self,
@@ -99,106 +110,257 @@ class RolloutManager(Generic[E, H]):
         *,
         replaces_dead: bool = True,
     ) -> list[Responses]:
-        """Returns the responses to each prompt, in the order of the prompts, all of the current weights.
+        """Returns the responses to each prompt, in the order of the prompts. They go before what was submitted.
 
         Args:
             on_reply: is called once for each prompt, as soon as its responses are here, in the order in which they
-                come. The engines go on, but get no further prompts before it returns.
-            replaces_dead: give engines that die new ones at once; else the others answer for them, and they are
-                replaced by the next call that may. A new one needs the trainer, to get the weights.
+                come. The engines go on meanwhile.
+            replaces_dead: give engines in the place of dead ones the weights, for which the trainer must have those of
+                the last update; else the others answer, and the new ones get weights by a later call.
+
+        Raises:
+            RankError: engines keep dying.
+            EngineDied: the manager was closed; or all have died, and `replaces_dead` is false.
+        """
+        futures = self.submit(
+            [Request(prompt=p, sampling=sampling, seed=step_seed) for p in prompts], ahead=True
+        )
+        prompt_of = dict(zip(futures, prompts, strict=True))
+        try:
+            for future in self._await(futures, replaces_dead):
+                on_reply(prompt_of[future], future.result())
+        finally:
+            for future in futures:
+                future.cancel()  # does nothing to those that are done
+        return [future.result() for future in futures]
+
+    def wait(self, futures: Iterable[Future[Responses]]) -> None:
+        """Waits until all of these are done, also with an error, while the trainer has the weights of the last update.
+
+        Raises:
+            RankError: engines keep dying, or the trainer has.
+            EngineDied: the manager was closed.
+        """
+        for _ in self._await(list(futures), replaces_dead=True):
+            pass
+
+    def update_weights(self, version: int) -> None:
+        """Gives every engine the weights of `version`, also while they generate.
+
+        The first time it waits for all engines to start. Later those that are still starting get the weights when
+        somebody waits, or by the next update.
 
         Raises:
             RuntimeError: engines keep dying.
-            EngineDied: all have died, and may not be replaced.
+            Exception: an engine refused the weights; whatever its Engine.update_weights raised.
         """
-        share = -(-len(prompts) // len(self._engines))
-        size = max(1, min(share, self._max_num_seqs // sampling.n))
-        queue = deque(range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size))
-        asked: dict[H, tuple[int, range]] = {}  # reply -> number of the engine, which prompts
-        found: dict[int, Responses] = {}
-        deaths, dead_ones = 0, set[int]()
-        while queue or asked:
-            for number in self._next_engines(asked, len(queue), dead_ones):
-                chunk = queue.popleft()
-                reply = self._calls.ask(
-                    self._engines[number], [prompts[i] for i in chunk], sampling, step_seed
-                )
-                asked[reply] = (number, chunk)
-            reply = self._calls.wait(list(asked))
-            try:
-                replies = dict(zip(asked[reply][1], self._calls.take(reply), strict=True))
-                del asked[reply]
-            except EngineDied as error:
-                deaths += 1
-                dead, chunk = asked[reply]
-                first, last = (prompts[i].ref.id for i in (chunk[0], chunk[-1]))
-                self._check_deaths(deaths, f"was asked {first} to {last} ({error})")
-                queue.extendleft(chunk for number, chunk in asked.values() if number == dead)
-                asked = {r: (number, chunk) for r, (number, chunk) in asked.items() if number != dead}
-                dead_ones.add(dead)
-                if self._is_closed or not replaces_dead and dead_ones >= self._engines.keys():
-                    raise
-                if replaces_dead:
-                    self._replace(dead)
-                    dead_ones.clear()
-            else:
-                found |= replies
-                for i, responses in replies.items():
-                    on_reply(prompts[i], responses)
-        return [found[i] for i in range(len(prompts))]
+        with self._lock:
+            self._check()
+            is_first, self._version = self._version is None, version
+            self._members.set_version(version)
+        self._update(wait=is_first)
+
+    def pump_once(self, timeout: float = WAIT_SECONDS) -> None:
+        """Takes what engines report, gives them the next prompts, and replaces those that died or hang.
+
+        Waits at most `timeout` seconds for a report. Raises what went wrong, as all futures do from then on.
+        """
+        settled: list[tuple[Job, Responses | Exception]] = []
+        try:
+            news = self._calls.poll(timeout)
+            with self._lock:
+                for engine, report in news:
+                    self._take(engine, report, settled)
+                self._look_for_hangs()
+                self._dispatch()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        for job, result in settled:
+            job.settle(result)
 
     def close(self) -> None:
-        """Ends the engines; generate() in another thread then raises EngineDied."""
+        """Ends the engines; whoever waits, in another thread, gets EngineDied."""
         self._is_closed = True
-        for engine in self._engines.values():
-            self._calls.stop(engine)
-        self._engines.clear()
+        with self._lock:
+            engines = [member.engine for member in self._members]
+            for engine in engines:
+                self._calls.stop(engine)
+            open_jobs = self._empty()
+        for job in open_jobs:
+            job.settle(EngineDied("the engines were closed"))
+        if self._thread and self._thread is not current_thread():
+            self._thread.join(10 * WAIT_SECONDS)
 
-    def _next_engines(self, asked: dict[H, tuple[int, range]], num_chunks: int, dead: set[int]) -> list[int]:
-        """Returns the engines for the next chunks: each time the one with the fewest, up to IN_FLIGHT each."""
-        load = Counter(number for number, _ in asked.values())
-        chosen: list[int] = []
-        while len(chosen) < num_chunks:
-            number = min(self._engines.keys() - dead, key=lambda n: (load[n], n))
-            if load[number] >= IN_FLIGHT:
+    def _run(self) -> None:
+        with suppress(BaseException):  # pump_once has told those who wait
+            while not self._is_closed:
+                self.pump_once()
+
+    def _await(
+        self, futures: Sequence[Future[Responses]], replaces_dead: bool
+    ) -> Iterator[Future[Responses]]:
+        """Yields the futures as they get done."""
+        done: SimpleQueue[Future[Responses]] = SimpleQueue()
+        for future in futures:
+            future.add_done_callback(done.put)
+        for _ in futures:
+            yield self._await_one(done, replaces_dead)
+
+    def _await_one(self, done: SimpleQueue[Future[Responses]], replaces_dead: bool) -> Future[Responses]:
+        while True:
+            with suppress(Empty):
+                return done.get_nowait()
+            self._check()
+            if replaces_dead:
+                self._update()
+            else:
+                self._check_current()
+            with suppress(Empty):
+                if self._thread is None:
+                    self.pump_once()
+                    return done.get_nowait()
+                return done.get(timeout=WAIT_SECONDS)
+            self._calls.watch()
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise EngineDied("the engines were closed")
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_current(self) -> None:
+        """Raises EngineDied where no engine has the current weights."""
+        with self._lock:
+            if not self._members.has_current:
+                raise self._last_death
+
+    def _dispatch(self) -> None:
+        """Gives the prompts that wait to engines with room, each time to the one with the fewest responses to do."""
+        asked: dict[Member[E], list[tuple[int, Request]]] = {}
+        now = self._calls.clock()
+        while self._queue:
+            if self._queue[0].future.done():  # it was cancelled
+                self._queue.popleft()
+                continue
+            member = self._members.find_idlest()
+            if member is None:
                 break
-            load[number] += 1
-            chosen.append(number)
-        return chosen
+            job = self._queue.popleft()
+            member.give(job, now)
+            self._members.offer(member)
+            asked.setdefault(member, []).append((job.number, job.request))
+        for member, requests in asked.items():
+            self._calls.submit(member.engine, requests)
 
-    def _replace(self, number: int) -> None:
-        if self._restart(number) and self._version is not None:
-            self._update([number])
+    def _take(
+        self, engine: E, report: Report | Exception, settled: list[tuple[Job, Responses | Exception]]
+    ) -> None:
+        member = self._members.find(engine)
+        if member is None or self._is_closed:
+            return  # it was replaced
+        if isinstance(report, EngineDied):
+            self._replace(member, report)
+        elif isinstance(report, Exception):
+            raise report
+        else:
+            finished = member.take(report, self._calls.clock())
+            self._deaths = 0 if finished else self._deaths
+            settled.extend(finished)
+            self._members.offer(member)
 
-    def _restart(self, number: int) -> bool:
-        """Starts an engine in the place of another; returns false where no node has room for it."""
-        self._calls.stop(self._engines.pop(number))  # it may still hold memory
+    def _look_for_hangs(self) -> None:
+        """Replaces engines that have made no token for too long, once a second."""
+        now = self._calls.clock()
+        if now - self._looked_at < WAIT_SECONDS:
+            return
+        self._looked_at = now
+        for member in list(self._members):
+            limit = self._timeout if member.has_started else START_SECONDS
+            if member.is_hanging(now, limit):
+                option = " (engine.token_timeout)" if member.has_started else ""
+                self._replace(member, EngineDied(f"it made no token for {limit:g} s{option}"))
+
+    def _replace(self, member: Member[E], error: EngineDied, doing: str = "") -> None:
+        """Ends an engine, queues its prompts before all others, and starts one in its place."""
+        if self._members.find(member.engine) is not member or self._is_closed:
+            return  # another thread was faster
+        jobs = list(member.jobs.values())
+        if jobs and not doing:
+            doing = f"was asked {jobs[0].request.prompt.ref.id} to {jobs[-1].request.prompt.ref.id}"
+        log.warning(f"engine {member.number} {doing or 'had nothing to do'} and died: {error}")
+        self._members.remove(member)
+        self._queue.extendleft(reversed(jobs))
+        for job in jobs:
+            job.deaths += 1
+        self._calls.stop(member.engine)  # it may still hold memory
+        self._last_death = error
+        self._deaths += 1
+        self._check_deaths(jobs, f"{doing or 'had nothing to do'} ({error})")
         try:
-            self._engines[number] = self._calls.start()
-        except NoRoom as error:
-            if not self._engines:
+            self._start(member.number)
+        except NoRoom as full:
+            if not self._members:
                 raise
             self.lost += 1
-            log.warning(f"the run goes on with {len(self._engines)} engines: {error}")
-            return False
-        self.restarts += 1
-        return True
+            self._members.lose(member)
+            log.warning(f"the run goes on with {len(self._members)} engines: {full}")
+        else:
+            self.restarts += 1
 
-    def _update(self, numbers: Sequence[int]) -> None:
-        """Gives these engines the current weights; those that die are replaced, and the new ones get them."""
-        assert self._version is not None
-        deaths = 0
-        while numbers:
-            outcomes = self._calls.update([self._engines[number] for number in numbers], self._version)
-            died = {number: out for number, out in zip(numbers, outcomes, strict=True) if out is not None}
-            deaths += len(died)
-            for error in died.values():
-                self._check_deaths(deaths, f"was given weights ({error})")
-            numbers = [number for number in died if self._restart(number)]
+    def _check_deaths(self, jobs: Sequence[Job], last: str) -> None:
+        with_one = max((job.deaths for job in jobs), default=0)
+        if self._deaths <= self._max_deaths and with_one <= MAX_DEATHS:
+            return
+        many = (
+            f"{self._deaths} engines died one after another, allowed {self._max_deaths}"
+            if self._deaths > self._max_deaths
+            else f"{with_one} engines died with the same prompt, allowed {MAX_DEATHS}"
+        )
+        raise RankError(
+            f"{many}; the last {last}. If memory ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or "
+            "engine.cpu_kv_cache_gib"
+        )
 
-    def _check_deaths(self, deaths: int, last: str) -> None:
-        if deaths > self._max_deaths:
-            raise RankError(
-                f"{deaths} engines died one after another, allowed {self._max_deaths}; the last {last}. If memory "
-                "ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or engine.cpu_kv_cache_gib"
-            )
+    def _start(self, number: int) -> None:
+        engine = self._calls.start()
+        self._members.add(Member(number, engine, self._calls.address(engine), self._calls.clock()))
+
+    def _update(self, *, wait: bool = False) -> None:
+        """Gives the current weights to engines that lack them and have started; with `wait` to all."""
+        while members := self._find_outdated(wait):
+            assert self._version is not None
+            outcomes = self._calls.update([member.engine for member in members], self._version)
+            with self._lock:
+                for member, died in zip(members, outcomes, strict=True):
+                    if died is not None:
+                        self._replace(member, died, "was given weights")
+                    elif self._members.find(member.engine) is member:
+                        member.end_update(self._version, self._calls.clock())
+                        self._members.offer(member)
+                        self._deaths = 0
+                self._dispatch()
+
+    def _find_outdated(self, wait: bool) -> list[Member[E]]:
+        """Returns the engines to update, and marks them: they cannot hang by engine.token_timeout meanwhile."""
+        with self._lock:
+            self._check()
+            outdated = [m for m in self._members if m.weights != self._version]
+            members = [m for m in outdated if wait or self._calls.has_started(m.engine)]
+            for member in members:
+                member.is_updating = True
+            return members
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = self._failure or error
+            open_jobs = self._empty()
+        for job in open_jobs:
+            job.settle(error)
+
+    def _empty(self) -> list[Job]:
+        """Takes all jobs from the engines and the queue."""
+        jobs = [job for member in self._members for job in member.jobs.values()] + list(self._queue)
+        self._members.clear()
+        self._queue.clear()
+        return jobs

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Condition
 
 import numpy as np
 
 from rl.config import SamplingConfig
-from rl.rollout.manager import EngineCalls, EngineDied, NoRoom
+from rl.rollout.calls import EngineCalls, EngineDied, NoRoom, Report, Request
 from rl.types import Prompt, Responses, Rollout
 
 
+@dataclass(eq=False)
 class EchoEngine:
     """Responds with the prompt's number, the step's seed and its own version, in this process."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.version = 0
-        self.alive = True
-        self.open_requests = 0
+    number: int
+    version: int = 0
+    alive: bool = True
+    said_dead: bool = False
+    open: list[tuple[int, Request]] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)  # numbers of all requests
+    taken: int = 0  # responses
+    finished: int = 0
 
     def answer(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[Responses]:
         return [
@@ -38,15 +44,20 @@ class EchoEngine:
             for prompt in prompts
         ]
 
-
-class Reply:
-    def __init__(self, engine: EchoEngine, say: Callable[[], object], size: int = 0) -> None:
-        self.engine, self.say, self.size = engine, say, size
-        engine.open_requests += 1
+    def report(self, finished: Sequence[tuple[int, Responses | Exception]] = ()) -> Report:
+        to_do = sum(request.sampling.n for _, request in self.open)
+        return Report(
+            finished=finished,
+            taken=self.taken,
+            running=to_do,
+            waiting=0,
+            tokens=3 * self.finished,
+            version=self.version,
+        )
 
 
 class EchoEngines:
-    """Starts EchoEngines, returns their replies in any order, and lets engines die."""
+    """Starts EchoEngines, returns their replies one by one in any order, and lets engines die."""
 
     def __init__(
         self,
@@ -56,23 +67,23 @@ class EchoEngines:
         deaths_in_updates: Sequence[int] = (),
         kind: type[EchoEngine] = EchoEngine,
     ) -> None:
-        """Takes the numbers of the waits and of the updates, counted over all engines, in which an engine dies."""
+        """Takes the numbers of the replies and of the updates, counted over all engines, in which an engine dies."""
         self._updates, self._deaths_in_updates = 0, set(deaths_in_updates)
         self.started: list[EchoEngine] = []
         self.room = 99
         self._kind = kind
-        self.asked: list[Reply] = []
-        self._random, self._deaths, self._waits = random.Random(seed), set(deaths), 0
+        self._random, self._deaths, self._replies = random.Random(seed), set(deaths), 0
+        self._changed = Condition()
 
-    def calls(self) -> EngineCalls[EchoEngine, Reply]:
+    def calls(self) -> EngineCalls[EchoEngine]:
         return EngineCalls(
-            start=self._start,
-            stop=self._stop,
-            ask=self._ask,
-            update=self._update,
-            wait=self._wait,
-            take=self._take,
+            start=self._start, stop=self._stop, submit=self._submit, poll=self._poll, update=self._update
         )
+
+    def kill(self, engine: EchoEngine) -> None:
+        with self._changed:
+            engine.alive = False
+            self._changed.notify_all()
 
     def _start(self) -> EchoEngine:
         if len(self.started) == self.room:
@@ -81,14 +92,15 @@ class EchoEngines:
         return self.started[-1]
 
     def _stop(self, engine: EchoEngine) -> None:
-        engine.alive = False
+        engine.said_dead = True
+        self.kill(engine)
 
-    def _ask(
-        self, engine: EchoEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int
-    ) -> Reply:
-        assert engine.alive
-        self.asked.append(Reply(engine, lambda: engine.answer(prompts, sampling, seed), len(prompts)))
-        return self.asked[-1]
+    def _submit(self, engine: EchoEngine, requests: Sequence[tuple[int, Request]]) -> None:
+        with self._changed:
+            engine.open.extend(requests)
+            engine.asked.extend(number for number, _ in requests)
+            engine.taken += sum(request.sampling.n for _, request in requests)
+            self._changed.notify_all()
 
     def _update(self, engines: Sequence[EchoEngine], version: int) -> list[EngineDied | None]:
         for engine in engines:
@@ -97,15 +109,26 @@ class EchoEngines:
             engine.alive = engine.alive and self._updates not in self._deaths_in_updates
         return [None if engine.alive else EngineDied(f"engine {engine.number}") for engine in engines]
 
-    def _wait(self, replies: Sequence[Reply]) -> Reply:
-        self._waits += 1
-        reply = self._random.choice(replies)
-        if self._waits in self._deaths:
-            reply.engine.alive = False
-        return reply
+    def _poll(self, seconds: float) -> list[tuple[EchoEngine, Report | Exception]]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._dead() or self._busy(), seconds)
+            if busy := self._busy():
+                self._replies += 1
+                engine = self._random.choice(busy)
+                engine.alive = self._replies not in self._deaths
+            for engine in self._dead():
+                engine.said_dead = True
+                return [(engine, EngineDied(f"engine {engine.number}"))]
+            return [(engine, self._reply(engine))] if busy else []
 
-    def _take(self, reply: Reply) -> object:
-        reply.engine.open_requests -= 1
-        if not reply.engine.alive:
-            raise EngineDied(f"engine {reply.engine.number}")
-        return reply.say()
+    def _reply(self, engine: EchoEngine) -> Report:
+        number, asked = engine.open.pop(self._random.randrange(len(engine.open)))
+        engine.finished += asked.sampling.n
+        (responses,) = engine.answer([asked.prompt], asked.sampling, asked.seed)
+        return engine.report([(number, responses)])
+
+    def _dead(self) -> list[EchoEngine]:
+        return [engine for engine in self.started if not engine.alive and not engine.said_dead]
+
+    def _busy(self) -> list[EchoEngine]:
+        return [engine for engine in self.started if engine.alive and engine.open]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -19,28 +20,53 @@ import torch
 from ray.actor import ActorHandle
 
 from data_pipeline.ray_session import start_ray, stop_ray
-from rl.config import EngineConfig, RLConfig
+from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement import transfer as transfer_module
-from rl.placement.actors import take_reply, wait_for_reply
+from rl.placement.actors import build_engine_calls
+from rl.placement.places import Placement
 from rl.placement.plan import Plan
 from rl.placement.transfer import WeightTransfer, choose_transfer
-from rl.rollout.manager import EngineDied
+from rl.rollout.calls import EngineDied, Report, Request
+from rl.rollout.manager import RolloutManager
+from rl.types import Responses
 from rl.weight_sync import collective, shared_memory
 from rl.weight_sync.layout import WeightMismatch
+from tests.helpers.groups import make_prompt
+from tests.helpers.processes import find_processes
 from tests.helpers.weights import LocalTrainers, some_weights
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 
 
 class BareEngine:
-    """The methods of rl.rollout.engine.Engine that a transfer calls."""
+    """The methods of rl.rollout.server.EngineServer; it answers each prompt after a moment."""
 
-    def __init__(self, *, fits: bool = True) -> None:
+    def __init__(self, config: object = None, *, fits: bool = True) -> None:
         self.updates: list[int] = []
+        self._asked: list[tuple[int, Request]] = []
+        self._answered = 0
         self._fits, self._reader, self._digest = fits, None, {}
 
     def is_ready(self) -> int:
         return os.getpid()
+
+    def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        self._asked += requests
+
+    def collect(self) -> Report:
+        time.sleep(0.1)
+        finished = (
+            [(self._asked[self._answered][0], Responses())] if self._answered < len(self._asked) else []
+        )
+        self._answered += len(finished)
+        return Report(
+            finished=finished,
+            taken=len(self._asked),
+            running=len(self._asked) - self._answered,
+            waiting=0,
+            tokens=self._answered,
+            version=0,
+        )
 
     def join_transfer(self, place: Mapping[str, Any]) -> None:
         if not self._fits:
@@ -151,18 +177,27 @@ def test_whatever_a_trainer_raises_ends_the_transfer(start_engine: Callable[...,
 
 
 @pytest.mark.heavy
-def test_engine_that_hangs_while_it_generates_is_killed_and_those_that_answer_are_not(
+def test_engine_that_hangs_while_it_generates_is_replaced_and_those_that_answer_are_not(
     start_engine: Callable[..., ActorHandle],
 ) -> None:
-    busy, hung = start_engine(), start_engine()
-    os.kill(ray.get(hung.is_ready.remote()), signal.SIGSTOP)
-    asked = {hung.is_ready.remote(): hung, busy.seen.remote(): busy}
-    answered = wait_for_reply(asked, lambda: None, limit=2)
-    assert take_reply(answered) == ([], {}) and asked.pop(answered) is busy
-    with pytest.raises(EngineDied):
-        take_reply(wait_for_reply(asked, lambda: None, limit=2))
-    assert ray.get(busy.seen.remote()) == ([], {})
-    ray.kill(busy)
+    """Of two engines one is stopped, as a process whose accelerator does not come back is."""
+    engine = EngineConfig(num_engines=2, max_num_seqs=4, token_timeout=3)
+    config = RLConfig(run="", model="", shards="", engine=engine)
+
+    def update(engines: Sequence[ActorHandle], version: int) -> list[EngineDied | None]:
+        ray.get([engine.is_ready.remote() for engine in engines])
+        return [None] * len(engines)
+
+    calls = build_engine_calls(config, Placement(config), update=update, kind=BareEngine)
+    with closing(RolloutManager(calls, engine)) as manager:
+        manager.update_weights(1)
+        hung, busy = find_processes("ray::BareEngine")[-2:]
+        hung.suspend()
+        found = manager.generate([make_prompt(number) for number in range(30)], SamplingConfig(n=1), 1)
+        assert len(found) == 30 and manager.restarts == 1
+        assert busy.is_running() and not hung.is_running()
+        assert [state.state for state in manager.states()].count("idle") >= 1
+        assert {state.address for state in manager.states()} == {"127.0.0.1"}
 
 
 @pytest.mark.heavy

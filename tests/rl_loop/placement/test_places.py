@@ -16,7 +16,7 @@ from data_pipeline.ray_session import stop_ray
 from rl.placement import places
 from rl.placement.network import find_interface, open_store
 from rl.placement.places import Place, Placement
-from rl.rollout.manager import NoRoom
+from rl.rollout.calls import NoRoom
 from tests.rl_loop.placement.test_plan import make_config
 
 

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import pytest
 
@@ -21,7 +22,8 @@ from rl.rewards import scorer as scorer_module
 from rl.rewards.config import RewardConfig
 from rl.rewards.metrics import compute_reward_metrics
 from rl.rewards.scorer import Scorer
-from rl.rollout.manager import EngineCalls, RolloutManager
+from rl.rollout.calls import EngineCalls, Report, Request
+from rl.rollout.manager import RolloutManager
 from rl.types import Group, Prompt, Responses, Rollout
 from tests.helpers.adding_teacher import AddingTeacher
 from tests.helpers.flaky_proxy import free_port
@@ -114,25 +116,31 @@ class OneByOne:
     """An engine that generates the response to one prompt after the other; `generate(number)` is called for each."""
 
     def __init__(self, response: str, generate: Callable[[int], None]) -> None:
-        self._response, self._generate, self._asked = response, generate, 0
+        self._response, self._generate = response, generate
+        self._asked: SimpleQueue[tuple[int, Request]] = SimpleQueue()
+        self._taken = 0
 
-    def calls(self) -> EngineCalls[None, int]:
+    def calls(self) -> EngineCalls[str]:
         return EngineCalls(
-            start=lambda: None,
+            start=lambda: "engine",
             stop=lambda engine: None,
-            ask=self._ask,
+            submit=lambda engine, requests: [self._asked.put(request) for request in requests],
             update=lambda engines, version: [None],
-            wait=lambda replies: replies[0],
-            take=self._take,
+            poll=self._poll,
         )
 
-    def _ask(self, *_: object) -> int:
-        self._asked += 1
-        return self._asked - 1
-
-    def _take(self, reply: int) -> list[Responses]:
-        self._generate(reply)
-        return [Responses(rollouts=(make_rollout(response=self._response),))]
+    def _poll(self, seconds: float) -> list[tuple[str, Report | Exception]]:
+        try:
+            number, _ = self._asked.get(timeout=seconds)
+        except Empty:
+            return []
+        self._generate(number)
+        self._taken += 1
+        found = (number, Responses(rollouts=(make_rollout(response=self._response),)))
+        report = Report(
+            finished=[found], taken=self._taken, running=0, waiting=0, tokens=self._taken, version=0
+        )
+        return [("engine", report)]
 
 
 def test_scoring_starts_with_the_first_reply_and_never_holds_up_generation(tmp_path: Path) -> None:
@@ -159,7 +167,7 @@ def test_scoring_starts_with_the_first_reply_and_never_holds_up_generation(tmp_p
     with AddingTeacher() as server:
         server.respond = respond
         manager = RolloutManager(engine.calls(), EngineConfig(max_num_seqs=1))
-        with judged(server, tmp_path) as scorer:
+        with closing(manager), judged(server, tmp_path) as scorer:
             prompts = [replace(make_prompt(i), question=f"Question {i}?") for i in range(4)]
             replies = scorer.scoring(manager.generate)(prompts, sampling, 0)
             groups = scorer.collect([(p, r.rollouts) for p, r in zip(prompts, replies, strict=True)])
