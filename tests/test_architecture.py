@@ -162,7 +162,7 @@ BROAD_EXCEPTS = {
     "rl/rollout/server.py": {"_run", "_answer"},
     "rl/rollout/manager.py": {"_run"},
     # what an engine raised, to the manager
-    "rl/placement/actors.py": {"read"},
+    "rl/placement/engines.py": {"_take"},
 }
 UNPICKLER = "megatron_omr/checkpoint/metadata.py"  # whose job is to refuse
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}

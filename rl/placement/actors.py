@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import ray
@@ -18,84 +17,12 @@ from megatron_omr.faults.heartbeat import Heartbeat
 from rl.config import RLConfig
 from rl.placement.network import LOOPBACK, join_network, open_store
 from rl.placement.places import Place, Placement
-from rl.rollout.calls import EngineCalls, EngineDied, Report
-from rl.rollout.engine import ENGINE_ENV
-from rl.rollout.server import THREADS, EngineServer
+from rl.rollout.calls import EngineDied
 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 WATCH_SECONDS = 1.0
 """Between two looks at the trainers while they are waited for."""
 R = TypeVar("R")
-
-
-def build_engine_calls(
-    config: RLConfig,
-    placement: Placement,
-    *,
-    update: Callable[[Sequence[ActorHandle], int], list[EngineDied | None]],
-    watch: Callable[[], object] = lambda: None,
-    kind: type = EngineServer,
-) -> EngineCalls[ActorHandle]:
-    """Returns the manager's functions for engines that are Ray actors.
-
-    Args:
-        update: WeightTransfer.update.
-        watch: called again and again while somebody waits for responses; what it raises ends the wait.
-        kind: of the actors.
-    """
-    lock = Lock()  # guards all three
-    places: dict[ActorHandle, Place] = {}
-    pending: dict[ray.ObjectRef, ActorHandle] = {}  # the next report of each engine
-    started = set[ActorHandle]()
-
-    def start() -> ActorHandle:
-        place = placement.reserve_engine()
-        engine = _actor(kind, place, ENGINE_ENV, max_concurrency=THREADS).remote(config)
-        with lock:
-            places[engine] = place
-            pending[engine.collect.remote()] = engine
-        return engine
-
-    def stop(engine: ActorHandle) -> None:
-        ray.kill(engine)
-        with lock:
-            place = places.pop(engine, None)
-        if place:
-            placement.release_engine(place)
-
-    def poll(seconds: float) -> list[tuple[ActorHandle, Report | Exception]]:
-        with lock:
-            replies = list(pending)
-        if not replies:
-            time.sleep(seconds)
-            return []
-        if not ray.wait(replies, timeout=seconds)[0]:
-            return []
-        arrived, _ = ray.wait(replies, num_returns=len(replies), timeout=0)
-        return [read(reply) for reply in arrived]
-
-    def read(reply: ray.ObjectRef) -> tuple[ActorHandle, Report | Exception]:
-        with lock:
-            engine = pending.pop(reply)
-        try:
-            report: Report = take_reply(reply)
-        except Exception as error:  # the manager decides
-            return engine, error
-        with lock:
-            started.add(engine)
-            pending[engine.collect.remote()] = engine
-        return engine, report
-
-    return EngineCalls(
-        start=start,
-        stop=stop,
-        submit=lambda engine, requests: engine.submit.remote(requests),
-        poll=poll,
-        update=update,
-        has_started=started.__contains__,
-        address=lambda engine: places[engine].address,
-        watch=watch,
-    )
 
 
 class TrainerProcess:
@@ -138,7 +65,7 @@ class TrainerProcess:
 def start_trainers(config: RLConfig, placement: Placement) -> tuple[list[ActorHandle], list[ray.ObjectRef]]:
     """Starts the processes of the trainer; returns them, and their replies once they have met."""
     places = placement.reserve_trainers()
-    processes = [_actor(TrainerProcess, place).remote(rank) for rank, place in enumerate(places)]
+    processes = [choose_actor(TrainerProcess, place).remote(rank) for rank, place in enumerate(places)]
     on_one_node = len(set(placement.plan.trainers)) == 1
     store = processes[0].open_store.remote(on_one_node)
     return processes, [process.start.remote(config, len(processes), store) for process in processes]
@@ -188,7 +115,8 @@ def _name(rank: int) -> str:
     return f"trainer rank {rank}"
 
 
-def _actor(kind: type, place: Place, env: Mapping[str, str] = {}, **options: int) -> Any:
+def choose_actor(kind: type, place: Place, env: Mapping[str, str] = {}, **options: int) -> Any:
+    """Returns the class of an actor at a place; `.remote(...)` starts it."""
     environment = {"env_vars": {**WORKER_ENV, **env}}
     return ray.remote(kind).options(**place.options(), **options, runtime_env=environment)
 

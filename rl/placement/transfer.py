@@ -14,7 +14,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from rl.config import EngineConfig, RLConfig
-from rl.placement.actors import WATCH_SECONDS, build_engine_calls, take_reply
+from rl.placement.actors import WATCH_SECONDS, take_reply
+from rl.placement.engines import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.plan import Plan
 from rl.rollout.calls import EngineCalls, EngineDied

@@ -333,13 +333,16 @@ class RolloutManager(Generic[E]):
             outcomes = self._calls.update([member.engine for member in members], self._version)
             with self._lock:
                 for member, died in zip(members, outcomes, strict=True):
-                    if died is not None:
-                        self._replace(member, died, "was given weights")
-                    elif self._members.find(member.engine) is member:
-                        member.end_update(self._version, self._calls.clock())
-                        self._members.offer(member)
-                        self._deaths = 0
+                    self._end_update(member, died)
                 self._dispatch()
+
+    def _end_update(self, member: Member[E], died: EngineDied | None) -> None:
+        if died is not None:
+            self._replace(member, died, "was given weights")
+        elif self._members.find(member.engine) is member:
+            member.end_update(self._version, self._calls.clock())
+            self._members.offer(member)
+            self._deaths = 0
 
     def _find_outdated(self, wait: bool) -> list[Member[E]]:
         """Returns the engines to update, and marks them: they cannot hang by engine.token_timeout meanwhile."""

@@ -82,7 +82,7 @@ class Member(Generic[E]):
         found = [(self.jobs.pop(number, None), result) for number, result in report.finished]
         return [(job, result) for job, result in found if job is not None]
 
-    def end_update(self, version: int, now: float) -> None:
+    def end_update(self, version: int | None, now: float) -> None:
         self.is_updating, self.weights, self.moved_at = False, version, now
 
     def is_hanging(self, now: float, limit: float) -> bool:

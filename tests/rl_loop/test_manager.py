@@ -21,7 +21,7 @@ from data_pipeline.ray_session import start_ray, stop_ray
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, RLConfig, SamplingConfig
-from rl.placement.actors import build_engine_calls
+from rl.placement.engines import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.transfer import WeightTransfer
 from rl.prompts.stream import load_prompt_limits, read_prompts

@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 from data_pipeline.ray_session import start_ray, stop_ray
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.placement import transfer as transfer_module
-from rl.placement.actors import build_engine_calls
+from rl.placement.engines import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.plan import Plan
 from rl.placement.transfer import WeightTransfer, choose_transfer
