@@ -26,7 +26,9 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.prompts.stream import read_prompts
+from rl.rollout.calls import Request
 from rl.rollout.engine import Engine, request_seed
+from rl.rollout.spans import Cut
 from rl.types import Prompt, Rollout
 from rl.weight_sync.layout import WeightError
 from tests.helpers.weights import open_memory, open_sender, sent, update_engine
@@ -59,18 +61,30 @@ class SwitchableEngine(Engine):
     keeps = ""  # encoder | prefix
     most_cached_tokens = 0
 
+    def __init__(self, config: EvalConfig) -> None:
+        super().__init__(config)
+        self.vllm_spans: dict[bytes, Any] = {}  # vLLM's own count of versions, by the tokens
+        self._llm.llm_engine.set_weight_version("0")
+
     def reset_caches(self) -> None:
         if self.keeps != "prefix":
-            assert self._llm.reset_prefix_cache()
+            assert self._llm.reset_prefix_cache(reset_running_requests=True)
         self._llm.llm_engine.reset_mm_cache()
         if self.keeps != "encoder":
             self._llm.llm_engine.reset_encoder_cache()
         if not self.keeps:
             super().reset_caches()
 
-    def _rollouts(self, output: RequestOutput, version: int) -> tuple[Rollout, ...]:
+    def update_weights(self, version: int) -> None:
+        super().update_weights(version)
+        self._llm.llm_engine.set_weight_version(str(version))
+
+    def _rollouts(self, output: RequestOutput, cuts: Sequence[Cut]) -> tuple[Rollout, ...]:
         self.most_cached_tokens = max(self.most_cached_tokens, output.num_cached_tokens or 0)
-        return super()._rollouts(output, version)
+        rollouts = super()._rollouts(output, cuts)
+        for rollout, completion in zip(rollouts, output.outputs, strict=True):
+            self.vllm_spans[rollout.token_ids.tobytes()] = completion.weight_versions
+        return rollouts
 
 
 def generate(
@@ -117,14 +131,21 @@ class Oracle:
 
         A logprob is a difference of logits, so its rounding error grows with them.
         """
-        gaps = []
-        for prompt, rollout in zip(prompts, answers, strict=True):
-            logits = self.logits(prompt, rollout) / temperature
-            largest = logits.abs().amax(-1)
-            logits[:, list(banned)] = -torch.inf
-            mine = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids).long()[:, None])[:, 0]
-            gaps.append(((mine - torch.tensor(rollout.logprobs)).abs() / largest).max().item())
-        return max(gaps)
+        found = [
+            self.gaps(prompt, rollout, temperature=temperature, banned=banned)
+            for prompt, rollout in zip(prompts, answers, strict=True)
+        ]
+        return torch.cat(found).max().item()
+
+    def gaps(
+        self, prompt: Prompt, rollout: Rollout, *, temperature: float = 1.0, banned: Sequence[int] = ()
+    ) -> Tensor:
+        """[response tokens]: the same for each token."""
+        logits = self.logits(prompt, rollout) / temperature
+        largest = logits.abs().amax(-1)
+        logits[:, list(banned)] = -torch.inf
+        mine = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.token_ids).long()[:, None])[:, 0]
+        return (mine - torch.tensor(rollout.logprobs)).abs() / largest
 
     def change(self, seed: int | None) -> Weights:
         """Moves every weight of the folder a little, or none; returns them as the trainer exports them."""
@@ -268,6 +289,68 @@ def test_update_reaches_every_weight_and_clears_the_caches(
     probe = greedy(engine, prompts)
     assert oracle.gap(prompts, probe) < SAME
     assert {rollout.newest_version for rollout in probe} == {engine.version} == {3}
+
+
+def test_half_done_responses_go_on_with_the_new_weights(
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
+) -> None:
+    """Each token's logprob is that of the weights which the spans name, as is what vLLM itself counts.
+
+    The first prompt comes twice: the second time its image is in the cache, and only the text's end is computed. One
+    update fails at first. The last prompt enters between two updates.
+    """
+    sampling = SamplingConfig(n=4, max_tokens=40)
+    seeds, found = {0: None, 21: 21, 22: 22}, dict[int, tuple[Rollout, ...]]()
+    engine.reset_caches()
+    engine.most_cached_tokens = 0
+
+    def add(number: int, asked: SamplingConfig = sampling) -> None:
+        fault = engine.add(number, Request(prompt=prompts[number % 4], sampling=asked, seed=number))
+        assert fault is None
+
+    def step(count: int) -> None:
+        for _ in range(count):
+            found.update({number: responses.rollouts for number, responses in engine.step()})
+
+    add(0, SamplingConfig(n=1, max_tokens=3))
+    step(4)
+    assert found.pop(0) and not engine.is_busy
+    for number in (4, 1, 2):
+        add(number)
+    step(15)
+    with closing(open_sender(oracle.change(21), bucket_bytes=2**20, timeout=0.3)) as sender:
+        with pytest.raises(WeightError, match="wrote nothing"):
+            update_engine(engine, sender.place, 21)
+        sender.send(oracle.change(21), 21)
+        engine.update_weights(21)
+    add(3)
+    step(10)
+    update(engine, oracle.change(22), 22)
+    while engine.is_busy:
+        step(1)
+    assert engine.most_cached_tokens > 32
+    spans = {rollout.versions for rollouts in found.values() for rollout in rollouts}
+    assert {version for versions in spans for version, _ in versions} == seeds.keys()
+    assert max(map(len, spans)) == 3
+    assert found[3][0].versions[0] == (21, min(10, len(found[3][0].token_ids)))
+    gaps = {(number, i): torch.zeros(0) for number, rollouts in found.items() for i in range(len(rollouts))}
+    others: list[float] = []
+    for version, seed in seeds.items():
+        oracle.change(seed)
+        for number, rollouts in found.items():
+            for i, rollout in enumerate(rollouts):
+                mine = oracle.gaps(prompts[number % 4], rollout)
+                marked = torch.tensor([v for v, count in rollout.versions for _ in range(count)]) == version
+                gaps[number, i] = torch.cat([gaps[number, i], mine[marked]])
+                others += mine[~marked].tolist()
+    for number, rollouts in found.items():
+        for i, rollout in enumerate(rollouts):
+            assert len(gaps[number, i]) == len(rollout.token_ids) and gaps[number, i].max() < SAME
+            theirs = engine.vllm_spans[rollout.token_ids.tobytes()]
+            assert [(int(s.version), s.end - s.start) for s in theirs][1:] == list(rollout.versions)[
+                1:
+            ]
+    assert sum(gap > OTHER for gap in others) > len(others) / 2  # other weights would show
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "misshapen", "corrupted"])
