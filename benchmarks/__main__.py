@@ -12,6 +12,7 @@ from benchmarks import (
     bench_packing,
     bench_policy_loss,
     bench_rl_step,
+    bench_rollout,
     bench_train_step,
     bench_verify,
     bench_weight_sync,
@@ -30,6 +31,7 @@ ALL = (
     bench_packing,
     bench_policy_loss,
     bench_rl_step,
+    bench_rollout,
 )
 for benchmark in ALL:
     print(f"--- {benchmark.__name__}")

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from threading import Condition, Thread
 from typing import Any, TypeVar
 
-from rl.config import RLConfig
+from rl.config import EvalConfig, RLConfig
 from rl.rollout.calls import Report, Request
 from rl.rollout.engine import Engine
 from rl.types import Responses
@@ -27,7 +27,9 @@ THREADS = 8
 class EngineServer:
     """The methods of an engine as a Ray actor; all but `submit` wait for their results."""
 
-    def __init__(self, config: RLConfig) -> None:
+    def __init__(
+        self, config: RLConfig | EvalConfig, build: Callable[[RLConfig | EvalConfig], Engine] = Engine
+    ) -> None:
         """Starts the engine, as Engine does."""
         self._changed = Condition()  # guards all below
         self._requests: list[tuple[int, Request]] = []
@@ -37,7 +39,7 @@ class EngineServer:
         self._reported = -1  # responses that were to do at the last report
         self._failure: BaseException | None = None
         started: Future[None] = Future()
-        Thread(target=self._run, args=(config, started), name="engine", daemon=True).start()
+        Thread(target=self._run, args=(lambda: build(config), started), name="engine", daemon=True).start()
         started.result()
 
     def is_ready(self) -> bool:
@@ -76,17 +78,14 @@ class EngineServer:
 
     def join_transfer(self, place: Mapping[str, Any]) -> None:
         """Engine.join_transfer, between two steps."""
-        self._call(lambda engine: engine.join_transfer(place))
+        self.call(lambda engine: engine.join_transfer(place))
 
     def update_weights(self, version: int) -> None:
         """Engine.update_weights, between two steps. After one that failed the engine waits for the next."""
-        self._call(lambda engine: engine.update_weights(version))
+        self.call(lambda engine: engine.update_weights(version))
 
-    def _has_room(self) -> bool:
-        """Returns True if slots got free that no waiting response takes, since the last report."""
-        return self._reported < 0 or self._report.waiting == 0 and self._report.running < self._reported
-
-    def _call(self, call: Callable[[Engine], R]) -> R:
+    def call(self, call: Callable[[Engine], R]) -> R:
+        """Returns what the call returns; it is made between two steps."""
         done: Future[R] = Future()
         with self._changed:
             if self._failure:
@@ -95,9 +94,13 @@ class EngineServer:
             self._changed.notify_all()
         return done.result()
 
-    def _run(self, config: RLConfig, started: Future[None]) -> None:
+    def _has_room(self) -> bool:
+        """Returns True if slots got free that no waiting response takes, since the last report."""
+        return self._reported < 0 or self._report.waiting == 0 and self._report.running < self._reported
+
+    def _run(self, build: Callable[[], Engine], started: Future[None]) -> None:
         try:
-            engine = Engine(config)
+            engine = build()
         except BaseException as error:  # whatever it is, the constructor raises it
             started.set_exception(error)
             return

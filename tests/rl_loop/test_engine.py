@@ -347,9 +347,7 @@ def test_half_done_responses_go_on_with_the_new_weights(
         for i, rollout in enumerate(rollouts):
             assert len(gaps[number, i]) == len(rollout.token_ids) and gaps[number, i].max() < SAME
             theirs = engine.vllm_spans[rollout.token_ids.tobytes()]
-            assert [(int(s.version), s.end - s.start) for s in theirs][1:] == list(rollout.versions)[
-                1:
-            ]
+            assert [(int(s.version), s.end - s.start) for s in theirs][1:] == list(rollout.versions)[1:]
     assert sum(gap > OTHER for gap in others) > len(others) / 2  # other weights would show
 
 

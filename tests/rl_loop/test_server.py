@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -73,10 +74,9 @@ engines: list[StepByStep] = []
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineServer]:
+def server() -> Iterator[EngineServer]:
     engines.clear()
-    monkeypatch.setattr(server_module, "Engine", StepByStep)
-    yield EngineServer(CONFIG)
+    yield EngineServer(CONFIG, cast(Any, StepByStep))
     engines[0].fails = True  # ends the thread
 
 
@@ -133,10 +133,9 @@ def test_what_the_engine_raises_reaches_those_who_collect_and_call(server: Engin
         server.update_weights(1)
 
 
-def test_engine_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(config: RLConfig) -> None:
+def test_engine_that_cannot_start_says_why() -> None:
+    def fail(config: object) -> Any:
         raise ValueError("no such model")
 
-    monkeypatch.setattr(server_module, "Engine", fail)
     with pytest.raises(ValueError, match="no such model"):
-        EngineServer(CONFIG)
+        EngineServer(CONFIG, fail)
