@@ -232,7 +232,7 @@ class RolloutManager(Generic[E]):
     def _check_current(self) -> None:
         """Raises EngineDied where no engine has the current weights."""
         with self._lock:
-            if not self._members.has_current:
+            if len(self._members.outdated) == len(self._members):
                 raise self._last_death
 
     def _dispatch(self) -> None:
@@ -340,15 +340,14 @@ class RolloutManager(Generic[E]):
         if died is not None:
             self._replace(member, died, "was given weights")
         elif self._members.find(member.engine) is member:
-            member.end_update(self._version, self._calls.clock())
-            self._members.offer(member)
+            self._members.end_update(member, self._version, self._calls.clock())
             self._deaths = 0
 
     def _find_outdated(self, wait: bool) -> list[Member[E]]:
         """Returns the engines to update, and marks them: they cannot hang by engine.token_timeout meanwhile."""
         with self._lock:
             self._check()
-            outdated = [m for m in self._members if m.weights != self._version]
+            outdated = self._members.outdated.values()
             members = [m for m in outdated if wait or self._calls.has_started(m.engine)]
             for member in members:
                 member.is_updating = True

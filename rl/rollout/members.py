@@ -73,7 +73,7 @@ class Member(Generic[E]):
 
     def take(self, report: Report, now: float) -> list[tuple[Job, Responses | Exception]]:
         """Returns the jobs that the engine finished, with their results."""
-        last, self.report = self.report, report
+        last, self.report = self.report, replace(report, finished=())  # responses must not stay in memory
         if last is None or report.tokens != last.tokens or report.taken != last.taken or report.finished:
             self.moved_at = now
         if now - self.rated[0] >= RATE_SECONDS:
@@ -81,9 +81,6 @@ class Member(Generic[E]):
             self.rated = (now, report.tokens)
         found = [(self.jobs.pop(number, None), result) for number, result in report.finished]
         return [(job, result) for job, result in found if job is not None]
-
-    def end_update(self, version: int | None, now: float) -> None:
-        self.is_updating, self.weights, self.moved_at = False, version, now
 
     def is_hanging(self, now: float, limit: float) -> bool:
         is_busy = bool(self.jobs) or not self.has_started
@@ -119,9 +116,8 @@ class Members(Generic[E]):
         self._by_engine: dict[E, Member[E]] = {}
         self._lost: dict[int, EngineState] = {}
         self._version: int | None = None
-        self._heap: list[
-            tuple[int, int]
-        ] = []  # load and number; void where the engine has another load by now
+        self.outdated: dict[int, Member[E]] = {}  # those without the current weights
+        self._heap: list[tuple[int, int]] = []  # load and number, void where the load is another by now
 
     def __iter__(self) -> Iterator[Member[E]]:
         return iter(self._by_number.values())
@@ -129,20 +125,18 @@ class Members(Generic[E]):
     def __len__(self) -> int:
         return len(self._by_number)
 
-    @property
-    def has_current(self) -> bool:
-        """True if an engine has the current weights."""
-        return any(member.weights == self._version for member in self)
-
     def find(self, engine: E) -> Member[E] | None:
         return self._by_engine.get(engine)
 
     def add(self, member: Member[E]) -> None:
         self._by_number[member.number] = self._by_engine[member.engine] = member
+        if member.weights != self._version:
+            self.outdated[member.number] = member
         self.offer(member)
 
     def remove(self, member: Member[E]) -> None:
         del self._by_number[member.number], self._by_engine[member.engine]
+        self.outdated.pop(member.number, None)
 
     def lose(self, member: Member[E]) -> None:
         """Remembers an engine that was removed and cannot be replaced."""
@@ -153,12 +147,20 @@ class Members(Generic[E]):
     def clear(self) -> None:
         self._by_number.clear()
         self._by_engine.clear()
+        self.outdated.clear()
         self._heap.clear()
 
     def set_version(self, version: int) -> None:
-        """Sets the version of the current weights; engines are offered again once they have it."""
-        self._version = version
+        """Sets the version of the current weights, which no engine has yet."""
+        self._version, self.outdated = version, dict(self._by_number)
         self._heap.clear()
+
+    def end_update(self, member: Member[E], version: int | None, now: float) -> None:
+        """Notes that an engine was given the weights of a version."""
+        member.is_updating, member.weights, member.moved_at = False, version, now
+        if version == self._version:
+            self.outdated.pop(member.number, None)
+        self.offer(member)
 
     def offer(self, member: Member[E]) -> None:
         """Makes an engine whose load or weights have changed known to find_idlest."""

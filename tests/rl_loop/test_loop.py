@@ -74,9 +74,9 @@ def test_held_out_accuracy_is_measured_with_the_weights_of_its_step(finished: Pa
 
 
 def kill_engine_when_generating(run: Path, after_rows: int) -> None:
-    """Kills the engine's process while it generates for step `after_rows`."""
+    """Kills the engine's process when it begins to generate for step `after_rows`."""
     wait_until(lambda: len(rows(run)) >= after_rows)
-    for engine in wait_for_process("ray::Engine.generate"):
+    for engine in wait_for_process("ray::EngineServer"):
         engine.kill()
 
 
