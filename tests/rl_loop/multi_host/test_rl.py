@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ FAST_NOTICE = {
     "RAY_health_check_failure_threshold": "4",
 }
 """By default Ray takes about half a minute to see that a node is lost."""
+
+TRAINS = "ray::TrainerProcess.run"
 
 
 def options(config: Mapping[str, object], recipe: Mapping[str, object], prefix: str = "") -> Iterator[str]:
@@ -51,19 +54,27 @@ def words_of(value: object) -> Iterator[str]:
 
 
 def crash_in_generation(hosts: Sequence[Host]) -> None:
-    """Ends the last host while its engine generates."""
-    wait_until(lambda: find_on(hosts[2], "ray::Engine.generate"), seconds=60)
+    """Ends the last host when a step begins, so while its engine generates."""
     hosts[2].crash()
 
 
 def crash_in_transfer(hosts: Sequence[Host]) -> None:
     """Ends the last host while the weights are on their way: its engine stopped before, so that they cannot arrive."""
-    wait_until(lambda: find_on(hosts[2], "ray::Engine.generate"), seconds=60)
-    wait_until(lambda: not find_on(hosts[2], "ray::Engine.generate"), seconds=60)
-    for engine in find_on(hosts[2], "ray::Engine"):
+    wait_while(lambda: all(find_on(host, TRAINS) for host in hosts[:2]))  # engines have nothing to do
+    for engine in find_on(hosts[2], "ray::EngineServer"):
         engine.suspend()
-    wait_until(lambda: find_on(hosts[1], "ray::Engine.update_weights"), seconds=60)
+    wait_while(lambda: find_on(hosts[0], TRAINS) and not find_on(hosts[1], TRAINS))  # the first sends
     hosts[2].crash()
+
+
+def wait_while(is_true: Callable[[], object], *, times: int = 5) -> None:
+    """Waits until the condition holds `times` times in a row: trainers also have work that takes a moment."""
+    seen = 0
+    deadline = time.monotonic() + 60
+    while seen < times:
+        assert time.monotonic() < deadline
+        seen = seen + 1 if is_true() else 0
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("crash", [crash_in_generation, crash_in_transfer])
