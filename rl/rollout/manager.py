@@ -176,8 +176,9 @@ class RolloutManager(Generic[E]):
         except BaseException as error:
             self._fail(error)
             raise
-        for job, result in settled:
-            job.settle(result)
+        finally:
+            for job, result in settled:
+                job.settle(result)
 
     def close(self) -> None:
         """Ends the engines; whoever waits, in another thread, gets EngineDied."""
