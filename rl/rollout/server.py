@@ -19,7 +19,11 @@ from rl.types import Responses
 R = TypeVar("R")
 
 COLLECT_SECONDS = 1.0
-"""After which an engine reports although nothing has happened."""
+"""After which an engine reports although nothing has happened; longer with over 100 engines: the driver takes all."""
+ENGINES_A_SECOND = 100
+"""That report although nothing has happened."""
+ROOM_SHARE = 16
+"""An engine reports free slots that no response waits for once they are 1/16 of all."""
 THREADS = 8
 """Calls that an actor takes at the same time: more than can wait for the engine."""
 
@@ -37,6 +41,8 @@ class EngineServer:
         self._finished: list[tuple[int, Responses | Exception]] = []
         self._report = Report(taken=0, running=0, waiting=0, tokens=0, version=0)
         self._reported = -1  # responses that were to do at the last report
+        self._room = max(1, config.engine.max_num_seqs // ROOM_SHARE)
+        self._patience = max(1.0, config.engine.num_engines / ENGINES_A_SECOND)
         self._failure: BaseException | None = None
         started: Future[None] = Future()
         Thread(target=self._run, args=(lambda: build(config), started), name="engine", daemon=True).start()
@@ -53,14 +59,15 @@ class EngineServer:
             self._changed.notify_all()
 
     def collect(self) -> Report:
-        """Returns what has happened since the last report; waits for something, but no longer than COLLECT_SECONDS.
+        """Returns what has happened since the last report; waits for something, but not for long.
 
         Raises:
             Exception: what vLLM raised; the engine generates no more.
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._finished or self._failure or self._has_room(), COLLECT_SECONDS
+                lambda: self._finished or self._failure or self._has_room(),
+                COLLECT_SECONDS * self._patience,
             )
             if self._failure:
                 raise self._failure
@@ -95,8 +102,9 @@ class EngineServer:
         return done.result()
 
     def _has_room(self) -> bool:
-        """Returns True if slots got free that no waiting response takes, since the last report."""
-        return self._reported < 0 or self._report.waiting == 0 and self._report.running < self._reported
+        """Returns True if enough slots got free that no waiting response takes, since the last report."""
+        report = self._report
+        return self._reported < 0 or report.waiting == 0 and self._reported - report.running >= self._room
 
     def _run(self, build: Callable[[], Engine], started: Future[None]) -> None:
         try:
