@@ -22,6 +22,7 @@ CONFIG = RLConfig(run="", model="", shards="")
 class StepByStep:
     """Has two slots, and finishes the oldest prompt with each step that it may make."""
 
+    slots = 2
     version: int | None = 0
     steps = 0  # that it may make
     fails = False
@@ -60,7 +61,7 @@ class StepByStep:
         self.version = version
 
     def report(self) -> Report:
-        running = min(2, len(self.open))
+        running = min(self.slots, len(self.open))
         return Report(
             taken=self.taken,
             running=running,
@@ -104,6 +105,27 @@ def test_reports_come_as_soon_as_there_is_something_to_tell(
     assert time.monotonic() - started < 15
     monkeypatch.setattr(server_module, "COLLECT_SECONDS", 0.05)
     assert server.collect().finished == []  # nothing has happened
+
+
+def test_single_free_slots_are_not_told_before_there_is_something_else(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the last prompts of a step end, each of thousands of responses would make a report."""
+    room = CONFIG.engine.max_num_seqs // server_module.ROOM_SHARE
+    assert room > 1
+    engines[0].slots = 3 * room
+    server.submit([request(number) for number in range(3 * room)])
+    wait_until(lambda: engines[0].taken == 3 * room)
+    server.collect()
+    for free, seconds, at_least in (
+        (1, 0.2, 0.2),
+        (room, 30.0, 0.0),
+    ):  # responses of prompts that have others
+        monkeypatch.setattr(server_module, "COLLECT_SECONDS", seconds)
+        started, running = time.monotonic(), len(engines[0].open)
+        del engines[0].open[-free:]
+        assert server.collect().running == running - free
+        assert at_least <= time.monotonic() - started < 15
 
 
 def test_update_falls_between_steps_and_one_that_failed_holds_all_until_the_next(
