@@ -133,9 +133,25 @@ class PromptConfig:
 class RolloutConfig:
     """When groups are generated, against when the trainer learns from them."""
 
-    mode: Literal["sync", "one_step_off"] = "sync"
+    mode: Literal["sync", "one_step_off", "async"] = "sync"
     """sync generates and trains in turn. one_step_off generates the groups of the next step while the trainer trains,
-    with the weights before it."""
+    with the weights before it. async feeds the engines all the time, and sends weights under half-done responses."""
+    max_staleness: float = 1.0
+    """async: steps from asking a prompt to training on its group, at most, and so versions by which a token is old.
+    With 0.5, half of a step's prompts are asked a step early; with 0 none are, and nothing overlaps."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_staleness < float("inf"):
+            raise ValueError(
+                f"rollout.max_staleness={self.max_staleness:g} must be at least 0 and finite, e.g. 1: a step's prompts "
+                "are asked at most one step early"
+            )
+        if self.mode != "async" and self.max_staleness != 1:
+            raise ValueError(
+                f"rollout.max_staleness={self.max_staleness:g} does nothing with rollout.mode={self.mode}, whose "
+                f"groups are {'of the current weights' if self.mode == 'sync' else 'one version old'}; set mode to "
+                "async, or leave it at 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +278,13 @@ class RLConfig:
             raise ValueError(
                 "algorithm.dynamic_sampling.enabled does nothing with sampling.n=1, as one response differs from none; "
                 "set sampling.n to at least 2"
+            )
+        rules = algorithm.dynamic_sampling
+        if self.rollout.mode == "async" and rules.oversampling != 1:
+            raise ValueError(
+                f"algorithm.dynamic_sampling.oversampling={rules.oversampling:g} must be 1 with rollout.mode=async, "
+                "where another prompt is asked as soon as a group turns out to have no signal; rollout.max_staleness "
+                "says how far ahead"
             )
         earns = {part_name(name) for name, weight in self.reward.weights if weight}
         if algorithm.solution.enabled and algorithm.solution.without_format and right not in earns:

@@ -12,6 +12,7 @@ from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.config import RLConfig
 from rl.held_out import HeldOut
 from rl.learning import Learner
+from rl.modes.asynchronous import run_async
 from rl.modes.one_step_off import run_one_step_off
 from rl.modes.parts import RunParts
 from rl.modes.sync import run_sync
@@ -22,7 +23,7 @@ from rl.rewards.scorer import Scorer
 from rl.rollout.manager import RolloutManager
 from rl.trainer_group import TrainerGroup
 
-MODES = {"sync": run_sync, "one_step_off": run_one_step_off}
+MODES = {"sync": run_sync, "one_step_off": run_one_step_off, "async": run_async}
 
 
 def run_rl(config: RLConfig, *, nodes: int = 1) -> None:

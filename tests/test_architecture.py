@@ -127,7 +127,7 @@ CONFINED = {
 PURE = (
     *("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/mismatch/"),
     *("rl/rollout/calls.py", "rl/rollout/members.py", "rl/rollout/manager.py", "rl/rollout/spans.py"),
-    *("rl/rollout/collect.py", "rl/rollout/carried.py"),
+    *("rl/rollout/collect.py", "rl/rollout/carried.py", "rl/modes/line.py"),
 )
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
@@ -154,6 +154,8 @@ BROAD_EXCEPTS = {
     "rl/rewards/compute.py": {"compute_reward"},
     # the scorer's thread: what goes wrong is handed to whoever waits for the responses
     "rl/rewards/scorer.py": {"_work"},
+    # the feeder's thread: the same, for whoever waits for the groups of a step
+    "rl/modes/feeder.py": {"turn"},
     # loading a user's own function and trying it: what it raises is named before anything starts
     "rl/rewards/own.py": {"load_own"},
     # the same from a thread, to the one that waits for its result

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
+from rl.config import SamplingConfig
 from rl.modes.parts import RunParts
 from rl.prompts.stream import PromptStream
+from rl.rewards.scorer import OnReply
+from rl.rollout.calls import Request
 from rl.rollout.collect import Collector
+from rl.rollout.manager import RolloutManager
 from rl.rollout.solutions import collecting
 from rl.timer import PhaseTimer
+from rl.types import Prompt, Responses
 
 
 def run_one_step_off(run: RunParts) -> None:
@@ -19,9 +24,7 @@ def run_one_step_off(run: RunParts) -> None:
     The groups of the next step are saved with a checkpoint, so that a run that stops and resumes equals a whole one.
     """
     config, learner, engines, scorer = run.config, run.learner, run.engines, run.scorer
-    # a new engine would need the trainer, which is busy, to get the weights
-    generate = scorer.scoring(partial(engines.generate, replaces_dead=False))
-    collect = collecting(config, scorer)
+    generate, collect = scorer.scoring(AskBeside(engines)), collecting(config, scorer)
     collector = Collector(config, PromptStream(config), generate, collect)
     collector.load(learner.first_step, learner.state)
     engines.update_weights(learner.first_step)
@@ -29,15 +32,36 @@ def run_one_step_off(run: RunParts) -> None:
     try:
         for step in learner.steps():
             timer = PhaseTimer()
-            collected = collector.take_ahead() or collector.collect(step, timer)
+            if (collected := collector.take_ahead()) is None:
+                first = thread.submit(collector.collect, step, timer)
+                engines.wait([first])
+                collected = first.result()
             ahead = [thread.submit(collector.collect_ahead, step + 1)] if step + 1 < config.steps else []
+            run.held_out.start(step, engines)
             trained = learner.learn(step, collected, timer)
             with timer.phase("wait"):
+                engines.wait(ahead)  # in which engines in the place of dead ones may get the weights
                 [future.result() for future in ahead]
-            run.held_out.start(step, engines)
             measured = run.held_out.finish()
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
             learner.end(step, collected, trained | measured | engines.counts, timer, collector.save)
     finally:
         thread.shutdown(wait=False)  # engines that are closed end what it waits for
+
+
+class AskBeside:
+    """RolloutManager.generate for a thread beside the trainer's, which alone can have weights sent to new engines."""
+
+    def __init__(self, engines: RolloutManager) -> None:
+        self._engines = engines
+
+    def __call__(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int, on_reply: OnReply
+    ) -> list[Responses]:
+        requests = [Request(prompt=prompt, sampling=sampling, seed=step_seed) for prompt in prompts]
+        futures = self._engines.submit(requests)
+        prompt_of = dict(zip(futures, prompts, strict=True))
+        for future in as_completed(futures):
+            on_reply(prompt_of[future], future.result())
+        return [future.result() for future in futures]

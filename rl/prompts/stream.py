@@ -91,6 +91,18 @@ class PromptStream:
         prompts = self._draw(num_drawn, in_order) + in_order
         return prompts + self.take(count - len(prompts))  # where fewer could be drawn
 
+    def choose_again(self, ref: SampleRef) -> Prompt | None:
+        """Returns a prompt that was chosen before the run was resumed; None, and counts it, where it cannot be read.
+
+        Raises:
+            ValueError: more than `max_bad_samples` are bad.
+        """
+        try:
+            return self._read(ref)
+        except BadSample as error:
+            self._skip(ref, error)
+            return None
+
     def refuse(self, prompt: Prompt, responses: Responses) -> None:
         """Counts a prompt that an engine found a fault in, and does not choose it again.
 

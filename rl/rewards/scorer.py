@@ -47,7 +47,7 @@ class _Sampling(Protocol):
 
 S = TypeVar("S", bound=_Sampling)
 R = TypeVar("R")
-OnReply = Callable[[Prompt, Responses], None]
+OnReply = Callable[[Prompt, Responses], object]
 
 
 @dataclass(eq=False)
@@ -102,19 +102,22 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> None:
-        """Begins to score the responses to a prompt, and returns at once; a fault has none.
+    def add(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+        """Begins to score the responses to a prompt; returns the group to come at once. A fault has no responses.
 
         Args:
             max_tokens: most tokens that a response could have.
         """
         if self._failure:
             raise self._failure
+        job = _Job(prompt, responses.rollouts, max_tokens)
         if responses.rollouts:
-            job = _Job(prompt, responses.rollouts, max_tokens)
             self._jobs[id(responses.rollouts)] = job
             self._waiting.append(job)
             self._calls.put(self._check_waiting)
+        else:
+            job.group.set_result(Group(prompt=prompt, rollouts=(), rewards=()))
+        return job.group
 
     def scoring(self, generate: Callable[[Sequence[Prompt], S, int, OnReply], R]) -> Callable[..., R]:
         """Returns RolloutManager.generate with the scorer told of every reply, for a call without `on_reply`."""

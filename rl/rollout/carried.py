@@ -50,8 +50,11 @@ def save_carried(run: Path, step: int, groups: Sequence[Group]) -> None:
         )
 
 
-def load_carried(run: Path, step: int, count: int) -> list[Group]:
-    """Returns the `count` groups of the checkpoint of `step` steps; none, with a warning, where the file is damaged."""
+def load_carried(run: Path, step: int, count: int, then: str = "the run goes on without them") -> list[Group]:
+    """Returns the `count` groups of the checkpoint of `step` steps; none, with a warning, where the file is damaged.
+
+    `then` is for the warning: what happens where they are lost.
+    """
     if not count:
         return []
     path = _place(run, step)
@@ -64,7 +67,7 @@ def load_carried(run: Path, step: int, count: int) -> list[Group]:
             raise ValueError(f"it holds {len(groups)} groups")
     except (OSError, ValueError, KeyError, TypeError, EOFError, StopIteration, zipfile.BadZipFile) as error:
         log.warning(
-            f"{count} groups that were carried over to step {step} are lost, and the run goes on without them: "
+            f"{count} groups that were carried over to step {step} are lost, and {then}: "
             f"{path} cannot be read ({type(error).__name__}: {error})"
         )
         return []

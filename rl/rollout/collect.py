@@ -48,6 +48,7 @@ class Collector:
     def __init__(self, config: RLConfig, prompts: PromptStream, generate: Generate, score: Score) -> None:
         self.carried: list[Group] = []  # from earlier steps, not trained on yet, oldest first
         self._ahead: Collected | None = None  # of the next step
+        self._config = config
         self._run, self._algorithm, self._wanted = Path(config.run), config.algorithm, config.prompts_per_step
         self._sampling = config.sampling
         self._prompts, self._generate, self._score = prompts, generate, score
@@ -80,14 +81,10 @@ class Collector:
                 f"step {step}: {len(chosen)} of {self._wanted} groups have a signal after {tries} rounds of prompts "
                 f"(algorithm.dynamic_sampling.max_tries); {found} of {len(asked)} prompts gave one"
             )
-        metrics = {**self._prompts.skipped, "groups_kept": len(chosen), "groups_total": len(asked)}
-        if self._sampling.stages:
-            metrics["max_tokens"] = self._sampling.at(step).max_tokens
+        metrics = measure_collected(self._config, step, asked=asked, chosen=chosen, found=found)
+        metrics |= self._prompts.skipped
         if rules.enabled:
             metrics |= {"sampling_tries": tries, "groups_carried": len(self.carried)}
-        if rules.enabled and asked:
-            metrics["groups_share"] = found / len(asked)
-        metrics |= measure_solutions(self._algorithm.solution, chosen)
         return Collected(asked=asked, chosen=chosen, metrics=metrics)
 
     def collect_ahead(self, step: int) -> None:
@@ -138,6 +135,18 @@ class Collector:
 
     def _respond(self, step: int, tries: int, prompts: Sequence[Prompt]) -> Sequence[Responses]:
         return self._generate(prompts, self._sampling.at(step), seed_round(step, tries))
+
+
+def measure_collected(
+    config: RLConfig, step: int, *, asked: Sequence[Group], chosen: Sequence[Group], found: int
+) -> dict[str, float]:
+    """Returns the metrics of a step's groups; `found` of those that were asked have a signal."""
+    metrics: dict[str, float] = {"groups_kept": len(chosen), "groups_total": len(asked)}
+    if config.sampling.stages:
+        metrics["max_tokens"] = config.sampling.at(step).max_tokens
+    if config.algorithm.dynamic_sampling.enabled and asked:
+        metrics["groups_share"] = found / len(asked)
+    return metrics | measure_solutions(config.algorithm.solution, chosen)
 
 
 def count_prompts(algorithm: AlgorithmConfig, missing: int, *, found: int, asked: int) -> int:

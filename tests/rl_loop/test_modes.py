@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.failures import RankError
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.config import CheckerConfig
@@ -15,7 +16,9 @@ from megatron_omr.config import CheckpointConfig, LogConfig
 from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig, SolutionConfig
 from rl.config import EngineConfig, HeldOutConfig, PromptConfig, RLConfig, RolloutConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
-from tests.helpers.fake_training import run_mode
+from rl.types import Responses
+from tests.helpers.echo_engines import EchoEngines
+from tests.helpers.fake_training import Guesser, run_mode
 from tests.helpers.rl_rows import rows
 
 
@@ -77,6 +80,60 @@ def test_every_step_names_the_prompts_that_it_trained_on(config: RLConfig, tmp_p
         ages = {(id, age) for id, age, *_ in step}
         named = {(group["id"], row["step"] - group["oldest"]) for group in row["groups"]}
         assert named == ages and all(group["oldest"] == group["newest"] for group in row["groups"])
+
+
+def test_async_trains_on_the_prompts_of_sync_in_the_same_steps(config: RLConfig, tmp_path: Path) -> None:
+    """Wherever it stops, and with engines that die; held-out questions are of one version, that of their step."""
+    config = replace(config, prompts=PromptConfig(), algorithm=AlgorithmConfig(drop_equal_groups=False))
+    run_mode(config)
+    config = replace(
+        config,
+        run=str(tmp_path / "async"),
+        rollout=RolloutConfig(mode="async", max_staleness=1.5),
+        held_out=replace(config.held_out, every=3),
+    )
+    for steps in (1, 3, None):
+        run_mode(config, lambda: EchoEngines(deaths=[9], kind=Guesser), steps=steps)
+    seen, wanted = rows(config.run, "trained"), rows(tmp_path / "whole", "trained")
+    assert [[group["id"] for group in row["groups"]] for row in seen] == [
+        [group["id"] for group in row["groups"]] for row in wanted
+    ]
+    assert all(
+        0 <= row["step"] - group["oldest"] <= 2 and group["oldest"] <= group["newest"] <= row["step"]
+        for row in seen
+        for group in row["groups"]
+    )
+    metrics = rows(config.run)
+    assert [row.get("held_out_version") for row in metrics] == [0, None, None, 3, None, None, 6, None]
+    assert any(row["staleness_mean"] > 0 for row in metrics) and all("seconds_wait" in row for row in metrics)
+
+
+def test_async_fills_its_steps_with_signal_and_solutions(config: RLConfig) -> None:
+    algorithm = AlgorithmConfig(
+        name="grpo",
+        solution=SolutionConfig(enabled=True),
+        dynamic_sampling=DynamicSamplingConfig(enabled=True),
+    )
+    config = replace(config, steps=4, algorithm=algorithm, rollout=RolloutConfig(mode="async"))
+    for steps in (1, 2, None):
+        run_mode(config, steps=steps)
+    seen = rows(config.run)
+    assert [row["groups_kept"] for row in seen] == [5] * 4 and all(row["solutions_used"] for row in seen)
+    assert sum(row["groups_total"] for row in seen) > 20 and all(0 < row["groups_share"] <= 1 for row in seen)
+
+
+def test_async_ends_with_what_went_wrong(config: RLConfig) -> None:
+    config = replace(config, rollout=RolloutConfig(mode="async"), prompts=PromptConfig())
+    config = replace(config, algorithm=AlgorithmConfig(), max_bad_samples=2)
+
+    class Torn(Guesser):
+        def answer(self, prompts, sampling, step_seed):  # type: ignore[no-untyped-def]
+            return [Responses(fault="image", detail="torn") for _ in prompts]
+
+    with pytest.raises(ValueError, match="3 of .* prompts are bad, more than max_bad_samples=2"):
+        run_mode(config, lambda: EchoEngines(kind=Torn))
+    with pytest.raises(RankError, match="died one after another"):
+        run_mode(config, lambda: EchoEngines(deaths=range(99), kind=Guesser))
 
 
 def test_one_step_off_saves_solutions_with_the_groups_of_the_next_step(
