@@ -108,18 +108,21 @@ def test_async_trains_on_the_prompts_of_sync_in_the_same_steps(config: RLConfig,
     assert any(row["staleness_mean"] > 0 for row in metrics) and all("seconds_wait" in row for row in metrics)
 
 
-def test_async_fills_its_steps_with_signal_and_solutions(config: RLConfig) -> None:
+@pytest.mark.parametrize("has_solutions", [False, True])
+def test_async_fills_its_steps_with_groups_that_have_a_signal(config: RLConfig, has_solutions: bool) -> None:
+    """A solution gives nearly every group one."""
     algorithm = AlgorithmConfig(
         name="grpo",
-        solution=SolutionConfig(enabled=True),
+        solution=SolutionConfig(enabled=has_solutions),
         dynamic_sampling=DynamicSamplingConfig(enabled=True),
     )
     config = replace(config, steps=4, algorithm=algorithm, rollout=RolloutConfig(mode="async"))
     for steps in (1, 2, None):
         run_mode(config, steps=steps)
     seen = rows(config.run)
-    assert [row["groups_kept"] for row in seen] == [5] * 4 and all(row["solutions_used"] for row in seen)
-    assert sum(row["groups_total"] for row in seen) > 20 and all(0 < row["groups_share"] <= 1 for row in seen)
+    assert [row["groups_kept"] for row in seen] == [5] * 4 and all(0 < row["groups_share"] <= 1 for row in seen)
+    assert has_solutions or sum(row["groups_total"] for row in seen) > 20
+    assert all(row.get("solutions_used", 0) > 0 for row in seen) == has_solutions
 
 
 def test_async_ends_with_what_went_wrong(config: RLConfig) -> None:
