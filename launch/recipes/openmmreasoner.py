@@ -14,7 +14,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig
 from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
-from rl.config import EngineConfig, PromptConfig, RLConfig, SamplingConfig
+from rl.config import EngineConfig, PromptConfig, RLConfig, RolloutConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
 
 
@@ -92,6 +92,21 @@ def openmmreasoner_gspo_curriculum() -> RLConfig:
     recipe = openmmreasoner_gspo()
     return replace(
         recipe, run="runs/openmmreasoner_gspo_curriculum", prompts=PromptConfig(order="easy_first")
+    )
+
+
+def openmmreasoner_gspo_async() -> RLConfig:
+    """GSPO whose engines generate all the time, at most a step ahead, under weights that change. Ours, not released.
+
+    Responses of older weights count by truncated importance sampling with their geometric mean ratio, as GSPO sees
+    them (arXiv 2507.18071): GSPO's bounds of 3e-4 alone would clip nearly all of them.
+    """
+    recipe = openmmreasoner_gspo()
+    return replace(
+        recipe,
+        run="runs/openmmreasoner_gspo_async",
+        rollout=RolloutConfig(mode="async", max_staleness=1.0),
+        algorithm=replace(recipe.algorithm, correction="sequence"),
     )
 
 

@@ -22,6 +22,7 @@ RL_RECIPES: dict[str, Callable[..., RLConfig]] = {
     "openmmreasoner_gspo_n8": omr.openmmreasoner_gspo_n8,
     "openmmreasoner_gspo_t14": omr.openmmreasoner_gspo_t14,
     "openmmreasoner_gspo_curriculum": omr.openmmreasoner_gspo_curriculum,
+    "openmmreasoner_gspo_async": omr.openmmreasoner_gspo_async,
     "openmmreasoner_grpo": omr.openmmreasoner_grpo,
     "openmmreasoner_dapo": omr.openmmreasoner_dapo,
     "openmmreasoner_dapo_n8": omr.openmmreasoner_dapo_n8,

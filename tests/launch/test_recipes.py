@@ -67,6 +67,7 @@ def test_published_data_numbers():
         ("openmmreasoner_gspo_n8", "openmmreasoner_gspo", {"sampling"}),
         ("openmmreasoner_gspo_t14", "openmmreasoner_gspo", {"sampling"}),
         ("openmmreasoner_gspo_curriculum", "openmmreasoner_gspo", {"prompts"}),
+        ("openmmreasoner_gspo_async", "openmmreasoner_gspo", {"rollout", "algorithm"}),
         ("openmmreasoner_grpo", "openmmreasoner_gspo", {"algorithm"}),
         ("openmmreasoner_dapo", "openmmreasoner_gspo", {"algorithm", "reward"}),
         ("openmmreasoner_dapo_n8", "openmmreasoner_dapo", {"sampling"}),
