@@ -52,7 +52,7 @@ class Line:
         self._num_counted = 0  # places that count, of both
         self._num_ready = 0  # of these the ready ones
         self._num_dropped = 0  # places that do not count
-        self._num_training = 0  # groups that the running step trains on
+        self._num_training = 0  # groups of the running step
 
     def __iter__(self) -> Iterator[Place]:
         """Yields the places in order."""
@@ -113,7 +113,7 @@ class Line:
         self._num_ready -= len(counted)
         self._num_counted -= len(counted)
         self._num_dropped -= len(asked) - len(counted)
-        self._num_training = len(counted)
+        self._num_training = self._wanted  # also where there were fewer: the others' turn is the next step
         return Taken(asked, counted)
 
     def end_step(self, steps_done: int) -> None:

@@ -120,14 +120,16 @@ def test_async_fills_its_steps_with_groups_that_have_a_signal(config: RLConfig, 
     for steps in (1, 2, None):
         run_mode(config, steps=steps)
     seen = rows(config.run)
-    assert [row["groups_kept"] for row in seen] == [5] * 4 and all(0 < row["groups_share"] <= 1 for row in seen)
+    assert [row["groups_kept"] for row in seen] == [5] * 4 and all(
+        0 < row["groups_share"] <= 1 for row in seen
+    )
     assert has_solutions or sum(row["groups_total"] for row in seen) > 20
     assert all(row.get("solutions_used", 0) > 0 for row in seen) == has_solutions
 
 
 def test_async_ends_with_what_went_wrong(config: RLConfig) -> None:
-    config = replace(config, rollout=RolloutConfig(mode="async"), prompts=PromptConfig())
-    config = replace(config, algorithm=AlgorithmConfig(), max_bad_samples=2)
+    config = replace(config, algorithm=AlgorithmConfig(), prompts=PromptConfig(), max_bad_samples=2)
+    config = replace(config, rollout=RolloutConfig(mode="async"))
 
     class Torn(Guesser):
         def answer(self, prompts, sampling, step_seed):  # type: ignore[no-untyped-def]
