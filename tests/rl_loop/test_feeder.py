@@ -189,6 +189,7 @@ class Life:
         return Mixed(number, asked_at=self.asked_at)
 
     def submit(self, requests: Sequence[Request]) -> Sequence[Future[Responses]]:
+        assert all(request.seed == request.prompt.ref.offset for request in requests), "asked again as it was"
         faults = [request.prompt.ref.offset in self.world.faults for request in requests]
         good = [request for request, has_fault in zip(requests, faults, strict=True) if not has_fault]
         self.asked_at |= dict.fromkeys([request.seed for request in good], self.version)
