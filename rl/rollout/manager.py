@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread, current_thread
-from typing import Generic
+from typing import Any, Generic, TypeVar
 
 from data_pipeline.failures import RankError
 from rl.config import EngineConfig, SamplingConfig
@@ -22,7 +22,9 @@ from rl.types import Prompt, Responses
 
 log = logging.getLogger(__name__)
 
-OnReply = Callable[[Prompt, Responses], None]
+R = TypeVar("R")
+
+OnReply = Callable[[Prompt, Responses], object]
 """Is told the responses to a prompt, or its fault."""
 
 MAX_DEATHS = 3
@@ -134,7 +136,7 @@ class RolloutManager(Generic[E]):
                 future.cancel()  # does nothing to those that are done
         return [future.result() for future in futures]
 
-    def wait(self, futures: Iterable[Future[Responses]]) -> None:
+    def wait(self, futures: Iterable[Future[Any]]) -> None:
         """Waits until all of these are done, also with an error, while the trainer has the weights of the last update.
 
         Raises:
@@ -198,17 +200,15 @@ class RolloutManager(Generic[E]):
             while not self._is_closed:
                 self.pump_once()
 
-    def _await(
-        self, futures: Sequence[Future[Responses]], replaces_dead: bool
-    ) -> Iterator[Future[Responses]]:
+    def _await(self, futures: Sequence[Future[R]], replaces_dead: bool) -> Iterator[Future[R]]:
         """Yields the futures as they get done."""
-        done: SimpleQueue[Future[Responses]] = SimpleQueue()
+        done: SimpleQueue[Future[R]] = SimpleQueue()
         for future in futures:
             future.add_done_callback(done.put)
         for _ in futures:
             yield self._await_one(done, replaces_dead)
 
-    def _await_one(self, done: SimpleQueue[Future[Responses]], replaces_dead: bool) -> Future[Responses]:
+    def _await_one(self, done: SimpleQueue[Future[R]], replaces_dead: bool) -> Future[R]:
         while True:
             with suppress(Empty):
                 return done.get_nowait()
