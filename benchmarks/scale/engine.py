@@ -36,6 +36,7 @@ class Used:
 
     decoding: float = 0.0
     prefilling: float = 0.0  # prompts, and responses again after an update
+    paused: float = 0.0  # while weights come
     slots: float = 0.0  # running responses times seconds
     tokens: float = 0.0
 
@@ -49,6 +50,7 @@ class FakeEngine:
         self._done = 0.0  # tokens that a response had got which ran all the time
         self._context = 0.0  # tokens of all running responses, with their prompts
         self._free = now  # until then prompts are computed, and nothing is decoded
+        self._paused = now  # until then weights come
         self._running: list[
             tuple[float, int, float, Work, int]
         ] = []  # end, tie, start, work, number of the response
@@ -93,19 +95,19 @@ class FakeEngine:
         self._move(time, None)
         return finished
 
-    def update(self, version: int) -> None:
-        """Takes new weights: all running responses are computed again with them before they go on."""
+    def update(self, version: int, pause: float = 0.0) -> None:
+        """Takes new weights in `pause` seconds, then computes all running responses again before they go on."""
         self._versions.append(version)
         self._changes.append(self._done)
+        self._paused = self.now + pause
+        self._free = max(self._free, self._paused)
         self._stall(self._context * self._speed.prefill)
 
-    def drop(self) -> list[Work]:
-        """Returns the prompts that are not finished, as when the engine dies."""
-        return list(
-            {
-                id(work): work for work in (*(r[3] for r in self._running), *(w for w, _ in self._waiting))
-            }.values()
-        )
+    def drop(self) -> None:
+        """Loses all that is not finished, as when the engine dies."""
+        self._running.clear()
+        self._waiting.clear()
+        self._context = 0.0
 
     def _seconds(self, steps: float) -> float:
         speed = self._speed
@@ -118,7 +120,9 @@ class FakeEngine:
         """Moves to `time`, at which `done` tokens are given out; None: as many as there is time for."""
         start = min(max(self.now, self._free), time)
         seconds, running = time - start, self.running
-        self.used.prefilling += start - self.now
+        paused = max(0.0, min(start, self._paused) - self.now)
+        self.used.paused += paused
+        self.used.prefilling += start - self.now - paused
         self.used.slots += running * (time - self.now)
         self.now = time
         if not running:
@@ -151,6 +155,8 @@ class FakeEngine:
         self._context -= PROMPT_TOKENS + end - start
         work.spans.append(self._spans(start, end))
         work.ended.append(number)
+        if not self._running:
+            self._context = 0.0  # without what rounding has left
         return work
 
     def _spans(self, start: float, end: float) -> Spans:

@@ -118,16 +118,6 @@ def test_an_update_is_paid_by_what_runs_and_divides_the_tokens() -> None:
     assert engine.used.prefilling == pytest.approx(start + again)
 
 
-def test_a_dead_engine_names_the_prompts_that_are_not_finished() -> None:
-    engine = FakeEngine(SPEED, slots=2)
-    works = [Work([10]), Work([500, 20]), Work([5])]
-    for work in works:
-        engine.add(work)
-    engine.advance(1.0)
-    assert works[0].ended == [0]
-    assert engine.drop() == [works[1]] or engine.drop() == works[1:]
-
-
 def test_lengths_and_speed_are_those_that_were_published() -> None:
     lengths = [length for seed in range(3_000) for length in Lengths().draw(seed, 16)]
     lengths.sort()
