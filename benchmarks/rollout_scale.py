@@ -59,7 +59,7 @@ RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("async, staleness 2", {"mode": "async", "max_staleness": 2.0}),
     ("async, staleness 4", {"mode": "async", "max_staleness": 4.0}),
     ("ready first, 1 ahead", {"mode": "ready_first", "max_staleness": 1.0}),
-    ("ready first, bound 4", {"mode": "ready_first", "max_staleness": 1.0, "bound": 4}),
+    ("ready first, 2 ahead, bound 4", {"mode": "ready_first", "max_staleness": 2.0, "bound": 4}),
 )
 DEATHS = (0.0, 0.01, 1.0)
 
@@ -119,7 +119,7 @@ def describe(found: dict[str, Any]) -> Sequence[str]:
     return (
         f"{found['seconds a step']:.0f}",
         f"{found['decoding']:.0%}",
-        f"{found['computing again']:.0%}",
+        f"{found['computing prompts']:.0%}",
         f"{found['trainer waits']:.0%}",
         f"{found['mean staleness']:.1f}, {max(map(int, found['staleness']))}",
         " ".join(map(str, found["lengths"][:3])),

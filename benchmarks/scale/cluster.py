@@ -11,6 +11,7 @@ import heapq
 import math
 import random
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,6 +72,8 @@ class Cluster:
 
     def __init__(self, config: ClusterConfig) -> None:
         self.now = self.cpu = 0.0
+        self.bytes = 0  # that the model itself holds, where tracemalloc counts
+        self.num_polls = self.num_reports = self.num_submits = 0
         self.died = 0
         self.before_poll: Callable[[], object] = lambda: None
         """Is called whenever the manager waits for reports."""
@@ -112,6 +115,7 @@ class Cluster:
 
     def _submit(self, host: Host, requests: Sequence[tuple[int, Request]]) -> None:
         with self._modelling():
+            self.num_submits += 1
             if not host.is_alive:
                 return
             self._advance(host)
@@ -129,6 +133,8 @@ class Cluster:
             if self._ready:
                 self._run(self.now + TOGETHER, lambda: False)
             ready, self._ready = self._ready, []
+            self.num_polls += bool(ready)
+            self.num_reports += len(ready)
             return [(host, self._report(host)) for host in ready]
 
     def _update(self, hosts: Sequence[Host], version: int) -> list[EngineDied | None]:
@@ -215,11 +221,12 @@ class Cluster:
 
     @contextmanager
     def _modelling(self) -> Iterator[None]:
-        start = time.thread_time()
+        start, held = time.thread_time(), tracemalloc.get_traced_memory()[0]
         try:
             yield
         finally:
             self.cpu += time.thread_time() - start
+            self.bytes += tracemalloc.get_traced_memory()[0] - held
 
 
 def respond(work: Work) -> Responses:

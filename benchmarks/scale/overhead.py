@@ -32,6 +32,9 @@ class Overhead:
     submit_seconds: float  # of the processor
     wait_seconds: float  # of the processor, without the model's
     restarts: int
+    polls: int  # that brought reports
+    reports: int
+    submits: int
 
     @property
     def share(self) -> float:
@@ -51,6 +54,11 @@ class Overhead:
             "share of generation": self.share,
             "microseconds a prompt": 1e6 * self.seconds_a_prompt,
             "engines replaced": self.restarts,
+            "calls a second": {
+                "polls": self.polls / self.generation_seconds,
+                "reports": self.reports / self.generation_seconds,
+                "submits": self.submits / self.generation_seconds,
+            },
         }
 
 
@@ -72,6 +80,9 @@ def measure_overhead(
         submit_seconds=submitted - start - (modelled_submit - modelled),
         wait_seconds=waited - submitted - (cluster.cpu - modelled_submit),
         restarts=manager.restarts,
+        polls=cluster.num_polls,
+        reports=cluster.num_reports,
+        submits=cluster.num_submits,
     )
 
 
@@ -83,15 +94,13 @@ def measure_memory(num_engines: int, counts: Sequence[int], config: ClusterConfi
     """
     found: dict[int, int] = {}
     for count in counts:
-        _, manager = start_engines(num_engines, config)
+        cluster, manager = start_engines(num_engines, config)
         prompts = make_prompts(count)
         gc.collect()
         tracemalloc.start()
         futures = submit(manager, prompts)
-        snapshot = tracemalloc.take_snapshot()
+        found[count] = tracemalloc.get_traced_memory()[0] - cluster.bytes
         tracemalloc.stop()
-        own = snapshot.filter_traces([tracemalloc.Filter(False, "*/benchmarks/scale/engine.py"), *_MODELLED])
-        found[count] = sum(trace.size for trace in own.traces)
         del futures, manager
     sizes = np.array(list(found.items()), float)
     slope, base = np.polyfit(sizes[:, 0], sizes[:, 1], 1)
@@ -102,12 +111,6 @@ def measure_memory(num_engines: int, counts: Sequence[int], config: ClusterConfi
         "bytes without prompts": base,
         "largest deviation from the line": float(np.max(np.abs(fitted - sizes[:, 1]) / sizes[:, 1])),
     }
-
-
-_MODELLED = [
-    tracemalloc.Filter(False, pattern)
-    for pattern in ("*/benchmarks/scale/cluster.py", "*/benchmarks/scale/speed.py", "*/numpy/*")
-]
 
 
 def measure_waiting(count: int, repeats: int = 20) -> dict[str, float]:

@@ -8,7 +8,8 @@ from html import escape
 WIDTH, LEFT, RIGHT, ROW, TOP = 720, 190, 560, 26, 56
 PARTS = (
     ("decoding", "decode", "#2a6f97"),
-    ("computing again", "compute prompts, and responses again", "#a9c9dd"),
+    ("computing prompts", "compute prompts, and responses again after an update", "#8fbcd4"),
+    ("taking weights", "take weights", "#c9b79c"),
 )
 STYLE = "font: 13px system-ui, sans-serif; fill: #222"
 

@@ -25,7 +25,8 @@ from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
 from rl.types import Group, Prompt, Responses
 
-GROUP = 16
+GROUP, LONG = 16, 8_207
+"""Responses of a prompt; tokens that 19 of 20 responses do not reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,7 @@ class Training:
         self.engines = RolloutManager(self.cluster.calls(), self.config.engine, threaded=False)
         self.steps: list[Step] = []
         self.ages = Counter[int]()  # tokens by the versions between sampling them and learning from them
+        self.ages_of_long = Counter[int]()  # the same of responses longer than LONG
         self.trained = Counter[str]()  # prompts
         self._waited = 0.0
 
@@ -170,8 +172,9 @@ class Training:
         self.engines.update_weights(step + 1)
         rollouts = [rollout for group in collected.chosen for rollout in group.rollouts]
         for rollout in rollouts:
-            for version, tokens in rollout.versions:
-                self.ages[step - version] += tokens
+            ages = {step - version: tokens for version, tokens in rollout.versions}
+            self.ages.update(ages)
+            self.ages_of_long.update(ages if len(rollout.token_ids) > LONG else {})
         self.trained.update(group.prompt.ref.id for group in collected.chosen)
         used = {
             name: self.cluster.used(name) for name in ("decoding", "prefilling", "paused", "slots", "tokens")
@@ -196,9 +199,14 @@ def measure(training: Training) -> dict[str, Any]:
         "tokens a second and engine": (last.tokens - first.tokens) / engines,
         "trainer waits": (last.waited - first.waited) / seconds,
         "staleness": {str(age): count / tokens for age, count in sorted(training.ages.items())},
-        "mean staleness": sum(age * count for age, count in training.ages.items()) / tokens,
+        "mean staleness": average(training.ages),
+        "mean staleness of long responses": average(training.ages_of_long),
         "lengths": [round(step.length) for step in steps],
     }
+
+
+def average(ages: Counter[int]) -> float:
+    return sum(age * count for age, count in ages.items()) / max(1, ages.total())
 
 
 def score(prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
