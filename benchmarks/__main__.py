@@ -16,6 +16,7 @@ from benchmarks import (
     bench_train_step,
     bench_verify,
     bench_weight_sync,
+    rollout_scale,
 )
 
 ALL = (
@@ -32,6 +33,7 @@ ALL = (
     bench_policy_loss,
     bench_rl_step,
     bench_rollout,
+    rollout_scale,
 )
 for benchmark in ALL:
     print(f"--- {benchmark.__name__}")

@@ -1,8 +1,8 @@
 """Many modelled engines under one virtual clock, behind the functions that the rollout manager gets for real ones.
 
 `poll` moves the clock to the next report, and no further than it may wait: whoever pumps the manager makes time pass.
-Engines report as EngineServer.collect does: when a prompt is finished, when slots are free that no response waits for,
-and otherwise after some seconds.
+Engines report as EngineServer.collect does: when a prompt is finished, when 1/16 of the slots is free that no response
+waits for, and otherwise after some seconds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rl.types import Prompt, Responses, Rollout
 
 TOKENS, LOGPROBS = np.zeros(LONGEST, np.int32), np.zeros(LONGEST, np.float32)
 """Responses are views of these: their own 8 bytes a token are not what is measured."""
+ROOM_SHARE = 16  # of EngineServer, which this module does not import: it imports vLLM's engine
 TOGETHER = 0.02
 """Seconds after a report in which others come with it."""
 
@@ -175,8 +176,8 @@ class Cluster:
             return  # other responses have joined it since
         self._advance(host)
         self._plan_end(host)
-        to_do = host.engine.running + host.engine.waiting
-        if host.finished or not host.engine.waiting and to_do < host.reported:
+        free = host.reported - host.engine.running
+        if host.finished or not host.engine.waiting and free >= max(1, self._config.slots // ROOM_SHARE):
             self._make_ready(host)
 
     def _time_out(self, host: Host) -> None:
