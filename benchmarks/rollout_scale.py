@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import write_result
-from benchmarks.scale.cluster import ClusterConfig
+from benchmarks.scale.cluster import GROUP, ClusterConfig
 from benchmarks.scale.overhead import measure_memory, measure_overhead, measure_waiting
 from benchmarks.scale.plot import draw_utilisation
-from benchmarks.scale.training import GROUP, Setting, Training, measure
+from benchmarks.scale.training import Setting, Training, measure
 from data_pipeline.tables import text_table
 
 PLOT = Path(__file__).parents[1] / "docs" / "rollout_scale.svg"

@@ -26,6 +26,8 @@ from rl.types import Prompt, Responses, Rollout
 
 TOKENS, LOGPROBS = np.zeros(LONGEST, np.int32), np.zeros(LONGEST, np.float32)
 """Responses are views of these: their own 8 bytes a token are not what is measured."""
+GROUP = 16
+"""Responses of a prompt, as in the recipe."""
 ROOM_SHARE = 16  # of EngineServer, which this module does not import: it imports vLLM's engine
 TOGETHER = 0.02
 """Seconds after a report in which others come with it."""

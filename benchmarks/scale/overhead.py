@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale.cluster import Cluster, ClusterConfig, make_prompts
-from benchmarks.scale.training import GROUP
+from benchmarks.scale.cluster import GROUP, Cluster, ClusterConfig, make_prompts
 from rl.config import EngineConfig, SamplingConfig
 from rl.rollout.calls import Request
 from rl.rollout.manager import RolloutManager

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
-from benchmarks.scale.cluster import Cluster, ClusterConfig, make_prompts
+from benchmarks.scale.cluster import GROUP, Cluster, ClusterConfig, make_prompts
 from benchmarks.scale.ready_first import ReadyFirstFeeder
 from rl.algorithms.config import AlgorithmConfig
 from rl.config import EngineConfig, RLConfig, RolloutConfig, SamplingConfig
@@ -25,8 +25,8 @@ from rl.rollout.manager import RolloutManager
 from rl.timer import PhaseTimer
 from rl.types import Group, Prompt, Responses
 
-GROUP, LONG = 16, 8_207
-"""Responses of a prompt; tokens that 19 of 20 responses do not reach."""
+LONG = 8_207
+"""Tokens that 19 of 20 responses do not reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
