@@ -17,7 +17,7 @@ from data_pipeline.files import to_json
 
 WIDTH, HEIGHT = 520, 236
 TOP, BOTTOM, LEFT, RIGHT = 14, 208, 50, 506
-NUM_COLORS = 5  # of bars and dots: the style sheet's c0 to c4
+NUM_COLORS = 6  # of bars and dots: the style sheet's c0 to c5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
+from types import MappingProxyType
 from typing import NamedTuple
 
 from launch.report.lines import Line, draw_lines
@@ -28,8 +29,15 @@ class Curve(NamedTuple):
 
     def points(self, metrics: Metrics, key: str) -> tuple[tuple[int, float], ...]:
         """Returns (step, value) where `key` was logged and is finite; nothing of a line that is hidden."""
-        points = tuple((step, value - self.less) for step, value in metrics.points(key))
+        points = self._shift(metrics.points(key))
         return points if not self.hides_zeros or any(value for _, value in points) else ()
+
+    def extremes(self, metrics: Metrics, key: str) -> tuple[tuple[int, float], ...]:
+        """Returns the lowest and highest values behind the points, where these are means over several steps."""
+        return self._shift(metrics.extremes.get(key, ()))
+
+    def _shift(self, points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+        return tuple((step, value - self.less) for step, value in points)
 
 
 REWARD = Curve("reward", "Reward", "Mean over the responses of a step.", {"reward": ""}, ceiling=1.0)
@@ -147,13 +155,22 @@ def pass_curve(logged: list[str]) -> Curve:
     return Curve("pass", "Pass@k", "Questions with a right one among k responses.", names, ceiling=1.0)
 
 
-def draw_curve(curve: Curve, metrics: Metrics | None, prefix: str) -> Figure | None:
-    """Returns a run's chart of these metrics; None when none was logged."""
+def draw_curve(
+    curve: Curve, metrics: Metrics | None, prefix: str, limits: Mapping[str, float] = MappingProxyType({})
+) -> Figure | None:
+    """Returns a run's chart of these metrics; None when none was logged.
+
+    Args:
+        limits: values at which something happens, by what that is; drawn as lines.
+    """
     if metrics is None:
         return None
     lines = [
         Line(
-            name=name, points=curve.points(metrics, key), band=_interval(metrics) if curve is HELD_OUT else ()
+            name=name,
+            points=curve.points(metrics, key),
+            raw=curve.extremes(metrics, key),
+            band=_interval(metrics) if curve is HELD_OUT else (),
         )
         for key, name in curve.metrics.items()
     ]
@@ -162,7 +179,7 @@ def draw_curve(curve: Curve, metrics: Metrics | None, prefix: str) -> Figure | N
         return None
     lost = sum(key in row and not isfinite(row[key]) for _, row in metrics.rows for key in curve.metrics)
     caption = curve.caption + (f" Not drawn: {lost} values that are not finite." if lost else "")
-    chart = draw_lines(f"{curve.title} by step", lines, ceiling=curve.ceiling, log=curve.log)
+    chart = draw_lines(f"{curve.title} by step", lines, ceiling=curve.ceiling, log=curve.log, limits=limits)
     return Figure(f"{prefix}-{curve.name}", curve.title, caption, chart)
 
 

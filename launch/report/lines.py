@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
+from types import MappingProxyType
 
 from markupsafe import Markup
 
 from launch.report.axes import (
     BOTTOM,
     HEIGHT,
+    LEFT,
     RIGHT,
     TOP,
     Scale,
@@ -45,6 +47,12 @@ class Line:
     points: tuple[tuple[int, float], ...]  # (step, value): ascending steps, finite values
     band: tuple[tuple[int, float, float], ...] = ()  # (step, low, high)
     place: int | None = None  # of its style; by default its own among the lines
+    raw: tuple[tuple[int, float], ...] = ()  # what the points are means of; by default the points
+
+    @property
+    def faint(self) -> tuple[tuple[int, float], ...]:
+        """What is drawn faintly behind the smoothed line."""
+        return self.raw or self.points
 
 
 def line_style(place: int) -> str:
@@ -60,12 +68,13 @@ def draw_lines(
     ceiling: float | None = None,
     log: bool = False,
     names: bool = True,
+    limits: Mapping[str, float] = MappingProxyType({}),
 ) -> Markup:
     """Draws faint raw values or a band, a strong moving average, and name and value at each line's end.
 
     The axis holds 0 and reaches `ceiling`; with `log`, positive values that span more than a factor of
     100 get a logarithmic one. At least one line must have a point. Without `names` the ends have values alone: the page
-    has a legend.
+    has a legend. `limits` are values by their names, which get lines across.
     """
     styles = {id(line): line_style(i if line.place is None else line.place) for i, line in enumerate(lines)}
     lines = [line for line in lines if line.points]
@@ -73,13 +82,14 @@ def draw_lines(
     ends = [f"{line.name if names else ''} {format_number(line.points[-1][1])}".strip() for line in drawn]
     right = RIGHT - 7.2 * max(map(len, ends)) - 4
     x = step_scale([step for line in lines for step, _ in line.points], right)
-    shown = lines if len(lines) <= MAX_RAW else drawn
-    values = [value for line in shown for _, value in line.points]
+    values = [value for line in drawn for _, value in line.points]
+    values += [value for line in lines if len(lines) <= MAX_RAW for _, value in line.faint]
     values += [value for line in lines for _, low, high in line.band for value in (low, high)]
-    y, ticks = value_scale(values, ceiling=ceiling, log=log)
+    y, ticks = value_scale([*values, *limits.values()], ceiling=ceiling, log=log)
     parts = [
         draw_y_axis(y, ticks, right),
         draw_x_axis([(x(step), step) for step in step_ticks(x.low, x.high)]),
+        *(_limit_marks(name, y(value), right) for name, value in limits.items()),
     ]
     for raw, soft in zip(lines, drawn, strict=True):
         style = styles[id(raw)]
@@ -147,11 +157,16 @@ def _decayed_sums(values: Sequence[float], decay: float) -> list[tuple[float, fl
     return out
 
 
+def _limit_marks(name: str, height: float, right: float) -> str:
+    text = f'<text class="tick right" x="{right:.1f}" y="{height - 4:.1f}">{escape(name)}</text>'
+    return f'<path class="limit" d="M{LEFT} {height:.1f}H{right:.1f}"/>{text}'
+
+
 def _raw_marks(line: Line, style: str, x: Scale, y: Scale) -> str:
     style = style.removesuffix(" dashed")
-    if len(line.points) > 150:
-        return f'<path class="raw {style}" d="{_path(thin(line.points), x, y)}"/>'
-    dots = (f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2"/>' for step, value in line.points)
+    if len(line.faint) > 150:
+        return f'<path class="raw {style}" d="{_path(thin(line.faint), x, y)}"/>'
+    dots = (f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2"/>' for step, value in line.faint)
     return f'<g class="dots {style}">{"".join(dots)}</g>'
 
 
@@ -169,17 +184,23 @@ def _path(points: Sequence[tuple[int, float]], x: Scale, y: Scale) -> str:
 
 def _hover_rows(lines: Sequence[Line], drawn: Sequence[Line], x: Scale) -> list[list[str | float]]:
     """Returns per step its pixel, its title and a text per line; the page's script shows the nearest."""
-    texts = [_hover_texts(line, soft) for line, soft in zip(lines, drawn, strict=True)]
+    shown = sorted({step for line in lines for step, _ in thin(line.points)})
+    texts = [_hover_texts(line, soft, set(shown)) for line, soft in zip(lines, drawn, strict=True)]
     rows: list[list[str | float]] = []
-    for step in sorted({step for line in lines for step, _ in thin(line.points)}):
+    for step in shown:
         rows.append([round(x(step), 1), f"step {step}", *(each[step] for each in texts if step in each)])
     return rows
 
 
-def _hover_texts(line: Line, drawn: Line) -> dict[int, str]:
-    band = {step: f"{format_number(low)} to {format_number(high)}" for step, low, high in line.band}
-    soft = {step: f"smoothed {format_number(value)}" for step, value in drawn.points}
+def _hover_texts(line: Line, drawn: Line, shown: set[int]) -> dict[int, str]:
+    band = {
+        step: f"{format_number(low)} to {format_number(high)}"
+        for step, low, high in line.band
+        if step in shown
+    }
+    soft = {step: f"smoothed {format_number(value)}" for step, value in drawn.points if step in shown}
     return {
         step: f"{line.name} {format_number(value)} ({band.get(step) or soft[step]})".strip()
         for step, value in line.points
+        if step in shown
     }

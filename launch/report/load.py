@@ -9,12 +9,11 @@ import io
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from PIL import Image
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -107,6 +106,8 @@ class Metrics:
     """A metrics.jsonl: numbers by step, ascending; a step logged twice (a resumed run) counts as its last."""
 
     rows: tuple[tuple[int, dict[str, float]], ...]
+    extremes: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """(step, value): the lowest and highest by metric, where rows are means over several steps."""
 
     def points(self, key: str) -> tuple[tuple[int, float], ...]:
         """(step, value) where `key` was logged and is finite."""
@@ -132,6 +133,13 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardedResponse(ScoredResponse):
+    """A response with the parts of its reward."""
+
+    parts: dict[str, float] = field(default_factory=dict)  # by function, before weighting
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
     """A line of rollouts.jsonl: a question and the responses to it at one step."""
 
@@ -140,7 +148,12 @@ class RolloutGroup:
     question: str
     policy_version: int  # the oldest that sampled a token
     newest_version: int | None = None  # None: the same
-    responses: Annotated[tuple[ScoredResponse, ...], Field(min_length=1)]
+    responses: Annotated[tuple[RewardedResponse, ...], Field(min_length=1)]
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Self:
+        """Parses a line; raises ValueError where it is none."""
+        return TypeAdapter(cls).validate_json(line, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +235,12 @@ def _load_stages(run: Path, notes: list[str]) -> dict[str, Metrics]:
 
 def load_metrics(run: Path, notes: list[str]) -> Metrics | None:
     """Returns what RUN/metrics.jsonl holds; None where there is nothing."""
-    rows = dict(_parsed_lines(run / "metrics.jsonl", _metrics_row, notes))
+    rows = dict(_parsed_lines(run / "metrics.jsonl", parse_metrics, notes))
     return Metrics(rows=tuple(sorted(rows.items()))) if rows else None
 
 
-def _metrics_row(line: bytes) -> tuple[int, dict[str, float]]:
+def parse_metrics(line: bytes) -> tuple[int, dict[str, float]]:
+    """Returns the step of a line of metrics.jsonl and its numbers; raises ValueError where it is none."""
     row = TypeAdapter(Numbers).validate_json(line)
     if not row.get("step", math.nan).is_integer():
         raise ValueError("no step")
@@ -266,9 +280,8 @@ def _evaluation(folder: Path, overall: Interval, summary: _EvaluationSummary, no
 
 def _load_groups(folder: Path, notes: list[str]) -> tuple[ShownGroup, ...]:
     """Returns the first few groups of a few steps, spread evenly from the first to the last."""
-    parse = partial(TypeAdapter(RolloutGroup).validate_json, strict=True)
     by_step: dict[int, dict[str, RolloutGroup]] = {}
-    for group in _parsed_lines(folder / "rollouts.jsonl", parse, notes):
+    for group in _parsed_lines(folder / "rollouts.jsonl", RolloutGroup.from_json, notes):
         groups = by_step.setdefault(group.step, {})
         if len(groups) < GROUPS_PER_STEP or group.ref.id in groups:
             groups[group.ref.id] = group
@@ -276,7 +289,9 @@ def _load_groups(folder: Path, notes: list[str]) -> tuple[ShownGroup, ...]:
     spread = sorted({steps[round(i * (len(steps) - 1) / gaps)] for i in range(gaps + 1)}) if steps else []
     chosen = [group for step in spread for group in by_step[step].values()]
     config = (_read(folder / "config.json", _RunConfig, notes) if chosen else None) or _RunConfig()
-    shown = tuple(ShownGroup(group=group, images=_thumbnails(config.shards, group.ref)) for group in chosen)
+    shown = tuple(
+        ShownGroup(group=group, images=load_thumbnails(config.shards, group.ref)) for group in chosen
+    )
     missing = sum(each.images is None for each in shown)
     if missing:
         notes.append(
@@ -285,7 +300,8 @@ def _load_groups(folder: Path, notes: list[str]) -> tuple[ShownGroup, ...]:
     return shown
 
 
-def _thumbnails(folder: str, ref: SampleRef) -> tuple[bytes, ...] | None:
+def load_thumbnails(folder: str, ref: SampleRef) -> tuple[bytes, ...] | None:
+    """Returns the images of a sample as PNG files, drawn anew; None where they cannot be read from their shard."""
     try:
         return tuple(_thumbnail(data) for data in read_sample(folder, ref).images)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # shard gone or damaged

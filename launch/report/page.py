@@ -73,13 +73,13 @@ class ShownImage(NamedTuple):
     problem: str = ""
 
 
-def png_image(data: bytes, alt: str = "image of the question") -> ShownImage:
-    """Returns an image of the page from the bytes of a PNG file."""
+def png_image(data: bytes, alt: str = "image of the question", *, address: str = "") -> ShownImage:
+    """Returns an image of the page from the bytes of a PNG file, which it holds unless they have an address."""
     with Image.open(io.BytesIO(data)) as header:
         sides = header.size
     scale = min(3.0, IMAGE_SIDE / max(sides))
     width, height = (max(1, round(side * scale)) for side in sides)
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    source = address or f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return ShownImage(alt, source, width, height)
 
 
@@ -88,7 +88,7 @@ def write_page(out: Path, template: str, *, title: str, **values: object) -> Pat
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (
-        _environment()
+        build_environment()
         .get_template(template)
         .render(title=title, script=Markup(script), script_hash=f"sha256-{digest}", **values)
     )
@@ -97,9 +97,10 @@ def write_page(out: Path, template: str, *, title: str, **values: object) -> Pat
     return out
 
 
-def _environment() -> Environment:
+def build_environment(*more: Path) -> Environment:
+    """Returns what renders templates, with autoescape; those of the folders `more` come first."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([*more, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

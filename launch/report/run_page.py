@@ -8,24 +8,23 @@ from pathlib import Path
 
 from launch.config import RL_STAGES
 from launch.report.axes import format_number, format_seconds
-from launch.report.charts import Interval, draw_bars, draw_intervals, draw_stacked_bars
+from launch.report.charts import Interval, draw_bars, draw_intervals
 from launch.report.compare import Configuration, draw_comparison, list_rl_runs, load_compared
-from launch.report.curves import (
-    ACCURACY,
-    CLIP,
-    ENTROPY,
-    GRAD_NORM,
-    LENGTH,
-    LOSS,
-    REWARD,
-    UPDATES,
-    Curve,
-    draw_curve,
-    learning_curves,
-)
+from launch.report.curves import ACCURACY, CLIP, ENTROPY, GRAD_NORM, LENGTH, REWARD, draw_curve
 from launch.report.funnel import funnel_figures
-from launch.report.load import Evaluation, Metrics, Run, ShownGroup, load_run
-from launch.report.page import Figure, Section, ShownImage, Table, Tile, png_image, shorten, write_page
+from launch.report.load import Evaluation, Run, ShownGroup, load_run
+from launch.report.page import Figure, Section, ShownImage, Table, Tile, png_image, write_page
+from launch.report.sections import (
+    MFU,
+    RL_TOKENS,
+    TOKENS,
+    draw_phases,
+    make_card,
+    make_section,
+    rl_section,
+    sft_section,
+    updates_section,
+)
 
 FACTS = {
     "count": "questions",
@@ -42,8 +41,6 @@ MISSING = {
     "Rollouts": "No rollouts: rollouts.jsonl is not there or empty.",
 }
 TOTAL = "total"  # the key of summary.json's seconds that is no phase, when it is there
-TOKENS = {"tokens_per_second": ""}
-PHASES = ("generate", "reward", "train", "wait", "sync")
 
 
 def write_report(run: Path) -> Path:
@@ -53,7 +50,7 @@ def write_report(run: Path) -> Path:
         ValueError: there is nothing to report.
     """
     found = load_run(run)
-    learning = (_sft(found.sft), _rl(found.rl), _updates(found.rl), _side_by_side(run))
+    learning = (sft_section(found.sft), rl_section(found.rl), updates_section(found.rl), _side_by_side(run))
     sections = [
         section for section in (_accuracy(found), _data(found), *learning, _speed(found)) if section.figures
     ]
@@ -70,7 +67,7 @@ def write_report(run: Path) -> Path:
         notes=[*(text for title, text in MISSING.items() if title not in titles), *found.notes],
         sections=sections,
         steps=[
-            (step, [_card(each) for each in members])
+            (step, [make_card(each.group, _images(each)) for each in members])
             for step, members in groupby(found.groups, key=lambda each: each.group.step)
         ],
         facts=[f"{name} {value}" for name, value in (facts | found.summary.versions).items()],
@@ -181,93 +178,34 @@ def _data(run: Run) -> Section:
     return Section("Data", intro, figures)
 
 
-def _sft(metrics: Metrics | None) -> Section:
-    figures = [draw_curve(curve, metrics, "sft") for curve in (LOSS, GRAD_NORM)]
-    return _section("Supervised fine-tuning", _smoothing_note(metrics), figures)
-
-
-def _rl(metrics: Metrics | None) -> Section:
-    curves = learning_curves(metrics) if metrics else []
-    figures = [draw_curve(curve, metrics, "rl") for curve in curves]
-    return _section("Reinforcement learning", _smoothing_note(metrics), figures)
-
-
-def _updates(metrics: Metrics | None) -> Section:
-    figures = [draw_curve(curve, metrics, "rl") for curve in UPDATES]
-    return _section("Policy updates", "How the policy of reinforcement learning changes.", figures)
-
-
 def _side_by_side(demo: Path) -> Section:
     """Returns curves of each RL run of a demo, where there are several."""
     runs = [load_compared(folder, RL_STAGES[folder.name], []) for folder in list_rl_runs(demo)]
     lines = [Configuration(name=run.name, runs=(run,)) for run in runs if run.metrics]
     curves = (REWARD, ACCURACY, ENTROPY, LENGTH, CLIP, GRAD_NORM) if len(lines) > 1 else ()
     figures = [draw_comparison(curve, lines, names=True) for curve in curves]
-    return _section("Algorithms side by side", f"More of them: omr compare {demo}", figures)
+    return make_section("Algorithms side by side", f"More of them: omr compare {demo}", figures)
 
 
 def _speed(run: Run) -> Section:
     seconds = [(name, value) for name, value in run.summary.seconds.items() if value >= 0 and name != TOTAL]
     rows = [(name, value, format_seconds(value)) for name, value in seconds]
     bars = draw_bars("Time by phase of the whole run", rows) if rows else None
-    tokens = Curve("tokens", "Tokens per second, SFT", "All tokens of the batches, without padding.", TOKENS)
-    of_responses = "Of responses, while engines generate."
     figures = [
-        _phase_figure(run.rl),
+        draw_phases(run.rl),
         Figure("seconds", "Time of the whole run", "By phase.", bars) if bars else None,
-        draw_curve(tokens, run.sft, "sft"),
-        draw_curve(Curve("mfu", "MFU, SFT", "Share of the hardware's peak.", {"mfu": ""}), run.sft, "sft"),
-        draw_curve(tokens._replace(title="Tokens per second, RL", caption=of_responses), run.rl, "rl"),
+        draw_curve(TOKENS, run.sft, "sft"),
+        draw_curve(MFU, run.sft, "sft"),
+        draw_curve(RL_TOKENS, run.rl, "rl"),
     ]
-    return _section("Speed", "Where the time went.", figures)
-
-
-def _phase_figure(metrics: Metrics | None) -> Figure | None:
-    """Returns the seconds of each RL step by phase; what the phases do not explain is `other`."""
-    bars = []
-    for step, row in metrics.rows if metrics else ():
-        if any(f"seconds_{phase}" in row for phase in PHASES):
-            parts = [max(0.0, row.get(f"seconds_{phase}", 0.0)) for phase in PHASES]
-            bars.append((step, [*parts, max(0.0, row.get("seconds_step", 0.0) - sum(parts))]))
-    if not bars:
-        return None
-    names = [*PHASES, "other"]
-    means = [sum(values[i] for _, values in bars) / len(bars) for i in range(len(names))]
-    keys = [f"{name} {format_seconds(mean)}" for name, mean in zip(names, means, strict=True)]
-    chart = draw_stacked_bars("Seconds of each RL step by phase", names, bars, "s")
-    return Figure("rl-seconds", "Time of an RL step", "Seconds by phase; means:", chart, keys=keys)
-
-
-def _card(each: ShownGroup) -> dict[str, object]:
-    """Returns what the template shows of a group: the best and the worst response, and the others folded away."""
-    group, responses = each.group, sorted(each.group.responses, key=lambda scored: -(scored.reward or 0.0))
-    right = sum(scored.accuracy >= 0.5 for scored in responses)
-    kind = shorten(responses[0].kind, 60).replace("_", " ")
-    newest = group.newest_version if group.newest_version is not None else group.policy_version
-    policy = f"policy {group.policy_version}" + (f" to {newest}" if newest != group.policy_version else "")
-    facts = [kind, policy, f"{right} of {len(responses)} right"]
-    return {
-        "images": [ShownImage("image")] if each.images is None else list(map(png_image, each.images)),
-        "question": group.question,
-        "answer": responses[0].answer,
-        "facts": [" · ".join(filter(None, facts)), group.ref.id],
-        "shown": responses if len(responses) < 3 else [responses[0], responses[-1]],
-        "others": responses[1:-1] if len(responses) > 2 else [],
-    }
+    return make_section("Speed", "Where the time went.", figures)
 
 
 # --- parts
 
 
-def _section(title: str, intro: str, figures: Sequence[Figure | None]) -> Section:
-    return Section(title, intro, [figure for figure in figures if figure])
-
-
-def _smoothing_note(metrics: Metrics | None) -> str:
-    if metrics is None:
-        return ""
-    first, last = metrics.rows[0][0], metrics.rows[-1][0]
-    return f"Steps {first} to {last}. Faint: each step; strong: moving average, ending in its last value."
+def _images(each: ShownGroup) -> list[ShownImage]:
+    return [ShownImage("image")] if each.images is None else list(map(png_image, each.images))
 
 
 def _tile_time(seconds: float) -> str:
