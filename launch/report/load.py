@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Self, TypeVar
@@ -153,7 +154,7 @@ class RolloutGroup:
     @classmethod
     def from_json(cls, line: bytes) -> Self:
         """Parses a line; raises ValueError where it is none."""
-        return TypeAdapter(cls).validate_json(line, strict=True)
+        return _adapter(cls).validate_json(line, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,7 @@ def load_metrics(run: Path, notes: list[str]) -> Metrics | None:
 
 def parse_metrics(line: bytes) -> tuple[int, dict[str, float]]:
     """Returns the step of a line of metrics.jsonl and its numbers; raises ValueError where it is none."""
-    row = TypeAdapter(Numbers).validate_json(line)
+    row = _adapter(Numbers).validate_json(line)
     if not row.get("step", math.nan).is_integer():
         raise ValueError("no step")
     return int(row.pop("step")), row
@@ -341,12 +342,18 @@ def _read(path: Path, kind: Any, notes: list[str]) -> Any:
     if not path.is_file():
         return None
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        return _adapter(kind).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
         notes.append(f"{_short(path)} is not readable and is left out ({reason}).")
         return None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Returns the parser of a type; making one takes longer than parsing a line."""
+    return TypeAdapter(kind)
 
 
 def _short(path: Path) -> str:

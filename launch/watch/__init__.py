@@ -1,0 +1,1 @@
+"""`omr watch`: a live page of runs as they go, on loopback."""
