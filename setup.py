@@ -111,6 +111,7 @@ setup(
     package_data={
         "launch": ["clusters/*.toml"],
         "launch.report": ["templates/*"],
+        "launch.watch": ["templates/*"],
         "megatron_omr.plan": ["configs/*/config.json"],
     },
     install_requires=["tyro>=1.0"],

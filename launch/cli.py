@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Annotated
@@ -306,6 +307,31 @@ def compare(runs: Positional[tuple[Path, ...]], *, out: Path = Path("compare.htm
     print(write_comparison(runs, out))
 
 
+def watch(runs: Positional[tuple[Path, ...]], *, port: int = 8421, host: str = "127.0.0.1") -> None:
+    """Show runs as they go, on a page that renews itself: omr watch RUN [RUN ...]
+
+    Curves, time by phase, engines and the versions of their weights, mismatch, warnings, and the latest responses with
+    their images and rewards. Runs may not have begun yet, may end and be resumed; a demo's folder stands for all of
+    its runs. It only reads their files: runs do not notice it, and go on when it ends. docs/watch.md says how to read
+    the page, and what to do when a number goes wrong.
+
+    The page is for this machine alone, and for those who have its address, which holds a key. From elsewhere, on a
+    login node too, open a tunnel and then the printed address: ssh -L 8421:127.0.0.1:8421 MACHINE
+
+    Args:
+        runs: Folders of runs, of RL, SFT or the demo.
+        port: Port to listen on; 0 takes a free one.
+        host: Address to listen on. Any but loopback shows the runs to the network, without encryption.
+
+    Examples:
+      omr watch runs/demo
+      omr watch runs/gspo runs/dapo --port 0
+    """
+    from launch.watch.server import watch as serve
+
+    serve(list(runs), host=host, port=port, say=partial(print, flush=True))
+
+
 CONVERT = CommandGroup(
     doc="""Hugging Face folder to a checkpoint in any layout, and back: omr convert DIRECTION FROM OUT.
 
@@ -344,6 +370,7 @@ OMR = CommandGroup(
         "parity": parity,
         "report": report,
         "compare": compare,
+        "watch": watch,
     },
 )
 

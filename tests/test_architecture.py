@@ -100,7 +100,18 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
         ),
     ],
     "launch": [
-        *("config", "recipes", "arguments", "ranks", "doctor", "report", "stages", "summary", "demo"),
+        *(
+            "config",
+            "recipes",
+            "arguments",
+            "ranks",
+            "doctor",
+            "report",
+            "watch",
+            "stages",
+            "summary",
+            "demo",
+        ),
         *("data_commands", "plan_command", "submit", "executors", "submission", "launch_command", "cli"),
     ],
 }

@@ -69,6 +69,13 @@ def format_seconds(value: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_span(seconds: float) -> str:
+    """Formats seconds in one unit, for large type: 42.0 s, 3.1 min, 2.2 h."""
+    units = ((3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next((unit for unit in units if seconds >= 2 * unit[0]), units[-1])
+    return f"{seconds / size:.1f} {unit}"
+
+
 def draw_svg(label: str, body: str, height: float, hover: list[list[str | float]]) -> Markup:
     rows = f" data-hover='{escape(to_json(hover, compact=True))}'" if hover else ""
     box = f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}"'

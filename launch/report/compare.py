@@ -109,7 +109,7 @@ def load_compared(run: Path, name: str, notes: list[str]) -> ComparedRun:
     ]
     return ComparedRun(
         name=name,
-        config=dict(_flatten(config)),
+        config=dict(flatten(config)),
         metrics=load_metrics(run, notes),
         score=next((score for score in scores if score), None),
     )
@@ -194,11 +194,11 @@ def _aside(field: str) -> bool:
     return field == "run" or field.startswith(ASIDE)
 
 
-def _flatten(config: dict[str, object], section: str = "") -> Iterable[tuple[str, object]]:
+def flatten(config: dict[str, object], section: str = "") -> Iterable[tuple[str, object]]:
     """Yields the fields of a config by their names on the command line."""
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{section}{name}.")
+            yield from flatten(value, f"{section}{name}.")
         else:
             yield f"{section}{name}", value
 

@@ -69,8 +69,27 @@ MISMATCH = Curve(
     "mismatch",
     "Mismatch",
     "Absolute logprob difference per token between engine and trainer.",
-    {"mismatch_mean": "mean", "mismatch_max": "max"},
+    {"mismatch_mean": "mean", "mismatch_p50": "50%", "mismatch_p99": "99%", "mismatch_max": "max"},
     log=True,
+)
+MISMATCH_KL = Curve(
+    "mismatch-kl",
+    "KL of engine and trainer",
+    "Per token, in nats, at the same weights: two estimates.",
+    {"mismatch_k1": "k1", "mismatch_k3": "k3"},
+)
+MISMATCH_TREND = Curve(
+    "mismatch-trend",
+    "Trend of the mismatch",
+    "Mean of the last steps over that of many: 1 is none.",
+    {"mismatch_trend": ""},
+)
+STALENESS = Curve(
+    "staleness",
+    "Staleness",
+    "Optimizer steps between the weights that sampled a token and those that learn from it.",
+    {"staleness_mean": "mean", "staleness_max": "max"},
+    hides_zeros=True,
 )
 LENGTH = Curve(
     "length",
@@ -144,7 +163,10 @@ def learning_curves(metrics: Metrics) -> list[Curve]:
     ]
 
 
-UPDATES = (ENTROPY, CLIP, RATIO, KL, SOLUTIONS, MISMATCH, GRAD_NORM, FAILURES)
+UPDATES = (
+    *(ENTROPY, CLIP, RATIO, KL, SOLUTIONS, STALENESS),
+    *(MISMATCH, MISMATCH_KL, MISMATCH_TREND, GRAD_NORM, FAILURES),
+)
 """Curves of the policy and its updates, for reports."""
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from launch.config import RL_STAGES
-from launch.report.axes import format_number, format_seconds
+from launch.report.axes import format_number, format_seconds, format_span
 from launch.report.charts import Interval, draw_bars, draw_intervals
 from launch.report.compare import Configuration, draw_comparison, list_rl_runs, load_compared
 from launch.report.curves import ACCURACY, CLIP, ENTROPY, GRAD_NORM, LENGTH, REWARD, draw_curve
@@ -105,7 +105,7 @@ def _tiles(run: Run) -> list[Tile]:
         )
     if seconds := run.summary.seconds:
         total = seconds.get(TOTAL, sum(seconds.values()))
-        tiles.append(Tile(_tile_time(total), "in all", f"{len(seconds.keys() - {TOTAL})} phases"))
+        tiles.append(Tile(format_span(total), "in all", f"{len(seconds.keys() - {TOTAL})} phases"))
     return tiles
 
 
@@ -206,12 +206,6 @@ def _speed(run: Run) -> Section:
 
 def _images(each: ShownGroup) -> list[ShownImage]:
     return [ShownImage("image")] if each.images is None else list(map(png_image, each.images))
-
-
-def _tile_time(seconds: float) -> str:
-    units = ((3600, "h"), (60, "min"), (1, "s"))
-    size, unit = next((unit for unit in units if seconds >= 2 * unit[0]), units[-1])
-    return f"{seconds / size:.1f} {unit}"
 
 
 def _span(interval: Interval) -> str:

@@ -13,8 +13,8 @@ MARK = 64
 class LineFollower:
     """Reads a file of lines from where the last call ended; half a line waits for its other half.
 
-    A file that a resumed run has written anew, that became shorter or that was deleted begins again. With `window`, only
-    lines within the last so many bytes are read when it begins, or when more than that has come since the last call.
+    A file that a resumed run has written anew, that became shorter or that was deleted begins again. With `window`,
+    only lines within the last so many bytes are read when it begins, or when more than that has come since.
     """
 
     def __init__(self, path: Path, *, window: int | None = None) -> None:

@@ -45,13 +45,13 @@ def start_browser(profile: Path) -> Chrome:
     return chrome
 
 
-def open_page(browser, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
+def open_page(browser, page: Path | str, *, width: int = 1280, scheme: str = "light") -> None:
     browser.get_log("browser"), browser.get_log("performance")  # forget what came before
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(page.as_uri())
+    browser.get(page if isinstance(page, str) else page.as_uri())
 
 
 def texts_outside(browser) -> list[str]:
