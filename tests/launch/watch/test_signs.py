@@ -77,6 +77,7 @@ def test_state_follows_from_what_was_written_last(run: Snapshot, state: str) -> 
         (make_run({"engine_restarts": 1}, {"engine_restarts": 3}), "engine restarts"),
         (make_run({"mismatch_mean": 0.06}, max_mismatch=0.1), "mismatch"),
         (make_run({"mismatch_mean": 0.02}, max_mismatch=0.1, warn_mismatch=0.01), "mismatch"),
+        (make_run({"mismatch_mean": 0.02, "mismatch_trend": 2.5}, max_mismatch=0.1), "mismatch"),
         (make_run({"skipped_steps": 1}, {}), "skipped steps"),
         (make_run({"truncated": 0.05}, {"truncated": 0.2}), "truncated"),
         (make_run({"groups_kept": 3, "groups_total": 32}), "signal"),
@@ -95,6 +96,7 @@ def test_each_sign_is_seen_and_explained(run: Snapshot, kind: str) -> None:
 def test_sound_run_has_no_sign_and_the_worst_comes_first() -> None:
     sound = {
         "mismatch_mean": 1e-6,
+        "mismatch_trend": 3.0,
         "truncated": 0.0,
         "groups_kept": 20,
         "groups_total": 32,
