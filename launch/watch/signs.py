@@ -48,7 +48,7 @@ def find_signs(run: Snapshot, progress: Progress) -> list[Sign]:
 
 
 def mismatch_limits(run: Snapshot) -> dict[str, float]:
-    """Returns what happens at which mismatch, by the run's config; without warn_mismatch, it warns at half of the other."""
+    """Returns what happens at which mismatch, by the run's config; by default it warns at half of max_mismatch."""
     stops, warns = run.config.get("max_mismatch"), run.config.get("warn_mismatch")
     if not isinstance(stops, (int, float)) or stops <= 0:
         return {}
