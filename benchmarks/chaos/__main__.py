@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.chaos.checks import compare_runs, find_new, list_entries
 from benchmarks.chaos.disturb import Disturber, Done, Report
 from benchmarks.chaos.parts import Driver, Judge, adopting_orphans
-from benchmarks.chaos.plan import NEVER, WAYS, plan_strikes
+from benchmarks.chaos.plan import KINDS, NEVER, plan_strikes
 from benchmarks.environment import write_result
 from data_pipeline.scratch import scratch_folder
 from data_pipeline.tables import text_table
@@ -53,7 +53,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=56)
     parser.add_argument("--seed", type=int, default=0, help="0 draws one")
     parser.add_argument("--every", type=int, default=5, help="steps between checkpoints")
-    parser.add_argument("--kinds", default=",".join(dict.fromkeys(kind for kind, _, _ in WAYS)))
+    parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument(
         "--idle", action="store_true", help="whatever is new in /tmp or /dev/shm is of the run"
     )

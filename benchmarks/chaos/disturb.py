@@ -88,6 +88,8 @@ class Disturber:
                 time.sleep(LOOK_SECONDS)
             self._check_left("the end", self._others, SETTLE_SECONDS)
         finally:
+            self._driver.process.kill()
+            self._driver.process.wait()
             for _, act in self._later:
                 act()
             end_all(self._others())

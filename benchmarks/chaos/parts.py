@@ -163,6 +163,8 @@ def _kind_of(process: psutil.Process, driver: int) -> str:
             return "writer" if above and above[0].startswith("ray::TrainerProcess") else "trainer"
         if title.startswith("ray::Engine"):
             return "engine"
+        if title.endswith("/raylet"):
+            return "raylet"
         return "verifier" if parent == driver and any("spawn_main" in word for word in words) else ""
     except psutil.Error:
         return ""

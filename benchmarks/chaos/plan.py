@@ -22,9 +22,12 @@ WAYS: tuple[tuple[str, str, float], ...] = (
     ("driver", "SIGKILL", 0.0),
     ("driver", "SIGSTOP", NEVER),
     ("driver", "SIGSTOP", 8.0),
+    ("raylet", "SIGKILL", 0.0),
 )
 """Kind of process, signal, and the most seconds after which it is continued or, the judge's server, started again.
 A judge that is stopped for good is its user's matter: its requests time out, and count as not judged."""
+KINDS = ("engine", "trainer", "verifier", "judge", "driver")
+"""Those that are struck unless others are asked for: Ray's own raylet is none of our processes."""
 
 SPREAD = 0.8
 """Share of the steps over which the strikes are spread: some come late."""

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+import psutil
 import pytest
 
+from benchmarks.chaos.parts import Judge
 from data_pipeline.served.client import ServerDown
 from data_pipeline.served.config import JudgeConfig
 from data_pipeline.verify.config import CheckerConfig
@@ -54,7 +56,7 @@ def rules(groups: Sequence[Group]) -> list[list[str]]:
 
 
 @contextmanager
-def judged(server: AddingTeacher, folder: Path, **fields: object) -> Iterator[Scorer]:
+def judged(server: AddingTeacher | Judge, folder: Path, **fields: object) -> Iterator[Scorer]:
     judge = JudgeConfig(base_url=server.url, **fields)  # pyright: ignore
     with Scorer(RewardConfig(checker=ONE_WORKER, use_judge=True, judge=judge), folder) as scorer:
         yield scorer
@@ -231,6 +233,33 @@ def test_judge_that_goes_away_stops_the_run_or_is_counted(when_down: str, tmp_pa
             score(scorer, asked)
         with pytest.raises(ServerDown):  # no further responses are generated for nothing
             scorer.add(*ask(["7"])[0][:1], Responses(rollouts=asked[0][1]), max_tokens=100)
+
+
+def test_judge_and_checker_that_are_killed_or_stopped_change_no_reward(tmp_path: Path) -> None:
+    """Real processes: the judge's server is stopped for a while, or killed and started anew; a checker is killed."""
+    numbers = (range(24), range(24, 48))
+    asked = [ask([TAGGED.format(f"{number} days in a week") for number in some]) for some in numbers]
+    judge = Judge()
+    try:
+        with judged(judge, tmp_path / "calm") as scorer:
+            calm = [rules(score(scorer, each)) for each in asked]
+        assert {rule for groups in calm for rule in groups[0]} == {"judge", "none"}
+        with judged(judge, tmp_path / "disturbed") as scorer, ThreadPoolExecutor(1) as thread:
+            psutil.Process(judge.process.pid).suspend()
+            said = thread.submit(score, scorer, asked[0])
+            time.sleep(0.5)
+            assert not said.done()
+            psutil.Process(judge.process.pid).resume()
+            assert rules(said.result(60)) == calm[0]
+            judge.close()
+            scorer.pool._workers[0].process.kill()
+            said = thread.submit(score, scorer, asked[1])
+            time.sleep(0.5)
+            assert not said.done()
+            judge.restart()
+            assert rules(said.result(60)) == calm[1]
+    finally:
+        judge.close()
 
 
 def test_judge_that_is_not_there_is_an_error_before_anything_is_scored(tmp_path: Path) -> None:
