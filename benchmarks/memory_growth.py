@@ -33,7 +33,7 @@ SMALL = {
     "engine.num_engines": 1,
     "engine.max_num_seqs": 8,
     "reward.checker.workers": 1,
-    "checkpoint.every": 50,
+    "checkpoint.every": 47,  # no reading falls on the fork that writes one
 }
 TITLES = {
     "ray::Engine": "engine",
