@@ -25,6 +25,8 @@ STORE_SHARE, SHARED_MEMORY_SHARE = 0.1, 0.8
 SMALLEST_STORE, LARGEST_STORE = 80 << 20, 16 << 30
 """Bytes: Ray refuses less than 75 MiB. A step of 2,048 rollouts of 28,696 tokens has 0.5 GB; images and weights do not
 pass through the store."""
+SYSTEM_CONFIG = {"task_events_report_interval_ms": 0}
+"""Ray's control service would keep events of each call, of up to 100,000 calls: memory that grows with every step."""
 JOIN_SECONDS = 300.0
 """Limit of the wait for the other nodes."""
 
@@ -81,6 +83,7 @@ def _start_here() -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,  # actors' errors are raised here; their output stays in Ray's session folder
         _node_ip_address="127.0.0.1",
+        _system_config=SYSTEM_CONFIG,
     )
 
 

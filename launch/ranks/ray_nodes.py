@@ -8,6 +8,7 @@ the first task is gone. All processes of Ray descend from the tasks, and end wit
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import select
@@ -67,6 +68,9 @@ def lead_nodes(step: Step, run: Path, exit_code: Callable[[BaseException | None]
     options = ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]
     # Ray's default for all its jobs is 10001, and it takes no 0; like the other ports it asks for the token
     options += [f"--ray-client-server-port={find_free_port(address, port + 1)}"]
+    from data_pipeline.ray_session import SYSTEM_CONFIG  # imports ray, which reads RAY_AUTH_MODE
+
+    options += [f"--system-config={json.dumps(SYSTEM_CONFIG)}"]
     with ray_node(address, options) as node:
         _wait_for_port(node, address, port)
         os.environ["RAY_ADDRESS"] = f"{address}:{port}"
