@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory_growth --model DEMO/sft/hf --shards DEMO/data/train --out DIR --steps 500
 
-`omr rl demo` with two prompts of two responses a step, one engine and one trainer. Each --every steps the proportional
-set size of each kind of process is read, shared pages by their share, and the slope is fitted after the first
+`omr rl demo` with two prompts of two responses a step, one engine and one trainer. Each --every steps the memory of each
+kind of process is read, shared pages by their share and without those of files, and the slope is fitted after the first
 --warm-up steps. What follows `--` goes to `omr rl`. Writes benchmarks/results/memory_growth.json.
 """
 
@@ -72,12 +72,17 @@ def read_memory(driver: int) -> dict[str, float]:
 
 
 def read_size(pid: int) -> float:
-    """Returns the proportional set size of a process in MB; 0 of one that has ended."""
+    """Returns the MB of a process that are no copy of a file, those shared with others by its share; 0 if it ended.
+
+    Pages of libraries would change with what else runs on the machine.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    return next(1024 * int(line.split()[1]) / MB for line in lines if line.startswith("Pss:"))
+    return sum(
+        1024 * int(line.split()[1]) / MB for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
+    )
 
 
 def find_kind(process: psutil.Process) -> str:
