@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory_growth --model DEMO/sft/hf --shards DEMO/data/train --out DIR --steps 500
 
-`omr rl demo` with two prompts of two responses a step, one engine and one trainer. Each --every steps the memory of each
-kind of process is read, shared pages by their share and without those of files, and the slope is fitted after the first
---warm-up steps. What follows `--` goes to `omr rl`. Writes benchmarks/results/memory_growth.json.
+`omr rl demo` with two prompts of two responses a step, one engine and one trainer. Each --every steps the memory of
+each kind of process is read, shared pages by their share and without those of files, and the slope is fitted after the
+first --warm-up steps. What follows `--` goes to `omr rl`. Writes benchmarks/results/memory_growth.json.
 """
 
 from __future__ import annotations

@@ -47,12 +47,14 @@ class EngineConfig:
     """Seconds that trainer and engines wait for each other in a transfer: for all to come, for the next bytes, and for
     an engine to finish once it has all. An engine that takes longer is killed and replaced."""
 
+    start_timeout: float = 3_600.0
+    """Seconds in which a new engine must have loaded its model; one that takes longer is killed and replaced."""
     token_timeout: float = 600.0
     """Seconds after which an engine that has prompts and made no token is killed and replaced. Longer than the longest
     prompt takes."""
 
     def __post_init__(self) -> None:
-        for name, seconds in {"transfer_timeout": 300, "token_timeout": 600}.items():
+        for name, seconds in {"transfer_timeout": 300, "start_timeout": 3600, "token_timeout": 600}.items():
             if not 0 < (value := getattr(self, name)) < float("inf"):
                 raise ValueError(
                     f"engine.{name}={value:g} must be a number of seconds above 0, e.g. {seconds}"

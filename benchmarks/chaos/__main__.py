@@ -28,15 +28,14 @@ from benchmarks.environment import write_result
 from data_pipeline.scratch import scratch_folder
 from data_pipeline.tables import text_table
 from launch.ranks.launcher import sigterm_exits
-from rl.config import EngineConfig
 
-TOKEN_TIMEOUT = "token_timeout" if hasattr(EngineConfig(), "token_timeout") else "reply_timeout"
 DEADLINES = {
     "fault.beat": 1,
     "fault.silence": 20,
     "fault.timeout": 120,
     "engine.transfer_timeout": 20,
-    f"engine.{TOKEN_TIMEOUT}": 20,
+    "engine.start_timeout": 90,
+    "engine.token_timeout": 20,
     "reward.judge.timeout": 60,
 }
 """Seconds, instead of the minutes that real runs wait."""

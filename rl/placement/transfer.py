@@ -21,8 +21,6 @@ from rl.placement.plan import Plan
 from rl.rollout.calls import EngineCalls, EngineDied
 from rl.weight_sync.layout import WeightError, WeightMismatch
 
-START_SECONDS = 3600.0
-"""Within which a new engine must have loaded its model."""
 GRACE_SECONDS = 10.0
 """Beyond engine.transfer_timeout, in which a process that waited so long says so."""
 ATTEMPTS = 3
@@ -96,12 +94,16 @@ class WeightTransfer:
         """Waits until engines that were never seen have started, as long as the trainers live."""
         new = {engine: engine.is_ready.remote() for engine in engines if engine not in self._started}
         replies: list[ray.ObjectRef] = list(new.values())
-        deadline = time.monotonic() + START_SECONDS
+        limit = self._config.start_timeout
+        deadline = time.monotonic() + limit
         while replies and ray.wait(replies, num_returns=len(replies), timeout=WATCH_SECONDS)[1]:
             self._trainers.check_alive()
             if time.monotonic() > deadline:
                 break
-        outcomes = dict.fromkeys(engines, None) | self._collect(new, 0.0)
+        ready = set(ray.wait(replies, num_returns=len(replies), timeout=0)[0]) if replies else set()
+        late = EngineDied(f"it did not start within {limit:g} s (engine.start_timeout)")
+        started = {engine: self._take(reply) if reply in ready else late for engine, reply in new.items()}
+        outcomes = dict.fromkeys(engines, None) | started
         self._started |= {engine for engine in engines if outcomes[engine] is None}
         return outcomes
 
@@ -158,11 +160,9 @@ class WeightTransfer:
             self._members = []
         return outcomes
 
-    def _collect(
-        self, replies: Mapping[ActorHandle, ray.ObjectRef], seconds: float | None = None
-    ) -> dict[ActorHandle, Outcome]:
+    def _collect(self, replies: Mapping[ActorHandle, ray.ObjectRef]) -> dict[ActorHandle, Outcome]:
         """Waits for the replies of engines, but not without end."""
-        limit = self._config.transfer_timeout + GRACE_SECONDS if seconds is None else seconds
+        limit = self._config.transfer_timeout + GRACE_SECONDS
         waiting = list(replies.values())
         late = set(ray.wait(waiting, num_returns=len(waiting), timeout=limit)[1]) if waiting else set()
         hung = EngineDied(f"it did not answer for {limit:.0f} s (engine.transfer_timeout)")

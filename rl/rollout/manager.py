@@ -34,9 +34,6 @@ there are more engines, each may die once without an answer, as a node is lost w
 WAIT_SECONDS = 1.0
 """Between two looks at the trainer, at engines that hang, and at new ones that have started."""
 
-START_SECONDS = 3600.0
-"""Within which a new engine must have loaded its model."""
-
 
 class RolloutManager(Generic[E]):
     """The engines of a run, and the queue of prompts before them.
@@ -56,7 +53,7 @@ class RolloutManager(Generic[E]):
         """
         self.restarts = 0
         self.lost = 0  # engines that could not be replaced
-        self._calls, self._timeout = calls, config.token_timeout
+        self._calls, self._timeout, self._start_timeout = calls, config.token_timeout, config.start_timeout
         self._max_deaths = max(MAX_DEATHS, config.num_engines)
         self._members: Members[E] = Members(config.max_num_seqs)
         self._lock = RLock()
@@ -277,10 +274,10 @@ class RolloutManager(Generic[E]):
             return
         self._looked_at = now
         for member in list(self._members):
-            limit = self._timeout if member.has_started else START_SECONDS
+            limit = self._timeout if member.has_started else self._start_timeout
             if member.is_hanging(now, limit):
-                option = " (engine.token_timeout)" if member.has_started else ""
-                self._replace(member, EngineDied(f"it made no token for {limit:g} s{option}"))
+                option = "token_timeout" if member.has_started else "start_timeout"
+                self._replace(member, EngineDied(f"it made no token for {limit:g} s (engine.{option})"))
 
     def _replace(self, member: Member[E], error: EngineDied, doing: str = "") -> None:
         """Ends an engine, queues its prompts before all others, and starts one in its place."""
