@@ -8,7 +8,6 @@ the first task is gone. All processes of Ray descend from the tasks, and end wit
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import select
@@ -25,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.failures import RankError
-from data_pipeline.files import read_json, write_json
+from data_pipeline.files import read_json, to_json, write_json
 from launch.ranks.identity import Step
 
 MEET_SECONDS = 300.0
@@ -70,7 +69,7 @@ def lead_nodes(step: Step, run: Path, exit_code: Callable[[BaseException | None]
     options += [f"--ray-client-server-port={find_free_port(address, port + 1)}"]
     from data_pipeline.ray_session import SYSTEM_CONFIG  # imports ray, which reads RAY_AUTH_MODE
 
-    options += [f"--system-config={json.dumps(SYSTEM_CONFIG)}"]
+    options += [f"--system-config={to_json(SYSTEM_CONFIG)}"]
     with ray_node(address, options) as node:
         _wait_for_port(node, address, port)
         os.environ["RAY_ADDRESS"] = f"{address}:{port}"
