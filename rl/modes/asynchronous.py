@@ -22,7 +22,7 @@ def run_async(run: RunParts) -> None:
     collect = collecting(config, scorer)
     with closing(Feeder(config, PromptStream(config), engines.submit, scorer.add, collect)) as feeder:
         feeder.load(learner.first_step, learner.state)
-        engines.update_weights(learner.first_step)
+        run.start_engines()
         feeder.begin(learner.first_step)
         for step in learner.steps():
             timer = PhaseTimer()
@@ -36,4 +36,4 @@ def run_async(run: RunParts) -> None:
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
             feeder.begin(step + 1)
-            learner.end(step, collected, trained | measured | engines.counts, timer, feeder.save)
+            learner.end(step, collected, trained | measured | run.measure_engines(), timer, feeder.save)

@@ -27,7 +27,7 @@ def run_one_step_off(run: RunParts) -> None:
     generate, collect = scorer.scoring(AskBeside(engines)), collecting(config, scorer)
     collector = Collector(config, PromptStream(config), generate, collect)
     collector.load(learner.first_step, learner.state)
-    engines.update_weights(learner.first_step)
+    run.start_engines()
     thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
     try:
         for step in learner.steps():
@@ -45,7 +45,7 @@ def run_one_step_off(run: RunParts) -> None:
             measured = run.held_out.finish()
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
-            learner.end(step, collected, trained | measured | engines.counts, timer, collector.save)
+            learner.end(step, collected, trained | measured | run.measure_engines(), timer, collector.save)
     finally:
         thread.shutdown(wait=False)  # engines that are closed end what it waits for
 

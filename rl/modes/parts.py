@@ -20,3 +20,12 @@ class RunParts:
     engines: RolloutManager
     scorer: Scorer
     held_out: HeldOut
+
+    def start_engines(self) -> None:
+        """Gives the engines the weights of the checkpoint, and waits for them."""
+        self.engines.update_weights(self.learner.first_step)
+        self.engines.take_idle()  # that of their start
+
+    def measure_engines(self) -> dict[str, float]:
+        """Returns the metrics of the engines since the last call."""
+        return self.engines.counts | {"seconds_engines_idle": self.engines.take_idle()}

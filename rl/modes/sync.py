@@ -18,7 +18,7 @@ def run_sync(run: RunParts) -> None:
     generate, collect = scorer.scoring(engines.generate), collecting(config, scorer)
     collector = Collector(config, PromptStream(config), generate, collect)
     collector.load(learner.first_step, learner.state)
-    engines.update_weights(learner.first_step)
+    run.start_engines()
     for step in learner.steps():
         timer = PhaseTimer()
         collected = collector.collect(step, timer)
@@ -27,4 +27,4 @@ def run_sync(run: RunParts) -> None:
         measured = run.held_out.finish()
         with timer.phase("sync"):
             engines.update_weights(step + 1)
-        learner.end(step, collected, trained | measured | engines.counts, timer, collector.save)
+        learner.end(step, collected, trained | measured | run.measure_engines(), timer, collector.save)

@@ -75,6 +75,13 @@ class RolloutManager(Generic[E]):
         """Metrics: engines that were replaced, and that could not be, since this process began."""
         return {"engine_restarts": self.restarts, "engines_lost": self.lost}
 
+    def take_idle(self) -> float:
+        """Returns the seconds since the last call in which an engine had no prompt: their mean over the engines."""
+        with self._lock:
+            now = self._calls.clock()
+            idle = [member.take_idle(now) for member in self._members]
+            return sum(idle) / max(1, len(idle))
+
     def states(self) -> list[EngineState]:
         """Returns what is known of each engine, by number; lost ones are those that could not be replaced."""
         with self._lock:
@@ -135,6 +142,8 @@ class RolloutManager(Generic[E]):
 
     def wait(self, futures: Iterable[Future[Any]]) -> None:
         """Waits until all of these are done, also with an error, while the trainer has the weights of the last update.
+
+        Whoever made them.
 
         Raises:
             RankError: engines keep dying, or the trainer has.

@@ -54,6 +54,11 @@ class Member(Generic[E]):
     report: Report | None = None
     rate: float = 0.0  # tokens per second
     rated: tuple[float, int] = (0.0, 0)  # when, and the tokens until then
+    idle: float = 0.0  # seconds without a prompt, up to `idle_from`
+    idle_from: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.idle_from = self.moved_at
 
     @property
     def has_started(self) -> bool:
@@ -67,6 +72,7 @@ class Member(Generic[E]):
 
     def give(self, job: Job, now: float) -> None:
         if not self.jobs:
+            self.idle += now - self.idle_from
             self.moved_at = now
         self.jobs[job.number] = job
         self.sent += job.request.sampling.n
@@ -80,7 +86,15 @@ class Member(Generic[E]):
             self.rate = (report.tokens - self.rated[1]) / (now - self.rated[0]) if last else 0.0
             self.rated = (now, report.tokens)
         found = [(self.jobs.pop(number, None), result) for number, result in report.finished]
+        if found and not self.jobs:
+            self.idle_from = now
         return [(job, result) for job, result in found if job is not None]
+
+    def take_idle(self, now: float) -> float:
+        """Returns the seconds without a prompt since the last call."""
+        idle, self.idle = self.idle + (0.0 if self.jobs else now - self.idle_from), 0.0
+        self.idle_from = now
+        return idle
 
     def is_hanging(self, now: float, limit: float) -> bool:
         is_busy = bool(self.jobs) or not self.has_started

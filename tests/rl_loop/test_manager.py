@@ -254,6 +254,23 @@ def test_engine_without_a_token_for_too_long_is_replaced_and_those_that_work_idl
     assert manager.states()[0].tokens_per_second == pytest.approx(0.3)
 
 
+def test_seconds_without_a_prompt_are_the_mean_over_engines() -> None:
+    now, park = [0.0], EchoEngines()
+    config = EngineConfig(num_engines=2, max_num_seqs=4)
+    manager = RolloutManager(replace(park.calls(), clock=lambda: now[0]), config, threaded=False)
+    manager.update_weights(0)
+    now[0] = 10.0
+    assert manager.take_idle() == 10
+    now[0] = 13.0
+    (future,) = manager.submit(requests(1))
+    now[0] = 20.0
+    assert manager.take_idle() == (3 + 10) / 2
+    while not future.done():
+        manager.pump_once(0)
+    now[0] = 21.0
+    assert manager.take_idle() == 1
+
+
 def test_weights_change_while_engines_generate() -> None:
     """Those that start meanwhile get them when somebody waits, and nobody asks them before."""
     park = EchoEngines()
