@@ -257,7 +257,7 @@ def torn() -> Future[Responses]:
     return future
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 2**32),
     staleness=st.sampled_from([0, 0.5, 1, 2.5]),
