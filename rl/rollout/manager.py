@@ -143,7 +143,7 @@ class RolloutManager(Generic[E]):
     def wait(self, futures: Iterable[Future[Any]]) -> None:
         """Waits until all of these are done, also with an error, while the trainer has the weights of the last update.
 
-        Whoever made them.
+        They may be anybody's, not the manager's alone.
 
         Raises:
             RankError: engines keep dying, or the trainer has.
