@@ -108,7 +108,7 @@ def sample(driver: Driver, run: Path, every: int) -> list[dict[str, float]]:
         if step >= every * (len(rows) + 1):
             rows.append({"step": step, **read_memory(driver.process.pid)})
             print("  ".join(f"{name} {value:.1f}" for name, value in rows[-1].items()), flush=True)
-        time.sleep(0.2)
+        time.sleep(0.5)
     if code:
         raise RuntimeError(f"the run failed: {driver.last_words()}")
     return rows

@@ -27,11 +27,12 @@ from benchmarks.chaos.parts import (
 from benchmarks.chaos.plan import NEVER, Strike
 from megatron_omr.train.metrics import read_json_lines
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS, COLLECT_SECONDS = 0.1, 2.0
+"""Between two looks at the run, and at orphans that have ended."""
 PATIENCE = 300.0
 """Most seconds without a step or an end of the driver."""
 SETTLE_SECONDS = 15.0
-"""In which the processes of a driver that ended by itself, or those that a killed one left behind a new start, end."""
+"""In which the processes of a driver that ended by itself end. Those of a killed one are gone at its next start."""
 STOPPED_FOR = 3.0
 """Seconds that a driver has been stopped for good when its command is started a second time."""
 
@@ -71,7 +72,8 @@ class Disturber:
         self.report = Report()
         self._later: list[tuple[float, Callable[[], object]]] = []  # what is to be done, and when
         self._began = self._ready = self._moved = time.monotonic()
-        self._rows = 0
+        self._rows, self._collects = 0, 0.0
+        self._earlier: list[psutil.Process] = []  # of a driver that was killed, when its next start began
 
     def run(self) -> Report:
         """Returns what happened once the run is done; everything of it has ended.
@@ -101,7 +103,9 @@ class Disturber:
 
     def _look(self) -> None:
         now = time.monotonic()
-        collect_ended(self._ours)
+        if now >= self._collects:
+            collect_ended(self._ours)
+            self._collects = now + COLLECT_SECONDS
         due = [act for when, act in self._later if when <= now]
         self._later = [(when, act) for when, act in self._later if when > now]
         for act in due:
@@ -111,12 +115,14 @@ class Disturber:
             left = "\n".join(map(describe, list_children(self._driver.process.pid)))
             raise RuntimeError(f"nothing moved for {PATIENCE:g} s; processes:\n{left}")
         if self._left and self._rows >= self._left[0].step and now >= self._ready + self._left[0].wait:
-            self._strike(self._left[0])
+            self._strike()
 
     def _count_rows(self, now: float) -> None:
         path = self._run / "metrics.jsonl"
         rows = len(read_json_lines(path)) if path.exists() else 0
         if rows > self._rows:
+            earlier, self._earlier = self._earlier, []
+            self._check_left("a start after a kill", lambda: [p for p in earlier if is_alive(p)], 0.0)
             for done in self.report.done:
                 if done.recovered is None:
                     done.recovered = round(now - self._began - done.at, 1)
@@ -126,17 +132,18 @@ class Disturber:
             self._ready = now
         self._rows = rows
 
-    def _strike(self, strike: Strike) -> None:
-        """Makes a strike, if there is a process of its kind now."""
-        found = self._driver.find_parts().get(strike.kind, [])
-        if strike.kind == "judge" and self._judge is not None:
-            found = [psutil.Process(self._judge.process.pid)]
-        if not found:
+    def _strike(self) -> None:
+        """Makes the first strike that is left for which there is a process."""
+        parts = self._driver.find_parts()
+        if self._judge is not None:
+            parts["judge"] = [psutil.Process(self._judge.process.pid)]
+        strike = next((strike for strike in self._left if strike.kind in parts), None)
+        if strike is None:
             return
-        victim = found[len(self.report.done) % len(found)]
+        victim = parts[strike.kind][len(self.report.done) % len(parts[strike.kind])]
         if not send(victim, signal.Signals[strike.signal]):
             return
-        self._left.pop(0)
+        self._left.remove(strike)
         self._ready = self._moved = now = time.monotonic()
         self.report.done.append(
             Done(strike=strike, at=round(now - self._began, 1), pid=victim.pid, rows=self._rows)
@@ -154,7 +161,7 @@ class Disturber:
         if not is_alive(stopped):
             return
         second = subprocess.run(
-            self._driver.command, env=self._driver.environment, capture_output=True, text=True, timeout=120
+            self._driver.command, env=self._driver.environment, capture_output=True, text=True, timeout=600
         )
         if second.returncode == 0 or str(stopped.pid) not in second.stderr:
             words = second.stderr.strip()[-300:]
@@ -170,13 +177,9 @@ class Disturber:
             raise RuntimeError(f"the driver does not start: {words}")
         if code > 0:
             self._check_left(f"an end with code {code}", self._others, SETTLE_SECONDS)
-        earlier = self._others()
+        self._earlier = self._others()
         self._driver.start()
         self._moved = time.monotonic()
-        self._later.append((self._moved + SETTLE_SECONDS, lambda: self._check_earlier(earlier)))
-
-    def _check_earlier(self, processes: Sequence[psutil.Process]) -> None:
-        self._check_left("a start after a kill", lambda: [p for p in processes if is_alive(p)], 0.0)
 
     def _check_left(self, when: str, find: Callable[[], list[psutil.Process]], seconds: float) -> None:
         def look() -> list[psutil.Process]:

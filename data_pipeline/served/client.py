@@ -24,6 +24,8 @@ from data_pipeline.served.config import ServerConfig
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a request is repeated: doubled each time, up to the longest."""
 CONNECT_TIMEOUT = 10.0
+LIST_TIMEOUT = 30.0
+"""Seconds in which a server that runs names its models."""
 RETRYABLE = (429, 502, 503, 504)  # the server, or a proxy before it, is busy or away
 REFUSED = (400, 413, 422)  # this request is wrong
 FATAL = (401, 403, 404)  # every request would fail
@@ -174,8 +176,11 @@ class ChatClient:
         url, started = self._config.base_url, asyncio.get_running_loop().time()
         while True:
             try:
-                names = [model.id async for model in self._client.models.list()]
+                async with asyncio.timeout(LIST_TIMEOUT):
+                    names = [model.id async for model in self._client.models.list()]
                 break
+            except TimeoutError:
+                self._check_unavailable(started, f"its list of models did not come within {LIST_TIMEOUT:g} s")
             except (APIConnectionError, APIStatusError) as error:
                 if isinstance(error, APIStatusError) and error.status_code not in RETRYABLE:
                     raise ValueError(f"{url} lists no models ({error}); set model") from error

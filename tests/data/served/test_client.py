@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from dataclasses import replace
 
@@ -108,6 +109,15 @@ def test_unreachable_server_fails_with_hint():
     for failed in ask(config, count=2):
         assert isinstance(failed, ServerDown)
         assert "unavailable_timeout=0.5" in str(failed) and "same command again" in str(failed)
+
+
+def test_server_that_accepts_and_never_answers_is_unavailable(monkeypatch: pytest.MonkeyPatch):
+    """As one whose process is stopped."""
+    monkeypatch.setattr("data_pipeline.served.client.LIST_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as stopped:
+        url = f"http://127.0.0.1:{stopped.getsockname()[1]}/v1"
+        with pytest.raises(ServerDown, match="its list of models did not come within 0.2 s"):
+            ask(ServerConfig(base_url=url, unavailable_timeout=0.1))
 
 
 def test_server_without_a_model_name_needs_exactly_one_model():
