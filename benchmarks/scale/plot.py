@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, LEFT, RIGHT, ROW, TOP = 720, 190, 560, 26, 56
+WIDTH, LEFT, RIGHT, ROW, TOP = 760, 220, 590, 26, 56
 PARTS = (
     ("decoding", "decode", "#2a6f97"),
     ("computing prompts", "compute prompts, and responses again after an update", "#8fbcd4"),
