@@ -254,6 +254,12 @@ class RLConfig:
             raise ValueError(
                 f"share_prompts does not go with parallel.cp={self.parallel.cp}; set it to False"
             )
+        if self.sampling.top_p < 1 and self.sampling.temperature != 1:
+            raise ValueError(
+                f"sampling.top_p={self.sampling.top_p:g} must be 1 in RL with sampling.temperature="
+                f"{self.sampling.temperature:g}: except at 1, engines give the logprobs of the distribution that top_p "
+                "has cut, which are not the trainer's"
+            )
         if not 0 <= self.warn_at <= self.max_mismatch:
             raise ValueError(
                 f"warn_mismatch={self.warn_at:g} must be from 0 to max_mismatch={self.max_mismatch:g}, past which "

@@ -31,6 +31,7 @@ from rl.config import RLConfig
 from rl.pack import PackRules, attach_rollouts, pack_rollouts, read_responses
 from rl.types import RolloutBatch, TrainRollout
 from rl.weight_sync.collective import CollectiveSender
+from rl.weight_sync.inputs import describe_inputs
 from rl.weight_sync.layout import WeightError
 from rl.weight_sync.sender import Sender, open_sender
 
@@ -38,7 +39,8 @@ from rl.weight_sync.sender import Sender, open_sender
 class TrainerWorker:
     """A rank of the trainer.
 
-    Every method is collective over all workers, except `place`, `describe_backends`, `open_sender` and `join_engines`.
+    Every method is collective over all workers, except `place`, `describe_backends`, `describe_inputs`, `open_sender`
+    and `join_engines`.
     """
 
     def __init__(self, config: RLConfig, *, rank: int, world_size: int, init_method: str) -> None:
@@ -123,6 +125,10 @@ class TrainerWorker:
         """
         self._sender = open_sender(self._config.engine, self._trainer.export_plan.tensors, host)
         return asdict(self._sender.place)
+
+    def describe_inputs(self) -> dict[str, str]:
+        """Returns what this worker makes prompts with, for engines that join to compare."""
+        return describe_inputs(self._config, self._encoder.limits)
 
     def join_engines(self, generation: int, num_ranks: int) -> str:
         """Opens rank 0's end of a group with the engines' processes; returns why not all came, or ""."""

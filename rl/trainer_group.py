@@ -73,9 +73,10 @@ class TrainerGroup:
         return self._on_all(lambda worker: worker.describe_backends())[0]
 
     def check_engines(self, rollouts: Sequence[TrainRollout], version: int) -> dict[str, float]:
-        """Compares the engines' logprobs with the trainer's, on the tokens of these rollouts that are of its weights.
+        """Compares the engines' logprobs with the trainer's on these rollouts; see measure_mismatch.
 
-        `version` is that of the current weights. Without rollouts, or with few such tokens, `mismatch_tokens` says so.
+        `version` is that of the current weights. Only what they sampled can stop the run, as of other tokens the
+        difference is also what the policy has moved; with few of these, `mismatch_tokens` says so.
 
         Raises:
             EnginesDisagree: they differ by more than `max_mismatch` on average: the engines run other weights or read
@@ -105,8 +106,12 @@ class TrainerGroup:
         return self._by_rank(lambda worker, share: worker.train(share, version), by_rank)[logger]
 
     def open_sender(self) -> dict[str, Any]:
-        """Makes the first worker ready to send weights; returns the place from which engines get them."""
-        return self._on_first(lambda worker: worker.open_sender(ray.util.get_node_ip_address()))
+        """Makes the first worker ready to send weights; returns the place from which engines get them.
+
+        With it go its `inputs`, which an engine that joins compares with its own.
+        """
+        place = self._on_first(lambda worker: worker.open_sender(ray.util.get_node_ip_address()))
+        return place | {"inputs": self._on_first(lambda worker: worker.describe_inputs())}
 
     def join_engines(self, generation: int, num_ranks: int) -> str:
         """Opens the first worker's end of a group with engines; returns why not all came, or ""."""
@@ -198,7 +203,7 @@ def learn(
 ) -> dict[str, float]:
     """Checks that engines and trainer agree on groups of rollouts, then trains on the kept ones, if any.
 
-    `version` is that of the current weights. Tokens of older ones are trained on, and not compared.
+    `version` is that of the current weights.
     """
     mismatch = trainers.check_engines(choose_probes(rollouts, version), version)
     if not kept:
@@ -208,16 +213,13 @@ def learn(
 
 
 def choose_probes(rollouts: Sequence[Sequence[TrainRollout]], version: int) -> list[TrainRollout]:
-    """Returns some of the rollouts with tokens that engines sampled from the weights of this version.
+    """Returns some of the rollouts that engines wrote, to be scored with the weights of this version.
 
-    Of groups and of their rollouts those with the largest share of such tokens, and of equal ones the first.
+    Of groups and of their rollouts those with the largest share of tokens that these weights sampled, and of equal ones
+    the first.
     """
-    shares = {
-        id(r): float(r.find_fresh(version).mean()) for group in rollouts for r in group if len(r.token_ids)
-    }
-    fresh = [
-        sorted((r for r in group if shares.get(id(r), 0.0)), key=lambda r: -shares[id(r)])
-        for group in rollouts
-    ]
-    groups = sorted((group for group in fresh if group), key=lambda group: -shares[id(group[0])])
+    groups = [[r for r in group if r.logprobs is not None and len(r.token_ids)] for group in rollouts]
+    shares = {id(r): float(r.find_fresh(version).mean()) for group in groups for r in group}
+    groups = [sorted(group, key=lambda r: -shares[id(r)]) for group in groups if group]
+    groups.sort(key=lambda group: -shares[id(group[0])])
     return [rollout for group in groups[:PROBE_GROUPS] for rollout in group[:PROBE_ROLLOUTS]]

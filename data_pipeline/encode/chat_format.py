@@ -120,6 +120,17 @@ class ChatFormat:
         """Returns the text of the ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def describe(self) -> dict[str, object]:
+        """Returns what decides the tokens of a text, by name."""
+        return {
+            "tokenizer": self._tokenizer.backend_tokenizer.to_str(),
+            "chat template": self._tokenizer.chat_template,
+            "stop token": self.stop_token_id,
+            "pad token": self.pad_token_id,
+            "image token": self.image_token_id,
+            "banned tokens": list(self.banned_token_ids),
+        }
+
     def name_tokens(self, token_ids: Sequence[int]) -> list[str]:
         """Returns the text of each id by itself, also of special tokens; of part of a character a replacement mark."""
         return [str(self._tokenizer.decode([number])) for number in token_ids]

@@ -40,11 +40,17 @@ class Compared:
 
 
 def measure_mismatch(compared: Sequence[Compared]) -> dict[str, float]:
-    """Returns metrics over the fresh tokens; with none of them, only that there were none."""
-    parts = [each.differences[each.is_fresh] for each in compared]
-    d = np.concatenate(parts) if parts else np.zeros(0)
+    """Returns metrics over the fresh tokens, if any, and mismatch_stale: mean |d| of the others, if any.
+
+    Of stale tokens d holds also what the policy has moved since.
+    """
+    d, stale = (
+        np.concatenate([np.zeros(0), *(each.differences[each.is_fresh == fresh] for each in compared)])
+        for fresh in (True, False)
+    )
+    others = {"mismatch_stale": float(np.abs(stale).mean())} if stale.size else {}
     if not d.size:
-        return {"mismatch_tokens": 0.0}
+        return {"mismatch_tokens": 0.0, **others}
     gaps, bounded = np.abs(d), np.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     p50, p99 = np.quantile(gaps, (0.5, 0.99))
     return {
@@ -55,4 +61,5 @@ def measure_mismatch(compared: Sequence[Compared]) -> dict[str, float]:
         "mismatch_max": float(gaps.max()),
         "mismatch_k1": float(d.mean()),
         "mismatch_k3": float((np.expm1(-bounded) + bounded).mean()),
+        **others,
     }

@@ -29,7 +29,9 @@ from rl.prompts.stream import load_prompt_limits
 from rl.rollout.calls import Report, Request
 from rl.rollout.spans import Cut, count_spans
 from rl.types import Prompt, Responses, Rollout
+from rl.weight_sync.digest import digest_worker, join_ranks
 from rl.weight_sync.expected import read_expected_shapes
+from rl.weight_sync.inputs import check_inputs, describe_inputs
 from rl.weight_sync.layout import check_complete, read_layout
 
 if TYPE_CHECKING:
@@ -152,12 +154,19 @@ class Engine:
     def join_transfer(self, place: Mapping[str, Any]) -> None:
         """Opens the trainer's end of a transfer, a SharedPlace or CollectivePlace as a dict, for updates to come.
 
+        Args:
+            place: may also have `inputs`, what describe_inputs returned to the trainer.
+
         Raises:
-            WeightMismatch: the trainer's tensors are not those of this model; nothing has changed.
+            WeightMismatch: the trainer's tensors are not those of this model, or it makes other prompts; nothing has
+                changed.
             WeightError: the other end cannot be reached.
         """
+        place = dict(place)
+        if inputs := place.pop("inputs", None):
+            check_inputs(inputs, describe_inputs(self._config, self._encoder.limits))
         check_complete(read_layout(place["layout"]), read_expected_shapes(Path(self._config.model)))
-        self._llm.collective_rpc("init_weight_transfer_engine", args=({"place": dict(place)},))
+        self._llm.collective_rpc("init_weight_transfer_engine", args=({"place": place},))
 
     def update_weights(self, version: int) -> None:
         """Loads the weights of `version` as they arrive, and drops what was computed with the old ones.
@@ -179,6 +188,10 @@ class Engine:
         self._llm.collective_rpc("finish_weight_update")
         self.reset_caches()
         self.version = version
+
+    def digest_tensors(self) -> dict[str, str]:
+        """Returns a digest of each tensor of vLLM's model, by vLLM's name."""
+        return join_ranks(self._llm.collective_rpc(digest_worker))
 
     def reset_caches(self) -> None:
         """Drops keys and values, processed images, and the embeddings that vLLM keeps for equal images.

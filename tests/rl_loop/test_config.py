@@ -46,6 +46,11 @@ SAMPLES_DYNAMICALLY = AlgorithmConfig(dynamic_sampling=DynamicSamplingConfig(ena
         (lambda: PromptConfig(refresh=0), "prompts.refresh=0 must be at least 1"),
         (lambda: PromptConfig(weighted_share=1.0), "prompts.weighted_share=1 must be at least 0 and below 1"),
         (lambda: HeldOutConfig(every=0), "held_out.every=0 must be at least 1"),
+        (
+            lambda: replace(RL, sampling=SamplingConfig(temperature=0.7, top_p=0.9)),
+            "sampling.top_p=0.9 must be 1 in RL with sampling.temperature=0.7",
+        ),
+        (lambda: replace(RL, warn_mismatch=0.2), "warn_mismatch=0.2 must be from 0 to max_mismatch=0.1"),
         (lambda: HeldOutConfig(top_p=1.5), "held_out.top_p=1.5 must be above 0 and at most 1"),
         (lambda: HeldOutConfig(temperature=0, n=4), "held_out.n=4 must be 1 with held_out.temperature=0"),
         (lambda: SamplingConfig(temperature=0), "sampling.n=16 must be 1 with sampling.temperature=0"),

@@ -40,7 +40,7 @@ def compare(own: TrainRollout, differences: list[float]) -> Compared:
 
 
 def test_metrics_by_hand_over_the_fresh_tokens_of_all_responses() -> None:
-    """Three tokens of older weights, 9 apart, do not count."""
+    """Three tokens of older weights, 9 apart, are measured by themselves."""
     compared = [
         compare(rollout((4, 2), (VERSION, 2)), [9.0, 9.0, 0.5, -0.25]),
         compare(rollout((VERSION, 1), (4, 1)), [0.0, -9.0]),
@@ -52,6 +52,7 @@ def test_metrics_by_hand_over_the_fresh_tokens_of_all_responses() -> None:
     assert metrics["mismatch_p50"] == pytest.approx(0.25)
     assert metrics["mismatch_p99"] == pytest.approx(0.25 + 0.98 * 0.25)
     assert metrics["mismatch_max"] == pytest.approx(0.5)
+    assert metrics["mismatch_stale"] == pytest.approx(9)
     assert metrics["mismatch_k1"] == pytest.approx(sum(d) / 3)
     assert metrics["mismatch_k3"] == pytest.approx(sum(math.exp(-x) - 1 + x for x in d) / 3)
 
@@ -74,7 +75,8 @@ def test_k1_and_k3_estimate_the_divergence_of_the_engine_from_the_trainer() -> N
 
 def test_without_fresh_tokens_there_is_nothing_but_their_number() -> None:
     assert measure_mismatch([]) == {"mismatch_tokens": 0}
-    assert measure_mismatch([compare(rollout((4, 3)), [1.0] * 3)]) == {"mismatch_tokens": 0}
+    stale = measure_mismatch([compare(rollout((4, 3)), [1.0] * 3)])
+    assert stale == {"mismatch_tokens": 0, "mismatch_stale": 1}
     watch = MismatchWatch(0.1, 0.2)
     assert watch.add(0, {"mismatch_tokens": 0.0}) == {} and not watch.is_too_far({"mismatch_tokens": 0.0})
 
@@ -124,13 +126,14 @@ def test_probes_are_those_with_most_fresh_tokens_and_of_equal_ones_the_first() -
     assert [r.ref.id for r in chosen] == [
         f"{g}-{i}" for g in range(PROBE_GROUPS) for i in range(PROBE_ROLLOUTS)
     ]
-    assert choose_probes(fresh, VERSION + 1) == []
+    assert choose_probes(fresh, VERSION + 1) == chosen
     solution = replace(rollout((VERSION, 3)), logprobs=None, versions=())
     tails = [
         [rollout((4, 3), name="old"), rollout((4, 2), (VERSION, 1), name="third")],
         [solution, rollout((4, 1), (VERSION, 1), name="half"), rollout((VERSION, 2), name="whole")],
     ]
-    assert [r.ref.id for r in choose_probes(tails, VERSION)] == ["whole", "half", "third"]
+    assert [r.ref.id for r in choose_probes(tails, VERSION)] == ["whole", "half", "third", "old"]
+    assert choose_probes([[solution]], VERSION) == []
 
 
 def test_samples_have_the_tokens_of_both_with_the_largest_difference_first(tmp_path: Path) -> None:
