@@ -74,7 +74,11 @@ def naming_tensors(engines: ResendsWeights) -> Iterator[None]:
     try:
         yield
     except EnginesDisagree as error:
-        raise EnginesDisagree(f"{error}. {find_tensors(engines, error.folder)}", error.folder) from error
+        try:
+            verdict = find_tensors(engines, error.folder)
+        except RuntimeError as failure:  # also RankError: the first reason is the one to report
+            verdict = f"Its weights could not be sent again: {failure}"
+        raise EnginesDisagree(f"{error}. {verdict}", error.folder) from error
 
 
 def find_tensors(engines: ResendsWeights, folder: Path) -> str:
