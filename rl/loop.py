@@ -12,6 +12,7 @@ from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.config import RLConfig
 from rl.held_out import HeldOut
 from rl.learning import Learner
+from rl.mismatch.evidence import naming_tensors
 from rl.modes.asynchronous import run_async
 from rl.modes.one_step_off import run_one_step_off
 from rl.modes.parts import RunParts
@@ -60,7 +61,7 @@ def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
             closing(HeldOut(config, scorer)) as held_out,
             closing(RolloutManager(connect_engines(config, placement, trainers), config.engine)) as engines,
         ):
-            with Learner(config, trainers, stop) as learner:
+            with naming_tensors(engines), Learner(config, trainers, stop) as learner:
                 MODES[config.rollout.mode](
                     RunParts(
                         config=config, learner=learner, engines=engines, scorer=scorer, held_out=held_out

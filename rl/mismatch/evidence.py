@@ -21,10 +21,7 @@ Digests = Mapping[str, str]
 class ResendsWeights(Protocol):
     """The method of RolloutManager that find_tensors calls."""
 
-    def resend_weights(self) -> dict[int, tuple[Digests, Digests] | str]:
-        """Sends the engines the weights that they should have; returns of each its tensors before and after, or why
-        it gave none."""
-        ...
+    def resend_weights(self) -> Mapping[int, tuple[Digests, Digests] | str]: ...
 
 
 def evidence_folder(run: Path, step: int) -> Path:

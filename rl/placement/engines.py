@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from rl.config import RLConfig
 from rl.placement.actors import choose_actor, take_reply
 from rl.placement.places import Place, Placement
-from rl.rollout.calls import EngineCalls, EngineDied, Report, Request
+from rl.rollout.calls import EngineCalls, EngineDied, Report, Request, Resent
 from rl.rollout.engine import ENGINE_ENV
 from rl.rollout.server import THREADS, EngineServer
 
@@ -27,6 +27,7 @@ def build_engine_calls(
     placement: Placement,
     *,
     update: Callable[[Sequence[ActorHandle], int], list[EngineDied | None]],
+    resend: Callable[[Sequence[ActorHandle], int], list[Resent]],
     watch: Callable[[], object] = lambda: None,
     kind: type = EngineServer,
 ) -> EngineCalls[ActorHandle]:
@@ -34,6 +35,7 @@ def build_engine_calls(
 
     Args:
         update: WeightTransfer.update.
+        resend: WeightTransfer.resend.
         watch: called again and again while somebody waits for responses; what it raises ends the wait.
         kind: of the actors.
     """
@@ -44,6 +46,7 @@ def build_engine_calls(
         submit=engines.submit,
         poll=engines.poll,
         update=update,
+        resend=resend,
         has_started=engines.has_started,
         address=engines.find_address,
         watch=watch,

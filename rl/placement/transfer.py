@@ -18,7 +18,7 @@ from rl.placement.actors import WATCH_SECONDS, take_reply
 from rl.placement.engines import build_engine_calls
 from rl.placement.places import Placement
 from rl.placement.plan import Plan
-from rl.rollout.calls import EngineCalls, EngineDied
+from rl.rollout.calls import EngineCalls, EngineDied, Resent
 from rl.weight_sync.layout import WeightError, WeightMismatch
 
 GRACE_SECONDS = 10.0
@@ -89,6 +89,25 @@ class WeightTransfer:
             outcomes |= self._attempt(pending, version)
             pending = [engine for engine in pending if isinstance(outcomes[engine], WeightError)]
         return [_as_death(outcomes[engine]) for engine in engines]
+
+    def resend(self, engines: Sequence[ActorHandle], version: int) -> list[Resent]:
+        """Sends engines the weights of a version that they should have; returns their tensors before and after."""
+        before = self._digest(engines)
+        self._version = None  # else what shared memory holds would not be sent anew
+        died = self.update(engines, version)
+        after = self._digest(engines)
+        return [_pair(*row) for row in zip(died, before, after, strict=True)]
+
+    def _digest(self, engines: Sequence[ActorHandle]) -> list[dict[str, str] | str]:
+        """Returns the digests of each engine's tensors, or why it gave none."""
+        replies: list[ray.ObjectRef] = [
+            engine.call.remote(lambda engine: engine.digest_tensors()) for engine in engines
+        ]
+        limit = self._config.transfer_timeout + GRACE_SECONDS
+        late = set(ray.wait(replies, num_returns=len(replies), timeout=limit)[1]) if replies else set()
+        return [
+            f"it did not answer for {limit:.0f} s" if reply in late else _read(reply) for reply in replies
+        ]
 
     def _await_start(self, engines: Sequence[ActorHandle]) -> dict[ActorHandle, Outcome]:
         """Waits until engines that were never seen have started, as long as the trainers live."""
@@ -185,7 +204,9 @@ class WeightTransfer:
 def connect_engines(config: RLConfig, placement: Placement, trainers: Trainers) -> EngineCalls:
     """Returns the functions that start engines, ask them, and give them the trainers' weights."""
     transfer = WeightTransfer(trainers, config.engine)
-    return build_engine_calls(config, placement, update=transfer.update, watch=trainers.check_alive)
+    return build_engine_calls(
+        config, placement, update=transfer.update, resend=transfer.resend, watch=trainers.check_alive
+    )
 
 
 def _start(call: Callable[[], str]) -> Future[str]:
@@ -200,6 +221,21 @@ def _start(call: Callable[[], str]) -> Future[str]:
 
     Thread(target=run, daemon=True).start()
     return future
+
+
+def _pair(death: EngineDied | None, before: dict[str, str] | str, after: dict[str, str] | str) -> Resent:
+    if death:
+        return str(death)
+    if isinstance(before, str):
+        return before
+    return after if isinstance(after, str) else (before, after)
+
+
+def _read(reply: ray.ObjectRef) -> dict[str, str] | str:
+    try:
+        return take_reply(reply)
+    except (EngineDied, RayTaskError) as error:
+        return str(error).splitlines()[0]
 
 
 def _as_death(outcome: Outcome) -> EngineDied | None:

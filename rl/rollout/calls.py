@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -12,6 +12,8 @@ from rl.config import SamplingConfig
 from rl.types import Prompt, Responses
 
 E = TypeVar("E", bound=Hashable)  # an engine
+Resent = tuple[Mapping[str, str], Mapping[str, str]] | str
+"""Digests of an engine's tensors by name, before and after its weights were sent again; or why there are none."""
 
 
 class EngineDied(RankError):
@@ -84,6 +86,10 @@ class EngineCalls(Generic[E]):
     """Returns the reports that have arrived, or EngineDied, or what an engine raised; waits so many seconds for one."""
     update: Callable[[Sequence[E], int], Sequence[EngineDied | None]]
     """Gives these engines the weights of a version; returns for each None, or how it died. Waits for them."""
+    resend: Callable[[Sequence[E], int], Sequence[Resent]] = lambda engines, version: (
+        ["no tensors"] * len(engines)
+    )
+    """Sends these engines the weights of a version that they should have. Waits for them."""
     has_started: Callable[[E], bool] = lambda engine: True
     address: Callable[[E], str] = lambda engine: ""
     """Returns the node of an engine."""

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from data_pipeline.failures import RankError
 from rl.config import EngineConfig, SamplingConfig
-from rl.rollout.calls import E, EngineCalls, EngineDied, EngineState, NoRoom, Report, Request
+from rl.rollout.calls import E, EngineCalls, EngineDied, EngineState, NoRoom, Report, Request, Resent
 from rl.rollout.members import Job, Member, Members
 from rl.types import Prompt, Responses
 
@@ -167,6 +167,15 @@ class RolloutManager(Generic[E]):
             is_first, self._version = self._version is None, version
             self._members.set_version(version)
         self._update(wait=is_first)
+
+    def resend_weights(self) -> dict[int, Resent]:
+        """Sends the engines the weights of the last update once more; returns what each had before and has now."""
+        with self._lock:
+            self._check()
+            members = [member for member in self._members if member.weights == self._version]
+        assert self._version is not None, "update them first"
+        found = self._calls.resend([member.engine for member in members], self._version)
+        return {member.number: resent for member, resent in zip(members, found, strict=True)}
 
     def pump_once(self, timeout: float = WAIT_SECONDS) -> None:
         """Takes what engines report, gives them the next prompts, and replaces those that died or hang.

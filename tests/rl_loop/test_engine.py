@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,14 @@ from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
+from rl.mismatch.evidence import compare_digests
 from rl.prompts.stream import read_prompts
 from rl.rollout.calls import Request
 from rl.rollout.engine import Engine, request_seed
 from rl.rollout.spans import Cut
 from rl.types import Prompt, Rollout
-from rl.weight_sync.layout import WeightError
+from rl.weight_sync.inputs import describe_inputs
+from rl.weight_sync.layout import WeightError, WeightMismatch
 from tests.helpers.weights import open_memory, open_sender, sent, update_engine
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
@@ -420,6 +422,49 @@ def model_tensors(engine: Engine) -> dict[str, Tensor]:
         return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
     return engine._llm.collective_rpc(copy)[0]
+
+
+def test_damaged_tensor_is_named_once_the_same_weights_are_sent_again(
+    engine: SwitchableEngine, oracle: Oracle, prompts: list[Prompt]
+) -> None:
+    weights, name = oracle.change(8), "language_model.model.layers.1.input_layernorm.weight"
+    update(engine, weights, 1)
+
+    def damage(worker: Any) -> None:
+        with torch.no_grad():
+            worker.model_runner.get_model().get_parameter(name).add_(1.0)
+
+    engine._llm.collective_rpc(damage)
+    engine.reset_caches()
+    assert oracle.gap(prompts, greedy(engine, prompts)) > OTHER
+    damaged = engine.digest_tensors()
+    update(engine, weights, 1)
+    sent_again = engine.digest_tensors()
+    assert compare_digests(damaged, sent_again) == [name]
+    update(engine, weights, 2)
+    assert compare_digests(sent_again, engine.digest_tensors()) == []
+
+
+def test_trainer_that_makes_other_prompts_is_refused(engine: SwitchableEngine, oracle: Oracle) -> None:
+    config, limits = engine._config, engine._encoder.limits
+    other = describe_inputs(replace(config, image=ImageConfig(min_pixels=784)), limits)
+    with sent(oracle.change(None), 1, bucket_bytes=2**20) as place:
+        with pytest.raises(
+            WeightMismatch, match="image.min_pixels is 784 in the trainer, 3136 in the engine"
+        ):
+            engine.join_transfer(asdict(place) | {"inputs": other})
+        engine.join_transfer(asdict(place) | {"inputs": describe_inputs(config, limits)})
+
+
+def test_nothing_else_than_the_settings_of_sampling_changes_the_distribution(
+    engine: SwitchableEngine, prompts: list[Prompt]
+) -> None:
+    """Whatever the folder's generation_config.json says: the trainer knows temperature and top_p alone."""
+    params = engine._params(prompts[0], replace(SAMPLING, top_p=0.9), 1)
+    assert (params.temperature, params.top_p, params.n) == (1.0, 0.9, SAMPLING.n)
+    assert (params.top_k, params.min_p, params.min_tokens, params.bad_words) == (0, 0.0, 0, [])
+    penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
+    assert penalties == (0.0, 0.0, 1.0)
 
 
 def test_swapped_tensors_show_in_the_probe(

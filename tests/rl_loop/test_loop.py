@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from data_pipeline.failures import RankError
 from data_pipeline.served.config import JudgeConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from megatron_omr.train.metrics import read_json_lines
 from megatron_omr.train.stop import RESUMABLE
 from rl.algorithms.config import AlgorithmConfig, KLConfig, SolutionConfig
 from rl.config import RLConfig, RolloutConfig
@@ -250,3 +252,10 @@ def test_disagreement_stops_before_anything_is_trained(config: RLConfig, tmp_pat
         run_rl(replace(config, run=str(tmp_path), max_mismatch=1e-12))
     assert not isinstance(stopped.value, RayError)
     assert not (tmp_path / "checkpoints").exists() and rows(tmp_path) == []
+    assert str(stopped.value).endswith("the same weights are sent again: inputs or numerics do")
+    folder = tmp_path / "mismatch" / "step-00000000"
+    samples = read_json_lines(folder / "samples.jsonl")
+    assert [sample["largest"] for sample in samples] == sorted((s["largest"] for s in samples), reverse=True)
+    assert all("".join(s["tokens"]) and len(s["engine_logprobs"]) == len(s["token_ids"]) for s in samples)
+    tensors = json.loads((folder / "tensors.json").read_text())
+    assert all(e["changed"] == {} and e["unchanged"] > 50 for e in tensors["engines"].values())

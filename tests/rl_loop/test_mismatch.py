@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 
 from data_pipeline.types import SampleRef
-from rl.mismatch.evidence import evidence_folder, naming_tensors, write_samples
+from rl.config import EngineConfig
+from rl.mismatch.evidence import evidence_folder, find_tensors, naming_tensors, write_samples
 from rl.mismatch.measure import Compared, measure_mismatch
 from rl.mismatch.watch import FAST, FEW, SLOW, EnginesDisagree, MismatchWatch
+from rl.rollout.manager import RolloutManager
 from rl.trainer_group import PROBE_GROUPS, PROBE_ROLLOUTS, choose_probes
 from rl.types import TrainRollout
+from tests.helpers.echo_engines import EchoEngines
 
 VERSION = 5
 
@@ -163,6 +167,13 @@ class Engines:
 
     def resend_weights(self) -> dict:
         return self._found
+
+
+def test_engines_without_tensors_say_so(tmp_path: Path) -> None:
+    with closing(RolloutManager(EchoEngines().calls(), EngineConfig(num_engines=2))) as engines:
+        engines.update_weights(3)
+        assert engines.resend_weights() == {0: "no tensors", 1: "no tensors"}
+        assert find_tensors(engines, tmp_path) == "No engine could be asked for its tensors"
 
 
 SAME = ({"a": "1", "b": "2"}, {"a": "1", "b": "2"})
