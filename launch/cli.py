@@ -19,21 +19,17 @@ from launch.arguments import FLAT, Command, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
 from launch.launch_command import build_launch
+from launch.parity.command import parity
 from launch.plan_command import PLAN
 from launch.ranks.identity import Step, find_step
-from launch.ranks.launcher import launched_by_cluster, rank_environment, run_local, sigterm_exits
+from launch.ranks.launcher import count_ranks, rank_environment, run_local, sigterm_exits
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
-from launch.submit.checks import check_served
+from launch.submit.checks import check_ranks_layout, check_served
 from launch.submit.size import Stage
 from launch.watch.commands import compare, report, watch
-from megatron_omr.config import (
-    ComputeConfig,
-    ParallelConfig,
-    ParityConfig,
-    SFTConfig,
-)
+from megatron_omr.config import SFTConfig
 from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
@@ -137,8 +133,8 @@ def sft(config: Annotated[SFTConfig, FLAT]) -> None:
       omr sft demo --optim.lr 5e-4 --run runs/slower
       omr sft qwen2_5_vl_7b_sft --parallel.tp 4 --parallel.cp 2 --log.wandb my-project
     """
-    _check_layout(config.model, config.parallel, config.compute)
-    config.check_processes(_count_ranks(config.processes))
+    check_ranks_layout(config.model, config.parallel, config.compute)
+    config.check_processes(count_ranks(config.processes))
     with hold_stop():
         run_local(_sft, config.processes, config, forward=[STOP_SIGNAL])
 
@@ -152,7 +148,7 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
       omr rl openmmreasoner_gspo --trainers 4 --engine.num_engines 4
     """
     step = find_step("omr rl RECIPE")
-    _check_layout(config.model, config.parallel, config.compute)
+    check_ranks_layout(config.model, config.parallel, config.compute)
     config.parallel.dp(config.trainers, name="trainers")
     _check_engine(config.model, config.engine)
     if step is None:
@@ -257,19 +253,6 @@ def to_hf(config: Annotated[ToHfConfig, FLAT]) -> None:
     print(convert(config))
 
 
-def parity(config: Annotated[ParityConfig, FLAT]) -> None:
-    """Compare our model with transformers': omr parity HF_DIR. Exits with 1 above the thresholds.
-
-    Examples:
-      omr parity runs/demo/model
-      omr parity runs/demo/model --parallel.tp 2 --parallel.sp --json
-    """
-    processes = config.processes or config.parallel.model_parallel_size
-    _check_layout(config.model, config.parallel)
-    config.parallel.dp(_count_ranks(processes))
-    run_local(_parity, processes, config)
-
-
 CONVERT = CommandGroup(
     doc="""Hugging Face folder to a checkpoint in any layout, and back: omr convert DIRECTION FROM OUT.
 
@@ -318,18 +301,6 @@ def _check_free(out: str) -> None:
         raise ValueError(f"out={out} already exists; choose another folder, or delete it first")
 
 
-def _check_layout(model: str, parallel: ParallelConfig, compute: ComputeConfig = ComputeConfig()) -> None:
-    """Checks the layout, and that its layers can be computed as wished, before any rank starts."""
-    shape = ModelConfig.from_hf(model)
-    parallel.check_model(shape)
-    compute.check_model(shape, parallel)
-
-
-def _count_ranks(processes: int) -> int:
-    """Returns the ranks of this run: those that a cluster started, else the processes that are started here."""
-    return rank_environment()[1] if launched_by_cluster() else processes
-
-
 def _check_engine(model: str, engine: EngineConfig) -> None:
     """Raises ValueError for a wrong folder, and for a model that vLLM cannot serve as wished."""
     check_served(ModelConfig.from_hf(model), model, engine.tp)
@@ -343,14 +314,6 @@ def _sft(config: SFTConfig) -> None:
 
     rank, world_size, init_method = rank_environment()
     run_sft(config, rank=rank, world_size=world_size, init_method=init_method)
-
-
-def _parity(config: ParityConfig) -> None:
-    from megatron_omr.parity import run_parity
-
-    rank, world_size, init_method = rank_environment()
-    if not run_parity(config, rank=rank, world_size=world_size, init_method=init_method):
-        sys.exit(1)
 
 
 if __name__ == "__main__":

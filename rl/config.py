@@ -14,6 +14,7 @@ from megatron_omr.config import (
     LogConfig,
     OptimConfig,
     ParallelConfig,
+    ParityConfig,
 )
 from megatron_omr.dtypes import Precision
 from rl.algorithms.config import AlgorithmConfig
@@ -40,6 +41,9 @@ class EngineConfig:
     cpu_kv_cache_gib: float = 1.0
     """Keys and values an engine keeps where there is no GPU, in GiB."""
 
+    fp32_head: bool = False
+    """Compute logits from the last hidden states in float32, where the model is in bf16. Needs a vLLM that can, as 0.32
+    does; with tied and untied weights."""
     weight_transfer: Literal["auto", "shared_memory", "collective"] = "auto"
     """How weights reach the engines: through shared memory of one machine, or by broadcasts over its network (gloo
     on CPUs, NCCL on GPUs); auto takes shared memory where all engines are on the machine of the trainer's rank 0."""
@@ -59,6 +63,11 @@ class EngineConfig:
                 raise ValueError(
                     f"engine.{name}={value:g} must be a number of seconds above 0, e.g. {seconds}"
                 )
+        if self.fp32_head and self.precision == "fp32":
+            raise ValueError(
+                "engine.fp32_head=True changes nothing with engine.precision=fp32, which computes all in float32; drop "
+                "one of them"
+            )
         check_at_least(self, "engine.", num_engines=1, tp=1, max_model_len=2, max_num_seqs=1, max_images=0)
 
 
@@ -310,6 +319,48 @@ class RLConfig:
     def pack_multiple(self) -> int:
         """A packed micro-batch has a multiple of so many tokens, for the layout and the FP8 recipe."""
         return self.parallel.pack_multiple(self.compute.alignment(self.parallel))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParityConfig:
+    """What `omr parity --engine` compares."""
+
+    shards: str = ""
+    """Shards whose prompts are asked: a folder, or an address; without them questions about drawn images are."""
+    prompts: int = 16
+    """Prompts asked, in the order of the shards."""
+    n: int = 2
+    """Responses to each."""
+    max_tokens: int = 64
+    """Longest response, in tokens."""
+    precision: Precision = "bf16"
+    """The trainer's."""
+    max_mismatch: float = 0.1
+    """Largest mean |logprob difference| that passes, as in RL."""
+    engine: EngineConfig = field(
+        default_factory=lambda: EngineConfig(max_model_len=4_096, max_num_seqs=32, max_images=2)
+    )
+    image: ImageConfig = field(default_factory=ImageConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "vllm.", prompts=1, n=1, max_tokens=1, max_mismatch=0)
+
+    def build_run(self, parity: ParityConfig) -> RLConfig:
+        """Returns the config of a run of RL that would ask and score these prompts."""
+        multiple = parity.parallel.pack_multiple(parity.compute.alignment(parity.parallel))
+        return RLConfig(
+            run="",
+            model=parity.model,
+            shards=self.shards,
+            seed=parity.seed,
+            precision=self.precision,
+            pack_length=-(-self.engine.max_model_len // multiple) * multiple,
+            engine=self.engine,
+            sampling=SamplingConfig(n=self.n, max_tokens=self.max_tokens),
+            image=self.image,
+            parallel=parity.parallel,
+            compute=parity.compute,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "placement",
             "trainer_group",
             "evaluate",
+            "parity",
             "held_out",
             "learning",
             "modes",
@@ -112,7 +113,16 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "summary",
             "demo",
         ),
-        *("data_commands", "plan_command", "submit", "executors", "submission", "launch_command", "cli"),
+        *(
+            "data_commands",
+            "plan_command",
+            "submit",
+            "executors",
+            "submission",
+            "launch_command",
+            "parity",
+            "cli",
+        ),
     ],
 }
 

@@ -76,6 +76,11 @@ def launched_by_cluster() -> bool:
     return find_identity() is not None
 
 
+def count_ranks(processes: int) -> int:
+    """Returns the ranks of this run: those that a cluster started, else the processes that are started here."""
+    return rank_environment()[1] if launched_by_cluster() else processes
+
+
 def run_local(
     fn: Callable[..., Any],
     processes: int,

@@ -15,7 +15,7 @@ from launch.submit.code import Code
 from launch.submit.config import ClusterFile
 from launch.submit.login import Login
 from launch.submit.size import Size
-from megatron_omr.config import SFTConfig
+from megatron_omr.config import ComputeConfig, ParallelConfig, SFTConfig
 from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
@@ -103,6 +103,15 @@ def check_memory(task: Task, layout: Layout, ranks: int, cluster: ClusterFile, s
     if problem:
         return Check(name="memory", state="wrong", text=f"{problem}; `omr plan` lists layouts that fit")
     return Check(name="memory", state="ok", text=f"{plan.peak_gib:.0f} GiB of a {cluster.gpu} planned")
+
+
+def check_ranks_layout(
+    model: str, parallel: ParallelConfig, compute: ComputeConfig = ComputeConfig()
+) -> None:
+    """Checks the layout, and that its layers can be computed as wished, before any rank starts; raises ValueError."""
+    shape = ModelConfig.from_hf(model)
+    parallel.check_model(shape)
+    compute.check_model(shape, parallel)
 
 
 def check_served(shape: ModelConfig, model: str, tp: int) -> None:

@@ -301,9 +301,11 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
 
     _keep_images()
     register()
+    head = {"head_dtype": "float32"} if config.fp32_head else {}
     way = "collective" if config.weight_transfer == "collective" else "shared_memory"
-    return LLM(
+    llm = LLM(
         model_folder,
+        hf_overrides=head,
         dtype=HF_DTYPES[config.precision],
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -316,6 +318,21 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
         **_hardware_settings(config),
     )
+    if config.fp32_head:
+        _check_head(llm)
+    return llm
+
+
+def _check_head(llm: Any) -> None:
+    """Raises ValueError where vLLM does not know, or ignores, the precision that was asked for the output head."""
+    import torch
+    from vllm import __version__
+
+    if llm.llm_engine.model_config.head_dtype != torch.float32:
+        raise ValueError(
+            f"engine.fp32_head=True: vLLM {__version__} computes the output head of this model in its own precision; "
+            "install one that can do otherwise, such as 0.32, or set engine.fp32_head=False"
+        )
 
 
 def _keep_images() -> None:

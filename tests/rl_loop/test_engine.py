@@ -516,3 +516,26 @@ def test_tied_weights_and_another_temperature(
     engine.close()
     banned = oracle.encoder.banned_token_ids
     assert oracle.gap(prompts, [rollouts[0] for rollouts in sampled], temperature=0.7, banned=banned) < SAME
+
+
+def test_head_in_float32_computes_with_the_weights_that_were_sent(tiny_tied_hf: Path, shards: Path) -> None:
+    """In a bf16 model with a head that is tied to the embedding: the sums are not rounded to bf16."""
+    oracle, config = Oracle(tiny_tied_hf, shards), engine_config(tiny_tied_hf, shards, temperature=1.0)
+    head = "model.language_model.embed_tokens.weight"
+    with closing(Engine(replace(config, engine=replace(CONFIG, precision="bf16", fp32_head=True)))) as engine:
+        for version in (0, 1):
+            weights = [(name, t.bfloat16()) for name, t in oracle.change(version or None)]
+            if version:
+                update(engine, weights, version)
+            hidden, logits = engine._llm.collective_rpc(apply_head)[0]
+            assert logits.dtype == torch.float32
+            assert torch.equal(logits, hidden.float() @ dict(weights)[head].float().T)
+            assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def apply_head(worker: Any) -> tuple[Tensor, Tensor]:
+    """Returns hidden states in bf16, and vLLM's logits of them."""
+    model = worker.model_runner.model
+    size = model.config.get_text_config().hidden_size
+    hidden = torch.randn(6, size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return hidden, model.compute_logits(hidden)

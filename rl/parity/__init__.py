@@ -1,0 +1,1 @@
+"""Compares the trainer's logprobs with those of a vLLM engine."""
