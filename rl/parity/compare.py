@@ -90,7 +90,7 @@ def build_report(
         mismatch=mismatch,
         worst_sample=rollout.ref.id,
         worst_position=position,
-        worst_token=tokens.decode(rollout.token_ids[position : position + 1]),
+        worst_token=tokens.decode(rollout.token_ids[position : position + 1].tolist()),
         worst_engine=float(rollout.logprobs[position]),
         worst_trainer=float(worst.trainer_logprobs[position]),
         passed=mismatch["mismatch_mean"] <= settings.max_mismatch,
