@@ -1,7 +1,7 @@
 """Finds and ends the processes that belong to a folder of temporary files whose owner has ended.
 
-Such a process has the folder as its TMPDIR or, where it has written its title over its environment as Ray's agents do,
-its output goes to a file in the folder. Only processes of the same user can be seen so.
+Such a process has the folder as its TMPDIR or, where it has written its title over its environment, as Ray's agents do,
+writes to a file in the folder. Only processes of the same user can be seen so.
 """
 
 from __future__ import annotations
@@ -41,11 +41,21 @@ def find_processes(folder: Path) -> list[int]:
 
 def _belongs(process: Path, folder: Path) -> bool:
     try:
+        if _TRACKER in (process / "cmdline").read_bytes():
+            return False
         environment = (process / "environ").read_bytes().split(b"\0")
-        places = [value for value in environment if value.startswith(b"TMPDIR=")]
-        places = [Path(os.fsdecode(value.removeprefix(b"TMPDIR="))) for value in places]
-        places += [(process / "fd" / number).readlink() for number in ("1", "2")]
-        is_tracker = _TRACKER in (process / "cmdline").read_bytes()
-    except OSError:  # it has ended, has no output, or is another user's
+        places = [value.removeprefix(b"TMPDIR=") for value in environment if value.startswith(b"TMPDIR=")]
+        return any(Path(os.fsdecode(place)).is_relative_to(folder) for place in places) or any(
+            _writes_in(folder, descriptor) for descriptor in (process / "fd").iterdir()
+        )
+    except OSError:  # it has ended, or is another user's
         return False
-    return not is_tracker and any(place.is_relative_to(folder) for place in places)
+
+
+def _writes_in(folder: Path, descriptor: Path) -> bool:
+    """Returns True if a descriptor, /proc/PID/fd/N, is of a file in the folder that was opened for writing."""
+    if not descriptor.readlink().is_relative_to(folder):
+        return False
+    info = (descriptor.parents[1] / "fdinfo" / descriptor.name).read_text()
+    flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
+    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY

@@ -29,7 +29,9 @@ with scratch_folder() as folder:
     one = subprocess.Popen(sleeps, start_new_session=True)
     os.kill(one.pid, signal.SIGSTOP)
     with (folder / "log").open("w") as log:
-        other = subprocess.Popen(sleeps, start_new_session=True, env={}, stdout=log)
+        other = subprocess.Popen(sleeps, start_new_session=True, env={}, pass_fds=[log.fileno()])
+    with (folder / "log").open() as log:  # who only reads is left alone
+        subprocess.Popen(sleeps, env={}, pass_fds=[log.fileno()])
     Path(sys.argv[1]).write_text(f"{folder.name} {one.pid} {other.pid}")
     time.sleep(300)
 """
