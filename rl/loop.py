@@ -16,6 +16,7 @@ from rl.mismatch.evidence import naming_tensors
 from rl.modes.asynchronous import run_async
 from rl.modes.one_step_off import run_one_step_off
 from rl.modes.parts import RunParts
+from rl.modes.status import StatusWriter
 from rl.modes.sync import run_sync
 from rl.placement.places import Placement
 from rl.placement.transfer import choose_transfer, connect_engines
@@ -55,18 +56,24 @@ def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
         print(placement.plan.describe(), flush=True)
         config = choose_transfer(config, placement.plan)
         with (
+            StatusWriter(Path(config.run), config.steps) as status,
             Scorer(config.reward, Path(config.run)) as scorer,
             # the trainers start while the engines do
             closing(TrainerGroup(config, placement)) as trainers,
             closing(HeldOut(config, scorer)) as held_out,
             closing(RolloutManager(connect_engines(config, placement, trainers), config.engine)) as engines,
         ):
+            status.states = engines.states
             with naming_tensors(engines), Learner(config, trainers, stop) as learner:
-                MODES[config.rollout.mode](
-                    RunParts(
-                        config=config, learner=learner, engines=engines, scorer=scorer, held_out=held_out
-                    )
+                parts = RunParts(
+                    config=config,
+                    learner=learner,
+                    engines=engines,
+                    scorer=scorer,
+                    held_out=held_out,
+                    status=status,
                 )
+                MODES[config.rollout.mode](parts)
             if learner.steps_done < config.steps:
                 trainers.finish_checkpoint()
             else:

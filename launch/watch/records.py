@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import BeforeValidator
 
 from launch.report.load import Metrics, RolloutGroup
 
@@ -20,7 +22,9 @@ class EngineStatus:
     prompts: int = 0
     running: int = 0  # responses
     tokens: int = 0
-    tokens_per_second: float = 0.0
+    tokens_per_second: Annotated[float, BeforeValidator(lambda value: value or 0.0)] = (
+        0.0  # null: not a number
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class LoggedWarning:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """RUN/status.json of an RL run, see rl/status.py."""
+    """RUN/status.json of an RL run, see rl/modes/status.py."""
 
     time: float  # of the write
     started: float = 0.0

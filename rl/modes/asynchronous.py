@@ -8,7 +8,6 @@ from rl.modes.feeder import Feeder
 from rl.modes.parts import RunParts
 from rl.prompts.stream import PromptStream
 from rl.rollout.solutions import collecting
-from rl.timer import PhaseTimer
 
 
 def run_async(run: RunParts) -> None:
@@ -24,8 +23,9 @@ def run_async(run: RunParts) -> None:
         feeder.load(learner.first_step, learner.state)
         run.start_engines()
         feeder.begin(learner.first_step)
+        run.status.groups = feeder.count_groups
         for step in learner.steps():
-            timer = PhaseTimer()
+            timer = run.status.time_step(step)
             with timer.phase("wait"):
                 taken = feeder.take(step)
                 engines.wait([taken])

@@ -108,6 +108,10 @@ class Feeder:
         """
         self._call(partial(self._load, step, state))
 
+    def count_groups(self) -> dict[str, int]:
+        """Returns how many groups wait to be trained on, and how many prompts are asked in all; in any thread."""
+        return {"ready": self._line.num_ready, "asked": self._line.num_waiting}
+
     def turn(self) -> bool:
         """Does what the next event asks for, and waits for one; returns False once it is closed."""
         event = self._events.get()

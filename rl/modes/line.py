@@ -72,6 +72,11 @@ class Line:
         """Groups that could be trained on, and wait."""
         return self._num_ready
 
+    @property
+    def num_waiting(self) -> int:
+        """Prompts that were asked and may be trained on, in no step yet; with those that are ready."""
+        return self._num_counted
+
     def add(self, prompt: Prompt, number: int | None = None) -> Place:
         """Adds a prompt at the end; with a number if it was asked before the run was resumed."""
         if number is None:

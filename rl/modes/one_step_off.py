@@ -13,7 +13,6 @@ from rl.rollout.calls import Request
 from rl.rollout.collect import Collector
 from rl.rollout.manager import RolloutManager
 from rl.rollout.solutions import collecting
-from rl.timer import PhaseTimer
 from rl.types import Prompt, Responses
 
 
@@ -31,7 +30,7 @@ def run_one_step_off(run: RunParts) -> None:
     thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
     try:
         for step in learner.steps():
-            timer = PhaseTimer()
+            timer = run.status.time_step(step)
             if (collected := collector.take_ahead()) is None:
                 first = thread.submit(collector.collect, step, timer)
                 engines.wait([first])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rl.config import RLConfig
 from rl.held_out import HeldOut
 from rl.learning import Learner
+from rl.modes.status import StatusWriter
 from rl.rewards.scorer import Scorer
 from rl.rollout.manager import RolloutManager
 
@@ -20,6 +21,7 @@ class RunParts:
     engines: RolloutManager
     scorer: Scorer
     held_out: HeldOut
+    status: StatusWriter
 
     def start_engines(self) -> None:
         """Gives the engines the weights of the checkpoint, and waits for them."""

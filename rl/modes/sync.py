@@ -6,7 +6,6 @@ from rl.modes.parts import RunParts
 from rl.prompts.stream import PromptStream
 from rl.rollout.collect import Collector
 from rl.rollout.solutions import collecting
-from rl.timer import PhaseTimer
 
 
 def run_sync(run: RunParts) -> None:
@@ -20,7 +19,7 @@ def run_sync(run: RunParts) -> None:
     collector.load(learner.first_step, learner.state)
     run.start_engines()
     for step in learner.steps():
-        timer = PhaseTimer()
+        timer = run.status.time_step(step)
         collected = collector.collect(step, timer)
         run.held_out.start(step, engines)
         trained = learner.learn(step, collected, timer)

@@ -17,6 +17,7 @@ from rl.held_out import HeldOut
 from rl.learning import Learner
 from rl.loop import MODES
 from rl.modes.parts import RunParts
+from rl.modes.status import StatusWriter
 from rl.rewards.scorer import Scorer
 from rl.rollout.manager import RolloutManager
 from rl.trainer_group import TrainerGroup
@@ -112,7 +113,11 @@ def run_mode(
         closing(HeldOut(config, scorer)) as held_out,
         closing(RolloutManager(engines().calls(), config.engine)) as manager,
         Learner(config, cast(TrainerGroup, trainer), stop) as learner,
+        StatusWriter(folder, config.steps) as status,
     ):
-        parts = RunParts(config=config, learner=learner, engines=manager, scorer=scorer, held_out=held_out)
+        status.states = manager.states
+        parts = RunParts(
+            config=config, learner=learner, engines=manager, scorer=scorer, held_out=held_out, status=status
+        )
         MODES[config.rollout.mode](parts)
     return trainer.learned

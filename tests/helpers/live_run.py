@@ -42,7 +42,7 @@ class LiveRun:
             self._rollouts.write(step, self._groups[(2 * step + number) % len(self._groups)] | {"step": step})
 
     def report(self, step: int, *, age: float = 0.0, **values: object) -> None:
-        """Writes the status of a run in the phase `generate`, as rl/status.py does."""
+        """Writes the status of a run in the phase `generate`, as rl/modes/status.py does."""
         now = time.time() - age
         engine = {
             "address": "10.0.0.1:4000",
