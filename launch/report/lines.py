@@ -158,7 +158,7 @@ def _decayed_sums(values: Sequence[float], decay: float) -> list[tuple[float, fl
 
 
 def _limit_marks(name: str, height: float, right: float) -> str:
-    text = f'<text class="tick right" x="{right:.1f}" y="{height - 4:.1f}">{escape(name)}</text>'
+    text = f'<text class="tick" x="{LEFT + 6}" y="{height - 4:.1f}">{escape(name)}</text>'
     return f'<path class="limit" d="M{LEFT} {height:.1f}H{right:.1f}"/>{text}'
 
 
