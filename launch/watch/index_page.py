@@ -48,7 +48,7 @@ class IndexPage:
         """Brings all runs up to date and returns the parts of this page."""
         cards = []
         for number, page in self.runs().items():
-            page.refresh()
+            page.look()
             cards.append(make_card(number, page))
         going = sum(page.progress.state == "running" for page in self.runs().values())
         self._parts.put("title", f"{going} of {len(cards)} running · omr watch")

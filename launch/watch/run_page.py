@@ -53,15 +53,15 @@ class RunPage:
         self._drawn_changes = self._shown_changes = -1
         self._titles: list[str] = []  # of the sections with curves
 
+    def look(self) -> None:
+        """Reads what is new, for a card of the run: nothing is drawn."""
+        with self._lock:
+            self._read()
+
     def refresh(self) -> Parts:
         """Reads what is new, renders the parts that it changes, and returns all parts."""
         with self._lock:
-            if time.monotonic() - self._polled < MIN_POLL:
-                return self.parts
-            self._polled = time.monotonic()
-            self.feed.poll()
-            self.run = self.feed.snapshot()
-            self.progress = judge(self.run, time.time())
+            self._read()
             self._put_state()
             self._put_charts()
             self._put_answers()
@@ -88,6 +88,14 @@ class RunPage:
             ref = self.feed.find_ref(step, sample)
             images = (self.feed.images(ref) if ref else None) or ()
         return images[number] if 0 <= number < len(images) else None
+
+    def _read(self) -> None:
+        if time.monotonic() - self._polled < MIN_POLL:
+            return
+        self._polled = time.monotonic()
+        self.feed.poll()
+        self.run = self.feed.snapshot()
+        self.progress = judge(self.run, time.time())
 
     def _put_state(self) -> None:
         """Renders what changes from second to second."""
