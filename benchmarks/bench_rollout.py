@@ -33,8 +33,8 @@ from rl.rollout.manager import RolloutManager
 from rl.rollout.server import EngineServer
 from rl.types import Prompt, Responses
 
-SLOTS, RESPONSES, ROUNDS = 32, 192, 5
-MEDIAN, P95, LONGEST = 22, 300, 600
+SLOTS, RESPONSES, ROUNDS = 16, 160, 3
+MEDIAN, P95, LONGEST = 22, 220, 400
 """Tokens of the answers; published runs of reasoning models have a 95th percentile of ten times the median."""
 
 
