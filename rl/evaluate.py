@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from rl.prompts.stream import Question, load_prompt_limits, read_prompts
 from rl.rewards.metrics import count_judged, mean_parts
 from rl.rewards.registry import load_functions
 from rl.rewards.scorer import Scorer
+from rl.rollout.calls import Request
 from rl.rollout.engine import Engine
 from rl.types import Group, Prompt, Responses, Rollout
 
@@ -122,11 +124,9 @@ def evaluate(config: EvalConfig) -> EvalSummary:
         (out / "responses.jsonl").open("wb") as lines,
         tqdm(total=len(questions), desc="eval", unit="question", dynamic_ncols=True) as bar,
     ):
-        size = max(1, config.engine.max_num_seqs // config.sampling.n)  # as many as it generates at once
-        chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
-        asked = []  # and being scored, while the next are generated
-        for chunk in [*chunks, ()]:
-            before, asked = asked, _ask(engine, scorer, config, chunk)
+        asked = list[_Asked]()  # and being scored, while the next are generated
+        for chunk in chain(_ask(engine, scorer, config, questions), [[]]):
+            before, asked = asked, chunk
             for group in _collect(scorer, before):
                 lines.writelines(record.to_json() for record in build_records(group))
                 groups.append(group)
@@ -280,20 +280,32 @@ def check_any(shards: str, questions: Sequence[Question]) -> None:
         )
 
 
-def _ask(engine: Engine, scorer: Scorer, config: EvalConfig, questions: Sequence[Question]) -> list[_Asked]:
-    """Returns each question with its responses, none for those that cannot be asked; they begin to be scored."""
+def _ask(
+    engine: Engine, scorer: Scorer, config: EvalConfig, questions: Sequence[Question]
+) -> Iterator[list[_Asked]]:
+    """Yields the questions in order, as many together as the engine answers at once; their responses are being scored.
+
+    The engine goes on to later questions while it finishes those of a list. What cannot be asked has no responses.
+    """
     prompts = [prompt for prompt, fault in questions if not fault]
-    replies = dict(zip(prompts, engine.generate(prompts, config.sampling, 0), strict=True))
-    asked = []
-    for prompt, fault in questions:
-        responses = replies.get(prompt, Responses())
-        scorer.add(prompt, responses, max_tokens=config.sampling.max_tokens)
-        if responses.fault:
-            fault = BadSample(responses.fault, responses.detail)
-        if fault:
-            log.warning(f"question {prompt.ref.id} cannot be asked and counts as wrong: {fault}")
-        asked.append((prompt, responses.rollouts, fault))
-    return asked
+    replies = engine.answer(Request(prompt=prompt, sampling=config.sampling, seed=0) for prompt in prompts)
+    found = dict[Prompt, Responses]()
+    size = max(1, config.engine.max_num_seqs // config.sampling.n)
+    for start in range(0, len(questions), size):
+        chunk = questions[start : start + size]
+        while any(not fault and prompt not in found for prompt, fault in chunk):
+            number, responses = next(replies)
+            found[prompts[number]] = responses
+            scorer.add(prompts[number], responses, max_tokens=config.sampling.max_tokens)
+        yield [_describe(prompt, fault, found.pop(prompt, Responses())) for prompt, fault in chunk]
+
+
+def _describe(prompt: Prompt, fault: BadSample | None, responses: Responses) -> _Asked:
+    if responses.fault:
+        fault = BadSample(responses.fault, responses.detail)
+    if fault:
+        log.warning(f"question {prompt.ref.id} cannot be asked and counts as wrong: {fault}")
+    return prompt, responses.rollouts, fault
 
 
 def _collect(scorer: Scorer, asked: Sequence[_Asked]) -> list[Group]:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -91,14 +91,26 @@ class Engine:
             RuntimeError: the last weight update failed, so there are no weights to generate with.
             ValueError: `sampling.temperature` is not the one that the engine was started for.
         """
-        found: dict[int, Responses] = {}
-        for number, prompt in enumerate(prompts):
-            fault = self.add(number, Request(prompt=prompt, sampling=sampling, seed=step_seed))
-            if fault:
-                found[number] = fault
-        while self.is_busy:
-            found.update(self.step())
+        found = dict(
+            self.answer(Request(prompt=prompt, sampling=sampling, seed=step_seed) for prompt in prompts)
+        )
         return [found[number] for number in range(len(prompts))]
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[int, Responses]]:
+        """Yields the numbers of requests and their responses as they finish; takes the next as slots get free.
+
+        Raises:
+            RuntimeError, ValueError: as generate().
+        """
+        numbered = enumerate(requests)
+        following = next(numbered, None)
+        while following or self.is_busy:
+            while following and sum(self._scheduler.get_request_counts()) < self._config.engine.max_num_seqs:
+                fault = self.add(*following)
+                if fault:
+                    yield following[0], fault
+                following = next(numbered, None)
+            yield from self.step()
 
     def add(self, number: int, request: Request) -> Responses | None:
         """Begins to generate; step() returns the responses with the number. Returns the fault of a prompt that has one.
