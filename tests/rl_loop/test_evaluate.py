@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
@@ -21,10 +25,21 @@ from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import read_responses
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
-from rl.evaluate import bootstrap_ci95, describe_seen, evaluate, paired_difference, score_baseline, summarize
-from rl.types import AskedResponse
+from rl.evaluate import (
+    _ask,
+    bootstrap_ci95,
+    describe_seen,
+    evaluate,
+    paired_difference,
+    score_baseline,
+    summarize,
+)
+from rl.rewards.scorer import Scorer
+from rl.rollout.calls import Request
+from rl.rollout.engine import Engine
+from rl.types import AskedResponse, Responses
 from tests.helpers.bad_samples import bad_questions
-from tests.helpers.groups import make_group, make_prompt
+from tests.helpers.groups import make_group, make_prompt, make_rollout
 
 
 def test_accuracy_is_the_mean_over_questions_and_by_kind() -> None:
@@ -137,6 +152,57 @@ def test_shards_without_a_question_that_can_be_asked_are_refused(tiny_hf: Path, 
         ValueError, match=r"none of the 2 questions .* the first, digits/test/\S+ no_reference"
     ):
         evaluate(EvalConfig(model=str(tiny_hf), shards=str(tmp_path / "shards"), out=str(tmp_path)))
+
+
+class SlotBySlot(Engine):
+    """Two slots, and a step ends the response of the shortest question; no vLLM."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.version = 0
+        self._config = EvalConfig(model="", shards="", out="", engine=EngineConfig(max_num_seqs=2))
+        self.lengths, self.log = lengths, list[str]()
+        self._numbers = list[int]()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._numbers)
+
+    @property
+    def _scheduler(self) -> SimpleNamespace:
+        return SimpleNamespace(get_request_counts=lambda: (len(self._numbers), 0))
+
+    def add(self, number: int, request: Request) -> Responses | None:
+        self.log.append(f"asked {number}")
+        if not self.lengths[number]:
+            return Responses(fault="image", detail="torn")
+        self._numbers.append(number)
+        return None
+
+    def step(self) -> list[tuple[int, Responses]]:
+        shortest = min(self._numbers, key=lambda number: self.lengths[number])
+        self._numbers.remove(shortest)
+        self.log.append(f"answered {shortest}")
+        return [(shortest, Responses(rollouts=(make_rollout(response=str(shortest)),)))]
+
+
+def test_questions_are_asked_as_slots_get_free_and_answered_in_order() -> None:
+    """The first has the longest response; the fourth cannot be decoded, and the fifth was refused before."""
+    engine = SlotBySlot([9, 1, 1, 0, 1, 1])
+    prompts = [make_prompt(number) for number in range(7)]
+    questions = [
+        (prompt, BadSample("text", "empty") if number == 4 else None) for number, prompt in enumerate(prompts)
+    ]
+    added = list[str]()
+    scorer = SimpleNamespace(add=lambda prompt, responses, max_tokens: added.append(prompt.ref.id))
+    chunks = list(_ask(engine, cast(Scorer, scorer), engine._config, questions))
+    assert [len(chunk) for chunk in chunks] == [2, 2, 2, 1]
+    asked = [each for chunk in chunks for each in chunk]
+    assert [prompt for prompt, _, _ in asked] == prompts
+    assert [fault and fault.reason for _, _, fault in asked] == [None] * 3 + ["image", "text", None, None]
+    texts = ["".join(rollout.response for rollout in rollouts) for _, rollouts, _ in asked]
+    assert texts == ["0", "1", "2", "", "", "4", "5"]  # by the number of what can be asked
+    assert engine.log[:5] == ["asked 0", "asked 1", "answered 1", "asked 2", "answered 2"]
+    assert engine.log[-1] == "answered 0" and sorted(added) == ["0", "1", "2", "3", "5", "6"]
 
 
 def test_wrong_training_shards_are_refused_before_any_question_is_asked(
