@@ -15,6 +15,7 @@ from launch.report.funnel import funnel_figures
 from launch.report.load import Evaluation, Run, ShownGroup, load_run
 from launch.report.page import Figure, Section, ShownImage, Table, Tile, png_image, write_page
 from launch.report.sections import (
+    IDLE,
     MFU,
     RL_TOKENS,
     TOKENS,
@@ -197,6 +198,7 @@ def _speed(run: Run) -> Section:
         draw_curve(TOKENS, run.sft, "sft"),
         draw_curve(MFU, run.sft, "sft"),
         draw_curve(RL_TOKENS, run.rl, "rl"),
+        draw_curve(IDLE, run.rl, "rl"),
     ]
     return make_section("Speed", "Where the time went.", figures)
 

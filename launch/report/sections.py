@@ -28,6 +28,13 @@ TOKENS = Curve(
 MFU = Curve("mfu", "MFU, SFT", "Share of the hardware's peak.", {"mfu": ""})
 RL_TOKENS = TOKENS._replace(title="Tokens per second, RL", caption="Of responses, while engines generate.")
 
+IDLE = Curve(
+    "idle",
+    "Engines without a prompt",
+    "Seconds of each step, mean over engines.",
+    {"seconds_engines_idle": ""},
+)
+
 
 def make_section(title: str, intro: str, figures: Sequence[Figure | None]) -> Section:
     """Returns the section with those figures that there are."""

@@ -13,6 +13,7 @@ from launch.report.axes import format_number, format_seconds, format_span
 from launch.report.curves import draw_curve
 from launch.report.page import Section, ShownImage, Tile, build_environment, png_image
 from launch.report.sections import (
+    IDLE,
     MFU,
     RL_TOKENS,
     TOKENS,
@@ -197,7 +198,7 @@ def make_sections(run: Snapshot) -> list[Section]:
     if not run.is_rl:
         speed = [draw_curve(TOKENS, metrics, "sft"), draw_curve(MFU, metrics, "sft")]
         return [sft_section(metrics), make_section("Speed", "", speed)]
-    speed = [draw_phases(metrics), draw_curve(RL_TOKENS, metrics, "rl")]
+    speed = [draw_phases(metrics), *(draw_curve(curve, metrics, "rl") for curve in (RL_TOKENS, IDLE))]
     return [
         rl_section(metrics),
         updates_section(metrics, mismatch_limits(run)),
