@@ -15,16 +15,22 @@ from launch.config import DemoConfig
 from launch.demo import run_demo
 from launch.report.compare_page import write_comparison
 from tests.helpers.browser import ParsedPage
+from tests.helpers.page_watcher import watching
 
 
 @pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tiny_demo_runs_from_data_to_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every stage with its real parts, RL by two algorithms; so few steps teach nothing, so no accuracy is expected."""
+    """Every stage with its real parts, RL by two algorithms; so few steps teach nothing, so no accuracy is expected.
+
+    Meanwhile the live page is open in a browser.
+    """
     config = DemoConfig(out=str(tmp_path / "demo"), seed=3, train=96, test=16, sft_steps=2, rl_steps=2)
-    run_demo(config)
     root = tmp_path / "demo"
+    with watching(root, tmp_path / "profile") as page:
+        run_demo(config)
+        page.check()
     stages = {"data", "model", "sft", "eval sft", "rl", "eval rl"}
     summary = read_json(root / "summary.json")
     assert summary["seconds"].keys() == stages | {"total"} and summary["seed"] == 3
