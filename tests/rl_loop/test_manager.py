@@ -355,8 +355,8 @@ def test_ray_engine_killed_while_it_generates_is_replaced_without_loss(tiny_hf: 
     start_ray()
     try:
         trainers = LocalTrainers(changed_weights(tiny_hf), config.engine)
-        update = WeightTransfer(trainers, config.engine).update
-        calls = build_engine_calls(config, Placement(config), update=update)
+        transfer = WeightTransfer(trainers, config.engine)
+        calls = build_engine_calls(config, Placement(config), update=transfer.update, resend=transfer.resend)
         manager = RolloutManager(calls, config.engine)
         manager.update_weights(3)
         undisturbed = manager.generate(prompts, config.sampling, 1)

@@ -188,7 +188,9 @@ def test_engine_that_hangs_while_it_generates_is_replaced_and_those_that_answer_
         ray.get([engine.is_ready.remote() for engine in engines])
         return [None] * len(engines)
 
-    calls = build_engine_calls(config, Placement(config), update=update, kind=BareEngine)
+    calls = build_engine_calls(
+        config, Placement(config), update=update, resend=lambda engines, version: [], kind=BareEngine
+    )
     with closing(RolloutManager(calls, engine)) as manager:
         manager.update_weights(1)
         hung, busy = find_processes("ray::BareEngine")[-2:]
