@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -76,7 +76,8 @@ def main() -> dict[str, object]:
             flush=True,
         )
     lengths = {"median": MEDIAN, "p95": P95, "longest": LONGEST}
-    result: dict[str, object] = {"slots": SLOTS, "responses": RESPONSES, "lengths": lengths, "found": found}
+    result: dict[str, object] = {"slots": SLOTS, "responses": RESPONSES, "lengths": lengths}
+    result |= {name: asdict(timing) for name, timing in found.items()}
     write_result("rollout", result)
     return result
 
