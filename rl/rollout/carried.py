@@ -29,11 +29,12 @@ _ARRAYS = ("token_ids", "logprobs")  # of a Rollout
 def save_carried(run: Path, step: int, groups: Sequence[Group]) -> None:
     """Writes the groups that belong to the checkpoint of `step` steps, before it; none leave no file.
 
-    Removes the files of checkpoints that are gone.
+    Removes the files of checkpoints that are gone: those older than the oldest. Newer ones may still be being written,
+    and a run that is killed before `step` is complete resumes from one of these.
     """
-    kept = {path.name for path in list_checkpoints(run / "checkpoints")} | {checkpoint_name(step)}
+    oldest = min((path.name for path in list_checkpoints(run / "checkpoints")), default="")
     for old in (run / "carried").glob("*"):
-        if old.stem not in kept:
+        if old.name < oldest:
             old.unlink()
     if not groups:
         _place(run, step).unlink(missing_ok=True)

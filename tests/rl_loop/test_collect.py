@@ -175,6 +175,17 @@ def test_files_go_with_their_checkpoints(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "carried").iterdir()] == ["step-00000004.npz"]
 
 
+def test_file_of_a_checkpoint_that_is_still_being_written_stays(tmp_path: Path) -> None:
+    """Checkpoints are completed in the background; a run that is killed before the next one is resumes from it."""
+    group = make_group(make_prompt(), [1, 0])
+    for step in (1, 2, 3):
+        save_carried(tmp_path, step, [group])
+        if step == 2:
+            (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000002").mkdir()
+    assert all(load_carried(tmp_path, step, 1) for step in (1, 2))
+
+
 @pytest.mark.parametrize("damage", ["missing", "torn", "pickle", "fewer arrays", "other count"])
 def test_damaged_file_is_a_loss_that_is_named(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
