@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from rl.config import SamplingConfig
 from rl.modes.parts import RunParts
 from rl.prompts.stream import PromptStream
 from rl.rewards.scorer import OnReply
-from rl.rollout.calls import Request
+from rl.rollout.calls import EngineDied, Request
 from rl.rollout.collect import Collector
 from rl.rollout.manager import RolloutManager
 from rl.rollout.solutions import collecting
 from rl.types import Prompt, Responses
+
+log = logging.getLogger(__name__)
 
 
 def run_one_step_off(run: RunParts) -> None:
@@ -38,15 +41,30 @@ def run_one_step_off(run: RunParts) -> None:
             ahead = [thread.submit(collector.collect_ahead, step + 1)] if step + 1 < config.steps else []
             run.held_out.start(step, engines)
             trained = learner.learn(step, collected, timer)
-            with timer.phase("wait"):
-                engines.wait(ahead)  # in which engines in the place of dead ones may get the weights
-                [future.result() for future in ahead]
             measured = run.held_out.finish()
+            with timer.phase("wait"):
+                wait_ahead(engines, ahead, step)
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
             learner.end(step, collected, trained | measured | run.measure_engines(), timer, collector.save)
     finally:
         thread.shutdown(wait=False)  # engines that are closed end what it waits for
+
+
+def wait_ahead(engines: RolloutManager, ahead: Sequence[Future[None]], step: int) -> None:
+    """Waits for the groups of the next step after the trainer has learned from `step`.
+
+    It has no longer the weights that they are of, so engines in the place of dead ones get none. Where none is left
+    that has these weights, the rest is generated with the new ones.
+    """
+    try:
+        engines.wait(ahead, replaces_dead=False)
+    except EngineDied as died:
+        log.warning(f"what is missing of step {step + 1} is generated with the weights after {step}: {died}")
+        engines.update_weights(step + 1)
+        engines.wait(ahead)
+    for future in ahead:
+        future.result()
 
 
 class AskBeside:

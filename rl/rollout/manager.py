@@ -140,16 +140,17 @@ class RolloutManager(Generic[E]):
                 future.cancel()  # does nothing to those that are done
         return [future.result() for future in futures]
 
-    def wait(self, futures: Iterable[Future[Any]]) -> None:
-        """Waits until all of these are done, also with an error, while the trainer has the weights of the last update.
+    def wait(self, futures: Iterable[Future[Any]], *, replaces_dead: bool = True) -> None:
+        """Waits until all of these are done, also with an error. They may be anybody's, not the manager's alone.
 
-        They may be anybody's, not the manager's alone.
+        Args:
+            replaces_dead: as of generate().
 
         Raises:
             RankError: engines keep dying, or the trainer has.
-            EngineDied: the manager was closed.
+            EngineDied: the manager was closed; or no engine is left, and `replaces_dead` is false.
         """
-        for _ in self._await(list(futures), replaces_dead=True):
+        for _ in self._await(list(futures), replaces_dead):
             pass
 
     def update_weights(self, version: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from rl.config import EngineConfig, HeldOutConfig, PromptConfig, RLConfig, Rollo
 from rl.rewards.config import RewardConfig
 from rl.types import Responses
 from tests.helpers.echo_engines import EchoEngines
-from tests.helpers.fake_training import Guesser, run_mode
+from tests.helpers.fake_training import Guesser, Trainer, run_mode
+from tests.helpers.processes import wait_until
 from tests.helpers.rl_rows import rows
 
 
@@ -139,6 +141,47 @@ def test_async_ends_with_what_went_wrong(config: RLConfig) -> None:
         run_mode(config, lambda: EchoEngines(kind=Torn))
     with pytest.raises(RankError, match="engines died"):
         run_mode(config, lambda: EchoEngines(deaths=range(99), kind=Guesser))
+
+
+@pytest.mark.parametrize("num_engines", [1, 2])
+def test_one_step_off_never_sends_weights_under_a_version_that_the_trainer_no_longer_has(
+    config: RLConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_engines: int
+) -> None:
+    """An engine dies while step 2 trains. Alone, the one in its place is given the weights after step 2, as these."""
+    config = replace(
+        config,
+        steps=4,
+        engine=replace(config.engine, num_engines=num_engines),
+        algorithm=AlgorithmConfig(drop_equal_groups=False),
+        held_out=HeldOutConfig(),
+        rollout=RolloutConfig(mode="one_step_off"),
+    )
+    steps_done, killed, sent = [0], threading.Event(), list[tuple[int, int]]()
+
+    class Watched(EchoEngines):
+        def _update(self, engines, version):  # type: ignore[no-untyped-def]
+            sent.append((version, steps_done[0]))
+            return super()._update(engines, version)
+
+        def _busy(self):  # type: ignore[no-untyped-def]
+            return [e for e in super()._busy() if killed.is_set() or all(r.seed != 3 for _, r in e.open)]
+
+    park, train = Watched(kind=Guesser), Trainer.train
+
+    def kill_and_train(self, minibatches, version):  # type: ignore[no-untyped-def]
+        if version == 2:
+            wait_until(lambda: park.started[-1].open)
+            killed.set()
+            park.kill(park.started[-1])
+            wait_until(lambda: len(park.started) > num_engines)
+        steps_done[0] = version + 1
+        return train(self, minibatches, version)
+
+    monkeypatch.setattr(Trainer, "train", kill_and_train)
+    assert len(run_mode(config, lambda: park)) == 4 and len(park.started) == num_engines + 1
+    assert all(version == done for version, done in sent), sent
+    assert rows(config.run)[3]["staleness_max"] == (num_engines > 1)
+    assert ("step 3 is generated with the weights after 2: engine 0" in caplog.text) == (num_engines == 1)
 
 
 def test_one_step_off_saves_solutions_with_the_groups_of_the_next_step(
