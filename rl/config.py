@@ -225,7 +225,9 @@ class RLConfig:
     each response: for short responses, and not with context parallelism."""
     max_mismatch: float = 0.1
     """Largest mean |logprob difference| between engine and trainer on probes of each step; past it, training stops, and
-    RUN/mismatch has the samples and the engines' tensors to blame."""
+    RUN/mismatch has the samples and the engines' tensors to blame. Only tokens of the weights that the trainer has
+    count: with rollout.mode=one_step_off there are none after the first step, with async maybe none; see docs/async.md.
+    """
     warn_mismatch: float | None = None
     """The mean |logprob difference| past which a warning is logged; by default half of max_mismatch."""
     engine: EngineConfig = field(default_factory=EngineConfig)

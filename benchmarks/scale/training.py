@@ -138,9 +138,7 @@ class Training:
         else:
             kind = Feeder
         stream = cast(PromptStream, self.prompts)
-        with closing(
-            kind(self.config, stream, self.engines.submit, score, collect, threaded=False)
-        ) as feeder:
+        with closing(kind(self.config, stream, self.engines.submit, score, threaded=False)) as feeder:
             self.cluster.before_poll = feeder.run_turns
             feeder.load(0, {})
             feeder.begin(0)

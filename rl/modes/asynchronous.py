@@ -7,7 +7,7 @@ from contextlib import closing
 from rl.modes.feeder import Feeder
 from rl.modes.parts import RunParts
 from rl.prompts.stream import PromptStream
-from rl.rollout.solutions import collecting
+from rl.rollout.solutions import with_solutions
 
 
 def run_async(run: RunParts) -> None:
@@ -18,8 +18,8 @@ def run_async(run: RunParts) -> None:
     prompts without one to be asked again, so that none is left out or used twice.
     """
     config, learner, engines, scorer = run.config, run.learner, run.engines, run.scorer
-    collect = collecting(config, scorer)
-    with closing(Feeder(config, PromptStream(config), engines.submit, scorer.add, collect)) as feeder:
+    score = with_solutions(config, scorer).score
+    with closing(Feeder(config, PromptStream(config), engines.submit, score)) as feeder:
         feeder.load(learner.first_step, learner.state)
         run.start_engines()
         feeder.begin(learner.first_step)

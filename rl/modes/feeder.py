@@ -23,7 +23,7 @@ from rl.modes.line import Line, Place
 from rl.prompts.stream import PromptStream
 from rl.rollout.calls import Request
 from rl.rollout.carried import load_carried, save_carried
-from rl.rollout.collect import Asked, Collected, measure_collected
+from rl.rollout.collect import Collected, measure_collected
 from rl.types import Group, Prompt, Responses
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ END_TIMEOUT = 10.0
 R = TypeVar("R")
 
 
-class Add(Protocol):
-    """Scorer.add"""
+class Score(Protocol):
+    """Scorer.score, or Solutions.score"""
 
     def __call__(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]: ...
 
@@ -52,8 +52,7 @@ class Feeder:
         config: RLConfig,
         prompts: PromptStream,
         submit: Callable[[Sequence[Request]], Sequence[Future[Responses]]],
-        add: Add,
-        collect: Callable[[Asked], list[Group]],
+        score: Score,
         *,
         threaded: bool = True,
     ) -> None:
@@ -61,17 +60,10 @@ class Feeder:
 
         Args:
             submit: RolloutManager.submit.
-            add: begins to score the responses to a prompt.
-            collect: returns groups that are scored.
+            score: begins to score the responses to a prompt, and does not wait.
             threaded: false leaves turn() to the caller.
         """
-        self._config, self._prompts, self._submit, self._add, self._collect = (
-            config,
-            prompts,
-            submit,
-            add,
-            collect,
-        )
+        self._config, self._prompts, self._submit, self._score = config, prompts, submit, score
         self._run_folder = Path(config.run)
         self._line = Line(config, steps_done=0)
         self._again: list[Place] = []  # asked before the run was resumed, and not answered
@@ -123,9 +115,8 @@ class Feeder:
             event()
         except BaseException as error:  # those who wait shall know, whatever it is
             self._failure = error
-            for future in self._open:
-                future.set_exception(error)
-            self._open.clear()
+            while self._open:  # others may add to it meanwhile
+                self._open.pop().set_exception(error)
         return True
 
     def run_turns(self) -> None:
@@ -192,21 +183,17 @@ class Feeder:
             self._ask()
             self._serve()
             return
-        scored = self._add(
+        scored = self._score(
             place.prompt, responses, max_tokens=self._config.sampling.at(place.step).max_tokens
         )
-        place.rollouts = responses.rollouts
         scored.add_done_callback(partial(self._tell, self._take_group, place))
 
     def _take_group(self, place: Place, scored: Future[Group]) -> None:
-        scored.result()  # raises what went wrong
-        (group,) = self._collect([(place.prompt, place.rollouts)])
-        self._finish(place, group)
+        self._finish(place, scored.result())
         self._ask()
         self._serve()
 
     def _finish(self, place: Place, group: Group) -> None:
-        place.rollouts = ()
         self._line.finish(place, group, bool(select_groups(self._config.algorithm, [group])))
 
     def _want(self, step: int, future: Future[Collected]) -> None:
@@ -234,7 +221,9 @@ class Feeder:
     def _save(self, step: int) -> dict[str, Any]:
         places = list(self._line)
         save_carried(self._run_folder, step, [place.group for place in places if place.group])
-        rows = [[place.number, asdict(place.prompt.ref), place.group is not None] for place in places]
+        rows = [
+            [place.number, place.step, asdict(place.prompt.ref), place.group is not None] for place in places
+        ]
         return {"prompts": self._prompts.state_dict(), "line": {"asked": self._line.asked, "places": rows}}
 
     def _load(self, step: int, state: Mapping[str, Any]) -> None:
@@ -244,14 +233,14 @@ class Feeder:
         self._prompts.load_state_dict(state["prompts"])
         rows = state["line"]["places"]
         self._line.asked = state["line"]["asked"]
-        saved = sum(has_group for _, _, has_group in rows)
+        saved = sum(has_group for *_, has_group in rows)
         groups = iter(load_carried(self._run_folder, step, saved, then="their prompts are asked again"))
-        for number, ref, has_group in rows:
+        for number, for_step, ref, has_group in rows:
             group = next(groups, None) if has_group else None
             prompt = group.prompt if group else self._prompts.choose_again(SampleRef(**ref))
             if prompt is None:  # it cannot be read any more
                 continue
-            place = self._line.add(prompt, number)
+            place = self._line.add_again(prompt, number, for_step)
             if group:
                 self._finish(place, group)
             else:

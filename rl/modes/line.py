@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rl.config import RLConfig
-from rl.types import Group, Prompt, Rollout
+from rl.types import Group, Prompt
 
 
 @dataclass(eq=False, slots=True)
@@ -19,7 +19,6 @@ class Place:
     number: int  # of all prompts that the run has asked: it seeds the draws
     prompt: Prompt
     step: int  # that is to train on its group, if all before it have a signal
-    rollouts: tuple[Rollout, ...] = ()  # while they are scored
     group: Group | None = None  # once it is scored
     counts: bool = True  # false: the group has no signal, and another prompt is asked in its stead
     is_gone: bool = False  # it had a fault
@@ -77,11 +76,14 @@ class Line:
         """Prompts that were asked and may be trained on, in no step yet; with those that are ready."""
         return self._num_counted
 
-    def add(self, prompt: Prompt, number: int | None = None) -> Place:
-        """Adds a prompt at the end; with a number if it was asked before the run was resumed."""
-        if number is None:
-            number, self.asked = self.asked, self.asked + 1
+    def add(self, prompt: Prompt) -> Place:
+        """Adds a prompt at the end."""
+        self.asked += 1
         step = self._steps_done + (self._num_counted + self._num_training) // self._wanted
+        return self.add_again(prompt, self.asked - 1, step)
+
+    def add_again(self, prompt: Prompt, number: int, step: int) -> Place:
+        """Adds a prompt at the end that had its number and step before the run was resumed."""
         place = Place(number, prompt, step)
         self._rest.append(place)
         self._num_counted += 1

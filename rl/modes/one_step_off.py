@@ -13,7 +13,7 @@ from rl.rewards.scorer import OnReply
 from rl.rollout.calls import EngineDied, Request
 from rl.rollout.collect import Collector
 from rl.rollout.manager import RolloutManager
-from rl.rollout.solutions import collecting
+from rl.rollout.solutions import with_solutions
 from rl.types import Prompt, Responses
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def run_one_step_off(run: RunParts) -> None:
     The groups of the next step are saved with a checkpoint, so that a run that stops and resumes equals a whole one.
     """
     config, learner, engines, scorer = run.config, run.learner, run.engines, run.scorer
-    generate, collect = scorer.scoring(AskBeside(engines)), collecting(config, scorer)
+    generate, collect = scorer.scoring(AskBeside(engines)), with_solutions(config, scorer).collect
     collector = Collector(config, PromptStream(config), generate, collect)
     collector.load(learner.first_step, learner.state)
     run.start_engines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rl.modes.parts import RunParts
 from rl.prompts.stream import PromptStream
 from rl.rollout.collect import Collector
-from rl.rollout.solutions import collecting
+from rl.rollout.solutions import with_solutions
 
 
 def run_sync(run: RunParts) -> None:
@@ -14,7 +14,7 @@ def run_sync(run: RunParts) -> None:
     Only groups that algorithm.dynamic_sampling carries over are of older weights.
     """
     config, learner, engines, scorer = run.config, run.learner, run.engines, run.scorer
-    generate, collect = scorer.scoring(engines.generate), collecting(config, scorer)
+    generate, collect = scorer.scoring(engines.generate), with_solutions(config, scorer).collect
     collector = Collector(config, PromptStream(config), generate, collect)
     collector.load(learner.first_step, learner.state)
     run.start_engines()

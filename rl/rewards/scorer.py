@@ -16,7 +16,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Protocol, TypeVar
 
 from data_pipeline.errors import ErrorBudget
@@ -34,7 +34,7 @@ from rl.types import Group, Prompt, Responses, Reward, Rollout
 log = logging.getLogger(__name__)
 
 PATIENCE = 60.0
-"""Seconds after which whoever waits for rewards is told so, each time again."""
+"""Seconds without a reward, while responses wait for theirs, after which the log says so, each time again."""
 
 END_TIMEOUT = 10.0
 """Seconds that a scorer which is closed waits for the function that it is in."""
@@ -95,6 +95,8 @@ class Scorer:
             fix="fix the function, or raise the limit",
             records="rewards",
         )
+        self._closes = Event()
+        Thread(target=self._watch, name="watch rewards", daemon=True).start()
 
     def __enter__(self) -> Scorer:
         return self
@@ -119,6 +121,12 @@ class Scorer:
             job.group.set_result(Group(prompt=prompt, rollouts=(), rewards=()))
         return job.group
 
+    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+        """Does what add() does, for a caller who takes the group from the future alone and does not collect() it."""
+        scored = self.add(prompt, responses, max_tokens=max_tokens)
+        scored.add_done_callback(lambda _: self._jobs.pop(id(responses.rollouts), None))
+        return scored
+
     def scoring(self, generate: Callable[[Sequence[Prompt], S, int, OnReply], R]) -> Callable[..., R]:
         """Returns RolloutManager.generate with the scorer told of every reply, for a call without `on_reply`."""
 
@@ -130,16 +138,8 @@ class Scorer:
     def collect(self, asked: Sequence[tuple[Prompt, tuple[Rollout, ...]]]) -> list[Group]:
         """Returns a group for each prompt, in order; waits until the rollouts, which were added before, are scored."""
         jobs = [self._jobs[id(rollouts)] if rollouts else None for _, rollouts in asked]
-        missing = {job.group for job in jobs if job}
-        while missing:
-            done, missing = wait(missing, timeout=PATIENCE, return_when=FIRST_EXCEPTION)
-            for group in done:
-                group.result()  # raises what went wrong
-            if missing:
-                log.warning(
-                    f"the responses to {len(missing)} prompts are still being scored: the run waits for the judge, or "
-                    "for a function of reward.weights"
-                )
+        for group in wait([job.group for job in jobs if job], return_when=FIRST_EXCEPTION).done:
+            group.result()  # raises what went wrong
         for job in filter(None, jobs):
             del self._jobs[id(job.rollouts)]
         return [
@@ -156,6 +156,7 @@ class Scorer:
     def close(self) -> None:
         """Ends threads and processes; what is being scored is dropped."""
         self._is_closed = True
+        self._closes.set()
         self.drop()
         if self._judge:
             self._judge.close()
@@ -171,6 +172,18 @@ class Scorer:
             with suppress(BaseException):
                 if not self._is_closed:
                     call()
+
+    def _watch(self) -> None:
+        """Says so where none of the responses that wait was scored for PATIENCE seconds: nobody else may look."""
+        before = set[_Job]()
+        while not self._closes.wait(PATIENCE):
+            waiting = {job for job in list(self._jobs.values()) if not job.group.done()}
+            if before and before <= waiting:
+                log.warning(
+                    f"the responses to {len(before)} prompts wait for the judge, or for a function of reward.weights: "
+                    f"none was scored for {PATIENCE:g} s"
+                )
+            before = waiting
 
     def _check_waiting(self) -> None:
         """Checks all jobs that wait, maybe none: an earlier call took those of a later one, too."""

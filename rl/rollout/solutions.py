@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -23,13 +24,13 @@ log = logging.getLogger(__name__)
 Asked = Sequence[tuple[Prompt, tuple[Rollout, ...]]]
 
 
-def collecting(config: RLConfig, scorer: Scorer) -> Callable[[Asked], list[Group]]:
-    """Returns Scorer.collect, or with algorithm.solution what joins the solutions to its groups."""
-    return Solutions(config, scorer).collect if config.algorithm.solution.enabled else scorer.collect
+def with_solutions(config: RLConfig, scorer: Scorer) -> Scorer | Solutions:
+    """Returns the scorer, or with algorithm.solution what joins the solutions to its groups."""
+    return Solutions(config, scorer) if config.algorithm.solution.enabled else scorer
 
 
 class Solutions:
-    """Collects groups from a scorer, each with the solution of its prompt: the response that ends its sample.
+    """Takes groups from a scorer, each with the solution of its prompt: the response that ends its sample.
 
     A prompt without one, or with one that is too long, trains without; the first for each reason is logged.
     """
@@ -47,31 +48,43 @@ class Solutions:
     def collect(self, asked: Asked) -> list[Group]:
         """Returns what Scorer.collect does, with solutions."""
         groups = self._scorer.collect(asked)
-        read = [self._read(group) for group in groups]
-        found = [
-            (group.prompt, (solution,)) for group, solution in zip(groups, read, strict=True) if solution
-        ]
-        for prompt, rollouts in found:
-            self._scorer.add(
-                prompt, Responses(rollouts=rollouts), max_tokens=self._config.sampling.max_tokens
-            )
-        scored = iter(self._scorer.collect(found))
+        solutions = [self._score(group.prompt) if group.rollouts else None for group in groups]
         return [
-            replace(group, solution=self._build(group, next(scored))) if solution else group
-            for group, solution in zip(groups, read, strict=True)
+            self._join(group, solution.result()) if solution else group
+            for group, solution in zip(groups, solutions, strict=True)
         ]
 
-    def _read(self, group: Group) -> Rollout | None:
-        """Returns the solution of a group's prompt as a response; None where there is none, or it is too long."""
-        if not group.rollouts:
-            return None
+    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+        """Does what Scorer.score does, with solutions; reads one from the shards, and waits for nobody."""
+        scored = self._scorer.score(prompt, responses, max_tokens=max_tokens)
+        solution = self._score(prompt) if responses.rollouts else None
+        if solution is None:
+            return scored
+        joined: Future[Group] = Future()
+
+        def join(_: object) -> None:
+            try:
+                joined.set_result(self._join(scored.result(), solution.result()))
+            except BaseException as error:  # whoever waits shall know, whatever it is
+                joined.set_exception(error)
+
+        scored.add_done_callback(lambda _: solution.add_done_callback(join))
+        return joined
+
+    def _score(self, prompt: Prompt) -> Future[Group] | None:
+        """Begins to score a prompt's solution as a response; None where there is none, or it is too long."""
         try:
-            return read_solution(self._config, self._limits, group.prompt.ref)
+            solution = read_solution(self._config, self._limits, prompt.ref)
         except BadSample as error:
             if error.reason not in self._logged:
-                log.warning(f"{group.prompt.ref.id} and its like train without a solution: {error}")
+                log.warning(f"{prompt.ref.id} and its like train without a solution: {error}")
             self._logged.add(error.reason)
             return None
+        responses = Responses(rollouts=(solution,))
+        return self._scorer.score(prompt, responses, max_tokens=self._config.sampling.max_tokens)
+
+    def _join(self, group: Group, scored: Group) -> Group:
+        return replace(group, solution=self._build(group, scored))
 
     def _build(self, group: Group, scored: Group) -> Solution:
         """Returns the solution with its reward, which is that of `scored` without what the controls take off."""

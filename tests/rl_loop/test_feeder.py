@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from math import ceil
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +46,10 @@ def build_config(
         rollout=RolloutConfig(mode="async", max_staleness=staleness),
         algorithm=AlgorithmConfig(dynamic_sampling=rules),
     )
+
+
+R = TypeVar("R")
+TORN = Responses(fault="torn", detail="pixels")
 
 
 def numbers(groups: Sequence[Group]) -> list[int]:
@@ -183,7 +188,7 @@ class Life:
         self.engines = RolloutManager(engines.calls(), config.engine, threaded=False)
         self.scoring: list[tuple[Future[Group], Prompt, Responses]] = []
         stream = cast(PromptStream, Stream(world))
-        self.feeder = Feeder(config, stream, self.submit, self.add, self.collect, threaded=False)
+        self.feeder = Feeder(config, stream, self.submit, self.score, threaded=False)
 
     def start(self, number: int) -> Mixed:
         return Mixed(number, asked_at=self.asked_at)
@@ -194,18 +199,17 @@ class Life:
         good = [request for request, has_fault in zip(requests, faults, strict=True) if not has_fault]
         self.asked_at |= dict.fromkeys([request.seed for request in good], self.version)
         replies = iter(self.engines.submit(good))
-        return [torn() if has_fault else next(replies) for has_fault in faults]
+        return [settled(TORN) if has_fault else next(replies) for has_fault in faults]
 
-    def add(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
         assert max_tokens == self.world.config.sampling.max_tokens
         self.scoring.append((Future(), prompt, responses))
         return self.scoring[-1][0]
 
-    def collect(self, asked: Sequence[tuple[Prompt, Any]]) -> list[Group]:
-        ((prompt, rollouts),) = asked
+    def reward(self, prompt: Prompt, responses: Responses) -> Group:
         differs = self.world.has_signal.setdefault(prompt.ref.offset, self.world.random.random() < 0.5)
         rewards = (make_reward(1), make_reward(0 if differs else 1))
-        return [Group(prompt=prompt, rollouts=rollouts, rewards=rewards)]
+        return Group(prompt=prompt, rollouts=responses.rollouts, rewards=rewards)
 
     def pass_time(self) -> None:
         """Engines answer a prompt, some responses are scored, and the feeder does what follows."""
@@ -214,7 +218,7 @@ class Life:
         self.world.random.shuffle(self.scoring)
         for _ in range(self.world.random.randint(0, len(self.scoring))):
             future, prompt, responses = self.scoring.pop()
-            future.set_result(Group(prompt=prompt, rollouts=responses.rollouts, rewards=()))
+            future.set_result(self.reward(prompt, responses))
         self.feeder.run_turns()
         line = self.feeder._line
         waiting = sum(place.counts and place.group is None for place in line)
@@ -251,10 +255,57 @@ class Life:
                 return
 
 
-def torn() -> Future[Responses]:
-    future: Future[Responses] = Future()
-    future.set_result(Responses(fault="torn", detail="pixels"))
+def settled(result: R) -> Future[R]:
+    future: Future[R] = Future()
+    future.set_result(result)
     return future
+
+
+def feed(config: RLConfig, asked: list[Request], ends: Callable[[Request], bool]) -> Feeder:
+    """Returns a feeder after 2 steps whose prompts are noted; those that end have two wrong responses at once."""
+
+    def submit(requests: Sequence[Request]) -> list[Future[Responses]]:
+        asked.extend(requests)
+        return [settled(Responses()) if ends(request) else Future() for request in requests]
+
+    def score(prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+        return settled(make_group(prompt, [0, 0]))
+
+    stream = cast(PromptStream, Stream(World(config, random.Random(0), set(), {})))
+    return Feeder(config, stream, submit, score, threaded=False)
+
+
+def test_prompt_that_is_asked_again_has_the_longest_response_of_its_step(tmp_path: Path) -> None:
+    """Groups without a signal that came meanwhile do not make it one of an earlier step."""
+    config = build_config(4, 9, 1.0, max_tries=9, run=str(tmp_path))
+    config = replace(config, sampling=SamplingConfig(n=2, max_tokens=8, stages=((0, 4), (3, 8))))
+    before, after = list[Request](), list[Request]()
+    feeder = feed(config, before, lambda request: request.seed in (0, 1))
+    feeder.load(2, {})
+    feeder.begin(2)
+    feeder.run_turns()
+    state = json.loads(json.dumps(feeder.save(2)))
+    resumed = feed(config, after, lambda request: False)
+    resumed.load(2, state)
+    resumed.begin(2)
+    resumed.run_turns()
+    tokens = {request.seed: request.sampling.max_tokens for request in before}
+    assert [tokens[number] for number in range(8)] == [4] * 4 + [8] * 4
+    assert {request.seed: request.sampling.max_tokens for request in after} == {
+        number: count for number, count in tokens.items() if number > 1
+    }
+
+
+def test_all_who_wait_learn_what_went_wrong_also_those_who_come_meanwhile() -> None:
+    feeder = feed(build_config(2, 9, 1.0), [], lambda request: False)
+    second: list[Future[Collected]] = []
+    first = feeder.take(0)
+    first.add_done_callback(lambda _: second.append(feeder.take(1)))
+    feeder._events.put(lambda: 1 / 0)
+    feeder.run_turns()
+    for future in (first, *second):
+        assert isinstance(future.exception(timeout=0), ZeroDivisionError)
+    assert second
 
 
 @settings(deadline=None, max_examples=30)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,28 @@ def test_solution_is_rewarded_like_a_rollout_without_the_controls(config: RLConf
     assert plain and spaced and words and wrong
     assert plain.reward == pytest.approx(1.0) and wrong.reward == pytest.approx(0.1)
     assert not wrong.is_smoothed
+
+
+def test_solutions_join_groups_to_come_without_waiting(config: RLConfig) -> None:
+    """As an asynchronous run has them scored, whose thread has other prompts to ask meanwhile."""
+    release = threading.Event()
+    with Scorer(config.reward, Path(config.run)) as scorer:
+        asked = ask(config, scorer, ["<answer>99</answer>", "?"])
+        solutions, reward = Solutions(config, scorer), scorer._functions["format"]
+        wanted = solutions.collect(asked)
+        scorer._functions["format"] = lambda given: release.wait(60) and reward(given)
+        futures = [solutions.score(p, Responses(rollouts=r), max_tokens=100) for p, r in asked]
+        assert not any(future.done() for future in futures)
+        release.set()
+        assert [repr(future.result(60)) for future in futures] == [repr(group) for group in wanted]
+        assert not scorer._jobs
+        release.clear()
+        (prompt, rollouts), *_ = asked
+        future = solutions.score(prompt, Responses(rollouts=rollouts), max_tokens=100)
+        scorer.drop()
+        with pytest.raises(CancelledError):
+            future.result(60)
+        release.set()
 
 
 @pytest.mark.parametrize("share_prompts", [False, True])

@@ -30,6 +30,7 @@ from rl.types import Group, Prompt, Responses, Rollout
 from tests.helpers.adding_teacher import AddingTeacher
 from tests.helpers.flaky_proxy import free_port
 from tests.helpers.groups import make_prompt, make_rollout
+from tests.helpers.processes import wait_until
 
 TAGGED = "<think>a</think><answer>{}</answer>"
 ONE_WORKER = CheckerConfig(workers=1)
@@ -302,17 +303,19 @@ def test_failing_function_is_counted_and_past_the_tolerance_stops_the_run(
 def test_long_wait_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where nobody collects: an asynchronous run waits for what follows a group."""
     monkeypatch.setattr(scorer_module, "PATIENCE", 0.05)
 
     def respond(number: int, total: int) -> str:
-        while not caplog.messages:
-            time.sleep(0.01)
+        wait_until(lambda: caplog.messages, seconds=30)
         return EQUIVALENT
 
     with AddingTeacher() as server, judged(server, tmp_path) as scorer:
         server.respond = respond
-        assert rules(score(scorer, ask([TAGGED.format("days in a week")]))) == [["judge"]]
-    assert "responses to 1 prompts are still being scored: the run waits for the judge" in caplog.messages[0]
+        (prompt, rollouts), *_ = ask([TAGGED.format("days in a week")])
+        future = scorer.score(prompt, Responses(rollouts=rollouts), max_tokens=100)
+        assert rules([future.result(60)]) == [["judge"]] and not scorer._jobs
+    assert "responses to 1 prompts wait for the judge, or for a function of" in caplog.messages[0]
 
 
 def test_error_of_the_checker_reaches_those_who_wait(tmp_path: Path) -> None:
