@@ -177,6 +177,8 @@ BROAD_EXCEPTS = {
     "rl/rewards/scorer.py": {"_work"},
     # the feeder's thread: the same, for whoever waits for the groups of a step
     "rl/modes/feeder.py": {"turn"},
+    # where the scorer's results are joined: the same
+    "rl/rollout/solutions.py": {"join"},
     # loading a user's own function and trying it: what it raises is named before anything starts
     "rl/rewards/own.py": {"load_own"},
     # the same from a thread, to the one that waits for its result

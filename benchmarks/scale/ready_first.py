@@ -23,8 +23,8 @@ class ReadyFirstLine(Line):
         self._asked_at: dict[int, int] = {}  # steps that were done, by the number of the place; in order
         self._scored: deque[Place] = deque()
 
-    def add(self, prompt: Prompt, number: int | None = None) -> Place:
-        place = super().add(prompt, number)
+    def add(self, prompt: Prompt) -> Place:
+        place = super().add(prompt)
         self._asked_at[place.number] = self._steps_done
         return place
 
