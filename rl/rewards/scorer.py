@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -109,6 +109,9 @@ class Scorer:
 
         Args:
             max_tokens: most tokens that a response could have.
+
+        Raises:
+            CancelledError: the scorer was closed, and would never score them.
         """
         if self._failure:
             raise self._failure
@@ -117,6 +120,9 @@ class Scorer:
             self._jobs[id(responses.rollouts)] = job
             self._waiting.append(job)
             self._calls.put(self._check_waiting)
+            if self._is_closed:  # looked at last: close() drops what it finds
+                self.drop()
+                raise CancelledError("the scorer is closed")
         else:
             job.group.set_result(Group(prompt=prompt, rollouts=(), rewards=()))
         return job.group

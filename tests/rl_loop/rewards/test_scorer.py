@@ -75,6 +75,14 @@ def test_scores_of_groups_are_in_order(tmp_path: Path) -> None:
     assert rules(groups) == [["exact", "none"], [], ["number", "exact"]]
 
 
+def test_scorer_that_is_closed_refuses_what_it_would_never_score(tmp_path: Path) -> None:
+    asked = ask([TAGGED.format(7)])
+    with Scorer(RewardConfig(checker=ONE_WORKER), tmp_path) as scorer:
+        pass
+    with pytest.raises(CancelledError, match="closed"):
+        score(scorer, asked)
+
+
 def test_same_prompt_twice_in_a_step_has_its_own_rollouts_each_time(tmp_path: Path) -> None:
     asked = [*ask([TAGGED.format(7)]), *ask([TAGGED.format(8)])]
     with Scorer(RewardConfig(checker=ONE_WORKER), tmp_path) as scorer:
