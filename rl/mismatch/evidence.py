@@ -73,7 +73,8 @@ def naming_tensors(engines: ResendsWeights) -> Iterator[None]:
     except EnginesDisagree as error:
         try:
             verdict = find_tensors(engines, error.folder)
-        except RuntimeError as failure:  # also RankError: the first reason is the one to report
+        # RuntimeErrors are also RankErrors, ValueErrors also WeightErrors; a full disk, too, must not hide the reason
+        except (RuntimeError, ValueError, OSError) as failure:
             verdict = f"Its weights could not be sent again: {failure}"
         raise EnginesDisagree(f"{error}. {verdict}", error.folder) from error
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.failures import RankError
 from data_pipeline.types import SampleRef
 from rl.config import EngineConfig
 from rl.mismatch.evidence import evidence_folder, find_tensors, naming_tensors, write_samples
@@ -20,6 +21,7 @@ from rl.mismatch.watch import FAST, FEW, SLOW, EnginesDisagree, MismatchWatch
 from rl.rollout.manager import RolloutManager
 from rl.trainer_group import PROBE_GROUPS, PROBE_ROLLOUTS, choose_probes
 from rl.types import TrainRollout
+from rl.weight_sync.layout import WeightError
 from tests.helpers.echo_engines import EchoEngines
 
 VERSION = 5
@@ -157,6 +159,17 @@ def test_samples_have_the_tokens_of_both_with_the_largest_difference_first(tmp_p
     assert (far["engine_logprobs"], far["trainer_logprobs"]) == ([-1, -1, -1], [-10, -1.5, -0.25])
     assert far["is_fresh"] == [False, True, True]
     assert near["id"] == "near"
+
+
+@pytest.mark.parametrize("failure", [RankError("died"), WeightError("not all"), OSError("disk full")])
+def test_what_fails_after_a_stop_does_not_hide_its_reason(failure: Exception, tmp_path: Path) -> None:
+    class Failing:
+        def resend_weights(self) -> dict:
+            raise failure
+
+    with pytest.raises(EnginesDisagree) as stop, naming_tensors(Failing()):
+        raise EnginesDisagree("they disagree", tmp_path)
+    assert str(stop.value) == f"they disagree. Its weights could not be sent again: {failure}"
 
 
 class Engines:
