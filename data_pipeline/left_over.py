@@ -54,8 +54,11 @@ def _belongs(process: Path, folder: Path) -> bool:
 
 def _writes_in(folder: Path, descriptor: Path) -> bool:
     """Returns True if a descriptor, /proc/PID/fd/N, is of a file in the folder that was opened for writing."""
-    if not descriptor.readlink().is_relative_to(folder):
+    try:
+        if not descriptor.readlink().is_relative_to(folder):
+            return False
+        info = (descriptor.parents[1] / "fdinfo" / descriptor.name).read_text()
+    except OSError:  # it was closed meanwhile; others may be open
         return False
-    info = (descriptor.parents[1] / "fdinfo" / descriptor.name).read_text()
     flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
     return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
