@@ -65,6 +65,7 @@ def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:
         ):
             status.states = engines.states
             with naming_tensors(engines), Learner(config, trainers, stop) as learner:
+                status.resume(learner.first_step)
                 parts = RunParts(
                     config=config,
                     learner=learner,

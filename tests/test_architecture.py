@@ -148,6 +148,7 @@ CONFINED = {
 PURE = (
     *("rl/types.py", "rl/algorithms/", "rl/rewards/", "rl/pack.py", "rl/mismatch/"),
     *("rl/rollout/calls.py", "rl/rollout/members.py", "rl/rollout/manager.py", "rl/rollout/spans.py"),
+    *("rl/rollout/deaths.py", "rl/rollout/starter.py"),
     *("rl/rollout/collect.py", "rl/rollout/carried.py", "rl/modes/line.py"),
 )
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
@@ -175,6 +176,8 @@ BROAD_EXCEPTS = {
     "rl/rewards/compute.py": {"compute_reward"},
     # the scorer's thread: what goes wrong is handed to whoever waits for the responses
     "rl/rewards/scorer.py": {"_work"},
+    # the live state of a run: what cannot be shown is named, and must end neither the run nor who logs
+    "rl/modes/status.py": {"emit", "_write"},
     # the feeder's thread: the same, for whoever waits for the groups of a step
     "rl/modes/feeder.py": {"turn"},
     # where the scorer's results are joined: the same

@@ -31,7 +31,7 @@ class StatusWriter(logging.Handler):
     """Writes the state of a run from a thread of its own, until it is closed; takes the warnings that are logged.
 
     Use it as a context manager: what ends the block is written as the end of the run. A file that cannot be written
-    (a full disk) is named once, and does not end the run.
+    (a full disk), or a state that cannot be read, is named once, and does not end the run.
     """
 
     def __init__(self, run: Path, steps: int) -> None:
@@ -44,6 +44,7 @@ class StatusWriter(logging.Handler):
         self._steps = steps
         self._started = time.time()
         self._step, self._phase, self._since = -1, "start", self._started
+        self._resumed = 0
         self._warnings = deque[dict[str, object]](maxlen=MAX_WARNINGS)
         self._end: dict[str, object] = {}
         self._can_write = True
@@ -62,12 +63,17 @@ class StatusWriter(logging.Handler):
         if kind is not None:
             self._end = {"ended": "failed", "reason": f"{kind.__name__}: {error}"[:MAX_TEXT]}
         else:
-            self._end = {"ended": "done" if self._step + 1 >= self._steps else "stopped"}
+            done = max(self._step + 1, self._resumed)
+            self._end = {"ended": "done" if done >= self._steps else "stopped"}
         self._closes.set()
         self._thread.join()
         self.states = tuple  # they have ended
         self._write()
         self.close()
+
+    def resume(self, steps_done: int) -> None:
+        """Says how many steps were done before; a run that has done all is done."""
+        self._resumed = steps_done
 
     def time_step(self, step: int) -> PhaseTimer:
         """Returns the timer of a step, whose phases are shown."""
@@ -82,9 +88,15 @@ class StatusWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Takes a warning; called by the logger, in any thread.
 
-        Python prints what no handler takes: that this one takes it must not end that.
+        Python prints what no handler takes: that this one takes it must not end that. A record that cannot be formatted
+        is reported as other handlers do, and not to the code that logged it.
         """
-        self._warnings.append({"time": record.created, "text": record.getMessage()[:MAX_TEXT]})
+        try:
+            text = record.getMessage()[:MAX_TEXT]
+        except Exception:
+            self.handleError(record)
+            return
+        self._warnings.append({"time": record.created, "text": text})
         if logging.lastResort is not None and not self._has_others(record.name):
             logging.lastResort.handle(record)
 
@@ -125,7 +137,7 @@ class StatusWriter(logging.Handler):
         try:
             with atomic_writer(self._path) as file:
                 file.write(to_json(without_nan(self.describe())).encode())
-        except OSError as error:
+        except Exception as error:
             if self._can_write:
-                log.warning(f"omr watch will not see the state of the run: {error}")
+                log.warning(f"omr watch will not see the state of the run: {type(error).__name__}: {error}")
             self._can_write = False

@@ -78,6 +78,39 @@ def test_end_says_how(tmp_path: Path) -> None:
     )
 
 
+def test_run_that_has_done_its_steps_before_is_done(tmp_path: Path) -> None:
+    for steps_done, ended in ((5, "done"), (4, "stopped")):
+        with StatusWriter(tmp_path, steps=5) as writer:
+            writer.resume(steps_done)
+        status = read(tmp_path)
+        assert status is not None and status.ended == ended
+
+
+def test_record_that_cannot_be_formatted_does_not_reach_who_logs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's raise
+    with StatusWriter(tmp_path, steps=5):
+        log.warning("%s of %s", 1)
+        log.warning("the next")
+    texts = [each["text"] for each in json.loads((tmp_path / "status.json").read_text())["warnings"]]
+    assert texts == ["the next"] and "Logging error" in capsys.readouterr().err
+
+
+def test_state_that_cannot_be_read_once_is_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> list[EngineState]:
+        raise RuntimeError("changed size during iteration")
+
+    with StatusWriter(tmp_path, steps=5) as writer:
+        writer.states = fail
+        wait_until(lambda: caplog.messages)
+        writer.states = lambda: [ENGINE]
+        wait_until(lambda: (status := read(tmp_path)) and status.engines)
+    assert len(caplog.messages) == 1 and "RuntimeError: changed size" in caplog.messages[0]
+
+
 def test_warnings_are_printed_as_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
