@@ -326,6 +326,9 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
         distributed_executor_backend="mp" if config.tp > 1 else None,  # processes of this actor, on its node
         use_tqdm_on_load=False,
         mm_processor_cache_gb=0,  # prompts of one step rarely share images
+        # else vLLM delivers, after an update, tokens that the old weights sampled: of requests that it had preempted
+        # itself, for lack of blocks, with a step in flight; they would count as the new weights'
+        async_scheduling=False,
         logprobs_mode="raw_logprobs" if exact else "processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
         **_hardware_settings(config),
