@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from data_pipeline.failures import GRACE_SECONDS, Failure, build_rank_error, call_or_fail
 from data_pipeline.imports import collection_paused
@@ -125,8 +125,8 @@ def take_reply(reply: ray.ObjectRef) -> Any:
     """Returns an engine's reply.
 
     Raises:
-        EngineDied: its process ended.
-        Exception: what the engine raised.
+        EngineDied: its process ended, its thread has, or the reply was lost, as on a node that died.
+        Exception: what the call raised.
     """
     try:
         return ray.get(reply)
@@ -134,6 +134,9 @@ def take_reply(reply: ray.ObjectRef) -> Any:
         lines = str(error).splitlines()  # the last one says what its start raised, if that was the cause
         raise EngineDied(lines[-1] if error.actor_init_failed else lines[0]) from error
     except RayTaskError as error:
-        if isinstance(error.cause, (ValueError, OSError)):
+        if isinstance(error.cause, (ValueError, OSError, EngineDied)):
             raise error.cause from error  # its message alone, without the engine's traceback
         raise
+    except RayError as error:
+        reason = str(error).partition("\n")[0]
+        raise EngineDied(f"its reply was lost: {type(error).__name__}: {reason}") from error

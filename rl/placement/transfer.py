@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from threading import Thread
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import ray
 from ray.actor import ActorHandle
@@ -67,7 +68,7 @@ class WeightTransfer:
         self._trainers, self._config = trainers, config
         self._collective = config.weight_transfer == "collective"
         self._place: dict[str, Any] = {}
-        self._started: set[ActorHandle] = set()
+        self._started = WeakSet[ActorHandle]()  # those that were replaced go
         self._members: list[ActorHandle] = []  # engines that have joined
         self._generation = 0
         self._version: int | None = None  # what shared memory holds
@@ -123,7 +124,7 @@ class WeightTransfer:
         late = EngineDied(f"it did not start within {limit:g} s (engine.start_timeout)")
         started = {engine: self._take(reply) if reply in ready else late for engine, reply in new.items()}
         outcomes = dict.fromkeys(engines, None) | started
-        self._started |= {engine for engine in engines if outcomes[engine] is None}
+        self._started.update(engine for engine in engines if outcomes[engine] is None)
         return outcomes
 
     def _attempt(self, engines: Sequence[ActorHandle], version: int) -> dict[ActorHandle, Outcome]:
@@ -234,8 +235,8 @@ def _pair(death: EngineDied | None, before: dict[str, str] | str, after: dict[st
 def _read(reply: ray.ObjectRef) -> dict[str, str] | str:
     try:
         return take_reply(reply)
-    except (EngineDied, RayTaskError) as error:
-        return str(error).splitlines()[0]
+    except (EngineDied, RayTaskError, ValueError, OSError) as error:  # these two are what the engine raised
+        return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _as_death(outcome: Outcome) -> EngineDied | None:

@@ -12,7 +12,7 @@ from threading import Condition, Thread
 from typing import Any, TypeVar
 
 from rl.config import EvalConfig, RLConfig
-from rl.rollout.calls import Report, Request
+from rl.rollout.calls import EngineDied, Report, Request
 from rl.rollout.engine import Engine
 from rl.types import Responses
 
@@ -43,7 +43,7 @@ class EngineServer:
         self._reported = -1  # responses that were to do at the last report
         self._room = max(1, config.engine.max_num_seqs // ROOM_SHARE)
         self._patience = max(1.0, config.engine.num_engines / ENGINES_A_SECOND)
-        self._failure: BaseException | None = None
+        self._failure: EngineDied | None = None
         started: Future[None] = Future()
         Thread(target=self._run, args=(lambda: build(config), started), name="engine", daemon=True).start()
         started.result()
@@ -62,7 +62,8 @@ class EngineServer:
         """Returns what has happened since the last report; waits for something, but not for long.
 
         Raises:
-            Exception: what vLLM raised; the engine generates no more.
+            EngineDied: vLLM raised while it generated, as where memory runs out or one of its processes has died; the
+                message says what. This engine generates no more.
         """
         with self._changed:
             self._changed.wait_for(
@@ -92,7 +93,12 @@ class EngineServer:
         self.call(lambda engine: engine.update_weights(version))
 
     def call(self, call: Callable[[Engine], R]) -> R:
-        """Returns what the call returns; it is made between two steps."""
+        """Returns what the call returns; it is made between two steps.
+
+        Raises:
+            EngineDied: as collect().
+            Exception: what the call raised.
+        """
         done: Future[R] = Future()
         with self._changed:
             if self._failure:
@@ -117,11 +123,13 @@ class EngineServer:
             while True:
                 self._serve(engine)
         except BaseException as error:  # whatever it is, those who call get it
+            died = EngineDied(f"it could generate no more: {type(error).__name__}: {error}")
+            died.__cause__ = error
             with self._changed:
-                self._failure = error
+                self._failure = died
                 self._changed.notify_all()
                 for _, done in self._calls:
-                    done.set_exception(error)
+                    done.set_exception(died)
 
     def _serve(self, engine: Engine) -> None:
         """Makes the calls that wait, then takes all requests, then a step; waits where there is none of them."""

@@ -8,9 +8,11 @@ from typing import Any, cast
 
 import pytest
 
+from data_pipeline.failures import RankError
 from rl.config import RLConfig, SamplingConfig
 from rl.rollout import server as server_module
-from rl.rollout.calls import Report, Request
+from rl.rollout.calls import EngineCalls, EngineDied, Report, Request
+from rl.rollout.manager import RolloutManager
 from rl.rollout.server import EngineServer
 from rl.types import Responses
 from tests.helpers.groups import make_prompt
@@ -146,13 +148,56 @@ def test_update_falls_between_steps_and_one_that_failed_holds_all_until_the_next
     assert finished == [0, 1] and server.collect().version == 2
 
 
-def test_what_the_engine_raises_reaches_those_who_collect_and_call(server: EngineServer) -> None:
+def test_engine_that_raises_while_it_generates_has_died_for_those_who_collect_and_call(
+    server: EngineServer,
+) -> None:
     engines[0].fails = True
     server.submit([request(0)])
-    with pytest.raises(LookupError, match="vLLM's fault"):
+    with pytest.raises(EngineDied, match="it could generate no more: LookupError: vLLM's fault"):
         wait_until(lambda: server.collect() is None)
-    with pytest.raises(LookupError):
+    with pytest.raises(EngineDied):
         server.update_weights(1)
+
+
+@pytest.mark.parametrize("num_broken", [2, 99])
+def test_engine_that_raises_is_replaced_until_too_many_have(
+    num_broken: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "COLLECT_SECONDS", 0.02)
+    engines.clear()
+    servers: list[EngineServer] = []
+
+    def start() -> EngineServer:
+        servers.append(EngineServer(CONFIG, cast(Any, StepByStep)))
+        engines[-1].steps, engines[-1].fails = 9, len(servers) <= num_broken
+        return servers[-1]
+
+    def poll(seconds: float) -> list[tuple[EngineServer, Report | Exception]]:
+        try:
+            return [(servers[-1], servers[-1].collect())]
+        except EngineDied as died:
+            return [(servers[-1], died)]
+
+    calls = EngineCalls(
+        start=start,
+        stop=lambda engine: None,
+        submit=lambda engine, requests: engine.submit(requests),
+        poll=poll,
+        update=lambda servers, version: [None for _ in servers],
+    )
+    manager = RolloutManager(calls, CONFIG.engine, threaded=False)
+    futures = manager.submit([request(number)[1] for number in range(3)])
+    if num_broken == 2:
+        manager.wait(futures)
+        assert manager.restarts == 2 and [future.result() for future in futures] == [Responses()] * 3
+    else:
+        with pytest.raises(RankError, match="4 engines died.*LookupError: vLLM's fault"):
+            manager.wait(futures)
+        assert len(servers) == 4
+    assert "died: it could generate no more: LookupError: vLLM's fault" in caplog.text
+    manager.close()
+    engines[-1].fails = True  # ends the thread
+    servers[-1].submit([request(9)])
 
 
 def test_engine_that_cannot_start_says_why() -> None:
