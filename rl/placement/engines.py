@@ -42,6 +42,7 @@ def build_engine_calls(
     engines = EngineActors(config, placement, kind)
     return EngineCalls(
         start=engines.start,
+        give_up=placement.give_up,
         stop=engines.stop,
         submit=engines.submit,
         poll=engines.poll,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import ray
@@ -16,6 +18,8 @@ from rl.rollout.calls import NoRoom
 
 WAIT_SECONDS = 60.0
 """Limit of the wait for a place: free ones are given at once, and those of a process that died within seconds."""
+LOOK_SECONDS = 1.0
+"""After which the wait looks whether the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +48,16 @@ class Placement:
         self._engine_tp = config.engine.tp
         self._has_gpus = any(node.gpus for node in nodes)
         self._engines: list[Place] = []
+        self._is_closing = Event()
+
+    def give_up(self) -> None:
+        """Ends the wait for a place, in another thread, within a second: the run ends."""
+        self._is_closing.set()
 
     def reserve_trainers(self) -> list[Place]:
         """Returns a place for each rank of the trainer; raises NoRoom."""
         num_gpus = int(self._has_gpus)
-        groups = [(group, _reserve(group, num_gpus)) for group in self.plan.groups]
+        groups = [(group, self._reserve(group, num_gpus)) for group in self.plan.groups]
         return [
             Place(address=address, num_gpus=num_gpus, group=reserved, bundle=bundle)
             for addresses, reserved in groups
@@ -59,9 +68,9 @@ class Placement:
         """Returns a place for the next engine: the planned one or, for those that replace others, a free one.
 
         Raises:
-            NoRoom: no node that is left has room.
+            NoRoom: no node that is left has room, or the run ends.
         """
-        running = [place.address for place in self._engines]
+        running = [place.address for place in list(self._engines)]  # another thread may release some
         nodes = list_nodes()
         if self._planned:
             address = self._planned.pop(0)
@@ -73,7 +82,7 @@ class Placement:
                 f"on {', '.join(dict.fromkeys(self.plan.trainers))} and engines on {', '.join(running) or 'none'}"
             )
         num_gpus = self._engine_tp if self._has_gpus else 0
-        place = Place(address=address, num_gpus=num_gpus, group=_reserve([address], num_gpus), bundle=0)
+        place = Place(address=address, num_gpus=num_gpus, group=self._reserve([address], num_gpus), bundle=0)
         self._engines.append(place)
         return place
 
@@ -81,6 +90,20 @@ class Placement:
         """Gives the place of an engine back; an actor that still is there ends."""
         self._engines.remove(place)
         remove_placement_group(place.group)
+
+    def _reserve(self, addresses: Sequence[str], num_gpus: int) -> PlacementGroup:
+        """Returns a placement group with a bundle on each of these nodes."""
+        gpus = {"GPU": num_gpus} if num_gpus else {}
+        group = placement_group([{f"node:{address}": 0.001, **gpus} for address in addresses])
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not group.wait(max(0.0, min(LOOK_SECONDS, deadline - time.monotonic()))):
+            if self._is_closing.is_set() or time.monotonic() >= deadline:
+                remove_placement_group(group)
+                raise NoRoom(
+                    f"Ray gave no place with {num_gpus} GPUs on {', '.join(set(addresses))} within {WAIT_SECONDS:g} s; "
+                    f"nodes that are alive: {_list(list_nodes())}. Another job of this Ray cluster may hold the GPUs"
+                )
+        return group
 
 
 def list_nodes() -> list[Node]:
@@ -93,19 +116,6 @@ def list_nodes() -> list[Node]:
     return sorted(
         nodes, key=lambda node: (node.address != here, [part.zfill(3) for part in node.address.split(".")])
     )
-
-
-def _reserve(addresses: Sequence[str], num_gpus: int) -> PlacementGroup:
-    """Returns a placement group with a bundle on each of these nodes."""
-    gpus = {"GPU": num_gpus} if num_gpus else {}
-    group = placement_group([{f"node:{address}": 0.001, **gpus} for address in addresses])
-    if not group.wait(WAIT_SECONDS):
-        remove_placement_group(group)
-        raise NoRoom(
-            f"Ray gave no place with {num_gpus} GPUs on {', '.join(set(addresses))} within {WAIT_SECONDS:g} s; "
-            f"nodes that are alive: {_list(list_nodes())}. Another job of this Ray cluster may hold the GPUs"
-        )
-    return group
 
 
 def _list(nodes: Sequence[Node]) -> str:

@@ -71,13 +71,14 @@ class EngineState:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineCalls(Generic[E]):
-    """Functions that start, ask and stop engines of kind E. All but `update` and `poll` return at once.
+    """Functions that start, ask and stop engines of kind E. All but `start`, `update` and `poll` return at once.
 
-    The manager calls `update` and `watch` in the thread that waits for responses, the others in any.
+    The manager calls `update` and `watch` in the thread that waits for responses, the others in any; `start` after the
+    first ones in a thread of its own.
     """
 
     start: Callable[[], E]
-    """Returns a new engine with the weights of the model folder; raises NoRoom."""
+    """Returns a new engine with the weights of the model folder; may wait for a place. Raises NoRoom."""
     stop: Callable[[E], object]
     """Ends an engine, also one that is dead already."""
     submit: Callable[[E, Sequence[tuple[int, Request]]], object]
@@ -91,6 +92,8 @@ class EngineCalls(Generic[E]):
     )
     """Sends these engines the weights of a version that they should have. Waits for them."""
     has_started: Callable[[E], bool] = lambda engine: True
+    give_up: Callable[[], object] = lambda: None
+    """Ends the wait of `start`, in another thread, soon."""
     address: Callable[[E], str] = lambda engine: ""
     """Returns the node of an engine."""
     watch: Callable[[], object] = lambda: None

@@ -14,10 +14,11 @@ from queue import Empty, SimpleQueue
 from threading import RLock, Thread, current_thread
 from typing import Any, Generic, TypeVar
 
-from data_pipeline.failures import RankError
 from rl.config import EngineConfig, SamplingConfig
 from rl.rollout.calls import E, EngineCalls, EngineDied, EngineState, NoRoom, Report, Request, Resent
+from rl.rollout.deaths import Deaths
 from rl.rollout.members import Job, Member, Members
+from rl.rollout.starter import Starter
 from rl.types import Prompt, Responses
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,6 @@ R = TypeVar("R")
 
 OnReply = Callable[[Prompt, Responses], object]
 """Is told the responses to a prompt, or its fault."""
-
-MAX_DEATHS = 3
-"""Engines that may die one after another, without an answer or an update between them, or with the same prompt. Where
-there are more engines, each may die once without an answer, as a node is lost with all of its engines."""
 
 WAIT_SECONDS = 1.0
 """Between two looks at the trainer, at engines that hang, and at new ones that have started."""
@@ -40,7 +37,7 @@ class RolloutManager(Generic[E]):
 
     An engine that dies is replaced at once, and its prompts are the next that are asked. The new one is given the
     current weights when the caller waits (generate, wait), as the trainer is then idle, or by the next update. Where
-    a node was lost and no other has room, the run goes on with the engines that are left.
+    a node was lost and no other has room, the run goes on with the engines that are left, and each update tries again.
 
     Any thread may submit; one at a time generates, waits or updates. close() ends what others wait for.
     """
@@ -52,28 +49,33 @@ class RolloutManager(Generic[E]):
             threaded: false leaves pump_once() to the caller, and to those who wait.
         """
         self.restarts = 0
-        self.lost = 0  # engines that could not be replaced
         self._calls, self._timeout, self._start_timeout = calls, config.token_timeout, config.start_timeout
-        self._max_deaths = max(MAX_DEATHS, config.num_engines)
+        self._deaths = Deaths(config.num_engines)
         self._members: Members[E] = Members(config.max_num_seqs)
         self._lock = RLock()
         self._queue: deque[Job] = deque()
         self._version: int | None = None
-        self._num_jobs = self._deaths = 0
-        self._last_death = EngineDied("no engine has the current weights")
+        self._num_jobs = 0
         self._looked_at = calls.clock()
         self._failure: BaseException | None = None
         self._is_closed = False
+        self._starter = Starter(calls.start, self._take_started, threaded=threaded)
         for number in range(config.num_engines):
-            self._start(number)
+            self._add(number, calls.start())
         self._thread = Thread(target=self._run, name="rollout", daemon=True) if threaded else None
         if self._thread:
             self._thread.start()
 
     @property
     def counts(self) -> dict[str, float]:
-        """Metrics: engines that were replaced, and that could not be, since this process began."""
+        """Metrics: engines that were replaced since this process began, and those that are not, for lack of room."""
         return {"engine_restarts": self.restarts, "engines_lost": self.lost}
+
+    @property
+    def lost(self) -> int:
+        """Engines that died, and for which no node has room."""
+        with self._lock:
+            return len(self._members.list_absent("lost"))
 
     def take_idle(self) -> float:
         """Returns the seconds since the last call in which an engine had no prompt: their mean over the engines."""
@@ -167,6 +169,9 @@ class RolloutManager(Generic[E]):
             self._check()
             is_first, self._version = self._version is None, version
             self._members.set_version(version)
+            lost = self._members.list_absent("lost")
+        for number in lost:
+            self._starter.start(number)  # there may be room by now
         self._update(wait=is_first)
 
     def resend_weights(self) -> dict[int, Resent]:
@@ -201,6 +206,8 @@ class RolloutManager(Generic[E]):
     def close(self) -> None:
         """Ends the engines; whoever waits, in another thread, gets EngineDied."""
         self._is_closed = True
+        self._calls.give_up()
+        self._starter.close()
         with self._lock:
             engines = [member.engine for member in self._members]
             for engine in engines:
@@ -213,7 +220,7 @@ class RolloutManager(Generic[E]):
 
     def _run(self) -> None:
         with suppress(BaseException):  # pump_once has told those who wait
-            while not self._is_closed:
+            while not self._is_closed and not self._failure:
                 self.pump_once()
 
     def _await(self, futures: Sequence[Future[R]], replaces_dead: bool) -> Iterator[Future[R]]:
@@ -250,7 +257,7 @@ class RolloutManager(Generic[E]):
         """Raises EngineDied where no engine has the current weights."""
         with self._lock:
             if len(self._members.outdated) == len(self._members):
-                raise self._last_death
+                raise self._deaths.last
 
     def _dispatch(self) -> None:
         """Gives the prompts that wait to engines with room, each time to the one with the fewest responses to do."""
@@ -282,7 +289,8 @@ class RolloutManager(Generic[E]):
             raise report
         else:
             finished = member.take(report, self._calls.clock())
-            self._deaths = 0 if finished else self._deaths
+            if finished:
+                self._deaths.forget()
             settled.extend(finished)
             self._members.offer(member)
 
@@ -308,39 +316,37 @@ class RolloutManager(Generic[E]):
         log.warning(f"engine {member.number} {doing or 'had nothing to do'} and died: {error}")
         self._members.remove(member)
         self._queue.extendleft(reversed(jobs))
-        for job in jobs:
-            job.deaths += 1
         self._calls.stop(member.engine)  # it may still hold memory
-        self._last_death = error
-        self._deaths += 1
-        self._check_deaths(jobs, f"{doing or 'had nothing to do'} ({error})")
+        self._deaths.add(jobs, doing or "had nothing to do", error)
+        self._starter.start(member.number)
+
+    def _take_started(self, number: int, found: E | BaseException) -> None:
+        """Takes an engine in the place of one that died, or why there is none."""
         try:
-            self._start(member.number)
-        except NoRoom as full:
-            if not self._members:
-                raise
-            self.lost += 1
-            self._members.lose(member)
-            log.warning(f"the run goes on with {len(self._members)} engines: {full}")
-        else:
+            with self._lock:
+                self._settle(number, found)
+        except BaseException as error:
+            self._fail(error)
+
+    def _settle(self, number: int, found: E | BaseException) -> None:
+        is_wanted = self._members.is_absent(number) and not self._is_closed and not self._failure
+        if isinstance(found, NoRoom) and is_wanted:
+            is_news = self._members.lose(number)
+            if not self._members and not self._members.list_absent("starting"):
+                raise found
+            if is_news:
+                log.warning(f"the run goes on with {len(self._members)} engines: {found}")
+        elif isinstance(found, BaseException):
+            if is_wanted:
+                raise found
+        elif is_wanted:
+            self._add(number, found)
             self.restarts += 1
+            self._dispatch()
+        else:
+            self._calls.stop(found)
 
-    def _check_deaths(self, jobs: Sequence[Job], last: str) -> None:
-        with_one = max((job.deaths for job in jobs), default=0)
-        if self._deaths <= self._max_deaths and with_one <= MAX_DEATHS:
-            return
-        many = (
-            f"{self._deaths} engines died one after another, allowed {self._max_deaths}"
-            if self._deaths > self._max_deaths
-            else f"{with_one} engines died with the same prompt, allowed {MAX_DEATHS}"
-        )
-        raise RankError(
-            f"{many}; the last {last}. If memory ran out, lower engine.max_num_seqs, engine.gpu_memory_utilization or "
-            "engine.cpu_kv_cache_gib"
-        )
-
-    def _start(self, number: int) -> None:
-        engine = self._calls.start()
+    def _add(self, number: int, engine: E) -> None:
         self._members.add(Member(number, engine, self._calls.address(engine), self._calls.clock()))
 
     def _update(self, *, wait: bool = False) -> None:
@@ -358,10 +364,12 @@ class RolloutManager(Generic[E]):
             self._replace(member, died, "was given weights")
         elif self._members.find(member.engine) is member:
             self._members.end_update(member, self._version, self._calls.clock())
-            self._deaths = 0
+            self._deaths.forget()
 
     def _find_outdated(self, wait: bool) -> list[Member[E]]:
         """Returns the engines to update, and marks them: they cannot hang by engine.token_timeout meanwhile."""
+        if wait:
+            self._starter.wait()
         with self._lock:
             self._check()
             outdated = self._members.outdated.values()

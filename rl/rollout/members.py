@@ -128,7 +128,7 @@ class Members(Generic[E]):
         self._limit = max_num_seqs + max(1, max_num_seqs // LOOK_AHEAD)
         self._by_number: dict[int, Member[E]] = {}
         self._by_engine: dict[E, Member[E]] = {}
-        self._lost: dict[int, EngineState] = {}
+        self._absent: dict[int, EngineState] = {}  # of numbers without an engine, what the last one did
         self._version: int | None = None
         self.outdated: dict[int, Member[E]] = {}  # those without the current weights
         self._heap: list[tuple[int, int]] = []  # load and number, void where the load is another by now
@@ -139,24 +139,37 @@ class Members(Generic[E]):
     def __len__(self) -> int:
         return len(self._by_number)
 
+    def list_absent(self, state: Literal["starting", "lost"]) -> list[int]:
+        """Returns the numbers for which an engine is being started, or for which there was no room."""
+        return [number for number, last in self._absent.items() if last.state == state]
+
+    def is_absent(self, number: int) -> bool:
+        """Returns whether an engine of this number was removed, and none came in its place."""
+        return number in self._absent
+
     def find(self, engine: E) -> Member[E] | None:
         return self._by_engine.get(engine)
 
     def add(self, member: Member[E]) -> None:
         self._by_number[member.number] = self._by_engine[member.engine] = member
+        self._absent.pop(member.number, None)
         if member.weights != self._version:
             self.outdated[member.number] = member
         self.offer(member)
 
     def remove(self, member: Member[E]) -> None:
+        """Forgets an engine in whose place another one is started."""
         del self._by_number[member.number], self._by_engine[member.engine]
         self.outdated.pop(member.number, None)
-
-    def lose(self, member: Member[E]) -> None:
-        """Remembers an engine that was removed and cannot be replaced."""
-        self._lost[member.number] = replace(
-            member.describe(), state="lost", prompts=0, running=0, tokens_per_second=0.0
+        self._absent[member.number] = replace(
+            member.describe(), state="starting", prompts=0, running=0, tokens_per_second=0.0
         )
+
+    def lose(self, number: int) -> bool:
+        """Notes that there was no room for one in the place of one that was removed; returns whether this is news."""
+        last = self._absent[number]
+        self._absent[number] = replace(last, state="lost")
+        return last.state != "lost"
 
     def clear(self) -> None:
         self._by_number.clear()
@@ -195,7 +208,7 @@ class Members(Generic[E]):
         return None
 
     def describe(self) -> list[EngineState]:
-        states = {member.number: member.describe() for member in self} | self._lost
+        states = {member.number: member.describe() for member in self} | self._absent
         return [states[number] for number in sorted(states)]
 
     def _has_room(self, member: Member[E]) -> bool:

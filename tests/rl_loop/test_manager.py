@@ -6,6 +6,7 @@ import ipaddress
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,10 +209,68 @@ def test_run_goes_on_without_engines_for_which_no_node_has_room(caplog: pytest.L
     assert (manager.restarts, manager.lost) == (0, 2)
     assert sorted(state.state for state in manager.states()) == ["idle", "lost", "lost"]
     assert "the run goes on with 1 engines: no node has room" in caplog.text
+    manager.update_weights(6)
+    assert (
+        caplog.text.count("the run goes on with 1 engines") == 1 and manager.lost == 2
+    )  # it was tried again
+    park.room = 4
+    manager.update_weights(7)
+    assert (manager.restarts, manager.lost) == (1, 1)
+    assert versions(manager.generate(some_prompts(12), SAMPLING, 1)) == {7} and park.started[3].asked
     for engine in park.started:
         engine.alive = False
     with pytest.raises(NoRoom):
-        manager.update_weights(6)
+        manager.update_weights(8)
+
+
+def test_nothing_waits_for_a_place_that_is_being_found() -> None:
+    park = EchoEngines()
+    found, given_up = threading.Event(), threading.Event()
+
+    def start() -> EchoEngine:
+        if len(park.started) >= 3:
+            assert found.wait(60)
+            if given_up.is_set():
+                raise NoRoom("the run ends")
+        return park.calls().start()
+
+    def give_up() -> None:
+        given_up.set()
+        found.set()
+
+    manager = RolloutManager(
+        replace(park.calls(), start=start, give_up=give_up), EngineConfig(num_engines=3, max_num_seqs=4)
+    )
+    with closing(manager):
+        manager.update_weights(1)
+        for engine in park.started[:2]:
+            park.kill(engine)
+        wait_until(lambda: len(manager._members) == 1)
+        assert versions(manager.generate(some_prompts(20), SAMPLING, 0)) == {1}
+        assert [state.state for state in manager.states()] == ["starting", "starting", "idle"]
+        assert (manager.restarts, len(park.started)) == (0, 3)
+        found.set()
+        wait_until(lambda: manager.restarts == 2)
+        manager.update_weights(2)
+        assert versions(manager.generate(some_prompts(20), SAMPLING, 0)) == {2}
+        assert all(engine.asked for engine in park.started[3:]) and manager.lost == 0
+        found.clear()
+        park.kill(park.started[2])
+        wait_until(lambda: len(manager._members) == 2)
+    assert [thread for thread in threading.enumerate() if thread.name == "start-engines"] == []
+    assert len(park.started) == 5 and not any(engine.alive for engine in park.started)
+
+
+def test_first_update_waits_for_engines_in_the_place_of_those_that_died() -> None:
+    park = EchoEngines(deaths_in_updates=[1, 2])
+
+    def start() -> EchoEngine:
+        time.sleep(0.2 if len(park.started) >= 2 else 0)
+        return park.calls().start()
+
+    with closing(RolloutManager(replace(park.calls(), start=start), EngineConfig(num_engines=2))) as manager:
+        manager.update_weights(1)
+        assert manager.restarts == 2 and [engine.version for engine in park.started] == [1] * 4
 
 
 def test_lost_node_may_have_had_all_engines_but_one() -> None:
@@ -316,8 +375,8 @@ def test_close_ends_what_other_threads_wait_for_and_the_thread_that_pumps() -> N
         manager.submit(requests(1))
 
 
-def test_failure_of_an_engine_that_lives_reaches_all_who_wait() -> None:
-    """A fault of vLLM, say: another engine would have it, too."""
+def test_fault_that_is_no_death_of_an_engine_reaches_all_who_wait() -> None:
+    """One of this program, say: another engine would have it, too. What vLLM raises is a death, see test_server.py."""
     park = EchoEngines()
     broken = replace(
         park.calls(),
