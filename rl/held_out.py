@@ -59,9 +59,10 @@ class HeldOut:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="held-out")
 
     def start(self, step: int, engines: RolloutManager) -> None:
-        """Begins to ask the engines, where it is time after `step` steps; nothing else may use them before finish().
+        """Begins to ask the engines, where it is time after `step` steps; they must keep their weights until finish().
 
-        Those that die are not replaced meanwhile: new ones would need the trainer, which is busy, to get the weights.
+        Others may ask them meanwhile. Where one dies, the rest answers: a new one would need the trainer, which is
+        busy, to get the weights.
         """
         if self._config.is_due(step) or self._is_missed:
             generate = self._scorer.scoring(partial(engines.generate, replaces_dead=False))

@@ -224,9 +224,8 @@ class TrainerWorker:
         self, batch: RolloutBatch, logprobs_T: Tensor, entropy_T: Tensor, packed: PackedBatch
     ) -> LossOutput:
         batch = replace(batch, packed=packed).to(cpu.device())
-        decoupled = (
-            self._config.algorithm.is_decoupled
-        )  # then the current logprobs stand in on stale tokens, too
+        # where it is decoupled, the current logprobs stand in on stale tokens, too
+        decoupled = self._config.algorithm.is_decoupled
         if batch.old_logprobs_T is None and batch.stale_T is not None and not decoupled:
             batch = batch.with_old_logprobs(logprobs_T.detach())
         output = self._loss(logprobs_T, batch)

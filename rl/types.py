@@ -124,10 +124,6 @@ class TrainRollout(Sampled):
     prompt_tokens: int = 0  # with those of its images
     prompt_patches: tuple[int, ...] = ()  # of each image
 
-    def is_fresh(self, version: int) -> bool:
-        """Returns True if an engine sampled the whole response from weights of this version."""
-        return self.logprobs is not None and all(own == version for own, _ in self.versions)
-
     def find_fresh(self, version: int) -> NDArray[np.bool_]:
         """Returns which tokens an engine sampled from weights of this version; none of a solution's."""
         if self.logprobs is None:

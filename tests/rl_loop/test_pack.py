@@ -192,7 +192,6 @@ def test_fresh_stale_and_solution_tokens_are_told_apart(shards: Path, tiny_hf: P
         2: [[0] * 3] * 3,
         3: [[0, 1, 1], [1, 0, 0], own],
     }
-    assert fresh.is_fresh(7) and not mixed.is_fresh(7) and not mixed.is_fresh(6)
 
     current_T = torch.full((batch.packed.num_tokens,), -0.5)
     old_T = batch.with_old_logprobs(current_T).old_logprobs_T
