@@ -188,7 +188,9 @@ BROAD_EXCEPTS = {
     "rl/placement/transfer.py": {"run"},
     # an engine's thread, to those who call it; the thread of the manager, to those who wait for responses
     "rl/rollout/server.py": {"_run", "_answer"},
-    "rl/rollout/manager.py": {"_run"},
+    "rl/rollout/manager.py": {"_run", "_take_started"},
+    # what an engine's start raised, to the manager
+    "rl/rollout/starter.py": {"_start_one"},
     # what an engine raised, to the manager
     "rl/placement/engines.py": {"_take"},
 }
