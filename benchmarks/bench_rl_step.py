@@ -34,7 +34,7 @@ STEPS, WARM_UP = 24, 4
 TRL_STEPS, TRL_WARM_UP = 4, 1
 MICRO_BATCHES = (32, 128)
 THREADS = 2
-MODES = ("sync", "one_step_off")
+MODES = ("sync", "one_step_off", "async")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ def time_ours(config: RLConfig, mode: str) -> Timing:
             "steps": STEPS,
             "rollout.mode": mode,
             "checkpoint.every": 10 * STEPS,
+            "algorithm.correction": "none" if mode == "sync" else "token",
         }
         command = [sys.executable, "-m", "launch.cli", "rl", "demo"]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
