@@ -48,14 +48,13 @@ class RolloutManager(Generic[E]):
         Args:
             threaded: false leaves pump_once() to the caller, and to those who wait.
         """
-        self.restarts = 0
         self._calls, self._timeout, self._start_timeout = calls, config.token_timeout, config.start_timeout
         self._deaths = Deaths(config.num_engines)
         self._members: Members[E] = Members(config.max_num_seqs)
         self._lock = RLock()
         self._queue: deque[Job] = deque()
         self._version: int | None = None
-        self._num_jobs = 0
+        self._num_jobs = self._num_died = 0
         self._looked_at = calls.clock()
         self._failure: BaseException | None = None
         self._is_closed = False
@@ -70,6 +69,12 @@ class RolloutManager(Generic[E]):
     def counts(self) -> dict[str, float]:
         """Metrics: engines that were replaced since this process began, and those that are not, for lack of room."""
         return {"engine_restarts": self.restarts, "engines_lost": self.lost}
+
+    @property
+    def restarts(self) -> int:
+        """Engines that died, and in whose place another one was started, or is in a moment."""
+        with self._lock:
+            return self._num_died - self.lost
 
     @property
     def lost(self) -> int:
@@ -173,6 +178,7 @@ class RolloutManager(Generic[E]):
         for number in lost:
             self._starter.start(number)  # there may be room by now
         self._update(wait=is_first)
+        self._starter.wait(WAIT_SECONDS)  # a place that is free, or none, is found at once: metrics tell it
 
     def resend_weights(self) -> dict[int, Resent]:
         """Sends the engines the weights of the last update once more; returns what each had before and has now."""
@@ -318,6 +324,7 @@ class RolloutManager(Generic[E]):
         self._queue.extendleft(reversed(jobs))
         self._calls.stop(member.engine)  # it may still hold memory
         self._deaths.add(jobs, doing or "had nothing to do", error)
+        self._num_died += 1
         self._starter.start(member.number)
 
     def _take_started(self, number: int, found: E | BaseException) -> None:
@@ -341,7 +348,6 @@ class RolloutManager(Generic[E]):
                 raise found
         elif is_wanted:
             self._add(number, found)
-            self.restarts += 1
             self._dispatch()
         else:
             self._calls.stop(found)

@@ -5,6 +5,8 @@ A place for one may take a minute to find, in which all else goes on.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from threading import Lock, Thread
@@ -42,10 +44,11 @@ class Starter(Generic[E]):
                 self._thread = Thread(target=self._run, name="start-engines", daemon=True)
                 self._thread.start()
 
-    def wait(self) -> None:
-        """Waits until all have been started, or could not be; `take` has returned for each."""
-        while thread := self._thread:
-            thread.join()
+    def wait(self, seconds: float = math.inf) -> None:
+        """Waits until all have been started, or could not be, and `take` has them; no longer than this."""
+        deadline = time.monotonic() + seconds
+        while (thread := self._thread) and (left := deadline - time.monotonic()) > 0:
+            thread.join(left if math.isfinite(left) else None)
 
     def close(self) -> None:
         """Starts no more; waits a moment for `take` to get the one that is being started."""
