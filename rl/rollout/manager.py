@@ -348,7 +348,8 @@ class RolloutManager(Generic[E]):
                 raise found
         elif is_wanted:
             self._add(number, found)
-            self._dispatch()
+            if self._thread:  # else whoever replaced it does
+                self._dispatch()
         else:
             self._calls.stop(found)
 
