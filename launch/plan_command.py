@@ -63,7 +63,8 @@ def plan_rl(
     task, layout = build_rl_task(config, assume, shape=shape), build_layout(config)
     engine = config.engine
     wanted = f"trainers={config.trainers} and engine.num_engines={engine.num_engines} x engine.tp={engine.tp}"
-    _check_room(config.trainers + engine.num_engines * engine.tp, wanted, cluster)
+    own = task.engine.num_gpus if task.engine else 0
+    _check_room(config.trainers + own, wanted if own else f"trainers={config.trainers}", cluster)
     _print(task, layout, config.trainers, cluster, assume, top=top, json=json)
 
 
@@ -124,6 +125,7 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         prompt_tokens=assume.question_tokens + assume.images * assume.image_pixels / 784,
         response_tokens=response,
         longest=min(config.sampling.max_tokens, response + 4 * assume.rollout_std),
+        takes_turns=config.rollout.placement == "colocated",
     )
     return Task(
         name=name or _name(config.run),

@@ -150,6 +150,9 @@ class RolloutConfig:
     max_staleness: float = 1.0
     """async: steps from asking a prompt to training on its group, at most, and so versions by which a token is old.
     With 0.5, half of a step's prompts are asked a step early; with 0 none are, and nothing overlaps."""
+    placement: Literal["separate", "colocated"] = "separate"
+    """separate gives trainer and engines GPUs of their own. colocated lets the engines take the trainer's in turn, with
+    mode sync: those who wait are in host memory. An engine then takes the GPUs of engine.tp ranks of the trainer."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_staleness < float("inf"):
@@ -162,6 +165,11 @@ class RolloutConfig:
                 f"rollout.max_staleness={self.max_staleness:g} does nothing with rollout.mode={self.mode}, whose "
                 f"groups are {'of the current weights' if self.mode == 'sync' else 'one version old'}; set mode to "
                 "async, or leave it at 1"
+            )
+        if self.placement == "colocated" and self.mode != "sync":
+            raise ValueError(
+                f"rollout.placement=colocated does not go with rollout.mode={self.mode}, in which engines generate "
+                "while the trainer trains; set mode to sync, or placement to separate"
             )
 
 

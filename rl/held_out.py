@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
@@ -55,6 +55,7 @@ class HeldOut:
                         f"held-out question {prompt.ref.id} cannot be asked and counts as wrong: {fault}"
                     )
         self._is_missed = False
+        self._shares_devices = config.rollout.placement == "colocated"
         self._running: Future[dict[str, float]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="held-out")
 
@@ -63,10 +64,13 @@ class HeldOut:
 
         Others may ask them meanwhile. Where one dies, the rest answers: a new one would need the trainer, which is
         busy, to get the weights.
+        Where engines share the trainer's devices, it waits until they have answered.
         """
         if self._config.is_due(step) or self._is_missed:
             generate = self._scorer.scoring(partial(engines.generate, replaces_dead=False))
             self._running = self._thread.submit(self._measure, generate)
+            if self._shares_devices:
+                wait([self._running])
 
     def finish(self) -> dict[str, float]:
         """Returns the metrics, if it was started; waits for them.

@@ -19,7 +19,8 @@ from rl.modes.parts import RunParts
 from rl.modes.status import StatusWriter
 from rl.modes.sync import run_sync
 from rl.placement.places import Placement
-from rl.placement.transfer import choose_transfer, connect_engines
+from rl.placement.transfer import choose_transfer
+from rl.placement.turns import connect_engines
 from rl.rewards.registry import load_functions
 from rl.rewards.scorer import Scorer
 from rl.rollout.manager import RolloutManager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from megatron_omr import cpu, parallel
 from megatron_omr.checkpoint.load import load_newest
 from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.convert.export import save_hf, stream
+from megatron_omr.swap.offload import Kind, Offload
 from megatron_omr.swap.reference import Reference
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.peers import find_peers
@@ -69,6 +71,9 @@ class TrainerWorker:
             resumes=kl.coefficient == 0 and bool(list_checkpoints(folder)),
         )
         self._reference = Reference(self._trainer.chunks, kl.reference) if kl.coefficient else None
+        self._offload = Offload(
+            self._trainer, self._reference.on_device if self._reference is not None else tuple
+        )
         self._loss = build_policy_loss(config.algorithm, config.sampling.max_tokens)
         self._sender: Sender | None = None  # of rank 0
         self._checkpoints = CheckpointWriter(self._trainer, folder, config.checkpoint, template=config.model)
@@ -81,13 +86,19 @@ class TrainerWorker:
         """Returns the line that says what computes the parts of a step."""
         return self._trainer.backends.line()
 
+    def keep(self, kinds: Sequence[Kind]) -> None:
+        """Keeps these on its device and the rest in host memory, while engines use the device."""
+        self._offload.keep(kinds)
+
     def resume(self) -> tuple[int, dict[str, Any], str]:
         """Loads the run's newest sound checkpoint; returns what load_newest does."""
+        self._offload.check_here("a checkpoint")
         return load_newest(self._trainer, Path(self._config.run))
 
     def score(self, rollouts: list[TrainRollout]) -> list[NDArray[np.float32]] | None:
         """Returns the logprobs of each rollout's tokens with the current weights; None without the last stage."""
         self._checkpoints.check()
+        self._offload.check_here("scoring")
         batches = self._pack(rollouts, version=-1)  # whatever sampled them
         logprobs = self._logprobs(batches)
         return read_responses([b.packed for b in batches], logprobs, rollouts) if logprobs else None
@@ -98,6 +109,7 @@ class TrainerWorker:
         `version` is that of the weights before: tokens of older ones take the engine's logprobs as old logprobs, unless
         algorithm.correction is to correct for them.
         """
+        self._offload.check_here("training")
         packed = [self._pack(rollouts, version) for rollouts in minibatches]
         if len(packed) > 1:  # from the second step on, the weights are no longer those that sampled
             packed = [self._with_old_logprobs(batches) for batches in packed]
@@ -141,6 +153,7 @@ class TrainerWorker:
 
     def send_weights(self, version: int) -> str:
         """Sends the weights; returns why an engine did not get them, or "". All ranks end the export in any case."""
+        self._offload.check_here("sending weights", ["weights"])
         weights = stream(self._trainer.export_plan, unwrap_chunks(self._trainer))
         failure = ""
         if self._sender is not None:
@@ -154,6 +167,7 @@ class TrainerWorker:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Starts to write the checkpoint of `step` steps."""
+        self._offload.check_here("a checkpoint")
         self._checkpoints.save(step, state)
 
     def finish_checkpoint(self) -> None:
@@ -162,6 +176,7 @@ class TrainerWorker:
 
     def save_hf(self) -> None:
         """Writes the weights as a Hugging Face folder, RUN/hf, and waits for the last checkpoint."""
+        self._offload.check_here("an export", ["weights"])
         out = Path(self._config.run) / "hf"
         plan, chunks = self._trainer.export_plan, unwrap_chunks(self._trainer)
         save_hf(plan, chunks, out, template=self._config.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -29,6 +30,7 @@ from rl.placement.places import Placement
 from rl.types import TrainRollout
 
 if TYPE_CHECKING:
+    from megatron_omr.swap.offload import Kind
     from rl.trainer import TrainerWorker
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,13 @@ class TrainerGroup:
         self._watch = Watch(self._run, config.fault, rank=0, world_size=config.trainers, begins=True)
         self._config = config
         self._mismatch = MismatchWatch(config.warn_at, config.max_mismatch)
+        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Is entered for what needs the whole trainer on its devices, where engines share them."""
+
+    def keep(self, kinds: Sequence[Kind]) -> None:
+        """Has the workers keep these on their devices, and the rest in host memory."""
+        self._collect(self._started)
+        self._on_all(lambda worker: worker.keep(kinds))
 
     def check_alive(self) -> None:
         """Raises RankError if a worker has died, has stopped or hangs; does not wait for those that are busy."""
@@ -61,7 +70,8 @@ class TrainerGroup:
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Loads the newest sound checkpoint; returns (steps done, saved state), or (0, {}) when there is none."""
         self._collect(self._started)  # the first to fail said why
-        step, state, damaged = self._on_all(lambda worker: worker.resume())[0]
+        with self.turn():
+            step, state, damaged = self._on_all(lambda worker: worker.resume())[0]
         if damaged:  # the workers' own output does not reach the console
             log.warning(damaged)
         own = state.pop("mismatch", None)
@@ -103,7 +113,8 @@ class TrainerGroup:
         shares = [self._split(rollouts) for rollouts in minibatches]
         by_rank = [[share[dp_rank] for share in shares] for dp_rank in range(self._dp_size)]
         logger = next(i for i, (_, is_logger) in enumerate(self._places) if is_logger)
-        return self._by_rank(lambda worker, share: worker.train(share, version), by_rank)[logger]
+        with self.turn():
+            return self._by_rank(lambda worker, share: worker.train(share, version), by_rank)[logger]
 
     def open_sender(self) -> dict[str, Any]:
         """Makes the first worker ready to send weights; returns the place from which engines get them.
@@ -124,7 +135,8 @@ class TrainerGroup:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Writes the checkpoint of `step` steps, with `state`."""
         state = state | {"mismatch": self._mismatch.state_dict()}
-        self._on_all(lambda worker: worker.save(step, state))
+        with self.turn():
+            self._on_all(lambda worker: worker.save(step, state))
 
     def finish_checkpoint(self) -> None:
         """Waits until the last checkpoint is complete."""
@@ -132,7 +144,8 @@ class TrainerGroup:
 
     def save_hf(self) -> None:
         """Writes RUN/hf."""
-        self._on_all(lambda worker: worker.save_hf())
+        with self.turn():
+            self._on_all(lambda worker: worker.save_hf())
 
     def close(self) -> None:
         """Ends the workers."""
@@ -164,7 +177,8 @@ class TrainerGroup:
         if not rollouts:
             return []
         shares = self._split(rollouts)
-        replies = self._by_rank(lambda worker, share: worker.score(share), shares)
+        with self.turn():
+            replies = self._by_rank(lambda worker, share: worker.score(share), shares)
         scores = {dp_rank: found for (dp_rank, _), found in zip(self._places, replies, strict=True) if found}
         return [
             Compared(rollout=rollout, trainer_logprobs=logprobs, is_fresh=rollout.find_fresh(version))

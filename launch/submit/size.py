@@ -105,4 +105,6 @@ def _place_ranks(ranks: int, places: int, slurm: SlurmConfig) -> tuple[int, int,
 
 
 def _count_engine_gpus(config: RLConfig | EvalConfig) -> int:
+    if isinstance(config, RLConfig) and config.rollout.placement == "colocated":
+        return 0  # they take the trainer's
     return config.engine.num_engines * config.engine.tp

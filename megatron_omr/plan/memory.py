@@ -99,8 +99,14 @@ def _plan_stage(
         buffers=inputs * has_tower
         + (4 * hidden / layer.shards if parallel.pp > 1 else 0.0)
         + _fp8_copies(task.model, layout, sum(c.num_layers for c in chunks)),
-        reserve=assume.reserve_gib * GIB,
+        reserve=_reserve(task, assume),
     )
+
+
+def _reserve(task: Task, assume: AssumeConfig) -> float:
+    """Returns the bytes of a GPU for what is not counted: also for what an engine leaves there while it sleeps."""
+    takes_turns = task.engine is not None and task.engine.takes_turns
+    return (assume.reserve_gib + takes_turns * assume.engine_gib) * GIB
 
 
 def _fp8_copies(model: ModelConfig, layout: Layout, num_layers: int) -> float:
@@ -164,6 +170,7 @@ class EngineMemory:
     cache: float  # keys and values
     tokens: float  # that the caches of its GPUs hold
     sent: float  # bytes of the whole model, which the trainer sends
+    lacks: float = 0.0  # where it takes turns with the trainer, for what that leaves on the GPU
 
     @property
     def total(self) -> float:
@@ -181,7 +188,15 @@ def plan_engine(task: Task, engine: EngineTask, gpu: Gpu, assume: AssumeConfig) 
     working = assume.engine_gib * GIB
     cache = engine.utilization * gpu.memory_gib * GIB - weights - working
     tokens = cache / cache_bytes(task.model, task.element, tp=engine.tp)
-    return EngineMemory(weights=weights, working=working, cache=cache, tokens=tokens, sent=sent)
+    left = (1 - engine.utilization) * gpu.memory_gib - assume.reserve_gib
+    return EngineMemory(
+        weights=weights,
+        working=working,
+        cache=cache,
+        tokens=tokens,
+        sent=sent,
+        lacks=max(0.0, -left * GIB) * engine.takes_turns,
+    )
 
 
 def _weight_bytes(task: Task, tp: int) -> float:
@@ -206,6 +221,8 @@ def _check_engine(model: ModelConfig, tp: int) -> None:
 
 def find_engine_problem(engine: EngineTask, memory: EngineMemory) -> str:
     """Returns why vLLM would not start an engine; empty where it would."""
+    if memory.lacks:
+        return f"what the trainer leaves on its GPU needs {memory.lacks / GIB:.1f} GiB more"
     if memory.cache <= 0:
         return f"the weights leave {memory.cache / GIB:.1f} GiB for keys and values"
     if memory.tokens < engine.max_model_len:

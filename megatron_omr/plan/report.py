@@ -44,7 +44,7 @@ def write_report(
         text_table(*_memory_table(plan.memory)),
     ]
     if engine is not None:
-        lines += ["", _describe_engine(task, engine, cluster)]
+        lines += ["", _describe_engine(task, engine, cluster), *_describe_turns(task, plan)]
     lines += ["", text_table(*_time_table(plan.time)), "", _describe_speed(task, plan, cluster)]
     fitting = [p for p in found if not p.problem]
     lines += [
@@ -118,6 +118,16 @@ def _describe_engine(task: Task, engine: EngineMemory, cluster: ClusterConfig) -
     if cluster.nodes > 1:  # a few buckets at a time
         return text
     return f"{text}; weights in shared memory take {engine.sent / GIB:.1f} GiB of the host's"
+
+
+def _describe_turns(task: Task, plan: Plan) -> list[str]:
+    if task.engine is None or not task.engine.takes_turns:
+        return []
+    held = max(parts.weights + parts.optimizer for parts in plan.memory)
+    return [
+        f"colocated: engines take the trainer's GPUs in turn; meanwhile the host holds {held / GIB:.1f} GiB of each "
+        "rank of the trainer. The time of the moves is not in the plan"
+    ]
 
 
 def _search_table(plans: Sequence[Plan], *, problems: bool) -> str:

@@ -79,10 +79,12 @@ class EngineTask:
     prompt_tokens: float
     response_tokens: float
     longest: float  # tokens of the longest response of a step
+    takes_turns: bool = False  # on the trainer's GPUs
 
     @property
     def num_gpus(self) -> int:
-        return self.num_engines * self.tp
+        """GPUs beside the trainer's."""
+        return 0 if self.takes_turns else self.num_engines * self.tp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,12 +63,12 @@ class Offload:
             for moved in self._away.pop(kind, ()):
                 _fill(moved)
 
-    def check_here(self, what: str) -> None:
-        """Raises RuntimeError where something is away; `what` says what needs it."""
-        if self._away:
+    def check_here(self, what: str, kinds: Collection[Kind] = EVERYTHING) -> None:
+        """Raises RuntimeError where one of these kinds is away; `what` says what needs them."""
+        if missing := [kind for kind in kinds if kind in self._away]:
             raise RuntimeError(
-                f"{what} needs the whole trainer on its device, and its {' and '.join(self._away)} are in host "
-                "memory while engines generate; bring them back first"
+                f"{what} needs the trainer's {' and '.join(missing)} on its device, and they are away while engines "
+                "use it; bring them back first"
             )
 
     def _storages(self) -> Iterator[tuple[Kind, list[torch.UntypedStorage]]]:

@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "optim.max_bad_steps",
     "max_mismatch",
     "warn_mismatch",
+    "rollout.placement",
     "held_out",
     "reward.max_errors",
     "reward.judge.base_url",
@@ -55,7 +56,7 @@ MAY_CHANGE = (
     "reward.judge.when_down",
 )
 """Fields that a resumed run may change: length, layout, kernels, how often to save, where a judge is served and how it
-is asked, limits past which a run stops, and what is measured beside it.
+is asked, limits past which a run stops, where engines run, and what is measured beside it.
 All others decide the result."""
 
 MAX_RUNS = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ class TrainerProcess:
         self._rank, self._name = rank, _name(rank)
         self._worker: Any = None
         self._heart: Heartbeat | None = None
+
+    def find_gpu(self) -> str:
+        """Returns what CUDA calls its GPU."""
+        return os.environ["CUDA_VISIBLE_DEVICES"]
 
     def open_store(self, on_loopback: bool) -> str:
         """Opens the store through which the workers meet; returns its address, tcp://host:port."""
@@ -66,6 +71,8 @@ def start_trainers(config: RLConfig, placement: Placement) -> tuple[list[ActorHa
     """Starts the processes of the trainer; returns them, and their replies once they have met."""
     places = placement.reserve_trainers()
     processes = [choose_actor(TrainerProcess, place).remote(rank) for rank, place in enumerate(places)]
+    if placement.plan.shared and places[0].num_gpus:
+        placement.trainer_gpus = ray.get([process.find_gpu.remote() for process in processes])
     on_one_node = len(set(placement.plan.trainers)) == 1
     store = processes[0].open_store.remote(on_one_node)
     return processes, [process.start.remote(config, len(processes), store) for process in processes]
@@ -117,7 +124,7 @@ def _name(rank: int) -> str:
 
 def choose_actor(kind: type, place: Place, env: Mapping[str, str] = {}, **options: int) -> Any:
     """Returns the class of an actor at a place; `.remote(...)` starts it."""
-    environment = {"env_vars": {**WORKER_ENV, **env}}
+    environment = {"env_vars": {**WORKER_ENV, **env, **place.env}}
     return ray.remote(kind).options(**place.options(), **options, runtime_env=environment)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
@@ -30,6 +30,8 @@ class Place:
     num_gpus: int
     group: PlacementGroup
     bundle: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    ranks: tuple[int, ...] = ()  # of the trainer, whose place this is (colocated)
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the actor: only GPUs are reserved, without them all actors share the cores."""
@@ -49,6 +51,10 @@ class Placement:
         self._has_gpus = any(node.gpus for node in nodes)
         self._engines: list[Place] = []
         self._is_closing = Event()
+        self._free_ranks = list(self.plan.shared)
+        self._trainers: list[Place] = []
+        self.trainer_gpus: Sequence[str] = ()
+        """What CUDA calls the GPU of each rank of the trainer on its node; set where engines share them."""
 
     def give_up(self) -> None:
         """Ends the wait for a place, in another thread, within a second: the run ends."""
@@ -58,11 +64,12 @@ class Placement:
         """Returns a place for each rank of the trainer; raises NoRoom."""
         num_gpus = int(self._has_gpus)
         groups = [(group, self._reserve(group, num_gpus)) for group in self.plan.groups]
-        return [
+        self._trainers = [
             Place(address=address, num_gpus=num_gpus, group=reserved, bundle=bundle)
             for addresses, reserved in groups
             for bundle, address in enumerate(addresses)
         ]
+        return self._trainers
 
     def reserve_engine(self) -> Place:
         """Returns a place for the next engine: the planned one or, for those that replace others, a free one.
@@ -70,6 +77,8 @@ class Placement:
         Raises:
             NoRoom: no node that is left has room, or the run ends.
         """
+        if self.plan.shared:
+            return self._share_place()
         running = [place.address for place in list(self._engines)]  # another thread may release some
         nodes = list_nodes()
         if self._planned:
@@ -87,7 +96,10 @@ class Placement:
         return place
 
     def release_engine(self, place: Place) -> None:
-        """Gives the place of an engine back; an actor that still is there ends."""
+        """Gives the place of an engine back; an actor that still is there ends, unless a trainer has the place, too."""
+        if place.ranks:
+            self._free_ranks.append(place.ranks)
+            return
         self._engines.remove(place)
         remove_placement_group(place.group)
 
@@ -104,6 +116,19 @@ class Placement:
                     f"nodes that are alive: {_list(list_nodes())}. Another job of this Ray cluster may hold the GPUs"
                 )
         return group
+
+    def _share_place(self) -> Place:
+        """Returns the place of ranks of the trainer, with their GPUs, of which Ray counts none for the engine."""
+        alive = {node.address for node in list_nodes()}
+        free = [ranks for ranks in self._free_ranks if self._trainers[ranks[0]].address in alive]
+        if not free:
+            raise NoRoom("no node that is left has ranks of the trainer whose place an engine could share")
+        self._free_ranks.remove(free[0])
+        env = {}
+        if self._has_gpus:
+            gpus = ",".join(self.trainer_gpus[rank] for rank in free[0])
+            env = {"CUDA_VISIBLE_DEVICES": gpus, "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+        return replace(self._trainers[free[0][0]], num_gpus=0, env=env, ranks=free[0])
 
 
 def list_nodes() -> list[Node]:

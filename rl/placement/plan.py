@@ -30,6 +30,9 @@ class Plan:
     trainers: tuple[str, ...]  # by rank
     engines: tuple[str, ...]
     group_size: int
+    shared: tuple[
+        tuple[int, ...], ...
+    ] = ()  # colocated: the ranks of the trainer whose GPUs each engine takes
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
@@ -61,6 +64,14 @@ def build_plan(nodes: Sequence[Node], config: RLConfig) -> Plan:
         trainers += _place_trainers(nodes, config)
     else:
         trainers += [nodes[0].address] * config.trainers
+    if config.rollout.placement == "colocated":
+        shared = share_trainers(trainers, config)
+        return Plan(
+            trainers=tuple(trainers),
+            engines=tuple(trainers[first] for first, *_ in shared),
+            group_size=tp * cp,
+            shared=shared,
+        )
     while len(engines) < engine.num_engines:
         address = place_engine(nodes, trainers, engines, engine.tp)
         if address is None:
@@ -71,6 +82,29 @@ def build_plan(nodes: Sequence[Node], config: RLConfig) -> Plan:
             )
         engines.append(address)
     return Plan(trainers=tuple(trainers), engines=tuple(engines), group_size=tp * cp)
+
+
+def share_trainers(trainers: Sequence[str], config: RLConfig) -> tuple[tuple[int, ...], ...]:
+    """Returns for each engine the ranks of the trainer whose GPUs it takes: engine.tp that follow each other on a node.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    tp, wanted = config.engine.tp, config.engine.num_engines
+    ranks: dict[str, list[int]] = {}
+    for rank, address in enumerate(trainers):
+        ranks.setdefault(address, []).append(rank)
+    found = [
+        tuple(here[first : first + tp])
+        for here in ranks.values()
+        for first in range(0, len(here) - tp + 1, tp)
+    ]
+    if len(found) < wanted:
+        raise ValueError(
+            f"rollout.placement=colocated: engine.num_engines={wanted} of engine.tp={tp} take GPUs of the trainer, and "
+            f"trainers={config.trainers} have room for {len(found)} on {len(ranks)} nodes; lower one or raise trainers"
+        )
+    return tuple(found[:wanted])
 
 
 def place_engine(
@@ -130,11 +164,22 @@ def _count_free(
 
 def _check_total(nodes: Sequence[Node], config: RLConfig) -> None:
     engine, seen = config.engine, {node.address: node.gpus for node in nodes}
+    if config.rollout.placement == "colocated":
+        _check_trainers(config, seen)
+        return
     wanted = config.trainers + engine.num_engines * engine.tp
     if wanted > sum(seen.values()):
         raise ValueError(
             f"trainers={config.trainers} and engine.num_engines={engine.num_engines} x engine.tp={engine.tp} need "
             f"{wanted} GPUs, and Ray sees {sum(seen.values())}: {_list(seen)}; lower one or add nodes"
+        )
+
+
+def _check_trainers(config: RLConfig, seen: Mapping[str, int]) -> None:
+    if config.trainers > sum(seen.values()):
+        raise ValueError(
+            f"trainers={config.trainers} need as many GPUs, and Ray sees {sum(seen.values())}: {_list(seen)}; lower it "
+            "or add nodes"
         )
 
 

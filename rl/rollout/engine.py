@@ -27,6 +27,7 @@ from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts.stream import load_prompt_limits
 from rl.rollout.calls import Report, Request
+from rl.rollout.sleep import Tag, fall_asleep, wake_up
 from rl.rollout.spans import Cut, count_spans
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.digest import digest_worker, join_ranks
@@ -70,7 +71,12 @@ class Engine:
         self.version: int | None = 0
         self._config = config
         self._encoder = ChatEncoder(load_prompt_limits(config))
-        self._llm = _start_vllm(config.engine, config.model, exact=config.sampling.temperature in (0.0, 1.0))
+        self._llm = _start_vllm(
+            config.engine,
+            config.model,
+            exact=config.sampling.temperature in (0.0, 1.0),
+            sleeps=isinstance(config, RLConfig) and config.rollout.placement == "colocated",
+        )
         self._open: dict[str, _Open] = {}  # by vLLM's name of the request
         self._taken = self._tokens = self._ended_tokens = 0
         self._counted_at = -COUNT_SECONDS
@@ -215,6 +221,23 @@ class Engine:
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
 
+    def sleep(self) -> None:
+        """Leaves its device to the trainer; the weights stay, in host memory. Nothing may be asked before wake_up.
+
+        Raises:
+            RuntimeError: responses are being generated.
+        """
+        if self.is_busy:
+            raise RuntimeError(
+                "this engine generates, and would lose its keys and values; wait until it is idle"
+            )
+        self.reset_caches()
+        fall_asleep(self._llm)
+
+    def wake_up(self, tag: Tag) -> None:
+        """Takes memory of its device again: first for the "weights", which can then be updated, then the "kv_cache"."""
+        wake_up(self._llm, tag)
+
     def close(self) -> None:
         """Ends the engine and leaves vLLM's process group, for a process that goes on with something else."""
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -298,7 +321,7 @@ def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
+def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool, sleeps: bool) -> Any:
     for name, value in ENGINE_ENV.items():
         os.environ.setdefault(name, value)
     if cpu.device() == "cpu":
@@ -331,7 +354,7 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool) -> Any:
         async_scheduling=False,
         logprobs_mode="raw_logprobs" if exact else "processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
-        **_hardware_settings(config),
+        **_hardware_settings(config, sleeps),
     )
     if config.fp32_head:
         _check_head(llm)
@@ -360,11 +383,11 @@ def _keep_images() -> None:
     setattr(output, "strip_covered_mm_data", lambda features, *_, **__: features)  # noqa: B010
 
 
-def _hardware_settings(config: EngineConfig) -> dict[str, Any]:
+def _hardware_settings(config: EngineConfig, sleeps: bool) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+        return {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": sleeps}
     return {
         "kv_cache_memory_bytes": int(config.cpu_kv_cache_gib * 2**30),
         "enforce_eager": True,

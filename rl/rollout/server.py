@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from rl.config import EvalConfig, RLConfig
 from rl.rollout.calls import EngineDied, Report, Request
 from rl.rollout.engine import Engine
+from rl.rollout.sleep import Tag
 from rl.types import Responses
 
 R = TypeVar("R")
@@ -91,6 +92,14 @@ class EngineServer:
     def update_weights(self, version: int) -> None:
         """Engine.update_weights, between two steps. After one that failed the engine waits for the next."""
         self.call(lambda engine: engine.update_weights(version))
+
+    def sleep(self) -> None:
+        """Engine.sleep, between two steps."""
+        self.call(lambda engine: engine.sleep())
+
+    def wake_up(self, tag: Tag) -> None:
+        """Engine.wake_up."""
+        self.call(lambda engine: engine.wake_up(tag))
 
     def call(self, call: Callable[[Engine], R]) -> R:
         """Returns what the call returns; it is made between two steps.

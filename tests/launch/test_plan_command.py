@@ -19,7 +19,7 @@ from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.gpus import GPUS
 from megatron_omr.plan.memory import plan_engine
 from megatron_omr.plan.search import plan_layout
-from rl.config import RLConfig
+from rl.config import RLConfig, RolloutConfig
 from rl.placement.plan import Node, build_plan
 from tests.helpers.plan_docs import PAGE, render
 
@@ -173,6 +173,22 @@ def test_fields_of_the_recipe_and_the_cluster_count(capsys: pytest.CaptureFixtur
 def test_mistakes_are_explained(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_colocated_engines_need_no_gpus_of_their_own(capsys: pytest.CaptureFixture[str]):
+    words = ["plan", "openmmreasoner_gspo", "--trainers", "64", "--rollout.placement", "colocated"]
+    assert main([*words, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["engine"]["fits"]
+    assert values["plan"]["memory"][0]["reserve"] == (ASSUME.reserve_gib + ASSUME.engine_gib) * 2**30
+    assert main([*words, "--engine.gpu_memory_utilization", "0.95"]) == 0
+    out = capsys.readouterr().out
+    assert "what the trainer leaves on its GPU needs 2.0 GiB more" in out
+    assert "meanwhile the host holds" in out and "GPUs are idle" not in out
+    with pytest.raises(
+        ValueError, match="rollout.placement=colocated does not go with rollout.mode=one_step_off"
+    ):
+        RolloutConfig(mode="one_step_off", placement="colocated")
 
 
 def test_engine_that_vllm_would_not_start_is_named(capsys: pytest.CaptureFixture[str]):

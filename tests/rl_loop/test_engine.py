@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -465,6 +466,25 @@ def test_nothing_else_than_the_settings_of_sampling_changes_the_distribution(
     assert (params.top_k, params.min_p, params.min_tokens, params.bad_words) == (0, 0.0, 0, [])
     penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
     assert penalties == (0.0, 0.0, 1.0)
+
+
+def test_sleeping_engine_frees_keys_and_values_and_answers_as_before(
+    engine: SwitchableEngine, prompts: list[Prompt]
+) -> None:
+    """Twice: pages that were never written take no memory, and the first awakening writes all."""
+    before, process = greedy(engine, prompts), psutil.Process()
+    resident = []
+    for _ in range(2):
+        engine.sleep()
+        resident.append(process.memory_info().rss)
+        engine.wake_up("weights")
+        engine.wake_up("kv_cache")
+        resident.append(process.memory_info().rss)
+    after = greedy(engine, prompts)
+    assert tokens(after) == tokens(before) and logprobs(after) == logprobs(before)
+    size = CONFIG.cpu_kv_cache_gib * 2**30
+    assert resident[1] - resident[2] == pytest.approx(size, rel=0.1)
+    assert resident[3] - resident[2] == pytest.approx(size, rel=0.1)
 
 
 def test_swapped_tensors_show_in_the_probe(

@@ -91,7 +91,10 @@ def stop_all(run: Path, others: set[psutil.Process]) -> None:
 def test_stop_resume_and_a_killed_engine_change_nothing(
     finished: Path, sampling_config: RLConfig, tmp_path: Path
 ) -> None:
-    """Stopped ahead of a time limit, and an engine killed while it generates: the same responses and gradients."""
+    """Stopped ahead of a time limit, and an engine killed while it generates: the same responses and gradients.
+
+    The second part has trainer and engine take turns on the same devices.
+    """
     from rl.loop import run_rl
 
     run, others = tmp_path / "disturbed", set(psutil.Process().children(recursive=True))
@@ -104,7 +107,7 @@ def test_stop_resume_and_a_killed_engine_change_nothing(
     ]
     killer = threading.Thread(target=kill_engine_when_generating, args=(run, 3), daemon=True)
     killer.start()
-    run_rl(replace(sampling_config, run=str(run)))
+    run_rl(replace(sampling_config, run=str(run), rollout=RolloutConfig(placement="colocated")))
     killer.join(timeout=5)
     seen, wanted = rows(run), rows(finished)
     assert seen[-1]["engine_restarts"] == 1

@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, Any]:
     """Runs everything a worker does, once, and returns the results; then again what follows the checkpoint."""
     from megatron_omr import parallel
+    from megatron_omr.swap.offload import EVERYTHING
     from rl.trainer import TrainerWorker
 
     rank, world_size, init_method = rank_environment()
@@ -56,7 +57,14 @@ def trainer_rank(config: RLConfig, rollouts: list[TrainRollout]) -> dict[str, An
 
     seen["weights at first"] = checksums(0)
     seen["step"] = worker.train(share, 0)
+    worker.keep(["weights"])  # as while engines get them, which may then generate
     seen["weights of step 1"] = checksums(1)
+    with pytest.raises(RuntimeError, match="a checkpoint needs the trainer's optimizer and gradients"):
+        worker.save(1, {})
+    worker.keep([])
+    with pytest.raises(RuntimeError, match="sending weights needs the trainer's weights"):
+        worker.send_weights(1)
+    worker.keep(EVERYTHING)
     worker.save(1, {"cursor": 5})
     worker.save_hf()
     seen["two steps"] = worker.train(halves, 0)

@@ -14,6 +14,7 @@ from ray._private import ray_constants
 
 from data_pipeline.ray_session import stop_ray
 from rl.placement import places
+from rl.placement.actors import choose_actor
 from rl.placement.network import find_interface, open_store
 from rl.placement.places import Place, Placement
 from rl.rollout.calls import NoRoom
@@ -42,7 +43,7 @@ class Process:
 
 
 def start(place: Place) -> Any:
-    return ray.remote(Process).options(**place.options()).remote()
+    return choose_actor(Process, place).remote()
 
 
 @pytest.mark.heavy
@@ -64,13 +65,32 @@ def test_processes_get_gpus_of_their_own(six_gpus: None, monkeypatch: pytest.Mon
     ):
         placement.reserve_engine()
     placement.release_engine(reserved[0])  # ends the engine, too
-    again = start(placement.reserve_engine())
+    again_at = placement.reserve_engine()
+    again = start(again_at)
     assert ray.get(again.gpus.remote()) == seen[2]
 
+    for place in [*reserved[1:], again_at]:
+        placement.release_engine(place)
+    share_gpus()
     monkeypatch.setattr(places, "WAIT_SECONDS", 0.5)
     other_run = Placement(make_config(trainers=1, engines=1))
     with pytest.raises(NoRoom, match="no place with 1 GPUs on 127.0.0.1 within 0.5 s.*Another job"):
         other_run.reserve_trainers()
+
+
+def share_gpus() -> None:
+    """Colocated engines have the GPUs of two trainers each, of which Ray counts none twice."""
+    placement = Placement(make_config(trainers=4, engines=2, engine_tp=2, placement="colocated"))
+    trainers = [start(place) for place in placement.reserve_trainers()]
+    owned = [gpu for gpus in ray.get([process.gpus.remote() for process in trainers]) for gpu in gpus]
+    placement.trainer_gpus = owned
+    reserved = [placement.reserve_engine() for _ in range(2)]
+    assert ray.get([start(place).gpus.remote() for place in reserved]) == [owned[:2], owned[2:]]
+    with pytest.raises(NoRoom, match="whose place an engine could share"):
+        placement.reserve_engine()
+    placement.release_engine(reserved[0])  # the trainers stay
+    assert ray.get(start(placement.reserve_engine()).gpus.remote()) == owned[:2]
+    assert ray.get(trainers[0].gpus.remote()) == owned[:1]
 
 
 def test_store_is_reached_by_its_address_alone() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_omr.config import ParallelConfig
-from rl.config import EngineConfig, RLConfig
+from rl.config import EngineConfig, RLConfig, RolloutConfig
 from rl.placement.plan import Node, Plan, build_plan, place_engine
 
 
@@ -18,7 +19,15 @@ def make_nodes(*gpus: int) -> list[Node]:
     return [Node(address=f"10.0.0.{number}", gpus=count) for number, count in enumerate(gpus, start=1)]
 
 
-def make_config(*, trainers: int, tp: int = 1, cp: int = 1, engines: int = 1, engine_tp: int = 1) -> RLConfig:
+def make_config(
+    *,
+    trainers: int,
+    tp: int = 1,
+    cp: int = 1,
+    engines: int = 1,
+    engine_tp: int = 1,
+    placement: Literal["separate", "colocated"] = "separate",
+) -> RLConfig:
     return RLConfig(
         run="run",
         model="model",
@@ -27,6 +36,7 @@ def make_config(*, trainers: int, tp: int = 1, cp: int = 1, engines: int = 1, en
         pack_length=65_536,
         parallel=ParallelConfig(tp=tp, cp=cp),
         engine=EngineConfig(num_engines=engines, tp=engine_tp),
+        rollout=RolloutConfig(placement=placement),
     )
 
 
@@ -91,7 +101,7 @@ def test_small_gaps_are_filled_first_so_that_large_groups_fit() -> None:
     ],
 )
 def test_what_does_not_fit_is_said_with_fields_and_nodes(
-    nodes: tuple[int, ...], wish: dict[str, int], said: str
+    nodes: tuple[int, ...], wish: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         build_plan(make_nodes(*nodes), make_config(**wish))
@@ -118,6 +128,23 @@ def test_engine_of_a_lost_node_goes_where_there_is_room() -> None:
     assert place_engine(left, plan.trainers, [*plan.engines[2:], first], 1) is None
     cpus = make_nodes(0, 0)
     assert place_engine(cpus[:1], ["10.0.0.1"], [], 1) == "10.0.0.1"  # the trainers' node is better than none
+
+
+def test_colocated_engines_take_gpus_of_the_trainer_on_one_node() -> None:
+    config = make_config(trainers=16, tp=4, engines=3, engine_tp=4, placement="colocated")
+    plan = build_plan(make_nodes(8, 8), config)
+    assert hosts(plan.trainers) == [1] * 8 + [2] * 8
+    assert plan.shared == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)) and hosts(plan.engines) == [1, 1, 2]
+    cpus = build_plan(make_nodes(0), make_config(trainers=2, engines=2, placement="colocated"))
+    assert cpus.shared == ((0,), (1,)) and hosts(cpus.engines) == [1, 1]
+
+
+def test_colocated_engines_that_the_trainer_has_no_room_for_are_refused() -> None:
+    config = make_config(trainers=6, engines=3, engine_tp=2, placement="colocated")
+    with pytest.raises(ValueError, match="engine.num_engines=3 of engine.tp=2 .* have room for 2 on 2 nodes"):
+        build_plan(make_nodes(3, 3), config)
+    with pytest.raises(ValueError, match="trainers=8 need as many GPUs, and Ray sees 6"):
+        build_plan(make_nodes(6), make_config(trainers=8, engines=1, placement="colocated"))
 
 
 @given(
