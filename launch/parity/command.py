@@ -13,7 +13,7 @@ from launch.ranks.launcher import count_ranks, launched_by_cluster, rank_environ
 from launch.submit.checks import check_ranks_layout, check_served
 from megatron_omr.config import ParityConfig
 from megatron_omr.model_config import ModelConfig
-from rl.config import EngineParityConfig
+from rl.parity.config import EngineParityConfig
 
 if TYPE_CHECKING:
     from rl.parity.ask import Asked

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
-from rl.config import EngineParityConfig, RLConfig
+from rl.config import RLConfig
 from rl.evaluate import check_any
+from rl.parity.config import EngineParityConfig
 from rl.prompts.stream import load_prompt_limits, read_prompts
 from rl.rollout.engine import Engine
 from rl.types import TrainRollout

@@ -16,9 +16,10 @@ from data_pipeline.files import to_json, without_nan
 from data_pipeline.loader.packing import balance
 from data_pipeline.tables import text_table
 from megatron_omr import parallel
-from rl.config import EngineParityConfig, RLConfig
+from rl.config import RLConfig
 from rl.mismatch.measure import Compared, measure_mismatch
 from rl.parity.ask import Asked
+from rl.parity.config import EngineParityConfig
 from rl.types import TrainRollout
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import pytest
 
 from data_pipeline.types import SampleRef
 from megatron_omr.config import ParityConfig
-from rl.config import EngineConfig, EngineParityConfig
+from rl.config import EngineConfig
 from rl.mismatch.measure import Compared
 from rl.parity.compare import build_report, format_report
+from rl.parity.config import EngineParityConfig
 from rl.types import TrainRollout
 
 
