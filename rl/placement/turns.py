@@ -19,12 +19,14 @@ from rl.config import RLConfig
 from rl.placement import transfer
 from rl.placement.actors import take_reply
 from rl.placement.places import Placement
-from rl.placement.transfer import START_SECONDS, Trainers
+from rl.placement.transfer import Trainers
 from rl.rollout.calls import EngineCalls, EngineDied, Request
 
 if TYPE_CHECKING:  # torch and Megatron are for the trainer's processes
     from megatron_omr.swap.offload import Kind
 
+START_SECONDS = 3600.0
+"""Within which an engine must have started, and done what was asked; one that has not is killed."""
 EVERYTHING: tuple[Kind, ...] = ("weights", "optimizer", "gradients")
 
 
