@@ -43,7 +43,7 @@ class Process:
 
 
 def start(place: Place) -> Any:
-    return choose_actor(Process, place).remote()
+    return ray.remote(Process).options(**place.options()).remote()
 
 
 @pytest.mark.heavy
@@ -69,28 +69,27 @@ def test_processes_get_gpus_of_their_own(six_gpus: None, monkeypatch: pytest.Mon
     again = start(again_at)
     assert ray.get(again.gpus.remote()) == seen[2]
 
-    for place in [*reserved[1:], again_at]:
-        placement.release_engine(place)
-    share_gpus()
     monkeypatch.setattr(places, "WAIT_SECONDS", 0.5)
     other_run = Placement(make_config(trainers=1, engines=1))
     with pytest.raises(NoRoom, match="no place with 1 GPUs on 127.0.0.1 within 0.5 s.*Another job"):
         other_run.reserve_trainers()
+    placement.release_engine(again_at)
+    share_gpus()
 
 
 def share_gpus() -> None:
-    """Colocated engines have the GPUs of two trainers each, of which Ray counts none twice."""
-    placement = Placement(make_config(trainers=4, engines=2, engine_tp=2, placement="colocated"))
+    """A colocated engine has the GPUs of its ranks of the trainer, of which Ray counts none twice."""
+    placement = Placement(make_config(trainers=2, engines=1, engine_tp=2, placement="colocated"))
     trainers = [start(place) for place in placement.reserve_trainers()]
     owned = [gpu for gpus in ray.get([process.gpus.remote() for process in trainers]) for gpu in gpus]
     placement.trainer_gpus = owned
-    reserved = [placement.reserve_engine() for _ in range(2)]
-    assert ray.get([start(place).gpus.remote() for place in reserved]) == [owned[:2], owned[2:]]
+    place = placement.reserve_engine()
+    assert ray.get(choose_actor(Process, place).remote().gpus.remote()) == owned
     with pytest.raises(NoRoom, match="whose place an engine could share"):
         placement.reserve_engine()
-    placement.release_engine(reserved[0])  # the trainers stay
-    assert ray.get(start(placement.reserve_engine()).gpus.remote()) == owned[:2]
-    assert ray.get(trainers[0].gpus.remote()) == owned[:1]
+    placement.release_engine(place)
+    assert placement.reserve_engine() == place
+    assert ray.get(trainers[0].gpus.remote()) == owned[:1], "the trainers stay"
 
 
 def test_store_is_reached_by_its_address_alone() -> None:
