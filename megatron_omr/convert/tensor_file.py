@@ -6,11 +6,13 @@ into memory; these places are read and written with plain calls, so that no page
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +109,11 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """Returns the elements of a tensor on the CPU in row-major order: its own memory where it lies so, else a copy."""
-    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+    data = tensor.detach().contiguous().flatten().view(torch.uint8)
+    # not numpy(): after it torch cannot free the storage of a tensor any more, as swap/offload.py does
+    memory: Any = (ctypes.c_uint8 * data.numel()).from_address(data.data_ptr())
+    memory.tensor = data  # lives as long as the view
+    return memoryview(memory).cast("B")
 
 
 def write_at(descriptor: int, data: memoryview, start: int) -> None:

@@ -43,6 +43,7 @@ def _move_about(folder: str, larger: str, checkpoints: str) -> dict[str, Any]:
 
     from megatron_omr.checkpoint.load import load_checkpoint
     from megatron_omr.checkpoint.save import CheckpointWriter
+    from megatron_omr.convert.tensor_file import as_bytes
     from megatron_omr.plan.weights import Chunk, count_static, list_parameters
     from megatron_omr.swap.offload import EVERYTHING, Offload
     from megatron_omr.swap.reference import Reference
@@ -67,6 +68,8 @@ def _move_about(folder: str, larger: str, checkpoints: str) -> dict[str, Any]:
 
     for which in (still, trainer):
         train(which, 1)
+    for parameter in trainer.chunks[0].parameters():
+        as_bytes(parameter)  # as when they were sent
     writer = CheckpointWriter(trainer, Path(checkpoints), CheckpointConfig(), template=folder)
     writer.save(1, {})
     offload.keep(())  # while the checkpoint is written
