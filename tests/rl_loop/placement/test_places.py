@@ -73,6 +73,7 @@ def test_processes_get_gpus_of_their_own(six_gpus: None, monkeypatch: pytest.Mon
     other_run = Placement(make_config(trainers=1, engines=1))
     with pytest.raises(NoRoom, match="no place with 1 GPUs on 127.0.0.1 within 0.5 s.*Another job"):
         other_run.reserve_trainers()
+    monkeypatch.setattr(places, "WAIT_SECONDS", 60.0)
     placement.release_engine(again_at)
     share_gpus()
 
