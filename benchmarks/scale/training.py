@@ -86,7 +86,7 @@ class Training:
 
     def __init__(self, setting: Setting) -> None:
         mode = "async" if setting.mode == "ready_first" else cast(Any, setting.mode)
-        staleness = {"max_staleness": setting.max_staleness} if mode == "async" else {}
+        staleness = setting.max_staleness if mode == "async" else 1.0
         self.setting, self.cluster, self.prompts = setting, Cluster(setting.cluster), Prompts()
         self.config = RLConfig(
             run=tempfile.gettempdir(),  # nothing is written
@@ -97,7 +97,7 @@ class Training:
             sampling=SamplingConfig(n=GROUP),
             algorithm=AlgorithmConfig(drop_equal_groups=False),
             engine=EngineConfig(num_engines=setting.engines, max_num_seqs=setting.cluster.slots),
-            rollout=RolloutConfig(mode=mode, **staleness),
+            rollout=RolloutConfig(mode=mode, max_staleness=staleness),
         )
         self.engines = RolloutManager(self.cluster.calls(), self.config.engine, threaded=False)
         self.steps: list[Step] = []
