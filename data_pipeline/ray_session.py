@@ -25,8 +25,6 @@ STORE_SHARE, SHARED_MEMORY_SHARE = 0.1, 0.8
 SMALLEST_STORE, LARGEST_STORE = 80 << 20, 16 << 30
 """Bytes: Ray refuses less than 75 MiB. A step of 2,048 rollouts of 28,696 tokens has 0.5 GB; images and weights do not
 pass through the store."""
-SYSTEM_CONFIG = {"task_events_report_interval_ms": 0}
-"""Ray's control service would keep events of each call, of up to 100,000 calls: memory that grows with every step."""
 JOIN_SECONDS = 300.0
 """Limit of the wait for the other nodes."""
 
@@ -46,6 +44,11 @@ def start_ray(*, nodes: int = 1) -> None:
         else:
             _start_here()
     _wait_for_nodes(nodes)
+
+
+def keep_no_events() -> None:
+    """Turns off Ray's record of calls, of up to 100,000, in processes to come: memory that grows with every step."""
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 
 
 def stop_ray() -> None:
@@ -74,6 +77,7 @@ def _start_here() -> None:
     # otherwise Ray replaces the loopback address by the machine's own and listens on every interface
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    keep_no_events()
     # otherwise Ray keeps one in the user's folder
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
@@ -83,7 +87,6 @@ def _start_here() -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,  # actors' errors are raised here; their output stays in Ray's session folder
         _node_ip_address="127.0.0.1",
-        _system_config=SYSTEM_CONFIG,
     )
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.failures import RankError
-from data_pipeline.files import read_json, to_json, write_json
+from data_pipeline.files import read_json, write_json
 from launch.ranks.identity import Step
 
 MEET_SECONDS = 300.0
@@ -67,9 +67,6 @@ def lead_nodes(step: Step, run: Path, exit_code: Callable[[BaseException | None]
     options = ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]
     # Ray's default for all its jobs is 10001, and it takes no 0; like the other ports it asks for the token
     options += [f"--ray-client-server-port={find_free_port(address, port + 1)}"]
-    from data_pipeline.ray_session import SYSTEM_CONFIG  # imports ray, which reads RAY_AUTH_MODE
-
-    options += [f"--system-config={to_json(SYSTEM_CONFIG)}"]
     with ray_node(address, options) as node:
         _wait_for_port(node, address, port)
         os.environ["RAY_ADDRESS"] = f"{address}:{port}"
@@ -181,8 +178,10 @@ class RayNode:
 @contextmanager
 def ray_node(address: str, words: Sequence[str]) -> Iterator[RayNode]:
     """Starts Ray on this node, with files of its own: several jobs and users may share a machine."""
-    from data_pipeline.ray_session import find_store_bytes  # imports ray, which reads RAY_AUTH_MODE
+    # imports ray, which reads RAY_AUTH_MODE
+    from data_pipeline.ray_session import find_store_bytes, keep_no_events
 
+    keep_no_events()
     folder = tempfile.gettempdir()
     options = [
         f"--node-ip-address={address}",

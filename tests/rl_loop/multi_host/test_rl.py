@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,8 +27,6 @@ FAST_NOTICE = {
     "RAY_health_check_failure_threshold": "4",
 }
 """By default Ray takes about half a minute to see that a node is lost."""
-
-TRAINS = "ray::TrainerProcess.run"
 
 
 def options(config: Mapping[str, object], recipe: Mapping[str, object], prefix: str = "") -> Iterator[str]:
@@ -53,33 +52,31 @@ def words_of(value: object) -> Iterator[str]:
         yield str(value)
 
 
-def crash_in_generation(hosts: Sequence[Host]) -> None:
+def crash_in_generation(hosts: Sequence[Host], run: Path) -> None:
     """Ends the last host when a step begins, so while its engine generates."""
     hosts[2].crash()
 
 
-def crash_in_transfer(hosts: Sequence[Host]) -> None:
+def crash_in_transfer(hosts: Sequence[Host], run: Path) -> None:
     """Ends the last host while the weights are on their way: its engine stopped before, so that they cannot arrive."""
-    wait_while(lambda: all(find_on(host, TRAINS) for host in hosts[:2]))  # engines have nothing to do
+    wait_until(lambda: phase_of(run)[0] in ("_compare", "train"), seconds=60)  # engines have nothing to do
     for engine in find_on(hosts[2], "ray::EngineServer"):
         engine.suspend()
-    wait_while(lambda: find_on(hosts[0], TRAINS) and not find_on(hosts[1], TRAINS))  # the first sends
+    wait_until(lambda: phase_of(run)[0] == "send_weights" and phase_of(run)[1] > 0.5, seconds=60)
     hosts[2].crash()
 
 
-def wait_while(is_true: Callable[[], object], *, times: int = 5) -> None:
-    """Waits until the condition holds `times` times in a row: trainers also have work that takes a moment."""
-    seen = 0
-    deadline = time.monotonic() + 60
-    while seen < times:
-        assert time.monotonic() < deadline
-        seen = seen + 1 if is_true() else 0
-        time.sleep(0.02)
+def phase_of(run: Path) -> tuple[str, float]:
+    """Returns what the first trainer does, by its sign of life, and since how many seconds."""
+    with suppress(ValueError):  # it is half written
+        beat = json.loads((run / "heartbeats" / "rank-00000.json").read_text())
+        return beat["phase"].rpartition(".")[2], beat["seconds"]
+    return "", 0.0
 
 
 @pytest.mark.parametrize("crash", [crash_in_generation, crash_in_transfer])
 def test_trainers_on_two_hosts_lose_the_host_of_an_engine(
-    crash: Callable[[Sequence[Host]], None], finished: Path, sampling_config: RLConfig, tmp_path: Path
+    crash: Callable[[Sequence[Host], Path], None], finished: Path, sampling_config: RLConfig, tmp_path: Path
 ) -> None:
     """Hosts pretend to have GPUs: one, two and two for two trainers and two engines, so that no other has room.
 
@@ -88,7 +85,8 @@ def test_trainers_on_two_hosts_lose_the_host_of_an_engine(
     """
     run = tmp_path / "run"
     engine = replace(sampling_config.engine, num_engines=2, transfer_timeout=8)
-    config = replace(sampling_config, run=str(run), engine=engine, held_out=HeldOutConfig())
+    fault = replace(sampling_config.fault, beat=0.1)  # phase_of shall see each phase
+    config = replace(sampling_config, run=str(run), engine=engine, held_out=HeldOutConfig(), fault=fault)
     words = [sys.executable, "-m", "launch.cli", "rl", "demo"]
     words += options(asdict(config), asdict(RL_RECIPES["demo"]()))
     gpus = [{**FAST_NOTICE, "RAY_OVERRIDE_RESOURCES": f'{{"GPU": {count}}}'} for count in (1, 2, 2)]
@@ -100,7 +98,7 @@ def test_trainers_on_two_hosts_lose_the_host_of_an_engine(
         wait_until(lambda: (run / "metrics.jsonl").exists() or driver.poll() is not None, seconds=200)
         wait_until(lambda: driver.poll() is not None or len(rows(run)) >= 2, seconds=200)
         assert driver.poll() is None, tasks.output()
-        crash(hosts)
+        crash(hosts, run)
         assert tasks.wait(0, 1, seconds=200) == [0, 0], tasks.output()
         one, two, three = (host.address for host in hosts)
         plan = f"{one}: 1 trainers, 0 engines; {two}: 1 trainers, 1 engines; {three}: 0 trainers, 1 engines"
