@@ -132,6 +132,9 @@ class ComputeConfig:
     wgrad_fusion: Literal["auto", "on", "off"] = "auto"
     """Adds weight gradients to their buffer in the product that makes them; needs a compiled module of apex, which auto
     looks for."""
+    fp32_head: bool = False
+    """Multiply the last hidden states by the output layer in float32, where the model is in bf16. Takes memory for
+    logits twice as large and for a copy of the layer's weights. In RL with engine.fp32_head, as one alone is worse."""
     recompute: Literal["none", "mlp", "full"] = "none"
     """What the language model's layers compute again in the backward pass: nothing, their MLPs, or all."""
     recompute_vision: Literal["none", "full"] = "none"

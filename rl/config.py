@@ -41,8 +41,8 @@ class EngineConfig:
     """Keys and values an engine keeps where there is no GPU, in GiB."""
 
     fp32_head: bool = False
-    """Compute logits from the last hidden states in float32, where the model is in bf16. Needs a vLLM that can, as 0.32
-    does; with tied and untied weights."""
+    """Compute logits from the last hidden states in float32, where the model is in bf16, as compute.fp32_head does in
+    the trainer. Needs a vLLM that can, as 0.32 does."""
     weight_transfer: Literal["auto", "shared_memory", "collective"] = "auto"
     """How weights reach the engines: through shared memory of one machine, or by broadcasts over its network (gloo
     on CPUs, NCCL on GPUs); auto takes shared memory where all engines are on the machine of the trainer's rank 0."""
@@ -283,6 +283,7 @@ class RLConfig:
                 f"warn_mismatch={self.warn_at:g} must be from 0 to max_mismatch={self.max_mismatch:g}, past which "
                 "training stops; leave it out for half of that"
             )
+        self._check_heads()
         self._check_groups()
         multiple = self.pack_multiple
         longest = -(-self.engine.max_model_len // multiple) * multiple
@@ -290,6 +291,16 @@ class RLConfig:
             raise ValueError(
                 f"pack_length={self.pack_length} must hold the longest prompt and response, engine.max_model_len="
                 f"{self.engine.max_model_len} padded to a multiple of {multiple}; raise it to at least {longest}"
+            )
+
+    def _check_heads(self) -> None:
+        """Refuses logits that one side alone rounds to bf16, which sets the two further apart than if both do."""
+        trainer_rounds = self.precision == "bf16" and not self.compute.fp32_head
+        engine_rounds = self.engine.precision == "bf16" and not self.engine.fp32_head
+        if self.engine.fp32_head and trainer_rounds or self.compute.fp32_head and engine_rounds:
+            raise ValueError(
+                f"engine.fp32_head={self.engine.fp32_head} and compute.fp32_head={self.compute.fp32_head}: with logits "
+                "in float32 on one side alone, trainer and engine differ more than with both in bf16; set both or none"
             )
 
     def _check_groups(self) -> None:

@@ -39,7 +39,7 @@ def parity(
       omr parity runs/demo/model
       omr parity runs/demo/model --parallel.tp 2 --parallel.sp --json
       omr parity runs/demo/rl --engine --vllm.shards runs/demo/shards/test
-      omr parity models/Qwen2.5-VL-7B-Instruct --engine --vllm.engine.fp32_head
+      omr parity models/Qwen2.5-VL-7B-Instruct --engine --compute.fp32_head --vllm.engine.fp32_head
     """
     config = replace(config, model=_find_hf(config.model))
     processes = config.processes or config.parallel.model_parallel_size

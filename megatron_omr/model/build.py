@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from torch import Tensor
 
 from megatron_omr import cpu
 from megatron_omr.config import ComputeConfig, ParallelConfig
@@ -39,6 +42,10 @@ def build_model(
     """
     parallel.check_model(model)
     compute.check_model(model, parallel)
+    if compute.fp32_head and precision == "fp32":
+        raise ValueError(
+            "compute.fp32_head=True changes nothing with precision=fp32, which computes all in float32; drop one"
+        )
     backend = choose_backend(compute, precision=precision, cp=parallel.cp)
     shared = shared_fields(
         parallel,
@@ -74,6 +81,19 @@ def build_model(
             vp_stage=vp_stage,
         )
         language_model.rotary_pos_emb.inv_freq = rotary_frequencies(model)[0].to(cpu.device())
+        if compute.fp32_head and language_model.post_process:
+            _multiply_in_fp32(language_model.output_layer)
         set_up_fp8(language_model.decoder, compute.fp8, compute.fp8_bf16_layers)
         chunks.append(Qwen25VL(language_model, vision_model if is_first else None, model, ranks))
     return chunks
+
+
+def _multiply_in_fp32(output_layer: Any) -> None:
+    """Makes a ColumnParallelLinear compute in float32; its weights, and so their gradients, keep their precision."""
+    multiply = output_layer._forward_impl
+
+    def forward(*, input: Tensor, weight: Tensor, **how: Any) -> Tensor:
+        how["gradient_accumulation_fusion"] = False  # the weights that are multiplied are a copy
+        return multiply(input=input.float(), weight=weight.float(), **how)
+
+    output_layer._forward_impl = forward

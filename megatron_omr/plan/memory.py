@@ -81,7 +81,7 @@ def _plan_stage(
     )
     patches = most + (held[0] - 1) * usual  # of the packs in flight
     static = _static(task, parallel, dp, chunks)
-    logits = tokens * model.vocab_size / parallel.tp * 2 * e + (1 + task.with_entropy) * _LOGITS_CHUNK
+    logits = _logits(task, layout, tokens)
     hidden = tokens * model.hidden_size * e
     # the embeddings of the whole pack: looked up, with the images, this rank's own
     inputs = 3 * hidden * parallel.cp + patches * parallel.cp * _UINT8_PATCH + most * _FLOAT_PATCH
@@ -101,6 +101,14 @@ def _plan_stage(
         + _fp8_copies(task.model, layout, sum(c.num_layers for c in chunks)),
         reserve=_reserve(task, assume),
     )
+
+
+def _logits(task: Task, layout: Layout, tokens: float) -> float:
+    """Returns the bytes of the logits, their gradient and chunks in float32, and of a head in float32 with its own."""
+    columns, in_fp32 = task.model.vocab_size / layout.parallel.tp, layout.compute.fp32_head
+    head = 2 * 4 * columns * task.model.hidden_size if in_fp32 else 0.0
+    each = 4 if in_fp32 else task.element
+    return tokens * columns * 2 * each + head + (1 + task.with_entropy) * _LOGITS_CHUNK
 
 
 def _reserve(task: Task, assume: AssumeConfig) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.types import SampleRef
-from megatron_omr.config import ParityConfig
+from megatron_omr.config import ComputeConfig, ParityConfig
 from rl.config import EngineConfig
 from rl.mismatch.measure import Compared
 from rl.parity.compare import build_report, format_report
@@ -58,6 +58,18 @@ def test_report_names_the_worst_token_and_judges_the_mean(tiny_hf: Path, limit: 
 def test_head_in_float32_is_of_models_in_bf16() -> None:
     with pytest.raises(ValueError, match="engine.fp32_head=True changes nothing with engine.precision=fp32"):
         replace(EngineConfig(precision="fp32"), fp32_head=True)
+
+
+@pytest.mark.parametrize("compute", [ComputeConfig(fp32_head=True), ComputeConfig()])
+def test_head_in_float32_on_one_side_alone_is_refused(compute: ComputeConfig) -> None:
+    parity = ParityConfig(model="", compute=compute)
+    same, other = (
+        EngineParityConfig(engine=EngineConfig(max_model_len=4_096, fp32_head=head))
+        for head in (compute.fp32_head, not compute.fp32_head)
+    )
+    same.build_run(parity)
+    with pytest.raises(ValueError, match="on one side alone, trainer and engine differ more"):
+        other.build_run(parity)
 
 
 @pytest.mark.heavy
