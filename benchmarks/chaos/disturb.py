@@ -69,6 +69,7 @@ class Disturber:
         """Takes a driver that was not started; what it starts must find no other parent than this process."""
         self._driver, self._judge, self._run = driver, judge, run
         self._left = list(strikes)
+        self._before = list_children(os.getpid())  # not of the run; a test's fork server, say
         self.report = Report()
         self._later: list[tuple[float, Callable[[], object]]] = []  # what is to be done, and when
         self._began = self._ready = self._moved = time.monotonic()
@@ -104,7 +105,7 @@ class Disturber:
     def _look(self) -> None:
         now = time.monotonic()
         if now >= self._collects:
-            collect_ended(self._ours)
+            collect_ended(self._kept)
             self._collects = now + COLLECT_SECONDS
         due = [act for when, act in self._later if when <= now]
         self._later = [(when, act) for when, act in self._later if when > now]
@@ -183,7 +184,7 @@ class Disturber:
 
     def _check_left(self, when: str, find: Callable[[], list[psutil.Process]], seconds: float) -> None:
         def look() -> list[psutil.Process]:
-            collect_ended(self._ours)
+            collect_ended(self._kept)
             return find()
 
         left = wait_for_end(look, seconds)
@@ -194,6 +195,16 @@ class Disturber:
         """The children that this process started itself."""
         return {self._driver.process.pid} | ({self._judge.process.pid} if self._judge else set())
 
+    @property
+    def _kept(self) -> set[int]:
+        """The children whose exit codes others take."""
+        return self._ours | {process.pid for process in self._before}
+
     def _others(self) -> list[psutil.Process]:
         """Returns the processes that came of the run, without the driver and the judge."""
-        return [process for process in list_children(os.getpid()) if process.pid not in self._ours]
+        before = {child for process in self._before for child in (process, *list_children(process.pid))}
+        return [
+            process
+            for process in list_children(os.getpid())
+            if process.pid not in self._ours and process not in before
+        ]
