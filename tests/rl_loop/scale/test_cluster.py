@@ -38,7 +38,8 @@ def test_every_prompt_is_answered_once_with_its_own_responses(
     for prompt, future in zip(prompts, futures, strict=True):
         lengths = SHORT.draw(prompt.ref.offset, 3).tolist()
         assert [len(rollout.token_ids) for rollout in future.result().rollouts] == lengths
-    assert manager.restarts == cluster.died
+    # those that die when nobody waits any more are not seen
+    assert 0 <= cluster.died - manager.restarts <= num_engines
 
 
 def test_the_manager_keeps_all_slots_busy_while_prompts_wait() -> None:
