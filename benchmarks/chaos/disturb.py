@@ -25,6 +25,7 @@ from benchmarks.chaos.parts import (
     wait_for_end,
 )
 from benchmarks.chaos.plan import NEVER, Strike
+from data_pipeline.files import read_json
 from megatron_omr.train.metrics import read_json_lines
 
 LOOK_SECONDS, COLLECT_SECONDS = 0.1, 2.0
@@ -134,11 +135,14 @@ class Disturber:
         self._rows = rows
 
     def _strike(self) -> None:
-        """Makes the first strike that is left for which there is a process."""
+        """Makes the first strike that is due for which there is a process."""
         parts = self._driver.find_parts()
+        if not self._holds_run():  # a start beside it would not be refused
+            del parts["driver"]
         if self._judge is not None:
             parts["judge"] = [psutil.Process(self._judge.process.pid)]
-        strike = next((strike for strike in self._left if strike.kind in parts), None)
+        due = (strike for strike in self._left if strike.step <= self._rows)
+        strike = next((strike for strike in due if strike.kind in parts), None)
         if strike is None:
             return
         victim = parts[strike.kind][len(self.report.done) % len(parts[strike.kind])]
@@ -157,12 +161,19 @@ class Disturber:
         elif strike.signal == "SIGSTOP" and strike.kind == "driver":
             self._later.append((now + STOPPED_FOR, lambda: self._start_beside(victim)))
 
+    def _holds_run(self) -> bool:
+        """Returns whether the driver has come so far that the run is its own."""
+        try:
+            return read_json(self._run / "lock")["pid"] == self._driver.process.pid
+        except (OSError, ValueError):  # there is none, or it is being written
+            return False
+
     def _start_beside(self, stopped: psutil.Process) -> None:
         """Starts the command of a driver that is stopped a second time, which must say so; then kills the first."""
         if not is_alive(stopped):
             return
         second = subprocess.run(
-            self._driver.command, env=self._driver.environment, capture_output=True, text=True, timeout=600
+            self._driver.command, env=self._driver.environment, capture_output=True, text=True, timeout=120
         )
         if second.returncode == 0 or str(stopped.pid) not in second.stderr:
             words = second.stderr.strip()[-300:]
