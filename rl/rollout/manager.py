@@ -28,6 +28,8 @@ R = TypeVar("R")
 OnReply = Callable[[Prompt, Responses], object]
 """Is told the responses to a prompt, or its fault."""
 
+LOOK_SECONDS = 10.0
+"""The most that counts of the time between two looks at what engines do: a driver that was itself stopped saw nothing."""
 WAIT_SECONDS = 1.0
 """Between two looks at the trainer, at engines that hang, and at new ones that have started."""
 
@@ -303,10 +305,12 @@ class RolloutManager(Generic[E]):
     def _look_for_hangs(self) -> None:
         """Replaces engines that have made no token for too long, once a second; with over 100 less often."""
         now = self._calls.clock()
-        if now - self._looked_at < WAIT_SECONDS * max(1.0, len(self._members) / 100):
+        passed = now - self._looked_at
+        if passed < WAIT_SECONDS * max(1.0, len(self._members) / 100):
             return
         self._looked_at = now
         for member in list(self._members):
+            member.forgive(passed - LOOK_SECONDS, now)
             limit = self._timeout if member.has_started else self._start_timeout
             if member.is_hanging(now, limit):
                 option = "token_timeout" if member.has_started else "start_timeout"

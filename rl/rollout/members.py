@@ -96,6 +96,10 @@ class Member(Generic[E]):
         self.idle_from = now
         return idle
 
+    def forgive(self, seconds: float, now: float) -> None:
+        """Leaves out seconds, if above 0, of the time in which it did nothing."""
+        self.moved_at = min(now, self.moved_at + max(0.0, seconds))
+
     def is_hanging(self, now: float, limit: float) -> bool:
         is_busy = bool(self.jobs) or not self.has_started
         return is_busy and not self.is_updating and now - self.moved_at > limit

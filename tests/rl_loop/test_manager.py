@@ -297,6 +297,9 @@ def test_engine_without_a_token_for_too_long_is_replaced_and_those_that_work_idl
         manager.pump_once(0)
     futures = manager.submit(requests(2))
     works, hangs, idles = park.started
+    now[0] += 1_000  # all are stopped, and go on
+    manager.pump_once(0)
+    assert manager.restarts == 0
     for _ in range(7):
         now[0] += 10
         works.finished += 1  # it makes tokens
