@@ -29,7 +29,7 @@ OnReply = Callable[[Prompt, Responses], object]
 """Is told the responses to a prompt, or its fault."""
 
 LOOK_SECONDS = 10.0
-"""The most that counts of the time between two looks at what engines do: a driver that was itself stopped saw nothing."""
+"""Most that counts of the time between two looks at what engines do: a driver that was itself stopped saw nothing."""
 WAIT_SECONDS = 1.0
 """Between two looks at the trainer, at engines that hang, and at new ones that have started."""
 
