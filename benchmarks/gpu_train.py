@@ -55,7 +55,14 @@ GPU_CASES = {
     "fp8 tensorwise": ComputeConfig(fp8="tensorwise"),
     "fp8 blockwise": ComputeConfig(fp8="blockwise"),
     "fp8 mxfp8": ComputeConfig(fp8="mxfp8"),
+    "fp8 tensorwise, all recomputed": ComputeConfig(
+        fp8="tensorwise", recompute="full", recompute_vision="full"
+    ),
+    "fp8 blockwise, all recomputed": ComputeConfig(
+        fp8="blockwise", recompute="full", recompute_vision="full"
+    ),
 }
+TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +109,10 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             "device": cpu.device_name(),
             "size": asdict(size) | {"folder": size.name},
         }
-        for kind, side in (("images", size.image_side), ("text", 0)):
+        for kind in options.samples:
+            side = size.image_side if kind == "images" else 0
             samples = draw_samples(shape, num_tokens=size.num_tokens, longest=size.longest, image_side=side)
-            result[kind] = measure_all(size, shape, ranks, samples)
+            result[kind] = measure_all(size, shape, ranks, samples, options.cases)
         parallel.shutdown()
     if options.out:
         options.out.write_text(to_json({"environment": describe_environment(), **result}, indent=2) + "\n")
@@ -120,6 +128,10 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=0, help="of the language model; 0: as many as fit")
     parser.add_argument("--tokens", type=int, default=8_192, help="in a step")
     parser.add_argument("--steps", type=int, default=5, help="timed of each case")
+    parser.add_argument(
+        "--cases", nargs="+", choices=[*GPU_CASES, TRANSFORMERS], default=[*GPU_CASES, TRANSFORMERS]
+    )
+    parser.add_argument("--samples", nargs="+", choices=["images", "text"], default=["images", "text"])
     parser.add_argument("--out", type=Path, help="file of the result; default: benchmarks/results")
     options = parser.parse_args(argv)
     if cpu.device() != "cuda" and not options.tiny:
@@ -149,7 +161,10 @@ def choose_size(options: argparse.Namespace, scratch: Path) -> Size:
     folder = CONFIGS / options.model
     work = {"num_tokens": options.tokens, "longest": 8_192, "image_side": 16}
     layers = options.layers or count_layers_that_fit(
-        ModelConfig.from_hf(folder), torch.cuda.get_device_properties(0).total_memory, **work
+        ModelConfig.from_hf(folder),
+        [GPU_CASES[name] for name in options.cases if name != TRANSFORMERS],
+        torch.cuda.get_device_properties(0).total_memory,
+        **work,
     )
     return Size(
         name=options.model,
@@ -162,28 +177,33 @@ def choose_size(options: argparse.Namespace, scratch: Path) -> Size:
     )
 
 
-def count_layers_that_fit(model: ModelConfig, num_bytes: int, **work: int) -> int:
-    """Returns the layers with which the largest case fits the GPU's memory by the plan; `work` as of draw_samples."""
+def count_layers_that_fit(
+    model: ModelConfig, cases: Sequence[ComputeConfig], num_bytes: int, **work: int
+) -> int:
+    """Returns the layers with which all cases fit the GPU's memory by the plan; `work` as of draw_samples."""
     samples = draw_samples(model, **work)
     room = num_bytes / 2**30 - RESERVE_GIB
 
     def fits(layers: int) -> bool:
         shape = replace(model, num_layers=layers)
-        return plan_step(shape, GPU_CASES["fp8 tensorwise"], samples, "bf16")["total"] <= room
+        return all(plan_step(shape, compute, samples, "bf16")["total"] <= room for compute in cases)
 
     return next((layers for layers in range(model.num_layers, 3, -1) if fits(layers)), 3)
 
 
 def measure_all(
-    size: Size, shape: ModelConfig, ranks: Ranks, samples: Sequence[Example]
+    size: Size, shape: ModelConfig, ranks: Ranks, samples: Sequence[Example], names: Sequence[str]
 ) -> dict[str, object]:
-    """Returns every case, transformers, and the ratios to it, on these samples."""
+    """Returns the named cases, and the ratios to each other, on these samples."""
     grids = [sample.image_grid_thw.tolist() for sample in samples]
     flops = train_step_flops(shape, [len(s) for s in samples], [tuple(g) for grid in grids for g in grid])
     found: dict[str, object] = {"samples": len(samples), "tokens": sum(map(len, samples)), "flops": flops}
     cases: dict[str, object] = {}
     seconds: dict[str, float] = {}
-    for name, compute in GPU_CASES.items():
+    for name in names:
+        if name == TRANSFORMERS:
+            continue
+        compute = GPU_CASES[name]
         try:
             measured = measure_ours(size, shape, ranks, samples, compute, flops)
         except (
@@ -196,15 +216,19 @@ def measure_all(
         cases[name], seconds[name] = asdict(measured), measured.seconds
         emulated = compute.fp8 != "off" and cpu.device() != "cuda"
         print(describe_case(f"{name}, emulated" if emulated else name, measured), flush=True)
-    theirs, attention = measure_transformers(size, samples, flops)
-    print(describe_case(f"transformers, {attention}", theirs), flush=True)
-    return found | {
+    found |= {
         "ours": cases,
-        "transformers": asdict(theirs) | {"attention": attention},
-        "times_transformers_speed": {name: round(theirs.seconds / s, 3) for name, s in seconds.items()},
         "times_speed_without_fp8": {
             name: round(seconds["fp8 off"] / s, 3) for name, s in seconds.items() if "fp8 off" in seconds
         },
+    }
+    if TRANSFORMERS not in names:
+        return found
+    theirs, attention = measure_transformers(size, samples, flops)
+    print(describe_case(f"transformers, {attention}", theirs), flush=True)
+    return found | {
+        "transformers": asdict(theirs) | {"attention": attention},
+        "times_transformers_speed": {name: round(theirs.seconds / s, 3) for name, s in seconds.items()},
     }
 
 

@@ -39,6 +39,9 @@ class EngineConfig:
     """Fraction of a GPU's memory that the engine on it may take."""
     cpu_kv_cache_gib: float = 1.0
     """Keys and values an engine keeps where there is no GPU, in GiB."""
+    eager: bool = False
+    """Start without compiling kernels and recording CUDA graphs: a minute earlier, but slower in generating. Engines on
+    CPUs always do."""
 
     fp32_head: bool = False
     """Compute logits from the last hidden states in float32, where the model is in bf16, as compute.fp32_head does in

@@ -387,7 +387,11 @@ def _hardware_settings(config: EngineConfig, sleeps: bool) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": sleeps}
+        return {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enforce_eager": config.eager,
+            "enable_sleep_mode": sleeps,
+        }
     return {
         "kv_cache_memory_bytes": int(config.cpu_kv_cache_gib * 2**30),
         "enforce_eager": True,

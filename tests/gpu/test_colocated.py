@@ -57,7 +57,7 @@ def test_engine_leaves_the_gpu_and_returns(tiny_hf: Path, tmp_path: Path) -> Non
         model=str(tiny_hf),
         shards=str(tmp_path / "shards"),
         pack_length=1024,
-        engine=EngineConfig(max_model_len=512, max_num_seqs=64, gpu_memory_utilization=0.2),
+        engine=EngineConfig(max_model_len=512, max_num_seqs=64, gpu_memory_utilization=0.2, eager=True),
         rollout=RolloutConfig(placement="colocated"),
         sampling=replace(SamplingConfig(), max_tokens=8),
     )

@@ -24,15 +24,16 @@ def test_engine_computes_with_the_weights_that_a_gpu_sent(tiny_hf: Path, tmp_pat
 
     import torch
 
+    from rl.rollout.engine import Engine
     from tests.helpers.weights import sent, update_engine
-    from tests.rl_loop.test_engine import Oracle, SwitchableEngine, engine_config, generate, questions
+    from tests.rl_loop.test_engine import Oracle, engine_config, generate, questions
 
     shards = tmp_path / "shards"
     write_shards(digit_samples("test", 4, 0), shards)
     config = engine_config(tiny_hf, shards, temperature=1.0)
-    engine_settings = replace(config.engine, precision="bf16", gpu_memory_utilization=0.2)
+    engine_settings = replace(config.engine, precision="bf16", gpu_memory_utilization=0.2, eager=True)
     engine, oracle = (
-        SwitchableEngine(replace(config, engine=engine_settings)),
+        Engine(replace(config, engine=engine_settings)),
         Oracle(tiny_hf, shards),
     )
     prompts = questions(tiny_hf, shards)

@@ -28,7 +28,7 @@ def test_whole_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
     result = read_json(tmp_path / "result.json")
     for kind in ("images", "text"):
         cases = result[kind]["ours"]
-        assert set(cases) == set(result[kind]["times_transformers_speed"]) and len(cases) == 6
+        assert set(cases) == set(result[kind]["times_transformers_speed"]) and len(cases) == 8
         for case in [*cases.values(), result[kind]["transformers"]]:
             assert case["seconds"] > 0 and case["mfu"] is case["mfu_fp8"] is case["peak_gib"] is None
         planned = {name: case["planned_gib"]["total"] for name, case in cases.items()}
@@ -41,9 +41,11 @@ def test_whole_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("gib", "least", "most"), [(79.1, 12, 24), (139.8, 36, 36)])
 def test_layers_fit_the_memory_of_a_gpu(gib: float, least: int, most: int) -> None:
     """With all activations kept, an H100 holds some of 3B's layers, and an H200 all 36."""
-    from benchmarks.gpu_train import count_layers_that_fit
+    from benchmarks.gpu_train import GPU_CASES, count_layers_that_fit
     from megatron_omr.plan.shapes import published_shape
 
     model = published_shape("Qwen2.5-VL-3B-Instruct")
     work = {"num_tokens": 8_192, "longest": 8_192, "image_side": 16}
-    assert least <= count_layers_that_fit(model, int(gib * 2**30), **work) <= most
+    assert (
+        least <= count_layers_that_fit(model, [GPU_CASES["fp8 tensorwise"]], int(gib * 2**30), **work) <= most
+    )
