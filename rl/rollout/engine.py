@@ -27,7 +27,7 @@ from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts.stream import load_prompt_limits
 from rl.rollout.calls import Report, Request
-from rl.rollout.sleep import Tag, fall_asleep, wake_up
+from rl.rollout.device import Tag, fall_asleep, hardware_settings, wake_up
 from rl.rollout.spans import Cut, count_spans
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.digest import digest_worker, join_ranks
@@ -354,7 +354,7 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool, sleeps:
         async_scheduling=False,
         logprobs_mode="raw_logprobs" if exact else "processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
-        **_hardware_settings(config, sleeps),
+        **hardware_settings(config, sleeps=sleeps),
     )
     if config.fp32_head:
         _check_head(llm)
@@ -381,24 +381,3 @@ def _keep_images() -> None:
     from vllm.v1.core.sched import output
 
     setattr(output, "strip_covered_mm_data", lambda features, *_, **__: features)  # noqa: B010
-
-
-def _hardware_settings(config: EngineConfig, sleeps: bool) -> dict[str, Any]:
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return {
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "enforce_eager": config.eager,
-            "enable_sleep_mode": sleeps,
-        }
-    return {
-        "kv_cache_memory_bytes": int(config.cpu_kv_cache_gib * 2**30),
-        "enforce_eager": True,
-        "skip_mm_profiling": True,  # it would run the vision tower on the largest image
-        # vLLM rewinds the generator of a seeded request whose prompt it cuts, which CPU generators cannot do
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(2048, config.max_model_len),
-        # only whole blocks are shared by the responses to one prompt: 128, the default, exceeds short prompts
-        "block_size": 32,
-    }

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from rl.config import EvalConfig, RLConfig
 from rl.rollout.calls import EngineDied, Report, Request
+from rl.rollout.device import Tag
 from rl.rollout.engine import Engine
-from rl.rollout.sleep import Tag
 from rl.types import Responses
 
 R = TypeVar("R")
