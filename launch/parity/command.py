@@ -50,7 +50,10 @@ def parity(
         return
     if launched_by_cluster():
         raise ValueError("omr parity --engine starts its own processes; start it without torchrun or srun")
-    check_served(ModelConfig.from_hf(config.model), config.model, vllm.engine.tp)
+    model = ModelConfig.from_hf(config.model)
+    check_served(model, config.model, vllm.engine.tp)
+    length = min(vllm.engine.max_model_len, model.max_position_embeddings)  # vLLM refuses more
+    vllm = replace(vllm, engine=replace(vllm.engine, max_model_len=length))
     from rl.parity.ask import ask
 
     with TemporaryDirectory() as folder:

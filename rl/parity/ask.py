@@ -43,7 +43,11 @@ def _ask(config: RLConfig, limit: int) -> Asked:
     questions = read_prompts(config.shards, load_prompt_limits(config), limit)
     check_any(config.shards, questions)
     prompts = [prompt for prompt, fault in questions if not fault]
-    with closing(Engine(config)) as engine:
+    try:
+        engine = Engine(config)
+    except ValueError as error:  # pydantic's, which vLLM raises, cannot be sent to another process
+        raise ValueError(str(error)) from None
+    with closing(engine):
         replies = engine.generate(prompts, config.sampling, 0)
     rollouts = (
         TrainRollout(

@@ -1,4 +1,4 @@
-"""Trainer and engine leave a GPU to each other. Written without one."""
+"""Trainer and engine leave a GPU to each other."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Transformer Engine against the local layers, FP8 against BF16, images in packs, and checkpoints from and to CPU.
 
-The bands are guesses: on an H200 all held but that of fp8=tensorwise, which failed in one of two runs.
+The bands are guesses: on an H200 all held, but that of fp8=tensorwise failed in one of three runs.
 """
 
 from __future__ import annotations
