@@ -28,8 +28,6 @@ R = TypeVar("R")
 OnReply = Callable[[Prompt, Responses], object]
 """Is told the responses to a prompt, or its fault."""
 
-LOOK_SECONDS = 10.0
-"""Most that counts of the time between two looks at what engines do: a driver that was itself stopped saw nothing."""
 WAIT_SECONDS = 1.0
 """Between two looks at the trainer, at engines that hang, and at new ones that have started."""
 
@@ -309,12 +307,8 @@ class RolloutManager(Generic[E]):
         if passed < WAIT_SECONDS * max(1.0, len(self._members) / 100):
             return
         self._looked_at = now
-        for member in list(self._members):
-            member.forgive(passed - LOOK_SECONDS, now)
-            limit = self._timeout if member.has_started else self._start_timeout
-            if member.is_hanging(now, limit):
-                option = "token_timeout" if member.has_started else "start_timeout"
-                self._replace(member, EngineDied(f"it made no token for {limit:g} s (engine.{option})"))
+        for member, why in self._members.find_hanging(now, passed, self._timeout, self._start_timeout):
+            self._replace(member, EngineDied(why))
 
     def _replace(self, member: Member[E], error: EngineDied, doing: str = "") -> None:
         """Ends an engine, queues its prompts before all others, and starts one in its place."""

@@ -18,6 +18,8 @@ LOOK_AHEAD = 8
 """An engine is asked for 1/8 more responses than it has slots, or one prompt more: it never waits for the next."""
 RATE_SECONDS = 2.0
 """Over which tokens per second are counted."""
+LOOK_SECONDS = 10.0
+"""The most that counts of the time between two looks for engines that hang: a driver that was stopped saw nothing."""
 
 
 @dataclass(eq=False, slots=True)
@@ -210,6 +212,23 @@ class Members(Generic[E]):
                 return member
             heapq.heappop(self._heap)
         return None
+
+    def find_hanging(
+        self, now: float, passed: float, timeout: float, start_timeout: float
+    ) -> list[tuple[Member[E], str]]:
+        """Returns engines that have made no token for too long, and what to say of it.
+
+        Args:
+            passed: seconds since the last look.
+        """
+        found = []
+        for member in self:
+            member.forgive(passed - LOOK_SECONDS, now)
+            limit = timeout if member.has_started else start_timeout
+            if member.is_hanging(now, limit):
+                option = "token_timeout" if member.has_started else "start_timeout"
+                found.append((member, f"it made no token for {limit:g} s (engine.{option})"))
+        return found
 
     def describe(self) -> list[EngineState]:
         states = {member.number: member.describe() for member in self} | self._absent
