@@ -87,6 +87,7 @@ class Oracle:
     def run(self, packs: list[list[Example]]) -> None:
         """Computes `logits`, `loss` and `grad_norm`."""
         self._model.to(cpu.device())
+        torch.backends.cudnn.allow_tf32 = False  # it would round what the convolution over patches multiplies
         loss_sum, count = 0.0, 0.0
         for pack in packs:
             self.logits.append([])
