@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.environment import write_result
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.chat_format import ChatFormat
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
 from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.files import to_json
 from data_pipeline.loader.config import LoaderConfig
@@ -66,7 +66,11 @@ def link_shards(index: ShardIndex, folder: Path, count: int) -> None:
 def measure(folder: str) -> dict[str, float]:
     """Returns the costs of one folder, in this process."""
     encoder = ChatEncoder(
-        ModelLimits(chat=ChatFormat(train_tokenizer(digit_texts(), TinyConfig())), image=ImageConfig())
+        ModelLimits(
+            chat=ChatFormat(train_tokenizer(digit_texts(), TinyConfig())),
+            image=ImageConfig(),
+            patches=QWEN2_5_VL_PATCHES,
+        )
     )
     config = LoaderConfig(shards=folder, global_batch_size=32, pack_length=8_192, num_workers=0)
     encoder.encode(

@@ -31,7 +31,7 @@ from benchmarks.environment import write_result
 from data_pipeline.encode import images
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.chat_format import ChatFormat
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
 from data_pipeline.encode.images import final_size
 from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.loader.config import LoaderConfig
@@ -51,7 +51,11 @@ def main() -> dict[str, object]:
     """Measures, prints, writes benchmarks/results/loader.json, and returns its content."""
     torch.set_num_threads(1)
     encoder = ChatEncoder(
-        ModelLimits(chat=ChatFormat(train_tokenizer(digit_texts(), TinyConfig())), image=ImageConfig())
+        ModelLimits(
+            chat=ChatFormat(train_tokenizer(digit_texts(), TinyConfig())),
+            image=ImageConfig(),
+            patches=QWEN2_5_VL_PATCHES,
+        )
     )
     corpora = {"digits": digit_samples("train", 40 * BATCH, 0), "photographs": photographs(10 * BATCH)}
     results: dict[str, dict[str, float]] = {}

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.environment import write_result
 from data_pipeline.encode.chat import ChatEncoder
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
 from data_pipeline.encode.images import normalise
 from data_pipeline.loader.packing import merge
 from data_pipeline.sources.digits import digit_samples, digit_texts
@@ -144,7 +144,7 @@ def transformers_step(model: str, examples: Sequence[Example], pad_token_id: int
         "input_ids": ids,
         "attention_mask": mask,
         "labels": ids.masked_fill(learned == 0, -100),
-        "pixel_values": normalise(torch.cat([e.pixels for e in examples])),
+        "pixel_values": normalise(torch.cat([e.pixels for e in examples]), QWEN2_5_VL_PATCHES),
         "image_grid_thw": torch.cat([e.image_grid_thw for e in examples]),
         "mm_token_type_ids": (ids == hf.config.image_token_id).int(),
     }

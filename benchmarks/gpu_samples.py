@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from data_pipeline.encode.images import PATCH_PIXELS
 from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.types import Example
 from megatron_omr.model_config import ModelConfig
@@ -55,7 +54,10 @@ def _draw_sample(model: ModelConfig, num_text: int, side: int, generator: torch.
             ids, grid, image_token_id=model.image_token_id, spatial_merge_size=merge
         ),
         pixels=torch.randint(
-            256, (int(grid.prod(dim=1).sum()), PATCH_PIXELS), generator=generator, dtype=torch.uint8
+            256,
+            (int(grid.prod(dim=1).sum()), model.family.patches.num_bytes),
+            generator=generator,
+            dtype=torch.uint8,
         ),
         image_grid_thw=grid,
     )

@@ -27,6 +27,7 @@ import torch
 from benchmarks.environment import describe_environment, write_result
 from benchmarks.gpu_plan import plan_step
 from benchmarks.gpu_samples import draw_samples
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES
 from data_pipeline.encode.images import normalise
 from data_pipeline.files import to_json
 from data_pipeline.loader.packing import merge
@@ -355,7 +356,7 @@ def measure_transformers(size: Size, samples: Sequence[Example], flops: float) -
         for batch in batches:
             inputs = {name: value.to(cpu.device()) for name, value in batch.items()}
             if "pixel_values" in inputs:
-                inputs["pixel_values"] = normalise(inputs["pixel_values"]).to(model.dtype)
+                inputs["pixel_values"] = normalise(inputs["pixel_values"], QWEN2_5_VL_PATCHES).to(model.dtype)
             model(**inputs, num_items_in_batch=num_learned).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
         optimizer.step()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.encode.config import ImageConfig
-from data_pipeline.encode.images import PATCH, final_size
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
+from data_pipeline.encode.images import final_size
 
 QUANTILES = ((0.0, 26), (0.25, 102), (0.5, 180), (0.75, 464), (0.95, 3_318), (1.0, 16_483))
 PACK_LENGTH = 61_440
@@ -59,4 +59,5 @@ def _draw_grid(rng: np.random.Generator) -> tuple[int, int, int]:
     area = 100**2 * (_IMAGE.max_pixels / 100**2) ** (rng.random() ** 2)
     aspect = 2 ** rng.uniform(-1, 1)
     width, height = final_size(round((area * aspect) ** 0.5), round((area / aspect) ** 0.5), _IMAGE)
-    return 1, height // PATCH, width // PATCH
+    side = QWEN2_5_VL_PATCHES.side
+    return 1, height // side, width // side

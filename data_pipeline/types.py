@@ -71,7 +71,7 @@ class Example:
     input_ids: Tensor  # [T] int64, image pads expanded to one per merged patch group
     loss_mask: Tensor  # [T] float32
     position_ids: Tensor  # [3, T] int64, M-RoPE (time, height, width)
-    pixels: Tensor  # [P, 14 * 14 * 3] uint8, see images.py
+    pixels: Tensor  # [P, side * side * 3] uint8, see images.py
     image_grid_thw: Tensor  # [I, 3] int64, in patches
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class PackedBatch:
     position_ids: Tensor  # [3, T] int64
     cu_seqlens: Tensor  # [S + 1] int32, 0 = first
     real_lens: Tensor  # [S] int64, tokens of each sequence without padding; 0: a blank one
-    pixels: Tensor  # [P, 14 * 14 * 3] uint8 (P = 0 for text only)
+    pixels: Tensor  # [P, side * side * 3] uint8 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
     parents: Tensor | None = None  # [S] int64, the sequence that each continues or -1; None: all are -1
 

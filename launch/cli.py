@@ -110,11 +110,12 @@ def demo(config: Annotated[DemoConfig, FLAT]) -> None:
 def tiny(config: Annotated[TinyRunConfig, FLAT]) -> None:
     """Make an untrained small model for shards, with a tokenizer of their texts: omr tiny SHARDS OUT.
 
-    OUT is a complete Hugging Face folder of a Qwen2.5-VL in fp32, small enough to learn on a laptop. Every size can
+    OUT is a complete Hugging Face folder in fp32, small enough to learn on a laptop. Every size can
     be set; a wider vision tower sees more detail and costs more time.
 
     Examples:
       omr tiny shards/mine models/mine
+      omr tiny shards/mine models/qwen3 --family qwen3_vl
       omr tiny shards/mine models/wider --vision_hidden_size 128 --vision_intermediate_size 256
       omr sft demo --model models/mine --loader.shards shards/mine --run runs/mine
     """

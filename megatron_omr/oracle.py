@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.encode.images import PATCH_PIXELS, normalise
+from data_pipeline.encode.images import normalise
 from data_pipeline.encode.positions import mrope_position_ids
 from data_pipeline.types import Example, PackedBatch
 from megatron_omr import cpu
@@ -60,7 +60,9 @@ def draw_example(model: ModelConfig, name: str, num_images: int, generator: torc
         position_ids=mrope_position_ids(
             ids, grids, image_token_id=model.image_token_id, spatial_merge_size=merge_size
         ),
-        pixels=torch.randint(256, (num_patches, PATCH_PIXELS), generator=generator).to(torch.uint8),
+        pixels=torch.randint(256, (num_patches, model.family.patches.num_bytes), generator=generator).to(
+            torch.uint8
+        ),
         image_grid_thw=grids,
     )
 
@@ -70,12 +72,12 @@ class Oracle:
 
     def __init__(self, folder: str) -> None:
         """Loads the weights, in fp32, into the memory of the host."""
-        from transformers import Qwen2_5_VLForConditionalGeneration
+        from transformers import AutoModelForImageTextToText
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        self._model = model.eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self._model, self._patches = model.eval(), ModelConfig.from_hf(folder).family.patches
         self._tower: list[Tensor] = []
         self._model.model.visual.merger.ln_q.register_forward_hook(lambda *call: self._tower.append(call[2]))
         self.logits: list[list[Tensor]] = []  # [T, V] of each sample of each pack
@@ -110,7 +112,7 @@ class Oracle:
         if len(example.image_grid_thw):
             image = (ids == self._model.config.image_token_id).int()
             inputs |= dict(
-                pixel_values=normalise(example.pixels.to(cpu.device())),
+                pixel_values=normalise(example.pixels.to(cpu.device()), self._patches),
                 image_grid_thw=example.image_grid_thw.to(cpu.device()),
                 mm_token_type_ids=image,
             )
@@ -120,6 +122,6 @@ class Oracle:
     def vision(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Returns (tower output in window order, image embeddings)."""
         self._tower.clear()
-        pixel_values = normalise(batch.pixels)
+        pixel_values = normalise(batch.pixels, self._patches)
         embeddings = self._model.model.visual(pixel_values, batch.image_grid_thw).pooler_output
         return self._tower[0], embeddings

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault(
     "PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir()
@@ -62,6 +63,12 @@ def tiny_tied_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied Qwen3-VL, two of whose language layers take features of the vision tower."""
+    return make_tiny(tmp_path_factory.mktemp("qwen3"), tied=True, family="qwen3_vl", head_dim=48)
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """Headless Chromium; tests that use it are skipped where it is not installed."""
     chrome = start_browser(tmp_path_factory.mktemp("profile"))
@@ -92,9 +99,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"left out: {count} test{'s' * (count > 1)}: {reason}", yellow=True)
 
 
-def make_tiny(out: Path, *, tied: bool, **sizes: int) -> Path:
+def make_tiny(out: Path, *, tied: bool, **sizes: Any) -> Path:
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     from megatron_omr.tiny import TinyConfig, create_tiny_model
 
@@ -104,7 +111,7 @@ def make_tiny(out: Path, *, tied: bool, **sizes: int) -> Path:
         for b in range(20)
     ]
     create_tiny_model(out, texts, config=TinyConfig(tied=tied, **sizes))
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -6,6 +6,7 @@ Imports inside functions count like any other. Each rule also runs on a small tr
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -48,6 +49,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
     "megatron_omr": [
         *(
             "dtypes",
+            "families",
             "model_config",
             "flops",
             "config",
@@ -55,6 +57,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "cpu",
             "faults",
             "parallel",
+            "tiny_config",
             "tiny",
             "peers",
             "oracle",
@@ -153,8 +156,15 @@ PURE = (
 )
 HEAVY = ("torch", "ray", "vllm", "megatron", "transformers", "transformer_engine")
 CONFIGS = [
-    path.relative_to(ROOT).as_posix() for package in CHAIN for path in (ROOT / package).rglob("config.py")
-] + ["megatron_omr/model_config.py"]
+    path.relative_to(ROOT).as_posix()
+    for paths in (
+        *((ROOT / package).rglob("config.py") for package in CHAIN),
+        [ROOT / "megatron_omr" / "model_config.py"],
+        (ROOT / "megatron_omr" / "families").glob("[!_]*.py"),
+    )
+    for path in paths
+]
+LIGHT = re.compile(r".*\.(config|model_config|dtypes|files)|megatron_omr\.families(\..*)?")
 
 MAX_FILE, MAX_FUNCTION, MAX_PAGE, MAX_NESTING, MAX_FOLDER = 400, 60, 100, 3, 12
 PAGES = ("megatron_omr/sft.py", "rl/loop.py", "data_pipeline/curate/curate.py", "launch/demo.py")
@@ -346,9 +356,7 @@ def heavy_configs(sources: list[Source]) -> Iterator[str]:
     for source in sources:
         for found in imports(source) if source.path in CONFIGS else ():
             name = found.names[0]
-            light = name.split(".")[0] in sys.stdlib_module_names or name.endswith(
-                (".config", ".model_config", ".dtypes", ".files")
-            )
+            light = name.split(".")[0] in sys.stdlib_module_names or LIGHT.fullmatch(name)
             if not light:
                 yield f"{source.path}:{found.line}: a config must not import {name}"
 

@@ -34,7 +34,7 @@ class ChatEncoder:
 
     @classmethod
     def from_hf(cls, folder: str | Path, image: ImageConfig) -> ChatEncoder:
-        """Returns an encoder of samples of any length for a Qwen2.5-VL folder; raises as ModelLimits.from_hf."""
+        """Returns an encoder of samples of any length for a model's folder; raises as ModelLimits.from_hf."""
         return cls(ModelLimits.from_hf(folder, image))
 
     def encode(self, sample: Sample, loss_on: LossOn = "all") -> Example:
@@ -68,10 +68,11 @@ class ChatEncoder:
         return self._encode_prompt(sample, self.limits.tokenize_prompt(sample))
 
     def _encode_prompt(self, sample: Sample, tokens: PromptTokens) -> Example:
-        pixels, grids = vision.cut_patches(self._load_images(sample, tokens))
+        patches = self.limits.patches
+        pixels, grids = vision.cut_patches(self._load_images(sample, tokens), patches)
         ids = np.array(tokens.ids)
         repeats = np.ones_like(ids)
-        repeats[ids == self.image_token_id] = grids.numpy().prod(axis=1) // vision.MERGE**2
+        repeats[ids == self.image_token_id] = grids.numpy().prod(axis=1) // patches.merge**2
         input_ids = torch.from_numpy(ids.repeat(repeats))
         learned = np.array(tokens.learned or [False] * len(ids)).repeat(repeats)
         return Example(
@@ -79,14 +80,15 @@ class ChatEncoder:
             input_ids=input_ids,
             loss_mask=torch.from_numpy(learned.astype(np.float32)),
             position_ids=mrope_position_ids(
-                input_ids, grids, image_token_id=self.image_token_id, spatial_merge_size=vision.MERGE
+                input_ids, grids, image_token_id=self.image_token_id, spatial_merge_size=patches.merge
             ),
             pixels=pixels,
             image_grid_thw=grids,
         )
 
     def _load_images(self, sample: Sample, tokens: PromptTokens) -> list[np.ndarray]:
-        images = [vision.load_pixels(data, self.limits.image) for data in sample.images]
+        factor = self.limits.patches.token_side
+        images = [vision.load_pixels(data, self.limits.image, factor) for data in sample.images]
         for image, size in zip(images, tokens.image_sizes, strict=True):
             height, width, _ = image.shape
             if sorted((width, height)) != sorted(size):  # its orientation may turn it

@@ -50,7 +50,7 @@ class ChatFormat:
 
     @classmethod
     def from_hf(cls, folder: str | Path) -> ChatFormat:
-        """Returns the format of a Qwen2.5-VL folder.
+        """Returns the format of a model's folder.
 
         Raises:
             ValueError: with its tokenizer or template, trainer and engine would see different prompts.
@@ -192,7 +192,7 @@ class ChatFormat:
         if not whole.startswith(wanted):
             raise ValueError(
                 f"the chat template renders\n{whole!r}\nwhich does not begin with\n{wanted!r}\n"
-                "so an engine would see another conversation; use Qwen2.5-VL's template"
+                "so an engine would see another conversation; use the published template of the model"
             )
         if self.tokenize(prompt).count(self.image_token_id) != 1:
             raise ValueError(f"the chat template does not turn an image into one {IMAGE_TOKEN}: {prompt!r}")
@@ -220,7 +220,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Returns the folder's tokenizer, with the chat template from wherever transformers saved it.
 
     Raises:
-        ValueError: tokenizer or template are missing, or the tokens are not those of Qwen2.5-VL or of config.json.
+        ValueError: tokenizer or template are missing, or the tokens are not those of a Qwen-VL or of config.json.
     """
     from transformers import AutoTokenizer
 
@@ -235,12 +235,12 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if tokenizer.chat_template is None and template.is_file():
         tokenizer.chat_template = parse_json(template.read_bytes())["chat_template"]
     if tokenizer.chat_template is None:
-        raise ValueError(f"{folder} has no chat template; add chat_template.jinja of Qwen2.5-VL")
+        raise ValueError(f"{folder} has no chat template; add the model's chat_template.jinja")
     if None in (tokenizer.eos_token, tokenizer.pad_token) or IMAGE_TOKEN not in tokenizer.get_vocab():
         raise ValueError(
             f"the tokenizer of {folder} has eos_token={tokenizer.eos_token}, "
             f"pad_token={tokenizer.pad_token} and {len(tokenizer)} tokens; it must have both and "
-            f"{IMAGE_TOKEN}, as Qwen2.5-VL's"
+            f"{IMAGE_TOKEN}, as Qwen-VL's"
         )
     config, own = folder / "config.json", tokenizer.get_vocab()[IMAGE_TOKEN]
     named = parse_json(config.read_bytes()).get("image_token_id", own) if config.is_file() else own

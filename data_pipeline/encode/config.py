@@ -10,6 +10,34 @@ LossOn = Literal["all", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchFormat:
+    """How the image processor of a family of models cuts images into patches."""
+
+    side: int  # pixels of a patch's side
+    mean: tuple[float, float, float]  # of red, green and blue between 0 and 1
+    std: tuple[float, float, float]
+    merge: int = 2  # patches of a token's side
+    frames: int = 2  # of a patch; an image is repeated
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of a token's side."""
+        return self.side * self.merge
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a patch of an image; normalise() makes eight times as many of it."""
+        return 3 * self.side**2
+
+
+QWEN2_5_VL_PATCHES = PatchFormat(
+    side=14, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
+QWEN3_VL_PATCHES = PatchFormat(side=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PATCH_FORMATS = (QWEN2_5_VL_PATCHES, QWEN3_VL_PATCHES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageConfig:
     """Limits of image sizes; trainer and engine share them, so that they count the same tokens."""
 

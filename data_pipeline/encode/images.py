@@ -1,4 +1,4 @@
-"""Turns image files into pixels of their final size and then into patches, as Qwen2.5-VL's image processor does.
+"""Turns image files into pixels of their final size and then into patches, as Qwen-VL's image processors do.
 
 An image is decoded and resized here, for trainer and engine alike: the engine's own processor then finds nothing to
 resize, and both see the same pixels and count the same tokens. Legend: P patches, I images, H W height and width.
@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig, PatchFormat
 from data_pipeline.encode.image_header import image_format, read_turn
 from data_pipeline.errors import BadSample
 
@@ -27,18 +27,14 @@ try:
 except ImportError:  # Pillow gives the same pixels
     decode_jpeg = None
 
-PATCH, MERGE, TEMPORAL = 14, 2, 2
-"""Pixels of a patch's side, patches of a token's side, frames of a patch (an image is repeated)."""
-PATCH_PIXELS = 3 * PATCH * PATCH
-"""Bytes of a patch; normalise() makes eight times as many of it."""
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+USUAL_FACTOR = QWEN2_5_VL_PATCHES.token_side
+"""Pixels of a token's side where no model is known yet."""
 MAX_SOURCE_PIXELS = 89_478_485
 """Larger images count as decompression bombs and are not decoded (Pillow's own warning level)."""
 MAX_ASPECT_RATIO = 200
 
 
-def load_pixels(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) -> np.ndarray:
+def load_pixels(data: bytes, config: ImageConfig, factor: int = USUAL_FACTOR) -> np.ndarray:
     """Decodes an image file into RGB pixels [H, W, 3] uint8, upright and of their final size.
 
     Raises:
@@ -57,7 +53,7 @@ def load_pixels(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) -
     return pixels if size == (width, height) else _resize(pixels, size)
 
 
-def load_image(data: bytes, config: ImageConfig, factor: int = PATCH * MERGE) -> Image.Image:
+def load_image(data: bytes, config: ImageConfig, factor: int = USUAL_FACTOR) -> Image.Image:
     """Returns what load_pixels() does, as an image of Pillow's. Raises as load_pixels()."""
     return Image.fromarray(load_pixels(data, config, factor))
 
@@ -77,7 +73,7 @@ def scale_down(data: bytes, max_pixels: int) -> bytes:
     return file.getvalue()
 
 
-def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH * MERGE) -> tuple[int, int]:
+def final_size(width: int, height: int, config: ImageConfig, factor: int = USUAL_FACTOR) -> tuple[int, int]:
     """Returns Qwen's smart_resize: multiples of `factor` near the same shape, with an area within the limits.
 
     Raises:
@@ -102,35 +98,35 @@ def final_size(width: int, height: int, config: ImageConfig, factor: int = PATCH
     return sides[0], sides[1]
 
 
-def cut_patches(images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Cuts RGB images [H, W, 3] uint8 whose sides are multiples of 28 into patches.
+def cut_patches(images: Sequence[np.ndarray], patches: PatchFormat) -> tuple[Tensor, Tensor]:
+    """Cuts RGB images [H, W, 3] uint8 whose sides are multiples of `patches.token_side` into patches.
 
     Returns:
-        pixels [P, 14 * 14 * 3] uint8, the patches of a token next to each other, colours last;
+        pixels [P, side * side * 3] uint8, the patches of a token next to each other, colours last;
         image_grid_thw [I, 3] int64, in patches.
     """
     if not images:
-        return empty_patches()
-    found = [_patchify(image) for image in images]
+        return empty_patches(patches.num_bytes)
+    found = [_patchify(image, patches) for image in images]
     pixels = found[0] if len(found) == 1 else np.concatenate(found)
-    grids = [(1, image.shape[0] // PATCH, image.shape[1] // PATCH) for image in images]
+    grids = [(1, image.shape[0] // patches.side, image.shape[1] // patches.side) for image in images]
     return torch.from_numpy(pixels), torch.tensor(grids)
 
 
-def empty_patches() -> tuple[Tensor, Tensor]:
-    """Returns what cut_patches() returns for no image."""
-    return torch.empty(0, PATCH_PIXELS, dtype=torch.uint8), torch.empty(0, 3, dtype=torch.int64)
+def empty_patches(num_bytes: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns what cut_patches() returns for no image, with patches of so many bytes."""
+    return torch.empty(0, num_bytes, dtype=torch.uint8), torch.empty(0, 3, dtype=torch.int64)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """Returns patches [P, 14 * 14 * 3] uint8 as [P, 3 * 2 * 14 * 14] float32, with both frames, on the same device.
+def normalise(pixels: Tensor, patches: PatchFormat) -> Tensor:
+    """Returns patches [P, S * S * 3] uint8 as [P, 3 * 2 * S * S] float32, with both frames, on the same device.
 
     Equal to Hugging Face's pixel_values in every bit: values are looked up, not computed.
     """
-    tables = torch.from_numpy(_value_tables()).to(pixels.device)
+    tables = torch.from_numpy(_value_tables(patches)).to(pixels.device)
     row = 256 * torch.arange(3, device=pixels.device)[:, None]
-    values = tables.flatten()[pixels.view(-1, PATCH * PATCH, 3).mT.long() + row]
-    return values[:, :, None].expand(-1, -1, TEMPORAL, -1).flatten(1)
+    values = tables.flatten()[pixels.view(-1, patches.side**2, 3).mT.long() + row]
+    return values[:, :, None].expand(-1, -1, patches.frames, -1).flatten(1)
 
 
 def _decode(file: ImageFile.ImageFile, data: bytes) -> np.ndarray:
@@ -158,23 +154,23 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def _patchify(image: np.ndarray) -> np.ndarray:
-    """Returns the patches [P, 14 * 14 * 3] uint8 of an RGB image [H, W, 3].
+def _patchify(image: np.ndarray, patches: PatchFormat) -> np.ndarray:
+    """Returns the patches [P, side * side * 3] uint8 of an RGB image [H, W, 3].
 
-    A row of a patch is 42 consecutive bytes of the image: moving whole rows is much faster than moving bytes.
+    A row of a patch is 3 x side consecutive bytes of the image: moving whole rows is much faster than moving bytes.
     """
     height, width, _ = image.shape
-    step = PATCH * MERGE
-    pieces = np.ascontiguousarray(image).reshape(-1).view(f"V{3 * PATCH}")
-    blocks = pieces.reshape(height // step, MERGE, PATCH, width // step, MERGE)
+    side, merge, step = patches.side, patches.merge, patches.token_side
+    pieces = np.ascontiguousarray(image).reshape(-1).view(f"V{3 * side}")
+    blocks = pieces.reshape(height // step, merge, side, width // step, merge)
     blocks = blocks.transpose(0, 3, 1, 4, 2)  # token row, token column, patch row, patch column, y
-    return np.ascontiguousarray(blocks).view(np.uint8).reshape(-1, PATCH_PIXELS)
+    return np.ascontiguousarray(blocks).view(np.uint8).reshape(-1, patches.num_bytes)
 
 
 @cache
-def _value_tables() -> np.ndarray:
+def _value_tables(patches: PatchFormat) -> np.ndarray:
     """Returns the normalised values [3, 256] of each byte, with the processor's rounding: bytes are not scaled."""
-    mean, std = (255 * np.array(x, dtype=np.float32)[:, None] for x in (MEAN, STD))
+    mean, std = (255 * np.array(x, dtype=np.float32)[:, None] for x in (patches.mean, patches.std))
     return (np.arange(256, dtype=np.float32) - mean) / std
 
 

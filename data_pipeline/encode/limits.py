@@ -15,9 +15,9 @@ from typing import Self
 
 from data_pipeline.encode import images as vision
 from data_pipeline.encode.chat_format import ChatFormat
-from data_pipeline.encode.config import ImageConfig, LimitsConfig, LossOn
+from data_pipeline.encode.config import ImageConfig, LimitsConfig, LossOn, PatchFormat
 from data_pipeline.encode.image_header import image_size
-from data_pipeline.encode.processor import check_image_processor
+from data_pipeline.encode.processor import find_patches
 from data_pipeline.encode.turns import check_text, check_turns, split_response
 from data_pipeline.errors import BadSample
 from data_pipeline.types import Message, Sample
@@ -39,6 +39,7 @@ class ModelLimits:
 
     chat: ChatFormat
     image: ImageConfig
+    patches: PatchFormat
     max_tokens: int | None = None  # of a prompt, or a prompt with its response; None: any number
     max_images: int | None = None  # of a sample; None: any number
     tokens_field: str = "max_tokens"  # names of the options that set them, for messages
@@ -55,15 +56,16 @@ class ModelLimits:
         tokens_field: str = "max_tokens",
         images_field: str = "max_images",
     ) -> Self:
-        """Returns the limits of a Qwen2.5-VL folder with these settings.
+        """Returns the limits of a model's folder with these settings.
 
         Raises:
             ValueError: with its template or image processor, trainer and engine would see different prompts.
         """
-        check_image_processor(Path(folder), image)
+        patches = find_patches(Path(folder), image)
         return cls(
             chat=ChatFormat.from_hf(folder),
             image=image,
+            patches=patches,
             max_tokens=max_tokens,
             max_images=max_images,
             tokens_field=tokens_field,
@@ -116,7 +118,7 @@ class ModelLimits:
         sizes = [self._final_size(data) for data in sample.images]
         if self.max_tokens is not None and sum(len(m.content) for m in messages) > self.max_tokens:
             at_least = self.chat.count_at_least("".join(message.content for message in messages))
-            self._check_length(at_least + sum(map(count_image_tokens, sizes)), "at least ")
+            self._check_length(at_least + sum(map(self._count_image_tokens, sizes)), "at least ")
         return sizes
 
     def _tokenize_prompt(
@@ -124,7 +126,7 @@ class ModelLimits:
     ) -> PromptTokens:
         text = self.chat.render(prompt)
         ids = self.chat.tokenize(text)
-        num_tokens = len(ids) + sum(count_image_tokens(size) - 1 for size in sizes)
+        num_tokens = len(ids) + sum(self._count_image_tokens(size) - 1 for size in sizes)
         self._check_length(num_tokens)
         learns = learn and any(message.role == "assistant" for message in prompt)
         learned = self.chat.mark_responses(text, prompt) if learns else None
@@ -134,7 +136,11 @@ class ModelLimits:
         width, height = image_size(data)
         if width * height > vision.MAX_SOURCE_PIXELS:
             raise BadSample("image", f"{width} x {height} pixels, more than {vision.MAX_SOURCE_PIXELS}")
-        return vision.final_size(width, height, self.image)
+        return vision.final_size(width, height, self.image, self.patches.token_side)
+
+    def _count_image_tokens(self, size: tuple[int, int]) -> int:
+        """Returns the tokens of an image of this final size."""
+        return math.prod(size) // self.patches.token_side**2
 
     def _check_length(self, num_tokens: int, at_least: str = "") -> None:
         if self.max_tokens is not None and num_tokens > self.max_tokens:
@@ -150,8 +156,3 @@ def load_limits(config: LimitsConfig) -> ModelLimits | None:
     return ModelLimits.from_hf(
         config.model, config.image, max_tokens=config.max_tokens, max_images=config.max_images
     )
-
-
-def count_image_tokens(size: tuple[int, int]) -> int:
-    """Returns the tokens of an image of this final size."""
-    return math.prod(size) // (vision.PATCH * vision.MERGE) ** 2

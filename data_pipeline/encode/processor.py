@@ -5,21 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.encode import images
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import PATCH_FORMATS, QWEN2_5_VL_PATCHES, ImageConfig, PatchFormat
 from data_pipeline.files import parse_json
 
 _DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # transformers'
-_WANTED = {
-    "patch_size": images.PATCH,
-    "merge_size": images.MERGE,
-    "temporal_patch_size": images.TEMPORAL,
-    "image_mean": list(images.MEAN),
-    "image_std": list(images.STD),
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-}
+_FORMATS = {patches.side: patches for patches in PATCH_FORMATS}
 
 
 def read_image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -43,7 +33,7 @@ def read_image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
             return path, found
     raise ValueError(
         f"{folder} has neither preprocessor_config.json nor image_processor in processor_config.json; "
-        "give a complete Qwen2.5-VL folder"
+        "give a complete folder of the model"
     )
 
 
@@ -54,8 +44,13 @@ def pixel_limits(processor: dict[str, Any]) -> tuple[int, int]:
     return smallest, processor.get("max_pixels") or size.get("longest_edge") or _DEFAULT_SIZE["longest_edge"]
 
 
-def check_image_processor(folder: Path, image: ImageConfig) -> None:
-    """Raises ValueError where the folder's image processor would change images of the sizes in `image`."""
+def find_patches(folder: Path, image: ImageConfig) -> PatchFormat:
+    """Returns how the folder's image processor cuts images.
+
+    Raises:
+        ValueError: it cuts or scales colours otherwise than any family's, or would change images of the sizes in
+            `image`.
+    """
     path, processor = read_image_processor(folder)
     smallest, largest = pixel_limits(processor)
     if not smallest <= image.min_pixels <= image.max_pixels <= largest:
@@ -63,6 +58,23 @@ def check_image_processor(folder: Path, image: ImageConfig) -> None:
             f"image.min_pixels={image.min_pixels} and image.max_pixels={image.max_pixels} must lie between "
             f"{smallest} and {largest}, the limits of {path}: the engine would resize images again"
         )
-    for name, value in _WANTED.items():
+    side = processor.get("patch_size", QWEN2_5_VL_PATCHES.side)  # transformers' default
+    if side not in _FORMATS:
+        raise ValueError(f"{path}: patch_size={side} is not supported; {sorted(_FORMATS)} are")
+    patches = _FORMATS[side]
+    for name, value in _settings(patches).items():
         if processor.get(name, value) != value:
-            raise ValueError(f"{path}: {name}={processor[name]}, but Qwen2.5-VL's processor has {value}")
+            raise ValueError(f"{path}: {name}={processor[name]}, but the model's own processor has {value}")
+    return patches
+
+
+def _settings(patches: PatchFormat) -> dict[str, Any]:
+    return {
+        "merge_size": patches.merge,
+        "temporal_patch_size": patches.frames,
+        "image_mean": list(patches.mean),
+        "image_std": list(patches.std),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    }

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from data_pipeline.encode.images import empty_patches
 from data_pipeline.types import Example, Tree
 
 
@@ -52,12 +51,12 @@ def _continue(prompt: Example, cut: int, response: Sequence[int] | np.ndarray, i
     loss_mask = np.concatenate([prompt.loss_mask.numpy()[cut:], np.ones(count, np.float32)])
     positions = prompt.position_ids.numpy()
     following = np.arange(count) + (positions.max() + 1)
-    pixels, image_grid_thw = (prompt.pixels, prompt.image_grid_thw) if cut == 0 else empty_patches()
+    images = slice(None) if cut == 0 else slice(0)
     return Example(
         id=id,
         input_ids=torch.from_numpy(input_ids),
         loss_mask=torch.from_numpy(loss_mask),
         position_ids=torch.from_numpy(np.concatenate([positions[:, cut:], [following] * 3], axis=1)),
-        pixels=pixels,
-        image_grid_thw=image_grid_thw,
+        pixels=prompt.pixels[images],
+        image_grid_thw=prompt.image_grid_thw[images],
     )

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipeline.encode.config import ImageConfig
-from data_pipeline.encode.images import MERGE, PATCH, final_size
+from data_pipeline.encode.config import ImageConfig, PatchFormat
+from data_pipeline.encode.images import final_size
 from data_pipeline.errors import BadSample
 
 
@@ -39,17 +39,13 @@ class CostModel:
 TOKENS_ALONE = CostModel()
 
 
-def count_patches(sizes: Sequence[tuple[int, int]], image: ImageConfig) -> list[int]:
+def count_patches(sizes: Sequence[tuple[int, int]], image: ImageConfig, patches: PatchFormat) -> list[int]:
     """Returns the patches of images of these widths and heights; those that have no size within the limits none."""
     counts = []
     for width, height in sizes:
         try:
-            size = final_size(width, height, image) if width * height else (0, 0)
+            size = final_size(width, height, image, patches.token_side) if width * height else (0, 0)
         except BadSample:  # the loader skips and counts its sample
             size = (0, 0)
-        counts.append(math.prod(size) // PATCH**2)
+        counts.append(math.prod(size) // patches.side**2)
     return counts
-
-
-def count_image_tokens(patches: Sequence[int]) -> int:
-    return sum(patches) // MERGE**2

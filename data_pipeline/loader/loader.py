@@ -20,7 +20,7 @@ from typing import Protocol
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.config import LoaderConfig
-from data_pipeline.loader.cost import TOKENS_ALONE, CostModel, count_image_tokens, count_patches
+from data_pipeline.loader.cost import TOKENS_ALONE, CostModel, count_patches
 from data_pipeline.loader.order import Draw, iterate_draws
 from data_pipeline.loader.packing import balance, build_blank, pack, pack_capacity
 from data_pipeline.loader.sharing import SharedBatches
@@ -187,9 +187,10 @@ class Loader:
         if draw.images is None:
             self._warn_of_old_shards()
             return self._cost.sample(draw.tokens)
-        patches = count_patches(draw.images, self._encoder.limits.image)
+        limits = self._encoder.limits
+        patches = count_patches(draw.images, limits.image, limits.patches)
         text = draw.tokens - estimate_image_tokens(draw.images)
-        return self._cost.sample(text + count_image_tokens(patches), patches)
+        return self._cost.sample(text + sum(patches) // limits.patches.merge**2, patches)
 
     def _warn_of_old_shards(self) -> None:
         if self._dp_rank == 0 and not self._has_warned:

@@ -94,9 +94,9 @@ def survey(config: InspectConfig) -> Survey:
 
 def hint_small_images(sizes: Sequence[tuple[int, int]], image: ImageConfig) -> str:
     """Returns the advice to scale images up where half of `sizes` (width, height) become few tokens, else ""."""
-    from data_pipeline.encode.images import MERGE, PATCH, final_size  # imports torch
+    from data_pipeline.encode.images import USUAL_FACTOR, final_size  # imports torch
 
-    area, counts = (PATCH * MERGE) ** 2, []
+    area, counts = USUAL_FACTOR**2, []
     for size in sizes:
         with suppress(BadSample):
             counts.append((math.prod(final_size(*size, image)) // area, size))

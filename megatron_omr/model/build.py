@@ -60,7 +60,7 @@ def build_model(
         vision_model = VisionModel(
             build_vision_config(model, shared | recompute_fields(compute.recompute_vision)),
             build_projector_config(model, shared),
-            model.vision,
+            model,
             choose_window_attention(compute, backend),
         )
     chunks = []

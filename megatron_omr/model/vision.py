@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from data_pipeline.encode.images import normalise
 from megatron_omr import cpu
+from megatron_omr.families.shapes import VisionConfig
 from megatron_omr.model.attention import PackedSequences
 from megatron_omr.model.spec import Backend, build_block_spec, build_mlp_submodules
 from megatron_omr.model.transformer_config import VisionTransformerConfig
-from megatron_omr.model_config import VisionConfig
+from megatron_omr.model_config import ModelConfig
 
 _ROPE_THETA = 10_000.0  # fixed in Qwen2.5-VL's vision tower
 
@@ -97,11 +98,12 @@ class VisionModel(MegatronModule):
         self,
         config: VisionTransformerConfig,
         projector_config: TransformerConfig,
-        vision: VisionConfig,
+        model: ModelConfig,
         backend: Backend,
     ) -> None:
         super().__init__(config=config)
-        self.vision = vision
+        vision = model.vision
+        self.vision, self.patches = vision, model.family.patches
         # the checkpoint's strided convolution sees each patch once: a linear layer on the flattened patch
         self.patch_embed = nn.Linear(
             vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
@@ -124,7 +126,7 @@ class VisionModel(MegatronModule):
         sequences = VisionSequences.create(
             geometry.window_cu_seqlens, frames=PackedSequences.create(geometry.frame_cu_seqlens)
         )
-        pixel_values = normalise(pixels.index_select(0, order_P))
+        pixel_values = normalise(pixels.index_select(0, order_P), self.patches)
         patches = self.patch_embed(pixel_values.to(self.config.params_dtype))
         hidden = self.decoder(
             patches.unsqueeze(1),

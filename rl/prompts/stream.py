@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.encode.images import PATCH
 from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.errors import BadSample, ErrorBudget, name_counts
 from data_pipeline.loader.order import iterate_draws
@@ -244,7 +243,7 @@ def read_prompt(shards: str | Path, ref: SampleRef, limits: ModelLimits) -> Ques
         tokens = limits.tokenize_prompt(sample)
     except BadSample as error:
         return prompt, error
-    patches = tuple(width * height // PATCH**2 for width, height in tokens.image_sizes)
+    patches = tuple(width * height // limits.patches.side**2 for width, height in tokens.image_sizes)
     return replace(prompt, num_tokens=tokens.num_tokens, patches=patches), None
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from data_pipeline.encode.chat import ChatEncoder
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
 from data_pipeline.encode.images import normalise
 from data_pipeline.encode.prompt_sharing import respond
 from data_pipeline.shards.format import read_sample
@@ -56,7 +56,7 @@ def oracle_rollouts(config: RLConfig) -> list[TrainRollout]:
         input_ids = example.input_ids[None]
         logits = model(
             input_ids=input_ids,
-            pixel_values=normalise(example.pixels),
+            pixel_values=normalise(example.pixels, QWEN2_5_VL_PATCHES),
             image_grid_thw=example.image_grid_thw,
             mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
         ).logits[0, -len(token_ids) - 1 : -1]

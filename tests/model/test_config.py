@@ -46,6 +46,22 @@ HF: dict[str, Any] = {
     },
 }
 
+QWEN3: dict[str, Any] = HF | {
+    "model_type": "qwen3_vl",
+    "text_config": HF["text_config"]
+    | {
+        "head_dim": 48,
+        "rope_parameters": {"rope_theta": 1e6, "mrope_section": [10, 7, 7], "mrope_interleaved": True},
+    },
+    "vision_config": {
+        name: value
+        for name, value in HF["vision_config"].items()
+        if name not in ("window_size", "fullatt_block_indexes")
+    }
+    | {"patch_size": 16, "num_position_embeddings": 144, "deepstack_visual_indexes": [0, 2]},
+}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True}
+
 YARN = HF["text_config"]["rope_parameters"] | {"rope_type": "yarn", "factor": 2.0, "beta_fast": "32"}
 
 
@@ -59,6 +75,44 @@ def test_config_of_transformers_5(tmp_path: Path) -> None:
     assert (model.precision, model.rope.theta, model.head_dim) == ("bf16", 1e6, 32)
     assert model.vision.in_channels == 3 and model.vision.fullatt_block_indexes == (3,)
     assert model.vision_token_ids == (5, 6, 3, 4)
+
+
+def test_config_of_qwen3_vl(tmp_path: Path) -> None:
+    model = read(tmp_path, **QWEN3)
+    assert (model.head_dim, model.qk_norm, model.qkv_bias, model.moe) == (48, True, False, None)
+    assert model.rope.interleaved and model.family.patches.side == 16
+    assert model.vision.num_levels == 2 and model.vision.positions_per_side == 12
+    assert model.vision.num_full_layers == 4 and not model.vision.gated_mlp
+
+
+def test_config_of_qwen3_vl_with_experts(tmp_path: Path) -> None:
+    text = QWEN3["text_config"] | EXPERTS | {"mlp_only_layers": [2], "decoder_sparse_step": 1}
+    moe = read(tmp_path, **QWEN3 | {"model_type": "qwen3_vl_moe", "text_config": text}).moe
+    assert moe is not None and (moe.num_experts, moe.num_chosen, moe.layers) == (8, 2, (0, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("text_config", {"attention_bias": True}, "attention_bias=True is not supported"),
+        ("text_config", {"head_dim": None}, "head_dim=None must be a whole number"),
+        (
+            "text_config",
+            {"rope_parameters": {"rope_theta": 1e6, "mrope_section": [10, 7, 7]}},
+            "must be true",
+        ),
+        ("text_config", {"num_hidden_layers": 1}, "deepstack_visual_indexes has 2 entries, each for a lang"),
+        ("vision_config", {"patch_size": 14}, "patch_size=14 is not supported; only 16 is"),
+        ("vision_config", {"num_position_embeddings": 145}, "num_position_embeddings=145 must be a square"),
+        ("vision_config", {"deepstack_visual_indexes": [2, 0]}, "must rise and be below depth=4"),
+        ("vision_config", {"deepstack_visual_indexes": [4]}, "must rise and be below depth=4"),
+    ],
+)
+def test_wrong_config_of_qwen3_vl_is_an_error(
+    tmp_path: Path, part: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, **QWEN3 | {part: QWEN3[part] | changes})
 
 
 def test_config_of_transformers_4_says_the_same(tmp_path: Path) -> None:
@@ -81,7 +135,7 @@ def test_fields_in_two_places_mean_what_transformers_reads(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type='llama' is not supported; only 'qwen2_5_vl' is"),
+        ({"model_type": "llama"}, "'llama' is not supported; these are: 'qwen2_5_vl' .*docs/families.md"),
         ({"dtype": "float16"}, "config.json: dtype is float16; weights must be float32 or bfloat16"),
         ({"vision_config": {"depth": 4}}, "has no field 'fullatt_block_indexes'"),
         ({"vision_config": None}, "config.json: vision_config is None, not a JSON object"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES
 from data_pipeline.encode.images import normalise
 from data_pipeline.types import Example
 from megatron_omr.config import ParallelConfig
@@ -166,7 +167,7 @@ def _theirs(folder: str, example: Example) -> Tensor:
         return model(
             input_ids=ids,
             position_ids=example.position_ids[:, None],
-            pixel_values=normalise(example.pixels),
+            pixel_values=normalise(example.pixels, QWEN2_5_VL_PATCHES),
             image_grid_thw=example.image_grid_thw,
             mm_token_type_ids=(ids == model.config.image_token_id).int(),
         ).logits[0]

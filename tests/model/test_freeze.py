@@ -184,11 +184,14 @@ def _torch_model(folder: str, optim: OptimConfig) -> tuple[Any, torch.optim.Adam
 
 
 def _loss_sum(model: Any, example: Any) -> torch.Tensor:
+    from data_pipeline.encode.config import QWEN2_5_VL_PATCHES
     from data_pipeline.encode.images import normalise
 
     ids, images = example.input_ids[None], {}
     if len(example.image_grid_thw):
-        images = dict(pixel_values=normalise(example.pixels), image_grid_thw=example.image_grid_thw)
+        images = dict(
+            pixel_values=normalise(example.pixels, QWEN2_5_VL_PATCHES), image_grid_thw=example.image_grid_thw
+        )
         images["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     logits = model(input_ids=ids, **images).logits[0, :-1].float()
     losses = torch.nn.functional.cross_entropy(logits, example.input_ids[1:], reduction="none")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 from data_pipeline.encode.chat import ChatEncoder
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
 from data_pipeline.encode.images import normalise
 from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.encode.prompt_sharing import respond
@@ -116,7 +116,7 @@ class Oracle:
         input_ids = example.input_ids[None]
         output = self.model(
             input_ids=input_ids,
-            pixel_values=normalise(example.pixels),
+            pixel_values=normalise(example.pixels, QWEN2_5_VL_PATCHES),
             image_grid_thw=example.image_grid_thw,
             mm_token_type_ids=(input_ids == self.model.config.image_token_id).int(),
         )

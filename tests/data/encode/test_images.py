@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
 
 from data_pipeline.encode import images as vision
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES as PATCHES
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.image_header import image_size
 from data_pipeline.encode.images import cut_patches, final_size, load_image, load_pixels, normalise
@@ -57,12 +58,14 @@ def test_final_size_equals_smart_resize_and_is_stable(width, height):
 def test_pixels_and_patches_equal_the_processor(size):
     original = noise(*size)
     pixels = load_pixels(encode(original), CONFIG)
-    got_pixels, got_grid = cut_patches([pixels])
+    got_pixels, got_grid = cut_patches([pixels], PATCHES)
     processor = Qwen2VLImageProcessor(min_pixels=CONFIG.min_pixels, max_pixels=CONFIG.max_pixels)
     for given_image in (original, Image.fromarray(pixels)):  # the processor does not resize ours
         wanted = processor(images=[given_image], return_tensors="pt")
         assert torch.equal(got_grid, wanted["image_grid_thw"])
-        assert got_pixels.dtype == torch.uint8 and torch.equal(normalise(got_pixels), wanted["pixel_values"])
+        assert got_pixels.dtype == torch.uint8 and torch.equal(
+            normalise(got_pixels, PATCHES), wanted["pixel_values"]
+        )
 
 
 @pytest.mark.parametrize("size", [(100, 77), (20, 33), (900, 700), (3_000, 60), (1_500, 1_500)])
@@ -75,13 +78,13 @@ def test_resized_pixels_are_near_pillows(size):
 
 def test_patches_of_several_images_and_of_no_image():
     images = [np.asarray(noise(56, 84, 1)), np.asarray(noise(112, 28, 2))]
-    values, grid = cut_patches(images)
+    values, grid = cut_patches(images, PATCHES)
     assert grid.tolist() == [[1, 6, 4], [1, 2, 8]]
-    assert torch.equal(values, torch.cat([cut_patches([image])[0] for image in images]))
-    values, grid = cut_patches([])
+    assert torch.equal(values, torch.cat([cut_patches([image], PATCHES)[0] for image in images]))
+    values, grid = cut_patches([], PATCHES)
     assert values.shape == (0, 3 * 14 * 14) and grid.shape == (0, 3)
     assert values.dtype == torch.uint8 and grid.dtype == torch.int64
-    assert normalise(values).shape == (0, 1176)
+    assert normalise(values, PATCHES).shape == (0, 1176)
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
 from data_pipeline.encode.images import cut_patches, load_pixels
 from data_pipeline.shards.survey import FEW_TOKENS, MORE_TOKENS, hint_small_images, warn_of_small_images
 from data_pipeline.shards.writer import write_shards
@@ -22,7 +22,7 @@ LARGE = [(640, 480)] * 5
 
 def count_tokens(size: tuple[int, int], config: ImageConfig) -> int:
     pixels = load_pixels(png(Image.new("RGB", size)), config)
-    return len(cut_patches([pixels])[0]) // 4
+    return len(cut_patches([pixels], QWEN2_5_VL_PATCHES)[0]) // 4
 
 
 @pytest.mark.parametrize("min_pixels", [784, 3_136])
