@@ -160,7 +160,7 @@ def test_a_response_with_image_tokens_is_refused(encoder):
         ("preprocessor_config.json", '"do_rescale": true', '"do_rescale": false', "do_rescale=False"),
         ("preprocessor_config.json", "{", "[", "not a JSON object"),
         ("config.json", '"image_token_id": 5', '"image_token_id": 6', "image_token_id=6, but .* is 5"),
-        ("preprocessor_config.json", '"patch_size": 14', '"patch_size": 16', "patch_size=16"),
+        ("preprocessor_config.json", '"patch_size": 14', '"patch_size": 15', "patch_size=15"),
     ],
 )
 def test_folders_that_engines_would_read_differently_are_refused(tiny_hf, tmp_path, file, old, new, message):
