@@ -25,7 +25,6 @@ from benchmarks.environment import write_result
 from data_pipeline.files import to_json
 from megatron_omr.convert.hf_folder import HfTensors, HfWriter
 from megatron_omr.convert.mapping import build_rules
-from megatron_omr.convert.names import stored_name
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.shapes import CONFIGS
 
@@ -110,9 +109,9 @@ def write_random_model(folder: Path, size: str) -> int:
     (folder / "config.json").write_text(to_json(config))
     rules = build_rules(ModelConfig.from_hf(folder))
     entries = [
-        (stored_name(name), shape, torch.bfloat16)
+        (name, shape, torch.bfloat16)
         for rule in rules
-        for name, shape in zip(rule.hf, rule.hf_shapes(), strict=True)
+        for name, shape in zip(rule.stored, rule.hf_shapes(), strict=True)
     ]
     generator = torch.Generator().manual_seed(0)
     with HfWriter(folder, entries) as writer:

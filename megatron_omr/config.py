@@ -95,10 +95,25 @@ class ParallelConfig:
                     f"parallel.tp={self.tp} must divide {field_name}={value}; "
                     f"this model allows tp = {', '.join(map(str, allowed))}"
                 )
+        self._check_chunks(model)
+
+    def _check_chunks(self, model: ModelConfig) -> None:
         if self.num_chunks > model.num_layers:
             raise ValueError(
                 f"parallel.pp={self.pp} x vp={self.vp} = {self.num_chunks} chunks need a layer each, but "
                 f"num_hidden_layers={model.num_layers}; lower pp or vp to at most {model.num_layers} chunks"
+            )
+        levels, most = model.vision.num_levels, model.num_layers - model.vision.num_levels + 1
+        if levels and self.num_chunks > most:
+            raise ValueError(
+                f"parallel.pp={self.pp} x vp={self.vp} = {self.num_chunks} chunks: the first needs the {levels} layers "
+                f"that take features of the vision tower, the others one each, and num_hidden_layers="
+                f"{model.num_layers}; lower pp or vp to at most {most} chunks"
+            )
+        if self.layers and self.layers[0] < levels:
+            raise ValueError(
+                f"parallel.layers={self.layers}: the first chunk has the vision tower, whose features the first "
+                f"{levels} layers take; give it {levels} at least, or leave layers empty to split by FLOPs"
             )
         if self.layers and sum(self.layers) != model.num_layers:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 A matrix product of [m, k] and [k, n] costs 2mkn; its backward pass costs two such products, one where the left input
 needs no gradient. Counted: the language model without the embedding lookup, causal attention (half of the square), the
-vision tower with its real windows, its gated MLP, and the merger on merged patches. Not counted: norms, softmax, rotary
+vision tower with its real windows, and the mergers on merged patches. Not counted: norms, softmax, rotary
 tables. Squares are those of the *sequence* lengths, since attention never crosses samples. What recomputation adds is a
 function of its own: it is work of the hardware, not of the model.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from megatron_omr.families.shapes import VisionConfig
 from megatron_omr.model_config import ModelConfig, Part
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def language_layers_flops(
     model: ModelConfig, seq_lens: Sequence[int], prefix_lens: Sequence[int] | None = None
 ) -> float:
     """Returns the FLOPs of one forward of the language model's layers, without the head."""
-    hidden, kv = model.hidden_size, model.num_kv_heads * model.head_dim
-    projections = 2 * hidden * hidden + 2 * hidden * kv  # q, o; k, v
+    queries, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    projections = 2 * model.hidden_size * (queries + kv)  # q, o; k, v
     linear = 2 * sum(seq_lens) * model.num_layers * projections + language_mlp_flops(model, sum(seq_lens))
     return linear + attention_flops(model, seq_lens, prefix_lens)
 
@@ -49,7 +50,7 @@ def attention_flops(
     prefix_lens = prefix_lens or [0] * len(seq_lens)
     # scores and weighted sum: 2 products of [L, L/2 + prefix] and [head_dim] a head
     pairs = sum(length**2 + 2 * length * prefix for length, prefix in zip(seq_lens, prefix_lens, strict=True))
-    return 2 * model.num_layers * model.hidden_size * pairs
+    return 2 * model.num_layers * model.num_heads * model.head_dim * pairs
 
 
 def language_mlp_flops(model: ModelConfig, num_tokens: int) -> float:
@@ -64,10 +65,10 @@ def vision_forward_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
 
 
 def projector_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
-    """Returns the FLOPs of one forward of the merger."""
+    """Returns the FLOPs of one forward of the mergers: one behind the tower, and one for each level."""
     v, merge = model.vision, model.vision.spatial_merge_size**2
     weights = (merge * v.hidden_size) ** 2 + merge * v.hidden_size * v.out_hidden_size
-    return 2 * _count_patches(grids) // merge * weights
+    return 2 * (1 + v.num_levels) * _count_patches(grids) // merge * weights
 
 
 def patch_embed_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
@@ -79,12 +80,8 @@ def patch_embed_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
 def vision_layers_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:
     """Returns the FLOPs of one forward of the vision tower's layers."""
     v = model.vision
-    weights = 4 * v.hidden_size**2 + 3 * v.hidden_size * v.intermediate_size
-    side, full = v.window_size // v.patch_size, len(v.fullatt_block_indexes)
-    pairs = sum(
-        t * (full * (h * w) ** 2 + (v.depth - full) * _sum_of_squares(h, side) * _sum_of_squares(w, side))
-        for t, h, w in grids
-    )
+    weights = 4 * v.hidden_size**2 + (3 if v.gated_mlp else 2) * v.hidden_size * v.intermediate_size
+    pairs = sum(t * (v.num_full_layers * (h * w) ** 2 + _window_pairs(v, h, w)) for t, h, w in grids)
     return 2 * _count_patches(grids) * v.depth * weights + 4 * v.hidden_size * pairs
 
 
@@ -118,7 +115,7 @@ def build_cost_model(model: ModelConfig, freeze: Collection[Part] = ()) -> CostM
     from data_pipeline.loader.cost import CostModel  # brings torch, which a planner does without
 
     one, two = (train_step_flops(model, [length], [], freeze=freeze) for length in (1, 2))
-    side = model.vision.window_size // model.vision.patch_size
+    side = model.vision.window_size // model.vision.patch_size or model.vision.spatial_merge_size
     window, pair = (train_step_flops(model, [], [(1, n * side, side)], freeze=freeze) for n in (1, 2))
     token_pair = (two - 2 * one) / 2
     patch_pair = (pair - 2 * window) / (2 * side**4)
@@ -155,6 +152,14 @@ def recomputed_flops(
 
 def _count_patches(grids: Sequence[Grid]) -> int:
     return sum(t * h * w for t, h, w in grids)
+
+
+def _window_pairs(v: VisionConfig, height: int, width: int) -> int:
+    """Returns the pairs of patches that attend to each other in all layers with windows."""
+    if not v.window_size:
+        return 0
+    side = v.window_size // v.patch_size
+    return (v.depth - v.num_full_layers) * _sum_of_squares(height, side) * _sum_of_squares(width, side)
 
 
 def _sum_of_squares(length: int, part: int) -> int:

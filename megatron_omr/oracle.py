@@ -77,9 +77,12 @@ class Oracle:
 
         logging.disable_progress_bar()
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        self._model, self._patches = model.eval(), ModelConfig.from_hf(folder).family.patches
+        config = ModelConfig.from_hf(folder)
+        self._model, self._patches = model.eval(), config.family.patches
+        self._has_features = config.vision.num_levels > 0
         self._tower: list[Tensor] = []
-        self._model.model.visual.merger.ln_q.register_forward_hook(lambda *call: self._tower.append(call[2]))
+        norm = next(self._model.model.visual.merger.children())
+        norm.register_forward_hook(lambda *call: self._tower.append(call[2]))
         self.logits: list[list[Tensor]] = []  # [T, V] of each sample of each pack
 
     def weights(self) -> dict[str, Tensor]:
@@ -120,8 +123,9 @@ class Oracle:
 
     @torch.no_grad()
     def vision(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Returns (tower output in window order, image embeddings)."""
+        """Returns (tower output behind its last norm, in its own order; image embeddings with their features)."""
         self._tower.clear()
         pixel_values = normalise(batch.pixels, self._patches)
-        embeddings = self._model.model.visual(pixel_values, batch.image_grid_thw).pooler_output
-        return self._tower[0], embeddings
+        found = self._model.model.visual(pixel_values, batch.image_grid_thw)
+        features = found.deepstack_features if self._has_features else []
+        return self._tower[0], torch.cat([found.pooler_output, *features], dim=1)

@@ -20,10 +20,10 @@ from data_pipeline.files import atomic_folder
 from megatron_omr import cpu
 from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfWriter, copy_template
 from megatron_omr.convert.hf_tensor import HfTensor
-from megatron_omr.convert.mapping import Rule, build_rules
-from megatron_omr.convert.names import stored_name
+from megatron_omr.convert.mapping import build_rules
 from megatron_omr.convert.ops import uncut
 from megatron_omr.convert.parameters import collect_parameters
+from megatron_omr.convert.rule import Rule
 from megatron_omr.dtypes import precision_of, torch_dtype
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
@@ -192,11 +192,13 @@ def _write_folder(
     plan: ExportPlan, weights: Iterable[tuple[str, Tensor]], out: Path, template: str | Path, max_bytes: int
 ) -> None:
     dtype = torch_dtype(ModelConfig.from_hf(template).precision)
-    entries = [(stored_name(tensor.name), tensor.shape, dtype) for tensor in plan.tensors]
+    rules = (rule for bucket in plan.buckets for rule in bucket)
+    stored = {name: own for rule in rules for name, own in zip(rule.hf, rule.stored, strict=True)}
+    entries = [(stored[tensor.name], tensor.shape, dtype) for tensor in plan.tensors]
     try:
         with atomic_folder(out) as partial, HfWriter(partial, entries, max_bytes) as writer:
             for name, tensor in weights:
-                writer.write(stored_name(name), tensor.to("cpu", dtype))
+                writer.write(stored[name], tensor.to("cpu", dtype))
             copy_template(template, partial)
     except OSError as error:
         free = disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free

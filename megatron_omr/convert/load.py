@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from megatron_omr.convert.hf_folder import HfTensors
-from megatron_omr.convert.mapping import EMBEDDING, OUTPUT_LAYER, Rule, build_rules
+from megatron_omr.convert.mapping import build_rules
 from megatron_omr.convert.parameters import collect_parameters
+from megatron_omr.convert.rule import Rule
 from megatron_omr.convert.source import check_tensors, read_part
+from megatron_omr.convert.tables.language import EMBEDDING, OUTPUT_LAYER
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 

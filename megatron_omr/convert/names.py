@@ -1,14 +1,14 @@
 """The spellings of a tensor's name in Hugging Face files. Imports nothing.
 
 Modules of transformers 5 say `model.language_model.` and `model.visual.`, and so do our tables and exports.
-Published files, and those that transformers saves, say `model.` and `visual.`.
+Of some families published files, and those that transformers saves, say `model.` and `visual.`: Family.old_names.
 """
 
 from __future__ import annotations
 
 
 def stored_name(name: str) -> str:
-    """Returns the name in published files of a tensor that modules call `name`."""
+    """Returns the old name of a tensor that modules call `name`."""
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from megatron_omr.convert.hf_folder import HfTensors
-from megatron_omr.convert.mapping import EMBEDDING, OUTPUT_LAYER, Rectangle, Rule
-from megatron_omr.convert.names import stored_name
 from megatron_omr.convert.ops import select_rows
+from megatron_omr.convert.rule import Rectangle, Rule
+from megatron_omr.convert.tables.language import EMBEDDING, OUTPUT_LAYER
 from megatron_omr.convert.tensor_file import DTYPES, TensorPlace, as_bytes
 
 HEAD = "lm_head.weight"
@@ -28,6 +28,7 @@ def check_tensors(source: HfTensors, rules: Sequence[Rule]) -> None:
             another output layer.
     """
     wanted = {name: shape for rule in rules for name, shape in zip(rule.hf, rule.hf_shapes(), strict=True)}
+    stored = {name: own for rule in rules for name, own in zip(rule.hf, rule.stored, strict=True)}
     places, is_tied = source.places, all(rule.megatron != OUTPUT_LAYER for rule in rules)
     # files of tied models may repeat the embedding as lm_head; old ones stored rotary frequencies
     ignored = {HEAD} if is_tied else set()
@@ -37,7 +38,7 @@ def check_tensors(source: HfTensors, rules: Sequence[Rule]) -> None:
         if name not in wanted and name not in ignored and not name.endswith("inv_freq")
     ]
     wrong = {
-        "lacks": _group(stored_name(name) for name in wanted if name not in places),
+        "lacks": _group(stored[name] for name in wanted if name not in places),
         "has these, which the model does not": _group(unknown),
         "has other shapes": _group(_misshapen(places, wanted)),
         "has dtypes that weights cannot have": _group(

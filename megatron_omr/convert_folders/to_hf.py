@@ -14,9 +14,9 @@ from data_pipeline.files import atomic_folder
 from megatron_omr.checkpoint.manifest import NAME, check_files, read_manifest
 from megatron_omr.checkpoint.metadata import read_metadata
 from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfWriter, copy_template
-from megatron_omr.convert.mapping import Rule, build_rules
-from megatron_omr.convert.names import stored_name
+from megatron_omr.convert.mapping import build_rules
 from megatron_omr.convert.ops import Segment, select_rows
+from megatron_omr.convert.rule import Rule
 from megatron_omr.convert_folders.config import ToHfConfig
 from megatron_omr.convert_folders.items import BLOCK_BYTES, Item, damaged, list_items, stream_items
 from megatron_omr.convert_folders.progress import Converted, Stopwatch, check_room, show_progress
@@ -49,9 +49,9 @@ def to_hf(
     files = list_items(source, metadata, {rule.key: len(rule.shape) == 2 for rule in rules})
     _check_shard_files(source, files, sums)
     entries = [
-        (stored_name(name), shape, dtype)
+        (name, shape, dtype)
         for rule in rules
-        for name, shape in zip(rule.hf, rule.hf_shapes(), strict=True)
+        for name, shape in zip(rule.stored, rule.hf_shapes(), strict=True)
     ]
     total = sum(math.prod(shape) for _, shape, _ in entries) * dtype.itemsize
     check_room(out, total)
@@ -147,9 +147,8 @@ def _describe_keys(rules: Sequence[Rule]) -> dict[str, _Key]:
     keys: dict[str, _Key] = {}
     for rule in rules:
         widths = tuple(math.prod(shape[1:]) for shape in rule.hf_shapes())
-        names = tuple(stored_name(name) for name in rule.hf)
         key = keys.setdefault(rule.key, _Key(by_layer=[], has_layers=rule.layer is not None))
-        key.by_layer.append(_Parameter(names=names, widths=widths, segments=rule.segments()))
+        key.by_layer.append(_Parameter(names=rule.stored, widths=widths, segments=rule.segments()))
     return keys
 
 

@@ -18,7 +18,8 @@ from megatron_omr.checkpoint.files import WrittenFile, write_shards
 from megatron_omr.checkpoint.folder import complete_folder
 from megatron_omr.checkpoint.shards import Shard, plan_write
 from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfTensors
-from megatron_omr.convert.mapping import Rectangle, Rule, build_rules
+from megatron_omr.convert.mapping import build_rules
+from megatron_omr.convert.rule import Rectangle, Rule
 from megatron_omr.convert.source import check_tensors, read_part
 from megatron_omr.convert.tensor_file import DTYPES
 from megatron_omr.convert_folders.config import ToMegatronConfig

@@ -23,6 +23,8 @@ def _read_vision(vision: Fields) -> VisionConfig:
         fullatt_block_indexes=read_numbers(vision, "fullatt_block_indexes"),
         window_size=read_number(vision, "window_size"),
         gated_mlp=True,
+        layer_norm=False,
+        patch_bias=False,
         **read_tower(
             vision,
             QWEN2_5_VL_PATCHES,

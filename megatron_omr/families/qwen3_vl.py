@@ -42,6 +42,8 @@ def _read_vision(vision: Fields) -> VisionConfig:
         num_position_embeddings=read_number(vision, "num_position_embeddings"),
         deepstack_visual_indexes=read_numbers(vision, "deepstack_visual_indexes"),
         gated_mlp=False,
+        layer_norm=True,
+        patch_bias=True,
         **read_tower(vision, QWEN3_VL_PATCHES, activations=("gelu_pytorch_tanh",), rope_types=("axial",)),
     )
 

@@ -25,6 +25,8 @@ class VisionConfig:
     spatial_merge_size: int
     out_hidden_size: int
     gated_mlp: bool  # three matrices with SiLU, else two with GELU
+    layer_norm: bool  # norms with a mean and a bias, else RMS norms
+    patch_bias: bool  # of the projection of patches
     window_size: int = 0  # pixels; 0: all layers attend to whole frames
     fullatt_block_indexes: tuple[int, ...] = ()  # with windows: the layers that attend to whole frames
     num_position_embeddings: int = 0  # a square of learned positions; 0: none

@@ -6,13 +6,15 @@ from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from megatron_omr import cpu
 from megatron_omr.config import ComputeConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
+from megatron_omr.model.deepstack import DeepstackLayer
 from megatron_omr.model.fp8 import build_fp8_fields, set_up_fp8
-from megatron_omr.model.rotary import rotary_frequencies
+from megatron_omr.model.rotary import MRotary
 from megatron_omr.model.spec import build_block_spec, choose_backend, choose_window_attention
 from megatron_omr.model.transformer_config import (
     build_language_config,
@@ -21,8 +23,8 @@ from megatron_omr.model.transformer_config import (
     recompute_fields,
     shared_fields,
 )
-from megatron_omr.model.vision import VisionModel
-from megatron_omr.model.vlm import Qwen25VL
+from megatron_omr.model.vision.choose import TOWERS
+from megatron_omr.model.vlm import VisionLanguageModel
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.parallel import Ranks
 
@@ -34,7 +36,7 @@ def build_model(
     *,
     precision: Precision,
     compute: ComputeConfig = ComputeConfig(),
-) -> list[Qwen25VL]:
+) -> list[VisionLanguageModel]:
     """Returns this stage's `parallel.vp` model chunks, on `cpu.device()`, with weights yet to be loaded.
 
     Raises:
@@ -57,7 +59,7 @@ def build_model(
     config = build_language_config(model, parallel, shared | own)
     vision_model = None
     if ranks.is_first_stage:
-        vision_model = VisionModel(
+        vision_model = TOWERS[model.family_name](
             build_vision_config(model, shared | recompute_fields(compute.recompute_vision)),
             build_projector_config(model, shared),
             model,
@@ -69,7 +71,13 @@ def build_model(
         vp_stage = number if parallel.vp > 1 else None
         language_model = GPTModel(
             config,
-            build_block_spec(backend, get_num_layers_to_build(config, vp_stage), causal=True),
+            build_block_spec(
+                backend,
+                get_num_layers_to_build(config, vp_stage),
+                causal=True,
+                layer=DeepstackLayer if model.vision.num_levels else TransformerLayer,
+                qk_norm=model.qk_norm,
+            ),
             vocab_size=model.vocab_size,
             max_sequence_length=model.max_position_embeddings,
             pre_process=is_first and ranks.is_first_stage,
@@ -80,11 +88,11 @@ def build_model(
             scatter_embedding_sequence_parallel=False,  # images go in first
             vp_stage=vp_stage,
         )
-        language_model.rotary_pos_emb.inv_freq = rotary_frequencies(model)[0].to(cpu.device())
+        language_model.rotary_pos_emb = MRotary(model)
         if compute.fp32_head and language_model.post_process:
             _multiply_in_fp32(language_model.output_layer)
         set_up_fp8(language_model.decoder, compute.fp8, compute.fp8_bf16_layers)
-        chunks.append(Qwen25VL(language_model, vision_model if is_first else None, model, ranks))
+        chunks.append(VisionLanguageModel(language_model, vision_model if is_first else None, model, ranks))
     return chunks
 
 

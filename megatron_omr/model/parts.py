@@ -12,12 +12,17 @@ from megatron_omr.model_config import Part
 def part_of(name: str) -> Part:
     """Returns the part of a parameter, by its name in a model chunk, wrapped or not.
 
-    The projector is what transformers calls the merger: its norm, the tower's last in ours, and two linear layers.
+    The projector is what transformers calls the mergers: norms, one of them the tower's last in ours, and two linear
+    layers each.
     """
     _, inside, rest = name.partition("vision_model.")
     if not inside:
         return "language"
-    return "projector" if rest.startswith(("projection.", "decoder.final_layernorm.")) else "vision"
+    return (
+        "projector"
+        if rest.startswith(("projection.", "decoder.final_layernorm.", "deepstack."))
+        else "vision"
+    )
 
 
 def freeze(chunks: Sequence[nn.Module], parts: Collection[Part]) -> None:

@@ -44,6 +44,22 @@ class RMSNorm(nn.Module):
         return _Normalise.apply(x, self.weight, self.eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's layer norm, as Megatron builds norms."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=cpu.device())
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+
+
+class LocalNorm:
+    """Builds the norm that a config names, as Transformer Engine's does."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float) -> nn.Module:
+        return (LayerNorm if config.normalization == "LayerNorm" else RMSNorm)(config, hidden_size, eps)
+
+
 class _Normalise(torch.autograd.Function):
     """weight * x / rms(x), with its own backward: a third fewer passes over memory than autograd makes."""
 
@@ -72,7 +88,7 @@ class _Normalise(torch.autograd.Function):
 class Backend:
     """Classes with the constructors that Megatron calls."""
 
-    norm: Any
+    norm: Any  # the one that its config names
     column_linear: Any
     norm_column_linear: Any | None  # norm and linear in one module; None where they stay two
     row_linear: Any
@@ -117,7 +133,7 @@ def choose_window_attention(compute: ComputeConfig, backend: Backend) -> Backend
 
 def _local_backend() -> Backend:
     return Backend(
-        norm=RMSNorm,
+        norm=LocalNorm,
         column_linear=ColumnParallelLinear,
         norm_column_linear=None,
         row_linear=RowParallelLinear,
@@ -169,12 +185,16 @@ def _te_backend() -> Backend:
 
 
 def build_block_spec(
-    backend: Backend, num_layers: int, *, causal: bool, layer: type[TransformerLayer] = TransformerLayer
+    backend: Backend,
+    num_layers: int,
+    *,
+    causal: bool,
+    layer: type[TransformerLayer] = TransformerLayer,
+    qk_norm: bool = False,
 ) -> ModuleSpec:
     """Returns the spec of `num_layers` pre-norm layers and a final norm."""
-    submodules = TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(backend, causal=causal, layer=layer)] * num_layers, layer_norm=backend.norm
-    )
+    spec = _layer_spec(backend, causal=causal, layer=layer, qk_norm=qk_norm)
+    submodules = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=backend.norm)
     return ModuleSpec(module=TransformerBlock, submodules=submodules)
 
 
@@ -183,15 +203,17 @@ def build_mlp_submodules(backend: Backend, *, with_norm: bool) -> MLPSubmodules:
     return MLPSubmodules(linear_fc1=fused or backend.column_linear, linear_fc2=backend.row_linear)
 
 
-def _layer_spec(backend: Backend, *, causal: bool, layer: type[TransformerLayer]) -> ModuleSpec:
+def _layer_spec(
+    backend: Backend, *, causal: bool, layer: type[TransformerLayer], qk_norm: bool
+) -> ModuleSpec:
     fused = backend.norm_column_linear
     norm = IdentityOp if fused else backend.norm
     attention = SelfAttentionSubmodules(
         linear_qkv=fused or backend.column_linear,
         core_attention=backend.core_attention,
         linear_proj=backend.row_linear,
-        q_layernorm=IdentityOp,
-        k_layernorm=IdentityOp,
+        q_layernorm=backend.norm if qk_norm else IdentityOp,
+        k_layernorm=backend.norm if qk_norm else IdentityOp,
     )
     add: Any = get_bias_dropout_add
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask

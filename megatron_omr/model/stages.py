@@ -26,7 +26,12 @@ def split_layers(model: ModelConfig, parallel: ParallelConfig) -> tuple[int, ...
     """
     tower, head = end_costs(model)
     return parallel.layers or balance_layers(
-        model.num_layers, pp=parallel.pp, vp=parallel.vp, tower=tower, head=head
+        model.num_layers,
+        pp=parallel.pp,
+        vp=parallel.vp,
+        tower=tower,
+        head=head,
+        first=max(1, model.vision.num_levels),
     )
 
 
@@ -40,7 +45,9 @@ def end_costs(model: ModelConfig) -> tuple[float, float]:
     return tower * model.num_layers / layers, head * model.num_layers / layers
 
 
-def balance_layers(num_layers: int, *, pp: int, vp: int, tower: float, head: float) -> tuple[int, ...]:
+def balance_layers(
+    num_layers: int, *, pp: int, vp: int, tower: float, head: float, first: int = 1
+) -> tuple[int, ...]:
     """Returns the layers of each chunk, at least one, such that the most expensive stage costs as little as possible.
 
     Within a stage its chunks cost about the same. Of equal stages the later gets more: it keeps fewer micro-batches'
@@ -48,12 +55,13 @@ def balance_layers(num_layers: int, *, pp: int, vp: int, tower: float, head: flo
 
     Args:
         tower, head: costs of what is on the first and the last chunk beside layers, in layers.
+        first: layers that the first chunk has at least.
     """
-    layers = [1] * (pp * vp)
-    costs = [1.0] * (pp * vp)
+    layers = [first] + [1] * (pp * vp - 1)
+    costs = [float(number) for number in layers]
     costs[0] += tower
     costs[-1] += head
-    for _ in range(num_layers - pp * vp):  # layers cost the same, so the cheapest is always right
+    for _ in range(num_layers - sum(layers)):  # layers cost the same, so the cheapest is always right
         stage = min(reversed(range(pp)), key=lambda stage: sum(costs[stage::pp]))
         chunk = min(reversed(range(stage, pp * vp, pp)), key=lambda chunk: costs[chunk])
         layers[chunk] += 1

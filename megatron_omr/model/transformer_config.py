@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -16,14 +17,15 @@ from megatron_omr.model.rotary import rotary_frequencies
 from megatron_omr.model.stages import split_layers
 from megatron_omr.model_config import ModelConfig
 
-_VISION_NORM_EPS = 1e-6  # fixed in Qwen2.5-VL, not part of its config
+_VISION_NORM_EPS = 1e-6  # the same in all families, and not part of their configs
 
 
 @dataclass
 class VisionTransformerConfig(TransformerConfig):
-    """Adds the layers with full attention. (Megatron's own `window_size` means sliding windows.)"""
+    """Adds what the layers of a tower need to know. (Megatron's own `window_size` means sliding windows.)"""
 
-    full_attention_layers: tuple[int, ...] = ()
+    full_attention_layers: tuple[int, ...] = ()  # the others attend to windows
+    deepstack_layers: tuple[int, ...] = ()  # whose outputs the language model gets, too
 
 
 def build_language_config(
@@ -45,6 +47,8 @@ def build_language_config(
         sequence_parallel=parallel.sp,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # Megatron asks for it with variable lengths, dense models too
+        add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_norm,
         **_swiglu(),
         **(shared | _pipeline(model, parallel)),
     )
@@ -77,14 +81,16 @@ def build_vision_config(model: ModelConfig, shared: dict[str, Any]) -> VisionTra
         kv_channels=vision.hidden_size // vision.num_heads,
         add_bias_linear=True,
         layernorm_epsilon=_VISION_NORM_EPS,
+        add_qkv_bias=True,
         full_attention_layers=vision.fullatt_block_indexes,
-        **_swiglu(),
-        **shared,
+        deepstack_layers=vision.deepstack_visual_indexes,
+        **(_swiglu() if vision.gated_mlp else _gelu_tanh()),
+        **(shared | _normalization(model)),
     )
 
 
 def build_projector_config(model: ModelConfig, shared: dict[str, Any]) -> TransformerConfig:
-    """Returns the config of the merger's two linear layers, from merged patches to the language model's width."""
+    """Returns the config of a merger's two linear layers, from merged patches to the language model's width."""
     vision = model.vision
     return TransformerConfig(
         num_layers=1,
@@ -93,15 +99,23 @@ def build_projector_config(model: ModelConfig, shared: dict[str, Any]) -> Transf
         num_attention_heads=vision.num_heads,  # unused, but must divide by tp
         add_bias_linear=True,
         activation_func=F.gelu,
-        **shared,
+        layernorm_epsilon=_VISION_NORM_EPS,
+        **(shared | _normalization(model)),
     )
+
+
+def _normalization(model: ModelConfig) -> dict[str, Any]:
+    return {"normalization": "LayerNorm" if model.vision.layer_norm else "RMSNorm"}
 
 
 def _swiglu() -> dict[str, Any]:
     # one kernel that keeps its input only; the projector's gelu would become the tanh form, so it stays in steps
-    return dict(
-        gated_linear_unit=True, activation_func=F.silu, add_qkv_bias=True, bias_activation_fusion=True
-    )
+    return dict(gated_linear_unit=True, activation_func=F.silu, bias_activation_fusion=True)
+
+
+def _gelu_tanh() -> dict[str, Any]:
+    # Megatron's fused kernel rounds each of its steps to the model's precision
+    return dict(activation_func=partial(F.gelu, approximate="tanh"))
 
 
 def _leave(weight: Tensor) -> None:

@@ -45,7 +45,7 @@ def _step(folder: str, parallel: ParallelConfig) -> tuple[list[int], float]:
 
 
 def test_images_are_assigned_by_size_and_stay_in_order() -> None:
-    from megatron_omr.model.image_split import assign_images
+    from megatron_omr.model.vision.image_split import assign_images
 
     assert assign_images([4, 16, 4, 8, 4], 2) == [[1, 4], [0, 2, 3]]
     assert assign_images([4], 3) == [[0], [], []]

@@ -9,7 +9,9 @@ import pytest
 
 from launch.ranks.launcher import rank_environment
 from megatron_omr.config import ParallelConfig
-from megatron_omr.convert.mapping import EMBEDDING, OUTPUT_LAYER, Rule, build_rules
+from megatron_omr.convert.mapping import build_rules
+from megatron_omr.convert.rule import Rule
+from megatron_omr.convert.tables.language import EMBEDDING, OUTPUT_LAYER
 from megatron_omr.model_config import ModelConfig
 from tests.helpers.ranks import run_ranks
 

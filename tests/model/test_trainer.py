@@ -22,7 +22,7 @@ def test_chunk_is_wrapped_and_gradients_are_fp32(tiny_hf: Path, precision: Preci
     seen = run_ranks(_parts, 1, str(tiny_hf), ParallelConfig(), precision)[0]
     assert seen == {
         "chunks": ["DistributedDataParallel"],
-        "bare": ["Qwen25VL"],
+        "bare": ["VisionLanguageModel"],
         "parameters": {"fp32": ["torch.float32"], "bf16": ["torch.bfloat16"]}[precision],
         "gradients": ["torch.float32"],
         "has_vision": [True],
@@ -35,7 +35,7 @@ def test_only_the_first_chunk_of_the_first_stage_has_the_vision_tower(tiny_hf: P
         stages = run_ranks(_parts, 2, str(tiny_hf), ParallelConfig(pp=2, vp=vp), "fp32")
         nothing = [False] * vp
         assert [stage["has_vision"] for stage in stages] == [[True, *nothing[1:]], nothing]
-        assert [stage["bare"] for stage in stages] == [["Qwen25VL"] * vp] * 2
+        assert [stage["bare"] for stage in stages] == [["VisionLanguageModel"] * vp] * 2
 
 
 def _parts(folder: str, parallel: ParallelConfig, precision: Precision) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from tests.helpers.ranks import rank_environment, run_ranks
 
 if TYPE_CHECKING:
     from data_pipeline.types import PackedBatch
-    from megatron_omr.model.vlm import Qwen25VL
+    from megatron_omr.model.vlm import VisionLanguageModel
     from megatron_omr.parallel import Ranks
 
 LENGTHS = (128, 256, 64)  # each is a bucket of its own: gathered, without padding
@@ -179,7 +179,7 @@ def _measure_case(case: Case, init_method: str) -> int:
     return found
 
 
-def _forward(chunk: Qwen25VL, batch: PackedBatch, ranks: Ranks) -> object:
+def _forward(chunk: VisionLanguageModel, batch: PackedBatch, ranks: Ranks) -> object:
     from megatron_omr.train.logprobs import token_logprobs
 
     out = chunk(batch)

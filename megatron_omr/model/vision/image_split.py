@@ -1,6 +1,6 @@
 """Splits the images of a batch over the context-parallel ranks: each goes through the vision tower once.
 
-Legend: I images, M merged patches (image tokens) of all images, m those of this rank, D hidden size.
+Legend: I images, M merged patches (image tokens) of all images, m those of this rank, D columns of the tower's output.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_omr.model.vision import VisionModel
+from megatron_omr.model.vision.tower import VisionTower
 from megatron_omr.parallel import Ranks
 
 
@@ -30,7 +30,7 @@ def assign_images(num_patches: list[int], num_ranks: int) -> list[list[int]]:
 
 
 def embed_split_images(
-    vision_model: VisionModel, pixels: Tensor, grid_thw: Tensor, patches_per_token: int, ranks: Ranks
+    vision_model: VisionTower, pixels: Tensor, grid_thw: Tensor, patches_per_token: int, ranks: Ranks
 ) -> Tensor:
     """Turns pixels [P, ...] and grid_thw [I, 3] of all images into [M, D] on every rank. Collective over CP ranks.
 
@@ -47,8 +47,7 @@ def embed_split_images(
     if own:
         embeddings = vision_model(pixels[torch.cat([patches[i] for i in own])], grid_thw[own])
     else:  # the gather and every parameter's gradient hook wait for this rank
-        width = vision_model.vision.out_hidden_size
-        embeddings = zero_depending_on(vision_model).expand(0, width)
+        embeddings = zero_depending_on(vision_model).expand(0, vision_model.output_size)
     return _GatherRows.apply(embeddings, rows, ranks)
 
 

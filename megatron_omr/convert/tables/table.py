@@ -1,0 +1,91 @@
+"""Tables of parameters by name, and the rules that they make for a model.
+
+`{}` in a pattern is the layer. Names of parameters are those of plain-torch layers; Transformer Engine fuses norms into
+the linear that follows, and so do the keys of checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from megatron_omr.convert.names import stored_name
+from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Pad, Same
+from megatron_omr.convert.rule import Rule
+from megatron_omr.model.names import FUSED_NORM_KEYS
+from megatron_omr.model_config import ModelConfig
+
+# of each parameter: the change of shape, the names of its sizes, the dimension that is cut, the Hugging Face names
+Row = tuple[str, str, int | None, tuple[str, ...]]
+Table = Mapping[str, Row]
+
+
+def layer_table(megatron: str, hf: str, rows: Table) -> Table:
+    """Returns the rows of a layer with the beginnings that all their names have."""
+    return {
+        f"{megatron}.layers.{{}}.{name}": (op, sizes, dim, tuple(f"{hf}.{{}}.{tensor}" for tensor in tensors))
+        for name, (op, sizes, dim, tensors) in rows.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the words of the table mean for a model."""
+
+    ops: Mapping[str, Op]
+    sizes: Mapping[str, int]
+    old_names: bool  # in files
+
+
+def vision_terms(model: ModelConfig) -> Terms:
+    """Returns what the words of a vision tower's table mean."""
+    vision = model.vision
+    qkv = InterleaveQKV(
+        num_groups=vision.num_heads, head_dim=vision.hidden_size // vision.num_heads, stacked=True
+    )
+    kernel = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    pad = partial(Pad, size=vision.intermediate_size, padded_size=vision.padded_intermediate_size)
+    ops = {
+        "same": Same(),
+        "padded rows": pad(dim=0, num_pieces=2 if vision.gated_mlp else 1),
+        "padded columns": pad(dim=1),
+        "qkv": qkv,
+        "patch": FlattenPatch(kernel=kernel),
+    }
+    sizes = {
+        "hidden": vision.hidden_size,
+        "patch": vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        "qkv": 3 * vision.hidden_size,
+        "inner": vision.padded_intermediate_size,
+        "gate_up": 2 * vision.padded_intermediate_size,
+        "positions": vision.num_position_embeddings,
+        "merged": vision.hidden_size * vision.spatial_merge_size**2,
+        "out": vision.out_hidden_size,
+    }
+    return Terms(ops=ops, sizes=sizes, old_names=model.family.old_names)
+
+
+def fill(table: Table, terms: Terms, num_layers: int | None = None) -> Iterator[Rule]:
+    """Yields the rules of a table, for each of `num_layers` layers where its rows are of a layer."""
+    for layer in range(num_layers or 1):
+        for megatron, (op, sizes, dim, hf) in table.items():
+            names = tuple(name.format(layer) for name in hf)
+            yield Rule(
+                megatron=megatron.format(layer),
+                hf=names,
+                stored=tuple(map(stored_name, names)) if terms.old_names else names,
+                op=terms.ops[op],
+                shape=tuple(terms.sizes[size] for size in sizes.split()),
+                dim=dim,
+                key=_checkpoint_key(megatron),
+                layer=None if num_layers is None else layer,
+                num_layers=num_layers or 0,
+            )
+
+
+def _checkpoint_key(megatron: str) -> str:
+    key = megatron.replace(".layers.{}.", ".layers.")
+    for separate, fused in FUSED_NORM_KEYS.items():
+        key = key.replace(f".layers.{separate}", f".layers.{fused}")
+    return key
