@@ -15,7 +15,8 @@ class DeepstackLayer(TransformerLayer):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden, features = super().forward(*args, **kwargs)
+        result: Any = super().forward(*args, **kwargs)
+        hidden, features = result
         if features is None:
             return hidden, None
         level = self.layer_number - 1

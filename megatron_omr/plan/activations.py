@@ -1,7 +1,7 @@
 """Counts the bytes that a forward pass keeps for backward, by a closed formula. Pure arithmetic.
 
-Legend: e bytes of an element; on one rank of a layer: H hidden, A width of the queries, K of the keys, D a head, F half
-of the gated feed-forward layer, n heads; s ranks that share norms and residuals (tp under SP, else 1). All byte counts
+Legend: e bytes of an element; on one rank of a layer: H hidden, A width of the queries, K of the keys, D a head, F the
+feed-forward layer (half of it where it is gated), n heads; s ranks that share norms and residuals (tp under SP, else 1). All byte counts
 are per token (or patch) of the rank.
 
 Exact to the byte for the plain torch kernels (tests/model/plan/test_activations.py). Transformer Engine's keep the
@@ -18,6 +18,7 @@ from megatron_omr.model_config import ModelConfig
 
 _INDEX = 8  # bytes of an int64
 _STATISTIC = 4  # bytes of a float32
+_TAPS = 4  # learned positions that a patch lies between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,19 @@ class Layer:
     head_dim: int
     ffn: int
     shards: int  # of norms and residuals
+    gated: bool = True
+    layer_norm: bool = False  # with a mean, else RMS norms
+    qk_norm: bool = False
     fused_rotary: bool = False  # Transformer Engine's kernel, which keeps one table for all layers
 
     def norms(self, element: int) -> float:
-        """Two norms: each keeps the normalised input and its scale, and the linear layer behind it its own input."""
-        return 2 * (2 * self.hidden * element + _STATISTIC) / self.shards
+        """Two norms: each keeps its input, normalised or not, and statistics, and the linear layer its own input."""
+        return 2 * (2 * self.hidden * element + (1 + self.layer_norm) * _STATISTIC) / self.shards
+
+    def head_norms(self, element: int) -> int:
+        """Norms of queries and keys: each keeps the normalised input, and the scale of each head."""
+        width = self.queries + self.keys
+        return self.qk_norm * (width * element + width // self.head_dim * _STATISTIC)
 
     def rope(self, element: int) -> int:
         """Cosines and sines, for queries and for keys, made again in every layer."""
@@ -58,14 +67,14 @@ class Layer:
         return queries + keys + (queries + 2 * keys) + rows_and_output
 
     def mlp(self, element: int) -> int:
-        """The two halves that SwiGLU takes, and what it makes of them."""
-        return 3 * self.ffn * element
+        """The two halves that SwiGLU takes, or the input of GELU, and what it makes of them."""
+        return (3 if self.gated else 2) * self.ffn * element
 
     def saved(self, element: int, recompute: str, *, reordered: bool = False, gathered: int = 1) -> float:
         """Returns the bytes that the layer keeps with this recomputation: "none", "mlp" or "full"."""
         if recompute == "full":
             return self.hidden * element / self.shards
-        kept = self.norms(element) + self.rope(element)
+        kept = self.norms(element) + self.head_norms(element) + self.rope(element)
         kept += self.attention(element, reordered=reordered, gathered=gathered)
         return kept if recompute == "mlp" else kept + self.mlp(element)
 
@@ -79,6 +88,7 @@ def language_layer(model: ModelConfig, *, tp: int, sp: bool, fused_rotary: bool 
         head_dim=model.head_dim,
         ffn=model.intermediate_size // tp,
         shards=tp if sp else 1,
+        qk_norm=model.qk_norm,
         fused_rotary=fused_rotary,
     )
 
@@ -93,6 +103,8 @@ def vision_layer(model: ModelConfig, *, tp: int, fused_rotary: bool = False) -> 
         head_dim=vision.hidden_size // vision.num_heads,
         ffn=vision.padded_intermediate_size // tp,
         shards=1,
+        gated=vision.gated_mlp,
+        layer_norm=vision.layer_norm,
         fused_rotary=fused_rotary,
     )
 
@@ -123,19 +135,24 @@ def saved_by_tower(
     freeze: Collection[str] = (),
     fused_rotary: bool = False,
 ) -> float:
-    """Returns the bytes a patch of the tower and the projector, for images of whole windows.
+    """Returns the bytes a patch of the tower and the projectors, for images of whole windows.
 
     What is in front of the first trained part keeps nothing.
     """
     vision, layer = model.vision, vision_layer(model, tp=tp, fused_rotary=fused_rotary)
-    norm = 2 * vision.hidden_size * element + _STATISTIC
+    merge, statistics = vision.spatial_merge_size**2, (1 + vision.layer_norm) * _STATISTIC
+    norm = 2 * vision.hidden_size * element + statistics
     behind_gelu = 2 * vision.hidden_size // tp * element  # and before it: 4 x hidden for 4 patches
-    order = _INDEX / vision.spatial_merge_size**2
-    projector = norm + behind_gelu + order
+    order = _INDEX / merge if vision.window_size else 0
+    # features are what the next layer keeps, too
+    features = vision.num_levels * (vision.hidden_size * element + statistics / merge + behind_gelu)
+    projector = norm + behind_gelu + order + features
     if "vision" in freeze:
         return 0.0 if "projector" in freeze else projector
-    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return patch * element + saved_by_layers(layer, vision.depth, element, recompute) + projector
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 * element
+    if vision.num_position_embeddings:
+        patch += _TAPS * (_INDEX + _STATISTIC)
+    return patch + saved_by_layers(layer, vision.depth, element, recompute) + projector
 
 
 def saved_by_embedding(*, tp: int, cp: int, images: bool) -> int:

@@ -32,8 +32,7 @@ from megatron_omr.plan.weights import (
 )
 
 _LOGITS_CHUNK = 256 << 20  # bytes of logits in float32 that a GPU works on at once (cpu.logits_chunk_bytes)
-_UINT8_PATCH = 14 * 14 * 3
-_FLOAT_PATCH = 4 * 2 * _UINT8_PATCH  # normalised, in float32
+_FLOAT_PATCH = 4 * 2  # bytes of a patch's bytes normalised, in float32 and for both frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,11 @@ def _plan_stage(
     logits = _logits(task, layout, tokens)
     hidden = tokens * model.hidden_size * e
     # the embeddings of the whole pack: looked up, with the images, this rank's own
-    inputs = 3 * hidden * parallel.cp + patches * parallel.cp * _UINT8_PATCH + most * _FLOAT_PATCH
+    patch = model.family.patches.num_bytes
+    inputs = 3 * hidden * parallel.cp + patches * parallel.cp * patch + most * _FLOAT_PATCH * patch
+    inputs += (
+        model.vision.num_levels * hidden * (1 + parallel.cp)
+    )  # features: of the whole pack, and of this rank
     return MemoryParts(
         weights=static.weights + (static.reference if task.reference == "device" else 0),
         gradients=static.gradients,

@@ -12,8 +12,12 @@ PUBLISHED = (
     "Qwen2.5-VL-7B-Instruct",
     "Qwen2.5-VL-32B-Instruct",
     "Qwen2.5-VL-72B-Instruct",
+    "Qwen3-VL-2B-Instruct",
+    "Qwen3-VL-4B-Instruct",
+    "Qwen3-VL-8B-Instruct",
+    "Qwen3-VL-32B-Instruct",
 )
-"""Names of the published models, from the smallest."""
+"""Names of the published models, each family from the smallest."""
 
 
 def published_shape(name: str) -> ModelConfig:

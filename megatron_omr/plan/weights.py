@@ -57,7 +57,10 @@ def _language_layer(model: ModelConfig, tp: int) -> list[int]:
     hidden, ffn = model.hidden_size, model.intermediate_size // tp
     queries = model.num_heads * model.head_dim // tp
     qkv = queries + 2 * model.num_kv_heads * model.head_dim // tp
-    return [hidden, hidden * queries, qkv * hidden, qkv, hidden, 2 * ffn * hidden, hidden * ffn]
+    attention = [hidden, hidden * queries, qkv * hidden]
+    attention += [qkv] if model.qkv_bias else []
+    attention += [model.head_dim, model.head_dim] if model.qk_norm else []
+    return [*attention, hidden, 2 * ffn * hidden, hidden * ffn]
 
 
 def _vision(model: ModelConfig, tp: int) -> Iterator[Parameter]:
@@ -65,13 +68,18 @@ def _vision(model: ModelConfig, tp: int) -> Iterator[Parameter]:
     hidden, ffn = vision.hidden_size, vision.padded_intermediate_size // tp
     merged, qkv = hidden * vision.spatial_merge_size**2, 3 * hidden // tp
     patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    attention = [hidden, hidden * hidden // tp, hidden, qkv * hidden, qkv]
-    mlp = [hidden, 2 * ffn * hidden, 2 * ffn, hidden * ffn, hidden]
-    tower = [patch * hidden, *(attention + mlp) * vision.depth]
+    per_norm, rows = (2 if vision.layer_norm else 1), (2 if vision.gated_mlp else 1) * ffn
+    attention = [*[hidden] * per_norm, hidden * hidden // tp, hidden, qkv * hidden, qkv]
+    mlp = [*[hidden] * per_norm, rows * hidden, rows, hidden * ffn, hidden]
+    tower = [patch * hidden, *[hidden] * vision.patch_bias, *(attention + mlp) * vision.depth]
     yield from (Parameter(part="vision", size=size) for size in tower)
     out = vision.out_hidden_size
-    projector = [hidden, merged // tp * merged, merged // tp, out * merged // tp, out]
-    yield from (Parameter(part="projector", size=size) for size in projector)
+    projection = [merged // tp * merged, merged // tp, out * merged // tp, out]
+    yield from (Parameter(part="projector", size=size) for size in [*[hidden] * per_norm, *projection])
+    if vision.num_position_embeddings:
+        yield Parameter(part="vision", size=vision.num_position_embeddings * hidden)
+    features = [*[merged] * per_norm, *projection] * vision.num_levels
+    yield from (Parameter(part="projector", size=size) for size in features)
 
 
 @dataclass(frozen=True, kw_only=True)

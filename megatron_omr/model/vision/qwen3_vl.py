@@ -38,7 +38,7 @@ class TappedLayer(TransformerLayer):
     """
 
     def forward(self, *args: Any, packed_seq_params: TappedSequences, **kwargs: Any) -> Any:
-        output = super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)
+        output: Any = super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)
         levels = self.config.deepstack_layers
         if self.layer_number - 1 in levels and len(packed_seq_params.taps) < len(levels):
             packed_seq_params.taps.append(output[0])

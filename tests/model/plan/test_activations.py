@@ -68,12 +68,16 @@ CASES = [
     Case("3B", INTERLEAVED, images=IMAGE, recompute="mlp", recompute_vision="full"),
     Case("7B", LAYOUTS[0], images=IMAGE, freeze=("vision",)),
     Case("7B", LAYOUTS[0], images=IMAGE, freeze=("vision", "projector")),
+    *(Case("4B", layout, images=IMAGE) for layout in LAYOUTS[:4]),
+    Case("4B", LAYOUTS[4]),
+    Case("4B", LAYOUTS[2], images=IMAGE, recompute="full", recompute_vision="full"),
+    Case("4B", LAYOUTS[0], images=IMAGE, recompute="mlp", freeze=("vision",)),
 ]
 
 
 def shrink(shape: str, layout: ParallelConfig) -> ModelConfig:
     """Returns a published shape with a few heads and layers, in its own proportions."""
-    model = published_shape(f"Qwen2.5-VL-{shape}-Instruct")
+    model = published_shape(f"Qwen{'3' if shape == '4B' else '2.5'}-VL-{shape}-Instruct")
     scale = 8 if shape == "72B" else 7
     heads = -(-model.num_heads // scale // 2) * 2
     return replace(
@@ -96,6 +100,7 @@ def shrink(shape: str, layout: ParallelConfig) -> ModelConfig:
             intermediate_size=model.vision.intermediate_size // 4 // 8 * 8,
             out_hidden_size=heads * model.head_dim,
             fullatt_block_indexes=(1,),
+            deepstack_visual_indexes=model.vision.deepstack_visual_indexes and (0,),
         ),
     )
 
@@ -202,7 +207,7 @@ def _random_batch(model: ModelConfig, case: Case) -> PackedBatch:
         position_ids=torch.arange(tokens).repeat(3, 1),
         real_lens=torch.tensor(case.lengths),
         cu_seqlens=torch.tensor([0, *case.lengths]).cumsum(0).int(),
-        pixels=torch.zeros(patches, 14 * 14 * 3, dtype=torch.uint8),
+        pixels=torch.zeros(patches, model.family.patches.num_bytes, dtype=torch.uint8),
         image_grid_thw=torch.tensor(case.images, dtype=torch.int64).reshape(-1, 3),
     )
 
