@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DemoAlgorithm = Literal["gspo", "gspo_token", "grpo", "dapo", "dr_grpo", "cispo", "sapo", "visurf"]
+DemoBase = Literal["tiny_qwen2_5_vl", "tiny_qwen3_vl", "tiny_qwen3_vl_moe"]
 ALGORITHM_TITLES: dict[DemoAlgorithm, str] = {
     "gspo": "GSPO",
     "gspo_token": "GSPO-token",
@@ -70,5 +71,7 @@ class DemoConfig:
     """Steps of SFT; by default those of the recipe. A few steps show that everything runs, and learn nothing."""
     rl_steps: int | None = None
     """Steps of RL; by default those of the recipe."""
+    base: DemoBase = "tiny_qwen2_5_vl"
+    """The untrained model, by family."""
     algorithm: DemoAlgorithm = "gspo"
     """Algorithm of RL. A folder in which others have run keeps their results; data, model and SFT are shared."""

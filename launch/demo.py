@@ -19,7 +19,7 @@ def run_demo(config: DemoConfig) -> None:
     demo, rl = Demo(config), name_rl_stage(config.algorithm)
     data, model, sft = (f"{config.out}/{name}" for name in ("data", "model", "sft"))
     demo.stage("data", "data/test/index.json", lambda: write_questions(demo, data))
-    demo.stage("model", "model/preprocessor_config.json", lambda: build_model(model, config.seed))
+    demo.stage("model", "model/preprocessor_config.json", lambda: build_model(model, config))
     demo.stage("sft", "sft/hf/config.json", lambda: fine_tune(demo, sft, model, f"{data}/train"))
     demo.stage("eval sft", "eval/sft/summary.json", lambda: evaluate(demo, "sft", f"{data}/test"))
     demo.stage(rl, f"{rl}/hf/config.json", lambda: reinforce(demo, rl, f"{sft}/hf", f"{data}/train"))
@@ -35,12 +35,13 @@ def write_questions(demo: Demo, out: str) -> None:
     demo.omr("data", "digits", out, recipe=DigitsConfig(out=out), seed=demo.config.seed, **sizes)
 
 
-def build_model(out: str, seed: int) -> None:
-    """Writes an untrained Qwen2.5-VL of 1.1 million parameters, with a tokenizer trained on the demo's texts."""
+def build_model(out: str, config: DemoConfig) -> None:
+    """Writes an untrained model of one or two million parameters, with a tokenizer trained on the demo's texts."""
     from data_pipeline.sources.digits import digit_texts
     from megatron_omr.tiny import create_tiny_model
+    from megatron_omr.tiny_config import TINY_BASES
 
-    create_tiny_model(out, digit_texts(seed=seed), seed=seed)
+    create_tiny_model(out, digit_texts(seed=config.seed), config=TINY_BASES[config.base], seed=config.seed)
 
 
 def fine_tune(demo: Demo, run: str, model: str, shards: str) -> None:

@@ -84,16 +84,18 @@ def build_layout(config: SFTConfig | RLConfig) -> Layout:
 
 def build_sft_task(config: SFTConfig, assume: AssumeConfig, *, shape: str = "", name: str = "") -> Task:
     """Returns the planner's view of an SFT recipe."""
+    model = find_shape(config.model, shape)
     work = count_work(
         samples=config.loader.global_batch_size,
         response=(assume.response_tokens, assume.response_std),
         question=assume.question_tokens,
         image_pixels=assume.image_pixels,
         images=assume.images,
+        token_side=model.family.patches.token_side,
     )
     return Task(
         name=name or _name(config.run),
-        model=find_shape(config.model, shape),
+        model=model,
         precision=config.precision,
         freeze=config.optim.freeze,
         pack_tokens=config.loader.pack_length,
@@ -105,6 +107,8 @@ def build_sft_task(config: SFTConfig, assume: AssumeConfig, *, shape: str = "", 
 
 def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", name: str = "") -> Task:
     """Returns the planner's view of an RL recipe."""
+    model = find_shape(config.model, shape)
+    token_side = model.family.patches.token_side
     rollouts = config.prompts_per_step * config.sampling.n
     response = min(assume.rollout_tokens, config.sampling.max_tokens)
     shared = config.sampling.n if config.share_prompts else 1
@@ -114,6 +118,7 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         question=assume.question_tokens / shared,
         image_pixels=assume.image_pixels,
         images=assume.images / shared,
+        token_side=token_side,
     )
     engine = EngineTask(
         num_engines=config.engine.num_engines,
@@ -122,14 +127,14 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         max_model_len=config.engine.max_model_len,
         max_num_seqs=config.engine.max_num_seqs,
         rollouts=rollouts,
-        prompt_tokens=assume.question_tokens + assume.images * assume.image_pixels / 784,
+        prompt_tokens=assume.question_tokens + assume.images * assume.image_pixels / token_side**2,
         response_tokens=response,
         longest=min(config.sampling.max_tokens, response + 4 * assume.rollout_std),
         takes_turns=config.rollout.placement == "colocated",
     )
     return Task(
         name=name or _name(config.run),
-        model=find_shape(config.model, shape),
+        model=model,
         precision=config.precision,
         freeze=config.optim.freeze,
         pack_tokens=config.pack_length,

@@ -29,6 +29,8 @@ class Demo:
         """
         self.root, self.config = Path(config.out), config
         settings = {name: value for name, value in asdict(config).items() if name not in SHARED}
+        if config.base == DemoConfig.base:  # folders of before there was a choice
+            del settings["base"]
         claim_folder(self.root, MANIFEST, settings, adopt=True)
         times = self.root / TIMES
         saved = read_json(times) if times.exists() else {"seconds": {}, "interrupted": {}}

@@ -183,7 +183,7 @@ def _vision_fields(config: TinyConfig) -> dict[str, Any]:
 def build_preprocessor(family: str) -> dict[str, Any]:
     """Returns the fields of preprocessor_config.json."""
     patches = FAMILIES[family].patches
-    smallest, largest = patches.token_side**2, 2048**2
+    smallest, largest = 28**2, 2048**2
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor" if family == "qwen2_5_vl" else "Qwen3VLProcessor",

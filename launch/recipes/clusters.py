@@ -14,8 +14,8 @@ class RecipeSite:
     shape: str  # of megatron_omr/plan/configs, for where the model's folder is not there
 
 
-def _site(size: str, nodes: int) -> RecipeSite:
-    return RecipeSite(cluster=ClusterConfig(gpu="h100", nodes=nodes), shape=f"Qwen2.5-VL-{size}-Instruct")
+def _site(size: str, nodes: int, family: str = "Qwen2.5-VL") -> RecipeSite:
+    return RecipeSite(cluster=ClusterConfig(gpu="h100", nodes=nodes), shape=f"{family}-{size}-Instruct")
 
 
 RECIPE_SITES: dict[str, RecipeSite] = {
@@ -23,10 +23,15 @@ RECIPE_SITES: dict[str, RecipeSite] = {
     "qwen2_5_vl_7b_sft": _site("7B", nodes=4),
     "qwen2_5_vl_32b_sft": _site("32B", nodes=4),
     "qwen2_5_vl_72b_sft": _site("72B", nodes=16),
+    "qwen3_vl_2b_sft": _site("2B", nodes=1, family="Qwen3-VL"),
+    "qwen3_vl_4b_sft": _site("4B", nodes=1, family="Qwen3-VL"),
+    "qwen3_vl_8b_sft": _site("8B", nodes=4, family="Qwen3-VL"),
+    "qwen3_vl_32b_sft": _site("32B", nodes=4, family="Qwen3-VL"),
+    "qwen3_vl_8b_gspo": _site("8B", nodes=8, family="Qwen3-VL"),
     **{
         name: _site("32B" if "_32b_" in name else "7B", nodes=8)
         for name in RL_RECIPES
-        if not name.startswith("demo")
+        if not name.startswith(("demo", "qwen3_vl"))
     },
 }
 """By the name of the recipe. The demo's have none: they run on a CPU."""

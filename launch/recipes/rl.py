@@ -32,4 +32,5 @@ RL_RECIPES: dict[str, Callable[..., RLConfig]] = {
     "visurf": rl_others.visurf,
     "mmvistareason_gspo": rl_others.mmvistareason_gspo,
     "mmr1": rl_others.mmr1,
+    "qwen3_vl_8b_gspo": rl_others.qwen3_vl_8b_gspo,
 }

@@ -1,4 +1,4 @@
-"""RL recipes of other papers, each on the base and the machines of OpenMMReasoner's."""
+"""RL recipes of other papers and of other models, on the machines of OpenMMReasoner's."""
 
 from __future__ import annotations
 
@@ -77,4 +77,14 @@ def mmr1() -> RLConfig:
         prompts=PromptConfig(weighted_share=0.5),
         sampling=replace(recipe.sampling, n=8, temperature=0.6),
         algorithm=AlgorithmConfig(name="grpo", drop_equal_groups=False, kl=KLConfig(coefficient=0.01)),
+    )
+
+
+def qwen3_vl_8b_gspo() -> RLConfig:
+    """OpenMMReasoner's GSPO from a cold start of Qwen3-VL-8B, on the same 8 x 8 GPUs."""
+    return replace(
+        openmmreasoner_gspo(),
+        run="runs/qwen3_vl_8b_gspo",
+        model="runs/qwen3_vl_8b_sft/hf",
+        image=ImageConfig(min_pixels=65_536, max_pixels=4_194_304),
     )

@@ -101,10 +101,56 @@ def qwen2_5_vl_72b_sft() -> SFTConfig:
     )
 
 
+def qwen3_vl_8b_sft() -> SFTConfig:
+    """The same recipe on Qwen3-VL-8B, on 4 x 8 GPUs."""
+    return replace(
+        qwen2_5_vl_7b_sft(),
+        run="runs/qwen3_vl_8b_sft",
+        model="models/Qwen3-VL-8B-Instruct",
+        # the processor's smallest image; 1,024 pixels are a token
+        image=ImageConfig(min_pixels=65_536, max_pixels=4_194_304),
+    )
+
+
+def qwen3_vl_4b_sft() -> SFTConfig:
+    """The same recipe on Qwen3-VL-4B, on one machine of 8 GPUs."""
+    return replace(
+        qwen3_vl_8b_sft(),
+        run="runs/qwen3_vl_4b_sft",
+        model="models/Qwen3-VL-4B-Instruct",
+        processes=8,
+    )
+
+
+def qwen3_vl_2b_sft() -> SFTConfig:
+    """The same recipe on Qwen3-VL-2B, on one machine of 8 GPUs."""
+    return replace(
+        qwen3_vl_4b_sft(),
+        run="runs/qwen3_vl_2b_sft",
+        model="models/Qwen3-VL-2B-Instruct",
+        parallel=ParallelConfig(cp=4, overlap=True),
+    )
+
+
+def qwen3_vl_32b_sft() -> SFTConfig:
+    """The same recipe on Qwen3-VL-32B, on 4 x 8 GPUs."""
+    return replace(
+        qwen3_vl_8b_sft(),
+        run="runs/qwen3_vl_32b_sft",
+        model="models/Qwen3-VL-32B-Instruct",
+        parallel=ParallelConfig(tp=2, pp=4, vp=2, cp=4, sp=True, overlap=True),
+        compute=ComputeConfig(recompute="full", recompute_vision="full"),
+    )
+
+
 SFT_RECIPES: dict[str, Callable[..., SFTConfig]] = {
     "demo": demo,
     "qwen2_5_vl_3b_sft": qwen2_5_vl_3b_sft,
     "qwen2_5_vl_7b_sft": qwen2_5_vl_7b_sft,
     "qwen2_5_vl_32b_sft": qwen2_5_vl_32b_sft,
     "qwen2_5_vl_72b_sft": qwen2_5_vl_72b_sft,
+    "qwen3_vl_2b_sft": qwen3_vl_2b_sft,
+    "qwen3_vl_4b_sft": qwen3_vl_4b_sft,
+    "qwen3_vl_8b_sft": qwen3_vl_8b_sft,
+    "qwen3_vl_32b_sft": qwen3_vl_32b_sft,
 }

@@ -1,8 +1,8 @@
 """Counts the bytes that a forward pass keeps for backward, by a closed formula. Pure arithmetic.
 
 Legend: e bytes of an element; on one rank of a layer: H hidden, A width of the queries, K of the keys, D a head, F the
-feed-forward layer (half of it where it is gated), n heads; s ranks that share norms and residuals (tp under SP, else 1). All byte counts
-are per token (or patch) of the rank.
+feed-forward layer (half of it where it is gated), n heads; s ranks that share norms and residuals (tp under SP, else
+1). All byte counts are per token (or patch) of the rank.
 
 Exact to the byte for the plain torch kernels (tests/model/plan/test_activations.py). Transformer Engine's keep the
 same, by reading, but for rotary tables (`fused_rotary`); under context parallelism they pass keys round, where ours

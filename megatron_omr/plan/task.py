@@ -52,10 +52,20 @@ class StepWork:
 
 
 def count_work(
-    *, samples: float, response: tuple[float, float], question: float, image_pixels: int, images: float
+    *,
+    samples: float,
+    response: tuple[float, float],
+    question: float,
+    image_pixels: int,
+    images: float,
+    token_side: int,
 ) -> StepWork:
-    """Returns the work of samples with `images` each, whose responses have this mean and standard deviation."""
-    side = max(2, round(image_pixels**0.5 / 28) * 2)
+    """Returns the work of samples with `images` each, whose responses have this mean and standard deviation.
+
+    Args:
+        token_side: pixels of an image token's side.
+    """
+    side = max(2, round(image_pixels**0.5 / token_side) * 2)
     mean = question + images * side**2 / 4 + response[0]
     return StepWork(
         samples=samples,

@@ -23,7 +23,9 @@ ALL_AGAIN = ComputeConfig(recompute="full", recompute_vision="full")
 
 
 def make_task(name: str = "7B", *, samples: int = 2_048, **changes) -> Task:
-    work = count_work(samples=samples, response=(675, 0), question=97, image_pixels=448**2, images=1)
+    work = count_work(
+        samples=samples, response=(675, 0), question=97, image_pixels=448**2, images=1, token_side=28
+    )
     task = Task(
         name=name,
         model=published_shape(f"Qwen2.5-VL-{name}-Instruct"),
