@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipeline.encode.config import PatchFormat
 from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.model_config import Part
 from tests.helpers.ranks import init_ranks, run_ranks
@@ -35,7 +36,7 @@ OPTIMS = [OWN_LRS, replace(OPTIM, freeze=("language",)), replace(OPTIM, freeze=(
 def hf_part(name: str) -> Part:
     if "visual." not in name:
         return "language"
-    return "projector" if "visual.merger." in name else "vision"
+    return "projector" if "visual.merger." in name or "deepstack_merger" in name else "vision"
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -133,11 +134,15 @@ def _train_frozen(folder: str, parallel: ParallelConfig) -> list[list[float]]:
     return seen
 
 
+@pytest.mark.parametrize("base", ["tiny_hf", "tiny_qwen3"])
 @pytest.mark.parametrize(
     "optim", [OWN_LRS, replace(OPTIM, freeze=("language",), vision_lr=1e-4)], ids=["own rates", "frozen"]
 )
-def test_three_steps_equal_torch_adamw_with_groups(tiny_hf: Path, optim: OptimConfig) -> None:
-    differences, lrs = run_ranks(_steps_beside_torch, 1, str(tiny_hf), optim)[0]
+def test_three_steps_equal_torch_adamw_with_groups(
+    base: str, optim: OptimConfig, request: pytest.FixtureRequest
+) -> None:
+    folder = str(request.getfixturevalue(base))
+    differences, lrs = run_ranks(_steps_beside_torch, 1, folder, optim)[0]
     assert lrs == pytest.approx([0, optim.lr, optim.lr * (1 + math.cos(math.pi / 7)) / 2])
     for name, difference in differences.items():
         # a step changes a weight by about its learning rate; the least difference of a weight of 1 is 1e-3 of 1e-4
@@ -160,7 +165,8 @@ def _steps_beside_torch(folder: str, optim: OptimConfig) -> tuple[dict[str, floa
             group["lr"] = lr * optim.own_lrs.get(group["part"], optim.lr) / optim.lr
         examples = [example for pack in draw_packs(trainer.model, seed) for example in pack]
         count = sum(float(e.loss_mask[1:].sum()) for e in examples)
-        losses = [_loss_sum(model, example) / count for example in examples]
+        patches = trainer.model.family.patches
+        losses = [_loss_sum(model, example, patches) / count for example in examples]
         sum(loss for loss in losses if loss.requires_grad).backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], optim.clip_grad)
         adamw.step()
@@ -170,9 +176,9 @@ def _steps_beside_torch(folder: str, optim: OptimConfig) -> tuple[dict[str, floa
 
 
 def _torch_model(folder: str, optim: OptimConfig) -> tuple[Any, torch.optim.AdamW]:
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     model.model.language_model.embed_tokens.padding_idx = None  # random texts hold the token, and learn it
     groups = []
     for name, parameter in model.named_parameters():
@@ -183,15 +189,12 @@ def _torch_model(folder: str, optim: OptimConfig) -> tuple[Any, torch.optim.Adam
     return model, torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
 
 
-def _loss_sum(model: Any, example: Any) -> torch.Tensor:
-    from data_pipeline.encode.config import QWEN2_5_VL_PATCHES
+def _loss_sum(model: Any, example: Any, patches: PatchFormat) -> torch.Tensor:
     from data_pipeline.encode.images import normalise
 
     ids, images = example.input_ids[None], {}
     if len(example.image_grid_thw):
-        images = dict(
-            pixel_values=normalise(example.pixels, QWEN2_5_VL_PATCHES), image_grid_thw=example.image_grid_thw
-        )
+        images = dict(pixel_values=normalise(example.pixels, patches), image_grid_thw=example.image_grid_thw)
         images["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     logits = model(input_ids=ids, **images).logits[0, :-1].float()
     losses = torch.nn.functional.cross_entropy(logits, example.input_ids[1:], reduction="none")

@@ -42,11 +42,6 @@ def test_tied_model_equals_transformers(tiny_tied_hf: Path, layout: str) -> None
     assert_parity(tiny_tied_hf, *LAYOUTS[layout])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_qwen3_vl_equals_transformers(tiny_qwen3: Path, layout: str) -> None:
-    assert_parity(tiny_qwen3, *LAYOUTS[layout])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "parallel",
