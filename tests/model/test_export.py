@@ -25,11 +25,11 @@ LAYOUTS = [(ParallelConfig(), 1), (ParallelConfig(tp=2), 2), (ParallelConfig(pp=
 
 
 @pytest.mark.parametrize(("parallel", "processes"), LAYOUTS, ids=["one", "tp2", "pp2", "dp2"])
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("base", ["tiny_hf", "tiny_tied_hf", "tiny_qwen3"])
 def test_round_trip_is_bit_identical(
-    tiny_hf: Path, tiny_tied_hf: Path, tmp_path: Path, parallel: ParallelConfig, processes: int, tied: bool
+    base: str, tmp_path: Path, parallel: ParallelConfig, processes: int, request: pytest.FixtureRequest
 ) -> None:
-    folder = tiny_tied_hf if tied else tiny_hf
+    folder = request.getfixturevalue(base)
     results = run_ranks(_round_trip, processes, str(folder), parallel, str(tmp_path / "out"))
     before = load_file(folder / "model.safetensors")
     after = load_file(tmp_path / "out" / "model.safetensors")
@@ -37,9 +37,10 @@ def test_round_trip_is_bit_identical(
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not any(results[1:])  # all is on rank 0
     names = [name for name, _ in results[0]]
-    assert ("lm_head.weight" in names) == (not tied)
+    assert ("lm_head.weight" in names) == (base == "tiny_hf")
     assert "model.language_model.layers.3.mlp.up_proj.weight" in names
-    assert "model.visual.merger.mlp.2.bias" in names
+    last = "deepstack_merger_list.1.linear_fc2" if base == "tiny_qwen3" else "merger.mlp.2"
+    assert f"model.visual.{last}.bias" in names
 
 
 @pytest.mark.parametrize(

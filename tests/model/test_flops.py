@@ -55,33 +55,38 @@ def test_language_model_of_7b_is_two_flops_a_parameter_and_token() -> None:
     assert per_token / 2 / 7.07e9 == pytest.approx(1.06, abs=0.01)
 
 
+@pytest.mark.parametrize("base", ["tiny_hf", "tiny_qwen3"])
 @pytest.mark.parametrize("side", [(8, 8), (16, 24), (10, 14), (4, 6), (22, 18), (2, 40)], ids=str)
-def test_torch_counts_the_same_products_of_the_tower(tiny_hf: Path, side: tuple[int, int]) -> None:
+def test_torch_counts_the_same_products_of_the_tower(
+    base: str, side: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
     """transformers attends to each window by itself, whole or partial, so its counter sees no padding."""
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_hf, attn_implementation="eager")
-    height, width = side
+    folder = request.getfixturevalue(base)
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
+    shape, (height, width) = ModelConfig.from_hf(folder), side
     grids = torch.tensor([[1, height, width], [1, 6, 4]])
-    pixels = torch.randn(int(grids.prod(dim=1).sum()), 3 * 2 * 14 * 14)
+    pixels = torch.randn(int(grids.prod(dim=1).sum()), 2 * shape.family.patches.num_bytes)
     with count_flops() as counter, torch.no_grad():
         model.model.visual(pixels, grid_thw=grids)
-    assert counter.get_total_flops() == vision_forward_flops(ModelConfig.from_hf(tiny_hf), grids.tolist())
+    assert counter.get_total_flops() == vision_forward_flops(shape, grids.tolist())
 
 
 @pytest.mark.heavy
-def test_torch_counts_the_same_products_of_a_step(tiny_hf: Path) -> None:
+@pytest.mark.parametrize("base", ["tiny_hf", "tiny_qwen3"])
+def test_torch_counts_the_same_products_of_a_step(base: str, request: pytest.FixtureRequest) -> None:
     """Our model, forward and backward, with and without images, recomputation and frozen parts."""
-    for counted, computed in run_ranks(_count_steps, 1, str(tiny_hf))[0]:
+    for counted, computed in run_ranks(_count_steps, 1, str(request.getfixturevalue(base)))[0]:
         assert counted == computed
 
 
 def _count_steps(folder: str) -> list[tuple[int, float]]:
     """Returns the FLOPs of steps, as the counter sees them and as computed.
 
-    The counter sees full squares where causal attention needs half, the padding of sequences that attend in one
-    batch (so they are of equal length here), and the outer products of the language model's rotary table.
+    The counter sees full squares where causal attention needs half, and the padding of sequences that attend in one
+    batch (so they are of equal length here).
     """
     from data_pipeline.loader.packing import merge
     from megatron_omr.config import ComputeConfig, ParallelConfig
@@ -110,9 +115,9 @@ def _count_steps(folder: str) -> list[tuple[int, float]]:
             model, lengths, sizes, language=compute.recompute, vision=compute.recompute_vision
         )
         passes = 4 if compute.recompute == "full" else 3
-        other_half = passes * 2 * model.num_layers * model.hidden_size * sum(n**2 for n in lengths)
-        rotary = 3 * model.head_dim * sum(lengths)
-        seen.append((counter.get_total_flops(), ours + other_half + rotary))
+        width = model.num_heads * model.head_dim
+        other_half = passes * 2 * model.num_layers * width * sum(n**2 for n in lengths)
+        seen.append((counter.get_total_flops(), ours + other_half))
     return seen
 
 
@@ -146,7 +151,7 @@ def make_example(model: ModelConfig, name: str, grids: list[tuple[int, int, int]
         position_ids=mrope_position_ids(
             ids, sizes, image_token_id=model.image_token_id, spatial_merge_size=2
         ),
-        pixels=torch.zeros(int(sizes.prod(dim=1).sum()), 3 * 14 * 14, dtype=torch.uint8),
+        pixels=torch.zeros(int(sizes.prod(dim=1).sum()), model.family.patches.num_bytes, dtype=torch.uint8),
         image_grid_thw=sizes,
     )
 

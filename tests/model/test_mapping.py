@@ -25,11 +25,13 @@ LAYOUTS = (
 
 
 @pytest.mark.heavy
-def test_table_is_megatrons_own(tiny_hf: Path, tiny_tied_hf: Path) -> None:
+def test_table_is_megatrons_own(tiny_hf: Path, tiny_tied_hf: Path, tiny_qwen3: Path) -> None:
     """Keys, shapes and offsets in a checkpoint; names and cut dimensions of live parameters."""
     folders = [str(tiny_hf), str(tiny_tied_hf)]
-    ranks = run_ranks(_describe_all, 2, folders, LAYOUTS)
+    # the first chunk of Qwen3-VL has two layers at least
     cases = [(parallel, folder) for parallel in LAYOUTS for folder in folders]
+    cases += [(parallel, str(tiny_qwen3)) for parallel in LAYOUTS if parallel.vp == 1]
+    ranks = run_ranks(_describe_all, 2, cases)
     for i, (parallel, folder) in enumerate(cases):
         rules = build_rules(ModelConfig.from_hf(folder))
         written = {shard for rank in ranks for shard in rank[i]["shards"]}
@@ -50,19 +52,18 @@ def _describe_live(rule: Rule, tp: int) -> tuple[int | None, tuple[int, ...]]:
     return rule.dim, tuple(n // tp if dim == rule.dim else n for dim, n in enumerate(rule.shape))
 
 
-def _describe_all(folders: list[str], layouts: tuple[ParallelConfig, ...]) -> list[dict[str, Any]]:
+def _describe_all(cases: list[tuple[ParallelConfig, str]]) -> list[dict[str, Any]]:
     from megatron_omr.model.build import build_model
     from megatron_omr.parallel import initialize, shutdown
 
     rank, world_size, init_method = rank_environment()
     found = []
-    for number, parallel in enumerate(layouts):
+    for number, (parallel, folder) in enumerate(cases):
         ranks = initialize(
             parallel, rank=rank, world_size=world_size, init_method=f"{init_method}{number}", seed=0
         )
-        for folder in folders:
-            model = ModelConfig.from_hf(folder)
-            found.append(_describe(build_model(model, parallel, ranks, precision="fp32")))
+        model = ModelConfig.from_hf(folder)
+        found.append(_describe(build_model(model, parallel, ranks, precision="fp32")))
         shutdown()
     return found
 

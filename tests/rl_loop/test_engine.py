@@ -12,13 +12,13 @@ import psutil
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
 from data_pipeline.encode.chat import ChatEncoder
-from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.encode.images import normalise
 from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.encode.prompt_sharing import respond
@@ -103,7 +103,7 @@ class Oracle:
     """transformers on the same weights, reading samples as the trainer does."""
 
     def __init__(self, folder: Path, shards: Path) -> None:
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.encoder = ChatEncoder.from_hf(folder, ImageConfig())
         self.shards = shards
         self._base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -116,7 +116,7 @@ class Oracle:
         input_ids = example.input_ids[None]
         output = self.model(
             input_ids=input_ids,
-            pixel_values=normalise(example.pixels, QWEN2_5_VL_PATCHES),
+            pixel_values=normalise(example.pixels, self.encoder.limits.patches),
             image_grid_thw=example.image_grid_thw,
             mm_token_type_ids=(input_ids == self.model.config.image_token_id).int(),
         )
@@ -217,6 +217,15 @@ def test_responses_and_logprobs_are_those_of_the_model(
         "stop",
         "length",
     }
+
+
+def test_qwen3_vl_answers_as_the_model_before_and_after_updates(tiny_qwen3: Path, shards: Path) -> None:
+    oracle, prompts = Oracle(tiny_qwen3, shards), questions(tiny_qwen3, shards)[:4]
+    with closing(Engine(engine_config(tiny_qwen3, shards, temperature=1.0))) as engine:
+        assert oracle.gap(prompts, greedy(engine, prompts)) < SAME
+        for version in (1, 2):
+            update(engine, oracle.change(version), version)
+            assert oracle.gap(prompts, greedy(engine, prompts)) < SAME
 
 
 def test_nothing_is_compiled_on_a_cpu(engine: SwitchableEngine, prompts: list[Prompt]) -> None:

@@ -73,8 +73,18 @@ def test_head_in_float32_on_one_side_alone_is_refused(compute: ComputeConfig) ->
 
 
 @pytest.mark.heavy
-def test_command_compares_a_folder_with_an_engine(tiny_hf: Path) -> None:
-    words = ["parity", str(tiny_hf), "--engine", "--json", "--vllm.precision", "fp32", "--vllm.prompts", "4"]
+@pytest.mark.parametrize("base", ["tiny_hf", "tiny_qwen3"])
+def test_command_compares_a_folder_with_an_engine(base: str, request: pytest.FixtureRequest) -> None:
+    words = [
+        "parity",
+        str(request.getfixturevalue(base)),
+        "--engine",
+        "--json",
+        "--vllm.precision",
+        "fp32",
+        "--vllm.prompts",
+        "4",
+    ]
     engine = {"precision": "fp32", "max_num_seqs": 8, "cpu_kv_cache_gib": 0.25}
     options = [word for name, value in engine.items() for word in (f"--vllm.engine.{name}", str(value))]
     done = subprocess.run(
