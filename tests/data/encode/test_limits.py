@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.encode.chat_format import ChatFormat
-from data_pipeline.encode.config import ImageConfig
+from data_pipeline.encode.config import QWEN2_5_VL_PATCHES, ImageConfig
 from data_pipeline.encode.limits import ModelLimits
 from data_pipeline.errors import BadSample
 from data_pipeline.sources.digits import digit_samples
@@ -178,7 +178,9 @@ def test_a_template_that_changes_earlier_turns_can_learn_the_last_alone(tiny_hf)
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "{{ message['content'] }}", "{{ message['content'].split('</think>')[-1] }}"
     )
-    encoder = ChatEncoder(ModelLimits(chat=ChatFormat(tokenizer), image=ImageConfig()))
+    encoder = ChatEncoder(
+        ModelLimits(chat=ChatFormat(tokenizer), image=ImageConfig(), patches=QWEN2_5_VL_PATCHES)
+    )
     turns = [("user", "a"), ("assistant", "<think>t</think>b"), ("user", "c"), ("assistant", "d")]
     messages = tuple(Message(role=role, content=text) for role, text in turns)
     sample = Sample(id="1", source="test", messages=messages)
