@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.encode.config import QWEN2_5_VL_PATCHES
+from data_pipeline.encode.config import PATCH_FORMATS
 from data_pipeline.encode.images import normalise
 from data_pipeline.types import Example
 from megatron_omr.config import ParallelConfig
@@ -46,13 +46,14 @@ READ_BY_NAME = {  # what transformers or vLLM look up although no config class d
 }
 ROPES = [  # changes of text_config.rope_parameters
     {"rope_theta": 99.5},
-    {"mrope_section": [6, 5, 5]},
     {"mrope_section": [4, 4, 4, 4]},
+    {"mrope_interleaved": False},
+    {"mrope_interleaved": True},
     {"partial_rotary_factor": 0.5},
     {"rope_type": "linear", "factor": 2.0},
     {"rope_type": "dynamic", "factor": 2.0},
     {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-    {"rope_type": "longrope", "factor": 2.0, "short_factor": [2.0] * 16, "long_factor": [3.0] * 16},
+    {"rope_type": "longrope", "factor": 2.0, "short_factor": [2.0], "long_factor": [3.0]},
     {"type": "yarn", "factor": 4.0},
     YARN,
     YARN | {"beta_fast": 8.0, "beta_slow": 0.5, "truncate": False},
@@ -63,9 +64,10 @@ ROPES = [  # changes of text_config.rope_parameters
 
 def mutations(config: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Yields (part, field, value): other values of every field of transformers' classes, and of what they read."""
-    from transformers import Qwen2_5_VLConfig
+    from transformers import AutoConfig
 
-    whole = Qwen2_5_VLConfig(**config)
+    fields_of_config = {name: value for name, value in config.items() if name != "model_type"}
+    whole = AutoConfig.for_model(config["model_type"], **fields_of_config)
     parts = dict(zip(PARTS, (whole, whole.text_config, whole.vision_config), strict=True))
     for part, known in parts.items():
         given = config[part] if part else config
@@ -75,7 +77,9 @@ def mutations(config: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
                 yield from ((part, field.name, value) for value in other_values(now))
         yield from ((part, name, value) for name, value in READ_BY_NAME[part].items())
     rope = config["text_config"]["rope_parameters"]
-    yield from (("text_config", "rope_parameters", {**rope, "type": None} | change) for change in ROPES)
+    time, height, width = rope["mrope_section"]
+    changes = [*ROPES, {"mrope_section": [time + 2, height - 1, width - 1]}]
+    yield from (("text_config", "rope_parameters", {**rope, "type": None} | change) for change in changes)
     tower = config["vision_config"]["rope_parameters"]
     yield "vision_config", "rope_parameters", tower | {"rope_theta": 99.0}
 
@@ -96,17 +100,37 @@ def other_values(value: Any) -> list[Any]:
             return [1, True, ["sliding_attention"] * 4]
 
 
-def test_no_field_changes_transformers_alone(tiny_hf: Path, tmp_path: Path) -> None:
-    refused, harmless, honoured, wrong = run_ranks(_compare, 1, str(tiny_hf), str(tmp_path))[0]
+@pytest.mark.parametrize(
+    ("base", "refuses", "ignores", "follows"),
+    [
+        (
+            "tiny_hf",
+            {"text_config.hidden_act", "text_config.attention_dropout", "text_config.head_dim"},
+            {"text_config.attention_bias", "text_config.sliding_window", "vision_config.in_chans"},
+            {"vision_config.window_size"},
+        ),
+        (
+            "tiny_qwen3",
+            {"text_config.hidden_act", "text_config.attention_bias", "vision_config.num_position_embeddings"},
+            {"text_config.bos_token_id", "vision_config.in_chans"},
+            {"vision_config.deepstack_visual_indexes"},
+        ),
+    ],
+)
+def test_no_field_changes_transformers_alone(
+    base: str,
+    refuses: set[str],
+    ignores: set[str],
+    follows: set[str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    folder = str(request.getfixturevalue(base))
+    refused, harmless, honoured, wrong = run_ranks(_compare, 1, folder, str(tmp_path))[0]
     assert not wrong
-    assert {"text_config.hidden_act", "text_config.attention_dropout", "text_config.head_dim"} <= refused
-    assert {"text_config.attention_bias", "text_config.sliding_window", "vision_config.in_chans"} <= harmless
+    assert refuses <= refused and ignores <= harmless
     # these changed transformers' logits, and ours with them
-    assert {
-        "text_config.rms_norm_eps",
-        "text_config.rope_parameters",
-        "vision_config.window_size",
-    } <= honoured
+    assert {"text_config.rms_norm_eps", "text_config.rope_parameters"} | follows <= honoured
 
 
 def _compare(base: str, out: str) -> tuple[set[str], set[str], set[str], list[str]]:
@@ -159,15 +183,16 @@ def _ours(folder: str, model: Any, ranks: Any, example: Example) -> Tensor:
 
 def _theirs(folder: str, example: Example) -> Tensor:
     """Returns transformers' logits [T, V] in training, where dropout counts."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).train()
     ids = example.input_ids[None]
+    patches = next(known for known in PATCH_FORMATS if known.num_bytes == example.pixels.size(1))
     with torch.no_grad():
         return model(
             input_ids=ids,
             position_ids=example.position_ids[:, None],
-            pixel_values=normalise(example.pixels, QWEN2_5_VL_PATCHES),
+            pixel_values=normalise(example.pixels, patches),
             image_grid_thw=example.image_grid_thw,
             mm_token_type_ids=(ids == model.config.image_token_id).int(),
         ).logits[0]

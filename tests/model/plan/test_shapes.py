@@ -8,20 +8,25 @@ import torch
 from megatron_omr.config import ParallelConfig
 from megatron_omr.plan.shapes import CONFIGS, PUBLISHED, published_shape
 
-PARAMETERS = dict(zip(PUBLISHED, (3_754_622_976, 8_292_166_656, 33_452_718_336, 73_410_777_344), strict=True))
+QWEN2_5, QWEN3 = ([name for name in PUBLISHED if name.startswith(family)] for family in ("Qwen2.5", "Qwen3"))
+PARAMETERS = {
+    **dict(zip(QWEN2_5, (3_754_622_976, 8_292_166_656, 33_452_718_336, 73_410_777_344), strict=True)),
+    **dict(zip(QWEN3, (2_127_532_032, 4_437_815_808, 8_767_123_696, 33_357_390_064), strict=True)),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_transformers_builds_the_published_number_of_parameters(name: str) -> None:
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(CONFIGS / name))
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(CONFIGS / name))
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-def test_only_the_smallest_ties_its_embeddings() -> None:
-    assert [published_shape(name).tie_word_embeddings for name in PUBLISHED] == [True, False, False, False]
+def test_only_the_small_ones_tie_their_embeddings() -> None:
+    tied = [name for name in PUBLISHED if published_shape(name).tie_word_embeddings]
+    assert tied == [QWEN2_5[0], *QWEN3[:2]]
 
 
 def test_another_name_is_refused_with_the_known_ones() -> None:
@@ -29,7 +34,7 @@ def test_another_name_is_refused_with_the_known_ones() -> None:
         published_shape("Qwen3")
 
 
-@pytest.mark.parametrize(("name", "heads"), zip(PUBLISHED, (2, 4, 8, 8), strict=True))
+@pytest.mark.parametrize(("name", "heads"), zip(PUBLISHED, (2, 4, 8, 8, 8, 8, 8, 8), strict=True))
 def test_tensor_parallelism_reaches_the_number_of_key_heads(name: str, heads: int) -> None:
     ParallelConfig(tp=heads).check_model(published_shape(name))
     allowed = ", ".join(str(tp) for tp in (1, 2, 4, 8) if tp <= heads)
@@ -40,6 +45,6 @@ def test_tensor_parallelism_reaches_the_number_of_key_heads(name: str, heads: in
 
 
 def test_padding_makes_the_small_models_towers_as_wide_as_the_large_ones() -> None:
-    towers = [published_shape(name).vision for name in PUBLISHED]
+    towers = [published_shape(name).vision for name in QWEN2_5]
     assert [tower.intermediate_size for tower in towers] == [3420, 3420, 3456, 3456]
     assert {tower.padded_intermediate_size for tower in towers} == {3456}

@@ -24,6 +24,9 @@ LAYOUTS = {
         ParallelConfig(tp=4, pp=2, vp=2),
     ],
     "32B": [ParallelConfig(tp=8, pp=2, sp=True), ParallelConfig(tp=4, pp=8)],
+    "2B": [ParallelConfig(tp=2, cp=2, sp=True), ParallelConfig(tp=2, pp=4)],
+    "4B": [ParallelConfig(tp=8, sp=True)],
+    "8B": [ParallelConfig(tp=4, cp=2, sp=True), ParallelConfig(tp=2, pp=2, vp=2)],
     "72B": [
         ParallelConfig(tp=8, pp=4, cp=2, sp=True),
         ParallelConfig(tp=8, pp=4, vp=5, layers=(3, *[4] * 18, 5)),
