@@ -1,7 +1,7 @@
 """Reward functions of grounded reasoning, where thoughts and answers name places in the image (ViGoRL, 2505.23678).
 
 ViGoRL's reward is 0.5 point_in_box + 0.5 grounded_format. Reference and response give pixels of the same image; for
-Qwen2.5-VL that is the image after it was resized for the model.
+Qwen2.5-VL that is the image after it was resized for the model. Qwen3-VL names thousandths of its sides.
 """
 
 from __future__ import annotations
