@@ -113,7 +113,9 @@ class ChatFormat:
         """
         if self._shares is None:
             return 0
-        data = np.frombuffer(unicodedata.normalize("NFC", text).encode(), np.uint8)
+        if self._tokenizer.backend_tokenizer.normalizer is not None:  # the one that _shares allows
+            text = unicodedata.normalize("NFC", text)
+        data = np.frombuffer(text.encode(), np.uint8)
         return int(np.ceil(np.bincount(data, minlength=256) @ self._shares - 1e-6))
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -104,6 +104,7 @@ TEXTS = st.lists(st.one_of(PIECES, st.text(st.characters(exclude_categories=["Cs
 @settings(deadline=None)
 @given(text=TEXTS, times=st.integers(1, 40))
 @example(text="e\u0301", times=40)
+@example(text="\ufb2a", times=1)  # composed it would be longer
 def test_the_bound_never_exceeds_the_tokens(limits, composing, text, times):
     text *= times
     for chat in (limits.chat, composing):
