@@ -38,8 +38,8 @@ def write_questions(demo: Demo, out: str) -> None:
 def build_model(out: str, config: DemoConfig) -> None:
     """Writes an untrained model of one or two million parameters, with a tokenizer trained on the demo's texts."""
     from data_pipeline.sources.digits import digit_texts
+    from megatron_omr.families.tiny import TINY_BASES
     from megatron_omr.tiny import create_tiny_model
-    from megatron_omr.tiny_config import TINY_BASES
 
     create_tiny_model(out, digit_texts(seed=config.seed), config=TINY_BASES[config.base], seed=config.seed)
 

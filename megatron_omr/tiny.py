@@ -19,7 +19,7 @@ from data_pipeline.files import atomic_folder, atomic_writer, to_json
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import load_samples
 from data_pipeline.types import IMAGE_MARK
-from megatron_omr.tiny_config import SPECIAL_TOKENS, TinyConfig, build_hf_config, build_preprocessor
+from megatron_omr.families.tiny import SPECIAL_TOKENS, TinyConfig, build_hf_config, build_preprocessor
 
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\

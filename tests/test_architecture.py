@@ -57,7 +57,6 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "cpu",
             "faults",
             "parallel",
-            "tiny_config",
             "tiny",
             "peers",
             "oracle",
