@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
@@ -15,7 +16,7 @@ from megatron_omr.dtypes import Precision
 from megatron_omr.model.deepstack import DeepstackLayer
 from megatron_omr.model.fp8 import build_fp8_fields, set_up_fp8
 from megatron_omr.model.rotary import MRotary
-from megatron_omr.model.spec import build_block_spec, choose_backend, choose_window_attention
+from megatron_omr.model.spec import Backend, build_block_spec, choose_backend, choose_window_attention
 from megatron_omr.model.transformer_config import (
     build_language_config,
     build_projector_config,
@@ -71,13 +72,7 @@ def build_model(
         vp_stage = number if parallel.vp > 1 else None
         language_model = GPTModel(
             config,
-            build_block_spec(
-                backend,
-                get_num_layers_to_build(config, vp_stage),
-                causal=True,
-                layer=DeepstackLayer if model.vision.num_levels else TransformerLayer,
-                qk_norm=model.qk_norm,
-            ),
+            _build_decoder_spec(model, backend, get_num_layers_to_build(config, vp_stage)),
             vocab_size=model.vocab_size,
             max_sequence_length=model.max_position_embeddings,
             pre_process=is_first and ranks.is_first_stage,
@@ -94,6 +89,11 @@ def build_model(
         set_up_fp8(language_model.decoder, compute.fp8, compute.fp8_bf16_layers)
         chunks.append(VisionLanguageModel(language_model, vision_model if is_first else None, model, ranks))
     return chunks
+
+
+def _build_decoder_spec(model: ModelConfig, backend: Backend, num_layers: int) -> ModuleSpec:
+    layer = DeepstackLayer if model.vision.num_levels else TransformerLayer
+    return build_block_spec(backend, num_layers, causal=True, layer=layer, qk_norm=model.qk_norm)
 
 
 def _multiply_in_fp32(output_layer: Any) -> None:
