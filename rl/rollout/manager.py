@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from rl.config import EngineConfig, SamplingConfig
 from rl.rollout.calls import E, EngineCalls, EngineDied, EngineState, NoRoom, Report, Request, Resent
 from rl.rollout.deaths import Deaths
-from rl.rollout.members import LOOK_SECONDS, Job, Member, Members
+from rl.rollout.members import Job, Member, Members
 from rl.rollout.starter import Starter
 from rl.types import Prompt, Responses
 
@@ -85,7 +85,8 @@ class RolloutManager(Generic[E]):
     def take_idle(self) -> float:
         """Returns the seconds since the last call in which an engine had no prompt: their mean over the engines."""
         with self._lock:
-            idle = [member.take_idle(self._calls.clock()) for member in self._members]
+            now = self._calls.clock()
+            idle = [member.take_idle(now) for member in self._members]
             return sum(idle) / max(1, len(idle))
 
     def states(self) -> list[EngineState]:
@@ -301,7 +302,8 @@ class RolloutManager(Generic[E]):
 
     def _look_for_hangs(self) -> None:
         """Replaces engines that have made no token for too long, once a second; with over 100 less often."""
-        passed = (now := self._calls.clock()) - self._looked_at
+        now = self._calls.clock()
+        passed = now - self._looked_at
         if passed < WAIT_SECONDS * max(1.0, len(self._members) / 100):
             return
         self._looked_at = now

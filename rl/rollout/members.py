@@ -16,8 +16,6 @@ from rl.types import Responses
 
 LOOK_AHEAD = 8
 """An engine is asked for 1/8 more responses than it has slots, or one prompt more: it never waits for the next."""
-LOOK_SECONDS = 10.0
-"""Most that counts of the time between two looks at what engines do: a driver that was itself stopped saw nothing."""
 RATE_SECONDS = 2.0
 """Over which tokens per second are counted."""
 LOOK_SECONDS = 10.0
