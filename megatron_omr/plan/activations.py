@@ -39,7 +39,7 @@ class Layer:
 
     def norms(self, element: int) -> float:
         """Two norms: each keeps its input, normalised or not, and statistics, and the linear layer its own input."""
-        return 2 * (2 * self.hidden * element + (1 + self.layer_norm) * _STATISTIC) / self.shards
+        return 2 * (2 * self.hidden * element + _statistics(element, self.layer_norm)) / self.shards
 
     def head_norms(self, element: int) -> int:
         """Norms of queries and keys: each keeps the normalised input, and the scale of each head."""
@@ -140,19 +140,30 @@ def saved_by_tower(
     What is in front of the first trained part keeps nothing.
     """
     vision, layer = model.vision, vision_layer(model, tp=tp, fused_rotary=fused_rotary)
-    merge, statistics = vision.spatial_merge_size**2, (1 + vision.layer_norm) * _STATISTIC
+    merge, statistics = vision.spatial_merge_size**2, _statistics(element, vision.layer_norm)
     norm = 2 * vision.hidden_size * element + statistics
     behind_gelu = 2 * vision.hidden_size // tp * element  # and before it: 4 x hidden for 4 patches
     order = _INDEX / merge if vision.window_size else 0
     # features are what the next layer keeps, too
     features = vision.num_levels * (vision.hidden_size * element + statistics / merge + behind_gelu)
     projector = norm + behind_gelu + order + features
-    if "vision" in freeze:
-        return 0.0 if "projector" in freeze else projector
+    if "vision" in freeze:  # then only the mergers keep their inputs
+        inputs = vision.num_levels * vision.hidden_size * element
+        return 0.0 if "projector" in freeze else projector + inputs
     patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 * element
     if vision.num_position_embeddings:
         patch += _TAPS * (_INDEX + _STATISTIC)
     return patch + saved_by_layers(layer, vision.depth, element, recompute) + projector
+
+
+def _statistics(element: int, layer_norm: bool) -> int:
+    """Returns the bytes of a row's statistics; those of torch's layer norm have the precision of the model."""
+    return 2 * element if layer_norm else _STATISTIC
+
+
+def saved_by_features(model: ModelConfig, element: int, recompute: str, *, shards: int) -> float:
+    """Returns the bytes a token of deepstack features, which recomputed layers take."""
+    return model.vision.num_levels * model.hidden_size * element / shards if recompute == "full" else 0.0
 
 
 def saved_by_embedding(*, tp: int, cp: int, images: bool) -> int:

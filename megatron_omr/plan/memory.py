@@ -15,6 +15,7 @@ from megatron_omr.plan.activations import (
     count_in_flight,
     language_layer,
     saved_by_embedding,
+    saved_by_features,
     saved_by_head,
     saved_by_layers,
     saved_by_tower,
@@ -153,6 +154,7 @@ def _language_bytes(task: Task, layout: Layout, layer: Layer, chunk: Chunk) -> f
         total += chunk.num_layers * task.work.effective_length * e
     if chunk.first:
         total += saved_by_embedding(tp=parallel.tp, cp=parallel.cp, images=True)
+        total += saved_by_features(task.model, e, compute.recompute, shards=layer.shards)
     return total + saved_by_head(task.model, e, shards=layer.shards) * chunk.last
 
 

@@ -17,6 +17,7 @@ from megatron_omr.plan.activations import (
     count_in_flight,
     language_layer,
     saved_by_embedding,
+    saved_by_features,
     saved_by_head,
     saved_by_layers,
     saved_by_logprobs,
@@ -109,7 +110,7 @@ def shrink(shape: str, layout: ParallelConfig) -> ModelConfig:
 @pytest.mark.slow
 def test_formula_is_exact(tmp_path: Path) -> None:
     off = []
-    for case, *measured in zip(CASES, *run_ranks(_measure, 2, str(tmp_path)), strict=True):
+    for case, *measured in zip(CASES, *run_ranks(_measure, 2, str(tmp_path), timeout=600), strict=True):
         for rank, found in enumerate(measured):
             error = formula(case, rank) / found - 1
             if error:
@@ -141,6 +142,8 @@ def _formula_of_chunk(case: Case, model: ModelConfig, chunk: Chunk) -> float:
         total += chunk.num_layers * causal_masks(case.lengths, element, cp=layout.cp)
     if chunk.first:
         total += own * saved_by_embedding(tp=layout.tp, cp=layout.cp, images=bool(patches))
+        if patches:
+            total += own * saved_by_features(model, element, case.recompute, shards=layer.shards)
         total += patches * saved_by_tower(
             model, element, case.recompute_vision, tp=layout.tp, freeze=case.freeze
         )
