@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-REASONS = ("unreadable", "checksum", "schema", "image", "text", "answer", "no_reference", "too_long")
+REASONS = (
+    "unreadable",
+    "checksum",
+    "schema",
+    "image",
+    "video",
+    "audio",
+    "text",
+    "answer",
+    "no_reference",
+    "too_long",
+)
 MIN_RECORDS = 100
 """Records that must have been seen before a share of them is judged; at the end any number is."""
 

@@ -1,6 +1,6 @@
 """Records of the data pipeline: Sample (from a corpus) -> Example (tokenised) -> PackedBatch (a micro-batch).
 
-Legend of shape suffixes: T packed tokens, S sequences, P vision patches, I images.
+Legend of shape suffixes: T packed tokens, S sequences, P patches of frames, I images and pairs of a video's frames.
 A PackedBatch holds S examples end to end; attention never crosses the boundaries in `cu_seqlens`.
 """
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 IMAGE_MARK = "<image>"
 """Marks the place of an image in a message's text; the n-th mark is the sample's n-th image."""
+
+VIDEO_MARK = "<video>"
+"""The same of a video. In a sample without videos it is text: a tag of HTML."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -37,7 +40,22 @@ FORMAT_PHRASES = re.compile(
 @dataclass(frozen=True, kw_only=True)
 class Message:
     role: str  # one of ROLES
-    content: str  # plain text with IMAGE_MARK where an image goes
+    content: str  # plain text with IMAGE_MARK where an image goes, VIDEO_MARK where a video does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """Frames that were chosen from a video, and where they stood in it. Its sound is not kept."""
+
+    frames: tuple[bytes, ...]  # encoded files (PNG, JPEG, ...) of one size, untouched
+    indices: tuple[int, ...]  # of each frame, its number in the video, ascending from 0
+    fps: float  # frames a second of the video
+    num_source_frames: int  # frames of the video
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """The time of each frame."""
+        return tuple(index / self.fps for index in self.indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +66,7 @@ class Sample:
     source: str  # the corpus: "digits"
     messages: tuple[Message, ...]
     images: tuple[bytes, ...] = ()  # encoded files (PNG, JPEG, ...), untouched
+    videos: tuple[Video, ...] = ()
     answer: str = ""  # the reference, in the form that the answer checker reads
     metadata: dict[str, str | int | float] = field(default_factory=dict)  # kind, lineage
 
@@ -68,11 +87,12 @@ class Example:
     """A tokenised sample. `loss_mask[t]` is 1 where token t itself is to be learned (not shifted)."""
 
     id: str
-    input_ids: Tensor  # [T] int64, image pads expanded to one per merged patch group
+    input_ids: Tensor  # [T] int64, image and video pads expanded to one per merged patch group
     loss_mask: Tensor  # [T] float32
     position_ids: Tensor  # [3, T] int64, M-RoPE (time, height, width)
     pixels: Tensor  # [P, side * side * 3] uint8, see images.py
-    image_grid_thw: Tensor  # [I, 3] int64, in patches
+    image_grid_thw: Tensor  # [I, 3] int64, in patches; of a video each pair of frames has its own
+    frames: Tensor | None = None  # [I] int64, frames of each in `pixels`: 1 or 2; None: 1
 
     def __len__(self) -> int:
         return self.input_ids.numel()
@@ -109,6 +129,7 @@ class PackedBatch:
     real_lens: Tensor  # [S] int64, tokens of each sequence without padding; 0: a blank one
     pixels: Tensor  # [P, side * side * 3] uint8 (P = 0 for text only)
     image_grid_thw: Tensor  # [I, 3] int64
+    frames: Tensor | None = None  # [I] int64, see Example
     parents: Tensor | None = None  # [S] int64, the sequence that each continues or -1; None: all are -1
 
     @property

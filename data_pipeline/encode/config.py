@@ -1,9 +1,11 @@
-"""Config of how images become patches (standard library only)."""
+"""Config of how images and videos become patches (standard library only)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from data_pipeline.config import check_at_least
 
 LossOn = Literal["all", "last"]
 """The turns of the assistant that are learned."""
@@ -39,12 +41,18 @@ PATCH_FORMATS = (QWEN2_5_VL_PATCHES, QWEN3_VL_PATCHES)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Limits of image sizes; trainer and engine share them, so that they count the same tokens."""
+    """Limits of the sizes of images and videos; trainer and engine share them, so that they count the same tokens."""
 
     min_pixels: int = 3_136
     """Smaller images are scaled up to this area."""
     max_pixels: int = 4_194_304
     """Larger images are scaled down to this area (2048 x 2048, the published intent)."""
+    max_frames: int = 256
+    """Most frames of a video; samples with longer ones are refused, `omr data import` chooses fewer."""
+    frame_pixels: int = 602_112
+    """Larger frames of a video are scaled down to this area: 768 tokens for two of them."""
+    video_pixels: int = 38_535_168
+    """And to this area of all frames of a video together: 24,576 tokens."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_pixels <= self.max_pixels:
@@ -52,6 +60,7 @@ class ImageConfig:
                 f"image.min_pixels={self.min_pixels} must be positive and at most "
                 f"image.max_pixels={self.max_pixels}; set e.g. 3136 and 4194304"
             )
+        check_at_least(self, "image.", max_frames=1, frame_pixels=784, video_pixels=784)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +73,6 @@ class LimitsConfig:
     """Most tokens that the model is given: loader.pack_length of SFT; engine.max_model_len - 1 of RL and evaluation."""
     max_images: int | None = None
     """Most images that the model is given: engine.max_images of RL and evaluation; SFT takes any number."""
+    max_videos: int | None = None
+    """Most videos that the model is given: engine.max_videos of RL and evaluation; SFT takes any number."""
     image: ImageConfig = field(default_factory=ImageConfig)

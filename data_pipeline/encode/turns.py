@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from data_pipeline.errors import BadSample
-from data_pipeline.types import IMAGE_MARK, ROLES, Message
+from data_pipeline.types import IMAGE_MARK, ROLES, VIDEO_MARK, Message
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -25,12 +25,14 @@ def split_response(messages: Sequence[Message]) -> tuple[Sequence[Message], Mess
     return messages, None
 
 
-def check_turns(messages: Sequence[Message], num_images: int) -> None:
+def check_turns(messages: Sequence[Message], num_images: int, num_videos: int = 0) -> None:
     """Refuses turns that no model can be asked, or that are not worth learning.
+
+    Without videos their mark is text, a tag of HTML.
 
     Raises:
         BadSample: an unknown role, no user's turn, a blank turn of the assistant, a mark in one, half a surrogate
-            pair, or another number of marks than of images.
+            pair, or another number of marks than of images or videos.
     """
     for number, message in enumerate(messages):
         if message.role not in ROLES:
@@ -44,6 +46,15 @@ def check_turns(messages: Sequence[Message], num_images: int) -> None:
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if marks != num_images:
         raise BadSample("text", f"{marks} marks {IMAGE_MARK} in the text, but {num_images} images")
+    if num_videos:
+        asked = [message.content for message in messages if message.role != "assistant"]
+        marks = sum(text.count(VIDEO_MARK) for text in asked)
+        if marks != num_videos:
+            raise BadSample(
+                "text", f"{marks} marks {VIDEO_MARK} in the prompt's texts, but {num_videos} videos"
+            )
+        if any(VIDEO_MARK in m.content for m in messages if m.role == "assistant"):
+            raise BadSample("text", f"{VIDEO_MARK} in the assistant's turn: responses hold no videos")
 
 
 def check_text(text: str, special: Collection[str] = ()) -> None:

@@ -15,9 +15,10 @@ from PIL import Image
 
 from data_pipeline.encode.config import ImageConfig, LimitsConfig
 from data_pipeline.encode.turns import check_text, check_turns
+from data_pipeline.encode.video_times import check_video
 from data_pipeline.errors import BadSample
 from data_pipeline.files import parse_json
-from data_pipeline.shards.format import FIELDS, find_wrong_fields
+from data_pipeline.shards.format import FIELDS, find_wrong_fields, member_names, parse_videos
 from data_pipeline.shards.records import Record
 from data_pipeline.shards.tar_walk import TarMember
 from data_pipeline.types import Message, Sample
@@ -48,7 +49,7 @@ class Findings:
 
     shard: str
     samples: int = 0
-    images: int = 0
+    images: int = 0  # frames of videos among them
     counts: Counter[str] = field(default_factory=Counter)  # problems by kind
     problems: list[Problem] = field(default_factory=list)  # the first of each kind
     id_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # [samples], in order
@@ -124,7 +125,7 @@ def _check_fields(fields: dict, record: Record, report: Report) -> None:
         report("fields", detail, place=record.place)
     if wrong:
         return
-    wanted = ["json", *fields["images"]]
+    wanted = ["json", *member_names(fields)]
     for extension in [extension for extension in wanted if extension not in record.members]:
         report("missing-member", f"{record.key}.{extension}", place=record.place)
     for extension in [extension for extension in record.members if extension not in wanted]:
@@ -133,7 +134,10 @@ def _check_fields(fields: dict, record: Record, report: Report) -> None:
         order = f"{', '.join(record.members)}, wanted {', '.join(wanted)}"
         report("member-order", order, place=record.place)
     try:
-        check_turns(_messages(fields), len(fields["images"]))
+        videos = parse_videos(fields, [b""] * len(member_names(fields)))
+        check_turns(_messages(fields), len(fields["images"]), len(videos))
+        for video in videos:
+            check_video(video)
         check_text(f"{fields['id']} {fields['source']} {fields['answer']}")
     except BadSample as error:
         report(error.reason, error.args[1], place=record.place)
@@ -143,8 +147,15 @@ def _check_limits(file: BinaryIO, fields: dict, record: Record, report: Report, 
     """Reports what the configured model refuses of a sample that is whole."""
     from data_pipeline.encode.limits import load_limits
 
-    images = tuple(_read(file, record.members[name]) for name in fields["images"])
-    sample = Sample(id="", source="", messages=_messages(fields), images=images)
+    members = [_read(file, record.members[name]) for name in member_names(fields)]
+    count = len(fields["images"])
+    sample = Sample(
+        id="",
+        source="",
+        messages=_messages(fields),
+        images=tuple(members[:count]),
+        videos=parse_videos(fields, members[count:]),
+    )
     try:
         if limits := load_limits(config):
             limits.check(sample)
@@ -157,9 +168,10 @@ def _messages(fields: dict) -> tuple[Message, ...]:
 
 
 def _image_members(fields: dict | None, record: Record) -> list[TarMember]:
-    """Returns the members that the json names as images, and those with an image's extension."""
+    """Returns the members that the json names as images or frames, and those with an image's extension."""
     named = fields.get("images") if fields else None
-    names = named if isinstance(named, list) else ()
+    names = list(named) if isinstance(named, list) else []
+    names += member_names(fields) if fields and not any(find_wrong_fields(fields)) else []
     return [m for name, m in record.members.items() if name in names or name.rpartition(".")[2] in _IMAGES]
 
 

@@ -4,6 +4,9 @@
     folder/shard-000000-0000.tar         `{key}.json`, `{key}.0.png`, `{key}.1.jpg`, ...; part and number of the shard
     folder/shard-000000-0000.index.json  of each sample id, offset, size, CRC-32, estimated tokens, images' sizes
 
+The frames of a video are members like images, `{key}.video0-0000.jpg`, ..., behind those; the json member names them in
+`videos`, which samples without videos do not have.
+
 The same samples give the same bytes. WebDataset ends a key at the first dot, and ids hold slashes and dots, so the
 id is in the json member, which holds everything of a sample except the bytes of its images.
 """
@@ -12,8 +15,9 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, describe
@@ -21,12 +25,14 @@ from data_pipeline.files import parse_json
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.tar_walk import find_compression
 from data_pipeline.storage import join, read_range
-from data_pipeline.types import ROLES, Message, Sample, SampleRef
+from data_pipeline.types import ROLES, Message, Sample, SampleRef, Video
 
 READ_BYTES = 8 << 20
 """Bytes of a shard that are read at once where samples are read in order."""
 FIELDS = {"id": str, "source": str, "messages": list, "images": list, "answer": str, "metadata": dict}
 """The fields of a sample's json member."""
+VIDEO_FIELDS = {"frames": list, "indices": list, "fps": (int, float), "num_source_frames": int}
+"""Those of each of its `videos`; `frames` are names of members."""
 _HEADER = tarfile.BLOCKSIZE
 
 
@@ -110,6 +116,7 @@ def find_wrong_fields(fields: dict) -> Iterator[str]:
     images, turns = fields.get("images"), fields.get("messages")
     if isinstance(images, list) and not all(isinstance(image, str) for image in images):
         yield "images: wanted names of members"
+    yield from _find_wrong_videos(fields.get("videos", []))
     if turns == []:
         yield "messages: empty"
     for number, turn in enumerate(turns if isinstance(turns, list) else ()):
@@ -118,9 +125,53 @@ def find_wrong_fields(fields: dict) -> Iterator[str]:
             yield f"messages: turn {number} has no content, or no role of {', '.join(ROLES)}"
 
 
-def to_fields(sample: Sample, image_names: list[str]) -> dict:
-    """Returns the json member of a sample; image names are the extensions of the image members."""
-    return asdict(sample) | {"images": image_names}
+def _find_wrong_videos(videos: object) -> Iterator[str]:
+    if not isinstance(videos, list):
+        yield f"videos: wanted list, saw {describe(videos)}"
+        return
+    for number, video in enumerate(videos):
+        if not isinstance(video, dict):
+            yield f"videos[{number}]: wanted dict, saw {describe(video)}"
+            continue
+        for name, kind in VIDEO_FIELDS.items():
+            if not isinstance(video.get(name), kind):
+                yield f"videos[{number}].{name}: saw {describe(video.get(name))}"
+        frames, indices = video.get("frames"), video.get("indices")
+        if isinstance(frames, list) and not all(isinstance(frame, str) for frame in frames):
+            yield f"videos[{number}].frames: wanted names of members"
+        if isinstance(indices, list) and not all(type(index) is int for index in indices):
+            yield f"videos[{number}].indices: wanted whole numbers"
+
+
+def to_fields(sample: Sample, image_names: list[str], frame_names: Sequence[list[str]] = ()) -> dict:
+    """Returns the json member of a sample; names are the extensions of the members of images, and of frames."""
+    fields = asdict(replace(sample, images=(), videos=())) | {"images": image_names}
+    del fields["videos"]
+    if sample.videos:
+        fields["videos"] = [
+            {**asdict(replace(video, frames=())), "frames": names}
+            for video, names in zip(sample.videos, frame_names, strict=True)
+        ]
+    return fields
+
+
+def member_names(fields: dict) -> list[str]:
+    """Returns the extensions of a sample's members behind the json, in order: its images, then frames of videos."""
+    return [*fields["images"], *(name for video in fields.get("videos", ()) for name in video["frames"])]
+
+
+def parse_videos(fields: dict, frames: Sequence[bytes]) -> tuple[Video, ...]:
+    """Returns the videos of a json member without wrong fields; `frames` are the members of all of them, in order."""
+    rest = iter(frames)
+    return tuple(
+        Video(
+            frames=tuple(islice(rest, len(video["frames"]))),
+            indices=tuple(video["indices"]),
+            fps=video["fps"],
+            num_source_frames=video["num_source_frames"],
+        )
+        for video in fields.get("videos", ())
+    )
 
 
 def _read_members(data: bytes) -> Sample:
@@ -130,10 +181,11 @@ def _read_members(data: bytes) -> Sample:
         raise BadSample("schema", f"its json member is {describe(fields)}, not an object")
     if wrong := next(find_wrong_fields(fields), None):
         raise BadSample("schema", f"its json member has wrong fields: {wrong}")
-    images = list[bytes]()
-    for name in fields["images"]:
-        image, place = _read_member(data, place, f".{name}")
-        images.append(image)
+    members = list[bytes]()
+    for name in member_names(fields):
+        member, place = _read_member(data, place, f".{name}")
+        members.append(member)
+    num_images = len(fields["images"])
     if place < len(data):
         raise BadSample(
             "schema", f"its json member does not name all of its members: {place} of {len(data)} bytes"
@@ -142,7 +194,8 @@ def _read_members(data: bytes) -> Sample:
         id=fields["id"],
         source=fields["source"],
         messages=tuple(Message(role=turn["role"], content=turn["content"]) for turn in fields["messages"]),
-        images=tuple(images),
+        images=tuple(members[:num_images]),
+        videos=parse_videos(fields, members[num_images:]),
         answer=fields["answer"],
         metadata=fields["metadata"],
     )

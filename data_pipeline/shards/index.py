@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.storage import is_local, join, read_bytes
@@ -30,6 +31,8 @@ ROWS_IN_MEMORY = 16
 
 Sizes = tuple[tuple[int, int], ...]
 """Width and height of each image of a sample, upright; (0, 0) for bytes that are no image."""
+VideoSizes = tuple[tuple[int, int, int], ...]
+"""Frames of each video of a sample, and width and height of the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Shard:
     count: int  # samples
     bytes: int
     sha256: str
-    scaled: int = 0  # images that a pixel cap scaled down
+    scaled: int = 0  # images and frames that a pixel cap scaled down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,9 @@ class ShardRows:
     offsets: array[int]  # bytes
     sizes: array[int]  # bytes of all its members, with their headers and padding
     crc32: array[int]  # of these bytes
-    tokens: array[int]  # estimated, of texts and images
+    tokens: array[int]  # estimated, of texts, images and videos
     images: tuple[Sizes, ...] | None = None  # None: written before they were listed
+    videos: tuple[VideoSizes, ...] | None = None  # None: no sample has one
 
     def ref(self, shard: Shard, row: int) -> SampleRef:
         return SampleRef(
@@ -226,13 +230,14 @@ def _read_rows(place: str, shard: Shard) -> ShardRows:
     try:
         table = json.loads(read_bytes(path))
         numbers = {name: array("q", table[name]) for name in ("offsets", "sizes", "crc32", "tokens")}
-        images = _pair_sizes(table["images"]) if "images" in table else None
-        rows = ShardRows(ids=tuple(table["ids"]), images=images, **numbers)
+        images = _group(table["images"], 2) if "images" in table else None
+        videos = _group(table["videos"], 3) if "videos" in table else None
+        rows = ShardRows(ids=tuple(table["ids"]), images=images, videos=videos, **numbers)
     except ConnectionError:
         raise
     except (OSError, KeyError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); write the shards again") from error
-    columns = (rows.ids, *numbers.values(), *([] if images is None else [images]))
+    columns = (rows.ids, *numbers.values(), *(column for column in (images, videos) if column is not None))
     if any(len(column) != shard.count for column in columns):
         raise ValueError(f"{path} lists {len(rows.ids)} samples where {INDEX} counts {shard.count}")
     return rows
@@ -243,12 +248,18 @@ def estimate_image_tokens(sizes: Sizes) -> int:
     return sum(min(width * height, ImageConfig.max_pixels) // 784 for width, height in sizes)
 
 
-def _pair_sizes(column: list[list[int]]) -> tuple[Sizes, ...]:
-    """Returns the sizes from lists of w, h, w, h, ...; raises ValueError if they are no such numbers."""
+def estimate_video_tokens(videos: VideoSizes) -> int:
+    """Returns the part of `tokens` that videos have: of each pair of frames, as an image."""
+    cap = ImageConfig.frame_pixels
+    return sum(-(-frames // 2) * (min(width * height, cap) // 784) for frames, width, height in videos)
+
+
+def _group(column: list[list[int]], size: int) -> tuple[Any, ...]:
+    """Returns lists of w, h, w, h, ... as tuples of `size` numbers; raises ValueError if they are no such numbers."""
     for flat in column:
-        if len(flat) % 2 or not all(type(side) is int and side >= 0 for side in flat):
-            raise ValueError(f"images: {flat} are no widths and heights")
-    return tuple(tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in column)
+        if len(flat) % size or not all(type(number) is int and number >= 0 for number in flat):
+            raise ValueError(f"{flat} are no widths and heights, {size} numbers each")
+    return tuple(tuple(zip(*[iter(flat)] * size, strict=True)) for flat in column)
 
 
 _recent_rows = lru_cache(maxsize=ROWS_IN_MEMORY)(_read_rows)

@@ -12,7 +12,7 @@ import hashlib
 import math
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -32,7 +32,9 @@ from data_pipeline.shards.index import (
     Shard,
     ShardIndex,
     Sizes,
+    VideoSizes,
     estimate_image_tokens,
+    estimate_video_tokens,
     rows_path,
 )
 from data_pipeline.types import Sample
@@ -144,18 +146,21 @@ def _check_foreign_tars(out: Path, is_shard: Callable[[Path], bool]) -> None:
 
 def _write_shard(samples: Iterator[Sample], path: Path, writer: ShardConfig) -> Shard:
     """Writes one shard of the next samples; takes no more of them than it writes."""
-    rows: dict[str, list] = {"ids": [], "offsets": [], "sizes": [], "crc32": [], "tokens": [], "images": []}
+    rows: dict[str, list] = {
+        name: [] for name in ("ids", "offsets", "sizes", "crc32", "tokens", "images", "videos")
+    }
     sha256, offset, num_scaled = hashlib.sha256(), 0, 0
     prefix = path.stem.removeprefix("shard-")
     with atomic_writer(path) as file:
         for original in samples:
-            sample, scaled, sizes = _scale_images(original, writer.max_pixels)
+            sample, scaled, sizes, videos = _scale_images(original, writer.max_pixels)
             num_scaled += scaled
             data = b"".join(_members(f"{prefix}-{len(rows['ids']):06d}", sample))
             file.write(data)
             sha256.update(data)
             place = (sample.id, offset, len(data), zlib.crc32(data))
-            row = (*place, _estimate_tokens(sample, sizes), [side for size in sizes for side in size])
+            tokens = _estimate_tokens(sample, sizes, videos)
+            row = (*place, tokens, [*chain.from_iterable(sizes)], [*chain.from_iterable(videos)])
             for column, value in zip(rows.values(), row, strict=True):
                 column.append(value)
             offset += len(data)
@@ -165,6 +170,8 @@ def _write_shard(samples: Iterator[Sample], path: Path, writer: ShardConfig) -> 
         end += bytes(-(offset + len(end)) % tarfile.RECORDSIZE)
         sha256.update(end)
         file.write(end)
+        if not any(rows["videos"]):
+            del rows["videos"]
         with atomic_writer(rows_path(path)) as rows_file:  # before the shard: see write_part
             rows_file.write(_json(rows))
     size, digest = offset + len(end), sha256.hexdigest()
@@ -174,7 +181,13 @@ def _write_shard(samples: Iterator[Sample], path: Path, writer: ShardConfig) -> 
 def _members(key: str, sample: Sample) -> Iterator[bytes]:
     """Yields a sample's bytes in a tar: of each member its header, its data, and zeros up to the next block."""
     names = [f"{number}.{image_format(image) or 'bin'}" for number, image in enumerate(sample.images)]
-    members = [("json", _json(to_fields(sample, names))), *zip(names, sample.images, strict=True)]
+    frame_names = [
+        [f"video{number}-{i:04d}.{image_format(frame) or 'bin'}" for i, frame in enumerate(video.frames)]
+        for number, video in enumerate(sample.videos)
+    ]
+    frames = [frame for video in sample.videos for frame in video.frames]
+    members = [("json", _json(to_fields(sample, names, frame_names)))]
+    members += zip([*names, *chain.from_iterable(frame_names)], [*sample.images, *frames], strict=True)
     for name, data in members:
         member = tarfile.TarInfo(f"{key}.{name}")  # owner, group and time stay 0: samples alone decide bytes
         member.size = len(data)
@@ -183,17 +196,29 @@ def _members(key: str, sample: Sample) -> Iterator[bytes]:
         yield bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-def _scale_images(sample: Sample, max_pixels: int) -> tuple[Sample, int, Sizes]:
-    """Returns the sample with images over the cap scaled down, their number, and the sizes of all."""
-    images = [_scale_image(image, max_pixels) for image in sample.images]
-    scaled = sum(new is not old for (new, _), old in zip(images, sample.images, strict=True))
-    sizes = tuple(size for _, size in images)
-    return replace(sample, images=tuple(new for new, _ in images)) if scaled else sample, scaled, sizes
+def _scale_images(sample: Sample, max_pixels: int) -> tuple[Sample, int, Sizes, VideoSizes]:
+    """Returns the sample with images and frames over the cap scaled down, their number, and the sizes of all."""
+    images, sizes, scaled = _scale_all(sample.images, max_pixels)
+    videos, video_sizes = [], []
+    for video in sample.videos:
+        frames, of_frames, smaller = _scale_all(video.frames, max_pixels)
+        scaled += smaller
+        videos.append(replace(video, frames=frames))
+        video_sizes.append((len(frames), *(of_frames[0] if frames else (0, 0))))
+    sample = replace(sample, images=images, videos=tuple(videos)) if scaled else sample
+    return sample, scaled, sizes, tuple(video_sizes)
 
 
-def _estimate_tokens(sample: Sample, sizes: Sizes) -> int:
+def _scale_all(images: Sequence[bytes], max_pixels: int) -> tuple[tuple[bytes, ...], Sizes, int]:
+    found = [_scale_image(image, max_pixels) for image in images]
+    scaled = sum(new is not old for (new, _), old in zip(found, images, strict=True))
+    return tuple(image for image, _ in found), tuple(size for _, size in found), scaled
+
+
+def _estimate_tokens(sample: Sample, sizes: Sizes, videos: VideoSizes) -> int:
     """Returns a rough number of tokens, for comparing samples: four characters count as one."""
-    return sum(len(message.content) for message in sample.messages) // 4 + estimate_image_tokens(sizes)
+    text = sum(len(message.content) for message in sample.messages) // 4
+    return text + estimate_image_tokens(sizes) + estimate_video_tokens(videos)
 
 
 def _scale_image(image: bytes, max_pixels: int) -> tuple[bytes, tuple[int, int]]:

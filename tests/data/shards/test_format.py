@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import ShardConfig
-from data_pipeline.shards.format import read_sample, read_shards
+from data_pipeline.shards.format import find_wrong_fields, read_sample, read_shards, to_fields
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Message, Sample, SampleRef
+from tests.helpers.videos import ask_about, draw_png, make_video
 
 
 def make_samples(count: int = 23) -> list[Sample]:
@@ -115,3 +119,54 @@ def test_any_damage_to_a_header_is_caught(folder):
 def test_wrong_references_are_caught(folder, ref):
     with pytest.raises(BadSample, match="unreadable"):
         read_sample(folder, ref)
+
+
+def test_videos_are_read_back_with_their_times(tmp_path):
+    image = draw_png((28, 28), np.random.default_rng(0))
+    samples = [
+        ask_about([make_video(3, every=5), make_video(2, fps=29.97, seed=1)], [image, image], name="both"),
+        make_samples()[0],
+        ask_about([make_video(1)], name="one frame"),
+    ]
+    index = write_shards(samples, tmp_path)
+    assert list(read_shards(tmp_path)) == samples
+    assert [read_sample(tmp_path, ref) for ref in index] == samples
+    rows = index.rows(0)
+    assert rows.videos == (((3, 56, 84), (2, 56, 84)), (), ((1, 56, 84),))
+    assert rows.images is not None and rows.images[0] == ((28, 28), (28, 28))
+    text = sum(len(message.content) for message in samples[0].messages) // 4
+    assert rows.tokens[0] == text + 2 * 1 + (2 + 1) * 6  # of 3 frames the last is repeated
+
+
+def test_samples_without_videos_have_the_bytes_of_before(tmp_path):
+    (shard,) = write_shards(make_samples()[:6], tmp_path).shards
+    assert b'"videos"' not in (tmp_path / shard.file).read_bytes()
+    assert '"videos"' not in (tmp_path / shard.file).with_suffix(".index.json").read_text()
+
+
+def test_a_cap_scales_frames_down(tmp_path):
+    sample = ask_about([make_video(3, size=(112, 112))], [draw_png((28, 28), np.random.default_rng(0))])
+    index = write_shards([sample], tmp_path, ShardConfig(max_pixels=7_000))
+    assert index.shards[0].scaled == 3
+    rows = index.rows(0)
+    assert rows.videos is not None
+    assert rows.videos == (((3, 56, 56),),)
+    read = read_sample(tmp_path, index[0])
+    assert read.images == sample.images and read.videos[0].indices == sample.videos[0].indices
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(fps="4"), r"videos\[0\].fps"),
+        (dict(indices=[0, 1.5]), r"videos\[0\].indices: wanted whole numbers"),
+        (dict(frames=[0, 1]), r"videos\[0\].frames: wanted names"),
+        (dict(num_source_frames=None), r"videos\[0\].num_source_frames"),
+    ],
+)
+def test_wrong_fields_of_a_video_are_named(change, words):
+    written = to_fields(ask_about([make_video(2)]), [], [["video0-0000.png", "video0-0001.png"]])
+    fields = json.loads(json.dumps(written))
+    assert not list(find_wrong_fields(fields))
+    fields["videos"][0] |= change
+    assert any(re.search(words, wrong) for wrong in find_wrong_fields(fields))

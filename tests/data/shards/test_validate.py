@@ -27,8 +27,9 @@ from data_pipeline.shards.writer import finish_shards, write_part, write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Sample
 from launch import cli
-from tests.helpers.bad_samples import bad_questions
+from tests.helpers.bad_samples import bad_questions, with_question
 from tests.helpers.broken_shards import Members, edit_tar, header, member, png_bomb
+from tests.helpers.videos import ask_about, make_video
 
 SECOND = "shard-000000-0001.tar"
 ID = "digits/train/0/000006"  # the third sample of the second shard
@@ -237,6 +238,25 @@ def test_an_image_torn_after_its_header_is_found_by_decoding(folder: Path):
     assert "image" not in check(folder).counts
     problem = next(problem for problem in check(folder, images=True).problems if problem.kind == "image")
     assert (problem.shard, problem.sample) == (SECOND, ID) and "cannot decode" in problem.detail
+
+
+def test_broken_videos_are_found_and_named(tmp_path: Path):
+    video = make_video(3)
+    bad = {
+        "good": ask_about([video]),
+        "order": ask_about([replace(video, indices=(0, 4, 2))]),
+        "marks": replace(ask_about([video]), videos=(video, video)),
+        "frame": ask_about([replace(video, frames=(*video.frames[:2], b"what?"))]),
+        "text": with_question(ask_about([]), "Is <video> a tag of HTML?"),
+    }
+    write_shards([replace(sample, id=name) for name, sample in bad.items()], tmp_path / "s")
+    report = check(tmp_path / "s")
+    assert {p.sample: p.kind for p in report.problems} == {
+        "order": "video",
+        "marks": "text",
+        "frame": "image",
+    }
+    assert report.images == 3 + 3 + 6 + 3
 
 
 # ---- bytes and the index
