@@ -150,7 +150,7 @@ def _vision_outputs(trainer: Trainer, batches: list[PackedBatch]) -> list[tuple[
         return []
     tower: list[Tensor] = []
     hook = vision.decoder.register_forward_hook(lambda *call: tower.append(call[2]))
-    embeddings = [vision(b.pixels, b.image_grid_thw) for b in batches if len(b.image_grid_thw)]
+    embeddings = [vision(b.pixels, b.image_grid_thw, b.frames) for b in batches if len(b.image_grid_thw)]
     hook.remove()
     return [(t.flatten(0, 1), e) for t, e in zip(tower, embeddings, strict=True)]
 

@@ -18,16 +18,17 @@ from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.files import atomic_folder, atomic_writer, to_json
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import load_samples
-from data_pipeline.types import IMAGE_MARK
+from data_pipeline.types import IMAGE_MARK, VIDEO_MARK
 from megatron_omr.families.tiny import SPECIAL_TOKENS, TinyConfig, build_hf_config, build_preprocessor
 
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
-{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
+{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
 {% endfor %}{% endif %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-"""Qwen-VL's turns and image placeholders, without Qwen2.5-VL's default system prompt, and without video."""
+"""Qwen-VL's turns and placeholders of images and videos, without Qwen2.5-VL's default system prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,9 @@ def _read_texts(config: TinyRunConfig) -> Iterator[str]:
 
     samples = (s for number in range(len(index.shards)) for s in read_shard(index, number, skip))
     for sample in islice(samples, config.samples or None):
-        yield from (message.content.replace(IMAGE_MARK, "") for message in sample.messages)
+        yield from (
+            message.content.replace(IMAGE_MARK, "").replace(VIDEO_MARK, "") for message in sample.messages
+        )
 
 
 def create_tiny_model(

@@ -35,6 +35,8 @@ class EngineConfig:
     """Responses generated at the same time by one engine."""
     max_images: int = 8
     """Images one prompt may hold."""
+    max_videos: int = 0
+    """Videos one prompt may hold; above 0 an engine on a GPU keeps memory for the longest that fits its prompts."""
     gpu_memory_utilization: float = 0.8
     """Fraction of a GPU's memory that the engine on it may take."""
     cpu_kv_cache_gib: float = 1.0
@@ -71,6 +73,7 @@ class EngineConfig:
                 "one of them"
             )
         check_at_least(self, "engine.", num_engines=1, tp=1, max_model_len=2, max_num_seqs=1, max_images=0)
+        check_at_least(self, "engine.", max_videos=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ class PackRules:
     pack_multiple: int = 1  # and a whole micro-batch's, at its tail
     pad_token_id: int
     image_token_id: int
+    video_token_id: int = -1
     share_prompts: bool  # compute the prompt of a group once
 
 
@@ -112,7 +113,13 @@ def _trees(prompt: Example, responses: Mapping[str, np.ndarray], rules: PackRule
     """Yields the responses (by name) in as few trees as fit; each by itself where the prompt is not shared."""
     tree = None
     if rules.share_prompts and len(responses) > 1:
-        tree = share_prompt(prompt, responses, image_token_id=rules.image_token_id, multiple=rules.multiple)
+        tree = share_prompt(
+            prompt,
+            responses,
+            image_token_id=rules.image_token_id,
+            video_token_id=rules.video_token_id,
+            multiple=rules.multiple,
+        )
     if tree is None:
         yield from (Tree(root=respond(prompt, ids, id=name)) for name, ids in responses.items())
         return

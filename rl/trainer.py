@@ -196,6 +196,7 @@ class TrainerWorker:
             pack_multiple=self._config.pack_multiple,
             pad_token_id=self._encoder.pad_token_id,
             image_token_id=self._encoder.image_token_id,
+            video_token_id=self._encoder.video_token_id,
             share_prompts=self._config.share_prompts,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy as np
 
 from data_pipeline.errors import BadSample
 from data_pipeline.files import parse_json
-from data_pipeline.types import IMAGE_MARK, Message
+from data_pipeline.types import IMAGE_MARK, VIDEO_MARK, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IMAGE_TOKEN = "<|image_pad|>"
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 PIECES = 64
 """Number of texts between special tokens whose ids are cached."""
 
@@ -43,6 +44,7 @@ class ChatFormat:
         )
         self.stop_token = str(tokenizer.eos_token)
         self.image_token_id = self.special[IMAGE_TOKEN]
+        self.video_token_id = self.special.get(VIDEO_TOKEN, -1)
         self.stop_token_id = self.special[self.stop_token]
         self.pad_token_id = self.special[str(tokenizer.pad_token)]
         self.banned_token_ids = tuple(sorted(special.keys() - {self.stop_token_id, self.pad_token_id}))
@@ -59,8 +61,11 @@ class ChatFormat:
         chat._check_template()
         return chat
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], *, has_videos: bool = False) -> str:
         """Returns the template's text of the messages up to where the assistant begins, with a token for each image.
+
+        Args:
+            has_videos: and for each video; without it, their mark is text.
 
         Raises:
             BadSample: the template refuses the messages.
@@ -68,7 +73,7 @@ class ChatFormat:
         from jinja2 import TemplateError
 
         try:
-            return self._render(messages, add_generation_prompt=True)
+            return self._render(messages, add_generation_prompt=True, has_videos=has_videos)
         except TemplateError as error:
             raise BadSample("text", f"the chat template refuses the turns: {error}") from error
 
@@ -130,6 +135,7 @@ class ChatFormat:
             "stop token": self.stop_token_id,
             "pad token": self.pad_token_id,
             "image token": self.image_token_id,
+            "video token": self.video_token_id,
             "banned tokens": list(self.banned_token_ids),
         }
 
@@ -176,8 +182,11 @@ class ChatFormat:
                 )
             yield place + len(self._response_start), end
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        turns = [{"role": message.role, "content": _parts(message.content)} for message in messages]
+    def _render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, has_videos: bool = False
+    ) -> str:
+        marks = _MARKS if has_videos else {IMAGE_MARK: "image"}
+        turns = [{"role": message.role, "content": _parts(message.content, marks)} for message in messages]
         return str(
             self._tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -210,12 +219,15 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-def _parts(content: str) -> str | list[dict[str, str]]:
-    """Returns content in the form of chat templates: plain text, or a list of texts and images."""
-    if IMAGE_MARK not in content:
+_MARKS = {IMAGE_MARK: "image", VIDEO_MARK: "video"}
+
+
+def _parts(content: str, marks: Mapping[str, str]) -> str | list[dict[str, str]]:
+    """Returns content in the form of chat templates: plain text, or a list of texts, images and videos."""
+    if not any(mark in content for mark in marks):
         return content
-    pieces = filter(None, re.split(f"({IMAGE_MARK})", content))
-    return [{"type": "image"} if piece == IMAGE_MARK else {"type": "text", "text": piece} for piece in pieces]
+    pieces = filter(None, re.split(f"({'|'.join(marks)})", content))
+    return [{"type": marks[piece]} if piece in marks else {"type": "text", "text": piece} for piece in pieces]
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

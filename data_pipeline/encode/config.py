@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from data_pipeline.config import check_at_least
@@ -20,6 +20,7 @@ class PatchFormat:
     std: tuple[float, float, float]
     merge: int = 2  # patches of a token's side
     frames: int = 2  # of a patch; an image is repeated
+    timestamps: bool = False  # the text says the times of a video's frames; else its tokens' positions do
 
     @property
     def token_side(self) -> int:
@@ -35,7 +36,7 @@ class PatchFormat:
 QWEN2_5_VL_PATCHES = PatchFormat(
     side=14, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
 )
-QWEN3_VL_PATCHES = PatchFormat(side=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+QWEN3_VL_PATCHES = PatchFormat(side=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), timestamps=True)
 PATCH_FORMATS = (QWEN2_5_VL_PATCHES, QWEN3_VL_PATCHES)
 
 
@@ -61,6 +62,11 @@ class ImageConfig:
                 f"image.max_pixels={self.max_pixels}; set e.g. 3136 and 4194304"
             )
         check_at_least(self, "image.", max_frames=1, frame_pixels=784, video_pixels=784)
+
+    def of_frames(self, num_frames: int) -> ImageConfig:
+        """Returns the limits of each frame of a video of so many."""
+        most = max(1, min(self.frame_pixels, self.video_pixels // num_frames))
+        return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
 
 @dataclass(frozen=True, kw_only=True)

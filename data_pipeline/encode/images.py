@@ -113,19 +113,60 @@ def cut_patches(images: Sequence[np.ndarray], patches: PatchFormat) -> tuple[Ten
     return torch.from_numpy(pixels), torch.tensor(grids)
 
 
+def cut_groups(
+    groups: Sequence[Sequence[np.ndarray]], patches: PatchFormat
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cuts images, and pairs of a video's frames: a group is one or two frames of the same size.
+
+    Returns:
+        pixels [P, side * side * 3] uint8, as cut_patches() of frame after frame;
+        image_grid_thw [I, 3] int64, of each group;
+        frames [I] int64, or None where all groups have one.
+    """
+    pixels, grids = cut_patches([frame for group in groups for frame in group], patches)
+    frames = torch.tensor([len(group) for group in groups], dtype=torch.int64)
+    if bool((frames == 1).all()):
+        return pixels, grids, None
+    return pixels, grids[frames.cumsum(0) - frames], frames
+
+
+def find_frames(image_grid_thw: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns for each patch of the tower [P] the rows of `pixels` with its first and its second frame.
+
+    Where there is one frame, both are the same row.
+    """
+    patches_I = image_grid_thw.prod(dim=1)
+    total, rows_I = int(patches_I.sum()), patches_I * frames
+    # from the number of a patch to its row: what earlier images have more rows than patches
+    offset_I = rows_I.cumsum(0) - rows_I - (patches_I.cumsum(0) - patches_I)
+    first = torch.arange(total, device=frames.device)
+    first = first + offset_I.repeat_interleave(patches_I, output_size=total)
+    second = first + ((frames - 1) * patches_I).repeat_interleave(patches_I, output_size=total)
+    return first, second
+
+
 def empty_patches(num_bytes: int = 0) -> tuple[Tensor, Tensor]:
     """Returns what cut_patches() returns for no image, with patches of so many bytes."""
     return torch.empty(0, num_bytes, dtype=torch.uint8), torch.empty(0, 3, dtype=torch.int64)
 
 
-def normalise(pixels: Tensor, patches: PatchFormat) -> Tensor:
+def normalise(pixels: Tensor, patches: PatchFormat, second: Tensor | None = None) -> Tensor:
     """Returns patches [P, S * S * 3] uint8 as [P, 3 * 2 * S * S] float32, with both frames, on the same device.
+
+    Args:
+        second: the second frame of each patch; None repeats the first.
 
     Equal to Hugging Face's pixel_values in every bit: values are looked up, not computed.
     """
     tables = torch.from_numpy(_value_tables(patches)).to(pixels.device)
     row = 256 * torch.arange(3, device=pixels.device)[:, None]
-    values = tables.flatten()[pixels.view(-1, patches.side**2, 3).mT.long() + row]
+
+    def look_up(frame: Tensor) -> Tensor:
+        return tables.flatten()[frame.view(-1, patches.side**2, 3).mT.long() + row]
+
+    values = look_up(pixels)
+    if second is not None:
+        return torch.stack([values, look_up(second)], dim=2).flatten(1)
     return values[:, :, None].expand(-1, -1, patches.frames, -1).flatten(1)
 
 

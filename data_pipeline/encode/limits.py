@@ -6,7 +6,6 @@ where it is decoded.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,20 +16,29 @@ from data_pipeline.encode import images as vision
 from data_pipeline.encode.chat_format import ChatFormat
 from data_pipeline.encode.config import ImageConfig, LimitsConfig, LossOn, PatchFormat
 from data_pipeline.encode.image_header import image_size
-from data_pipeline.encode.processor import find_patches
+from data_pipeline.encode.media import Medium, order_media, place_image, place_video
+from data_pipeline.encode.processor import find_patches, read_tokens_per_second
 from data_pipeline.encode.turns import check_text, check_turns, split_response
+from data_pipeline.encode.video_times import check_video
 from data_pipeline.errors import BadSample
-from data_pipeline.types import Message, Sample
+from data_pipeline.types import Message, Sample, Video
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTokens:
-    """A prompt's tokens, and the sizes of its images."""
+    """A prompt's tokens, and its images and videos."""
 
-    ids: list[int]  # one for each image
+    ids: list[int]  # one for each image and video
     learned: list[bool] | None  # of each id; None: nothing is learned
-    image_sizes: list[tuple[int, int]]  # width and height in pixels, final but for the image's orientation
-    num_tokens: int  # with all tokens of the images
+    images: list[Medium]
+    videos: list[Medium]
+    media: list[tuple[int, Medium]]  # of both, with their places among the ids, in order
+    num_tokens: int  # with all tokens of the images and videos
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """The patches of each image, and each pair of a video's frames."""
+        return tuple(count for _, medium in self.media for count in medium.patches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +50,11 @@ class ModelLimits:
     patches: PatchFormat
     max_tokens: int | None = None  # of a prompt, or a prompt with its response; None: any number
     max_images: int | None = None  # of a sample; None: any number
+    max_videos: int | None = None
+    tokens_per_second: float = 1.0  # positions of a second of a video, where the text does not say times
     tokens_field: str = "max_tokens"  # names of the options that set them, for messages
     images_field: str = "max_images"
+    videos_field: str = "max_videos"
 
     @classmethod
     def from_hf(
@@ -53,8 +64,10 @@ class ModelLimits:
         *,
         max_tokens: int | None = None,
         max_images: int | None = None,
+        max_videos: int | None = None,
         tokens_field: str = "max_tokens",
         images_field: str = "max_images",
+        videos_field: str = "max_videos",
     ) -> Self:
         """Returns the limits of a model's folder with these settings.
 
@@ -68,6 +81,9 @@ class ModelLimits:
             patches=patches,
             max_tokens=max_tokens,
             max_images=max_images,
+            max_videos=max_videos,
+            tokens_per_second=read_tokens_per_second(Path(folder)),
+            videos_field=videos_field,
             tokens_field=tokens_field,
             images_field=images_field,
         )
@@ -90,8 +106,8 @@ class ModelLimits:
         prompt, response = split_response(sample.messages)
         if response is None:
             raise BadSample("text", "the last message is not the assistant's: nothing to learn from")
-        sizes = self._check(sample, sample.messages)
-        tokens = self._tokenize_prompt(prompt, sizes, learn=loss_on == "all")
+        images, videos = self._check(sample, sample.messages)
+        tokens = self._tokenize_prompt(prompt, images, videos, learn=loss_on == "all")
         response_ids = [*self.chat.tokenize(response.content), self.chat.stop_token_id]
         self._check_length(tokens.num_tokens + len(response_ids))
         return tokens, response_ids
@@ -100,47 +116,64 @@ class ModelLimits:
         """Returns the tokens of a sample's turns without the response at its end.
 
         Raises:
-            BadSample: turns that check_turns refuses, special tokens in a text, an image that has no size within
-                the limits, or too many tokens or images.
+            BadSample: turns that check_turns refuses, special tokens in a text, an image or a video that has no size
+                within the limits, or too many tokens, images or videos.
         """
         prompt, _ = split_response(sample.messages)
-        sizes = self._check(sample, prompt)
-        return self._tokenize_prompt(prompt, sizes, learn=False)
+        images, videos = self._check(sample, prompt)
+        return self._tokenize_prompt(prompt, images, videos, learn=False)
 
-    def _check(self, sample: Sample, messages: Sequence[Message]) -> list[tuple[int, int]]:
-        """Checks all that needs no tokens; returns the sizes of the images."""
-        check_turns(messages, len(sample.images))
+    def _check(self, sample: Sample, messages: Sequence[Message]) -> tuple[list[Medium], list[Medium]]:
+        """Checks all that needs no tokens of the text; returns the images and the videos."""
+        check_turns(messages, len(sample.images), len(sample.videos))
         for message in messages:
             check_text(message.content, self.chat.special)
         if self.max_images is not None and len(sample.images) > self.max_images:
             detail = f"{len(sample.images)} images, more than {self.images_field}={self.max_images}"
             raise BadSample("image", detail)
-        sizes = [self._final_size(data) for data in sample.images]
+        if self.max_videos is not None and len(sample.videos) > self.max_videos:
+            detail = f"{len(sample.videos)} videos, more than {self.videos_field}={self.max_videos}"
+            raise BadSample("video", detail)
+        images = [place_image(self._final_size(data), self.chat, self.patches) for data in sample.images]
+        videos = [self._place_video(video) for video in sample.videos]
         if self.max_tokens is not None and sum(len(m.content) for m in messages) > self.max_tokens:
             at_least = self.chat.count_at_least("".join(message.content for message in messages))
-            self._check_length(at_least + sum(map(self._count_image_tokens, sizes)), "at least ")
-        return sizes
+            self._check_length(at_least + sum(len(m.token_ids) for m in images + videos), "at least ")
+        return images, videos
 
     def _tokenize_prompt(
-        self, prompt: Sequence[Message], sizes: list[tuple[int, int]], *, learn: bool
+        self, prompt: Sequence[Message], images: list[Medium], videos: list[Medium], *, learn: bool
     ) -> PromptTokens:
-        text = self.chat.render(prompt)
+        text = self.chat.render(prompt, has_videos=bool(videos))
         ids = self.chat.tokenize(text)
-        num_tokens = len(ids) + sum(self._count_image_tokens(size) - 1 for size in sizes)
+        num_tokens = len(ids) + sum(len(medium.token_ids) - 1 for medium in images + videos)
         self._check_length(num_tokens)
         learns = learn and any(message.role == "assistant" for message in prompt)
         learned = self.chat.mark_responses(text, prompt) if learns else None
-        return PromptTokens(ids=ids, learned=learned, image_sizes=sizes, num_tokens=num_tokens)
+        media = list(order_media(ids, images, videos, self.chat))
+        return PromptTokens(
+            ids=ids, learned=learned, images=images, videos=videos, media=media, num_tokens=num_tokens
+        )
+
+    def _place_video(self, video: Video) -> Medium:
+        if self.chat.video_token_id < 0:
+            raise BadSample("video", "the model's tokenizer has no token for videos; give another model")
+        check_video(video)
+        if len(video.frames) > self.image.max_frames:
+            detail = f"{len(video.frames)} frames, more than image.max_frames={self.image.max_frames}"
+            raise BadSample("video", f"{detail}; import it with fewer, or raise that")
+        sizes = sorted(set(map(image_size, video.frames)))
+        if len(sizes) > 1:
+            raise BadSample("video", f"frames of {len(sizes)} sizes, such as {sizes[0]} and {sizes[1]}")
+        limits = self.image.of_frames(len(video.frames))
+        size = vision.final_size(*sizes[0], limits, self.patches.token_side)
+        return place_video(video, size, self.chat, self.patches, self.tokens_per_second)
 
     def _final_size(self, data: bytes) -> tuple[int, int]:
         width, height = image_size(data)
         if width * height > vision.MAX_SOURCE_PIXELS:
             raise BadSample("image", f"{width} x {height} pixels, more than {vision.MAX_SOURCE_PIXELS}")
         return vision.final_size(width, height, self.image, self.patches.token_side)
-
-    def _count_image_tokens(self, size: tuple[int, int]) -> int:
-        """Returns the tokens of an image of this final size."""
-        return math.prod(size) // self.patches.token_side**2
 
     def _check_length(self, num_tokens: int, at_least: str = "") -> None:
         if self.max_tokens is not None and num_tokens > self.max_tokens:
@@ -154,5 +187,9 @@ def load_limits(config: LimitsConfig) -> ModelLimits | None:
     if not config.model:
         return None
     return ModelLimits.from_hf(
-        config.model, config.image, max_tokens=config.max_tokens, max_images=config.max_images
+        config.model,
+        config.image,
+        max_tokens=config.max_tokens,
+        max_images=config.max_images,
+        max_videos=config.max_videos,
     )

@@ -44,6 +44,13 @@ def pixel_limits(processor: dict[str, Any]) -> tuple[int, int]:
     return smallest, processor.get("max_pixels") or size.get("longest_edge") or _DEFAULT_SIZE["longest_edge"]
 
 
+def read_tokens_per_second(folder: Path) -> float:
+    """Returns the positions of a second of a video that config.json says, or transformers' default."""
+    config = folder / "config.json"
+    vision = parse_json(config.read_bytes()).get("vision_config", {}) if config.is_file() else {}
+    return vision.get("tokens_per_second", 4)
+
+
 def find_patches(folder: Path, image: ImageConfig) -> PatchFormat:
     """Returns how the folder's image processor cuts images.
 

@@ -26,6 +26,7 @@ def share_prompt(
     responses: Mapping[str, Sequence[int] | np.ndarray],
     *,
     image_token_id: int,
+    video_token_id: int = -1,
     multiple: int = 1,
 ) -> Tree | None:
     """Returns the responses (by their ids) as branches of one tree.
@@ -34,10 +35,13 @@ def share_prompt(
         multiple: the root's length becomes a multiple of it, so that no pads come between root and branch.
 
     Returns:
-        None where the prompt cannot be cut: it is too short, or an image is among its last `multiple` tokens.
+        None where the prompt cannot be cut: it is too short, or an image or a video is among its last `multiple`
+        tokens.
     """
     cut = (len(prompt) - 1) // multiple * multiple
-    if cut == 0 or bool((prompt.input_ids[cut:] == image_token_id).any()):
+    if cut == 0 or bool(
+        torch.isin(prompt.input_ids[cut:], torch.tensor([image_token_id, video_token_id])).any()
+    ):
         return None
     ids, positions = prompt.input_ids[:cut], prompt.position_ids[:, :cut]
     root = replace(prompt, id="", input_ids=ids, loss_mask=torch.zeros(cut), position_ids=positions)
@@ -59,4 +63,5 @@ def _continue(prompt: Example, cut: int, response: Sequence[int] | np.ndarray, i
         position_ids=torch.from_numpy(np.concatenate([positions[:, cut:], [following] * 3], axis=1)),
         pixels=prompt.pixels[images],
         image_grid_thw=prompt.image_grid_thw[images],
+        frames=None if prompt.frames is None else prompt.frames[images],
     )

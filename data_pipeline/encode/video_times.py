@@ -40,6 +40,12 @@ def seconds_per_pair(video: Video) -> float:
     return PAIR / (len(video.indices) / video.num_source_frames * video.fps)
 
 
+def pair_seconds(video: Video) -> list[float]:
+    """Returns the time of each pair: the mean of its frames'."""
+    seconds = [*video.seconds, video.seconds[-1]]  # repeats the last of an odd number
+    return [(a + b) / PAIR for a, b in zip(seconds[:-1:PAIR], seconds[1::PAIR], strict=True)]
+
+
 def choose_frames(num_frames: int, source_fps: float, *, fps: float, max_frames: int) -> list[int]:
     """Returns the numbers of frames to keep of a video: about `fps` a second, evenly spread, at most `max_frames`.
 

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Protocol
 
 from data_pipeline.encode.chat import ChatEncoder
+from data_pipeline.encode.video_times import count_pairs
 from data_pipeline.errors import BadSample, ErrorBudget
 from data_pipeline.loader.config import LoaderConfig
 from data_pipeline.loader.cost import TOKENS_ALONE, CostModel, count_patches
@@ -25,7 +26,7 @@ from data_pipeline.loader.order import Draw, iterate_draws
 from data_pipeline.loader.packing import balance, build_blank, pack, pack_capacity
 from data_pipeline.loader.sharing import SharedBatches
 from data_pipeline.shards.format import read_sample
-from data_pipeline.shards.index import estimate_image_tokens, load_samples
+from data_pipeline.shards.index import estimate_image_tokens, estimate_video_tokens, load_samples
 from data_pipeline.types import Example, PackedBatch, SampleRef
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,10 @@ class Loader:
             return self._cost.sample(draw.tokens)
         limits = self._encoder.limits
         patches = count_patches(draw.images, limits.image, limits.patches)
-        text = draw.tokens - estimate_image_tokens(draw.images)
+        for frames, width, height in draw.videos:
+            each = count_patches([(width, height)], limits.image.of_frames(frames), limits.patches)
+            patches += each * count_pairs(frames)
+        text = draw.tokens - estimate_image_tokens(draw.images) - estimate_video_tokens(draw.videos)
         return self._cost.sample(text + sum(patches) // limits.patches.merge**2, patches)
 
     def _warn_of_old_shards(self) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.shards.index import ShardIndex, Sizes, Source
+from data_pipeline.shards.index import ShardIndex, Sizes, Source, VideoSizes
 from data_pipeline.types import SampleRef
 
 SHUFFLE_SHARDS = 64
@@ -28,7 +28,7 @@ ROW_READERS = 16
 _INTERLEAVING = 0x6D6978  # seeds these draws apart from those within a source
 
 
-Row = tuple[SampleRef, int, Sizes | None]
+Row = tuple[SampleRef, int, Sizes | None, VideoSizes]
 """The first fields of a Draw."""
 
 
@@ -36,8 +36,9 @@ class Draw(NamedTuple):
     """A sample, and the place in the order after it."""
 
     ref: SampleRef
-    tokens: int  # estimated, of texts and images
+    tokens: int  # estimated, of texts, images and videos
     images: Sizes | None  # None: the shard does not list them
+    videos: VideoSizes
     epoch: int
     position: int  # samples of the epoch drawn so far, with this one
 
@@ -99,4 +100,5 @@ def _read_window(index: ShardIndex, numbers: list[int], order: np.ndarray) -> It
     rows = order - np.append(0, ends[:-1])[places]
     for place, row in zip(places.tolist(), rows.tolist(), strict=True):
         table = tables[place]
-        yield table.ref(shards[place], row), table.tokens[row], table.images and table.images[row]
+        images, videos = table.images and table.images[row], table.videos[row] if table.videos else ()
+        yield table.ref(shards[place], row), table.tokens[row], images, videos

@@ -89,6 +89,9 @@ def merge(
     padded = [_pad(example, multiple, pad_token_id) for tree in trees for example in tree.examples]
     pixels = torch.from_numpy(np.concatenate([e.pixels.numpy() for e in padded]))
     image_grid_thw = torch.cat([e.image_grid_thw for e in padded])
+    frames = [
+        torch.ones(len(e.image_grid_thw), dtype=torch.int64) if e.frames is None else e.frames for e in padded
+    ]
     total = sum(len(example) for example in padded)
     if tail := padded_length(total, pack_multiple) - total:
         blank = _build_blank_example(tail, pad_token_id)
@@ -105,6 +108,7 @@ def merge(
         real_lens=torch.tensor(real_lens),
         pixels=pixels,
         image_grid_thw=image_grid_thw,
+        frames=torch.cat(frames) if any(e.frames is not None for e in padded) else None,
         parents=_parents(trees),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from megatron.core.transformer.enums import ModelType
@@ -32,7 +33,7 @@ class VisionLanguageModel(MegatronModule):
         self.language_model = language_model
         self.vision_model = vision_model
         self.ranks = ranks
-        self.image_token_id = model.image_token_id
+        self.media_token_ids = [model.image_token_id, model.video_token_id]
         self.patches_per_token = model.vision.spatial_merge_size**2
         # attributes that Megatron's schedules and gradient finalisation read
         self.model_type = ModelType.encoder_or_decoder
@@ -59,7 +60,7 @@ class VisionLanguageModel(MegatronModule):
         return logits_or_hidden.transpose(0, 1).contiguous() if self.post_process else logits_or_hidden
 
     def _embed(self, batch: PackedBatch, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns token embeddings with image embeddings in their places, [t, 1, D], and features [t, L, D], if any.
+        """Returns token embeddings with those of images and videos put in, [t, 1, D], and features [t, L, D], if any.
 
         Under sequence parallelism these are 1/tp of the rows.
         """
@@ -81,21 +82,26 @@ class VisionLanguageModel(MegatronModule):
     def _insert_images(self, embeddings_TD: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
         """Returns the embeddings with those of images, and [T, L * D] features, zero at other tokens, if any."""
         assert self.vision_model is not None
-        is_image_T = batch.input_ids == self.image_token_id
-        num_tokens, num_patches = int(is_image_T.sum()), batch.pixels.size(0)
-        if num_tokens * self.patches_per_token != num_patches:
+        # a loop and not isin, which would copy the ids to the device and wait
+        is_image_T = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+        for token_id in self.media_token_ids:
+            is_image_T |= batch.input_ids == token_id
+        patches_I = batch.image_grid_thw.prod(dim=1)
+        rows_I = patches_I if batch.frames is None else patches_I * batch.frames
+        counts = torch.stack([is_image_T.sum(), patches_I.sum(), rows_I.sum()])
+        num_tokens, num_patches, num_rows = counts.tolist()  # the device is waited for once
+        if num_tokens * self.patches_per_token != num_patches or num_rows != batch.pixels.size(0):
             raise ValueError(
-                f"batch {batch.ids[:3]} has {num_tokens} image tokens but {num_patches} patches, "
-                f"where each token stands for {self.patches_per_token}; encode text and images with the same processor"
+                f"batch {batch.ids[:3]} has {num_tokens} image tokens but {batch.pixels.size(0)} patches, where each "
+                f"token stands for {self.patches_per_token} and the sizes of its images for {num_rows} patches; encode "
+                "text and images with the same processor"
             )
         if num_patches == 0:
             return embeddings_TD + zero_depending_on(self.vision_model), None
         if self.ranks.cp_size == 1:
-            images = self.vision_model(batch.pixels, batch.image_grid_thw)
+            images = self.vision_model(batch.pixels, batch.image_grid_thw, batch.frames)
         else:
-            images = embed_split_images(
-                self.vision_model, batch.pixels, batch.image_grid_thw, self.patches_per_token, self.ranks
-            )
+            images = embed_split_images(self.vision_model, batch, self.patches_per_token, self.ranks)
         width = embeddings_TD.size(1)
         embeddings, features = images.to(embeddings_TD.dtype).split([width, images.size(1) - width], dim=1)
         embeddings_TD = embeddings_TD.masked_scatter(is_image_T[:, None], embeddings)

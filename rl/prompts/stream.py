@@ -16,7 +16,7 @@ from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex, load_samples
 from data_pipeline.shards.survey import warn_of_small_images
-from data_pipeline.types import IMAGE_MARK, SampleRef
+from data_pipeline.types import IMAGE_MARK, VIDEO_MARK, Sample, SampleRef
 from data_pipeline.verify.check import check_reference
 from rl.config import EvalConfig, RLConfig
 from rl.prompts.order import iterate_easy_first
@@ -215,8 +215,10 @@ def load_prompt_limits(config: RLConfig | EvalConfig) -> ModelLimits:
         config.image,
         max_tokens=engine.max_model_len - 1,
         max_images=engine.max_images,
+        max_videos=engine.max_videos,
         tokens_field="engine.max_model_len - 1",
         images_field="engine.max_images",
+        videos_field="engine.max_videos",
     )
 
 
@@ -236,15 +238,20 @@ def read_prompt(shards: str | Path, ref: SampleRef, limits: ModelLimits) -> Ques
         answer=sample.answer,
         source=sample.source,
         kind=str(sample.metadata.get("kind", "")),
-        question=question.replace(IMAGE_MARK, "").strip(),
+        question=strip_marks(sample, question),
     )
     try:
         check_reference(sample.answer)
         tokens = limits.tokenize_prompt(sample)
     except BadSample as error:
         return prompt, error
-    patches = tuple(width * height // limits.patches.side**2 for width, height in tokens.image_sizes)
-    return replace(prompt, num_tokens=tokens.num_tokens, patches=patches), None
+    return replace(prompt, num_tokens=tokens.num_tokens, patches=tokens.patches), None
+
+
+def strip_marks(sample: Sample, text: str) -> str:
+    """Returns a text of the sample without the marks of its images and videos."""
+    text = text.replace(VIDEO_MARK, "") if sample.videos else text
+    return text.replace(IMAGE_MARK, "").strip()
 
 
 def read_prompts(shards: str | Path, limits: ModelLimits, limit: int = 0) -> list[Question]:

@@ -247,13 +247,14 @@ class Engine:
         cleanup_dist_env_and_memory()
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        token_ids, images = self._encoder.engine_prompt(
-            read_sample(prompt.shards or self._config.shards, prompt.ref)
-        )
-        request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
-        if images:
-            request["multi_modal_data"] = {"image": [Image.fromarray(image) for image in images]}
-        return request
+        asked = self._encoder.engine_prompt(read_sample(prompt.shards or self._config.shards, prompt.ref))
+        request: dict[str, Any] = {"prompt_token_ids": list(asked.ids)}
+        media: dict[str, Any] = {}
+        if asked.images:
+            media["image"] = [Image.fromarray(image) for image in asked.images]
+        if asked.videos:
+            media["video"] = asked.videos
+        return request | ({"multi_modal_data": media} if media else {})
 
     def _params(self, prompt: Prompt, sampling: SamplingConfig, step_seed: int) -> SamplingParams:
         from vllm import SamplingParams
@@ -344,7 +345,9 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool, sleeps:
         dtype=HF_DTYPES[config.precision],
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        limit_mm_per_prompt={"image": config.max_images, "video": 0},
+        limit_mm_per_prompt={"image": config.max_images, "video": config.max_videos},
+        # frames have their final size, and the limits of the folder's video processor are others than ours
+        mm_processor_kwargs={"do_resize": False} if config.max_videos else None,
         tensor_parallel_size=config.tp,
         distributed_executor_backend="mp" if config.tp > 1 else None,  # processes of this actor, on its node
         use_tqdm_on_load=False,

@@ -31,6 +31,8 @@ def describe_inputs(config: RLConfig | EvalConfig, limits: ModelLimits) -> dict[
     values = {
         "image.min_pixels": config.image.min_pixels,
         "image.max_pixels": config.image.max_pixels,
+        "image.frame_pixels": config.image.frame_pixels,
+        "image.video_pixels": config.image.video_pixels,
         "sampling.temperature": config.sampling.temperature,
         "sampling.top_p": config.sampling.top_p,
         **limits.chat.describe(),

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_pipeline.types import PackedBatch
 from megatron_omr.model.vision.tower import VisionTower
 from megatron_omr.parallel import Ranks
 
@@ -30,22 +31,26 @@ def assign_images(num_patches: list[int], num_ranks: int) -> list[list[int]]:
 
 
 def embed_split_images(
-    vision_model: VisionTower, pixels: Tensor, grid_thw: Tensor, patches_per_token: int, ranks: Ranks
+    vision_model: VisionTower, batch: PackedBatch, patches_per_token: int, ranks: Ranks
 ) -> Tensor:
-    """Turns pixels [P, ...] and grid_thw [I, 3] of all images into [M, D] on every rank. Collective over CP ranks.
+    """Turns all images of the batch into [M, D] on every rank. Collective over CP ranks.
 
+    Each pair of a video's frames is one of them, since frames do not attend to other frames.
     The gradient sums over them what each rank's tokens ask of an image, and reaches the tower where that image is.
     """
+    pixels, grid_thw, frames = batch.pixels, batch.image_grid_thw, batch.frames
     num_patches = grid_thw.prod(dim=1).tolist()
-    patches = torch.arange(len(pixels), device=pixels.device).split(num_patches)
-    tokens = torch.arange(len(pixels) // patches_per_token, device=pixels.device).split(
+    num_rows = grid_thw.prod(dim=1) * (1 if frames is None else frames)
+    patches = torch.arange(len(pixels), device=pixels.device).split(num_rows.tolist())
+    tokens = torch.arange(sum(num_patches) // patches_per_token, device=pixels.device).split(
         [n // patches_per_token for n in num_patches]
     )
     images = assign_images(num_patches, ranks.cp_size)
     rows = [torch.cat([tokens[0][:0], *(tokens[i] for i in own)]) for own in images]
     own = images[ranks.cp_rank]
     if own:
-        embeddings = vision_model(pixels[torch.cat([patches[i] for i in own])], grid_thw[own])
+        own_pixels = pixels[torch.cat([patches[i] for i in own])]
+        embeddings = vision_model(own_pixels, grid_thw[own], None if frames is None else frames[own])
     else:  # the gather and every parameter's gradient hook wait for this rank
         embeddings = zero_depending_on(vision_model).expand(0, vision_model.output_size)
     return _GatherRows.apply(embeddings, rows, ranks)

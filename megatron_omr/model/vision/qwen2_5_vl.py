@@ -81,14 +81,14 @@ class WindowTower(VisionTower):
     ) -> None:
         super().__init__(config, projector_config, model, backend, layer=WindowLayer)
 
-    def forward(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, grid_thw: Tensor, frames: Tensor | None = None) -> Tensor:
         geometry = WindowGeometry.create(grid_thw, self.vision)
         order_P = geometry.window_order_P
         sequences = WindowSequences.create(
             geometry.window_cu_seqlens, frames=PackedSequences.create(geometry.frame_cu_seqlens)
         )
         hidden = self.decoder(
-            self.embed_patches(pixels.index_select(0, order_P)).unsqueeze(1),
+            self.embed_patches(pixels, grid_thw, frames, order_P).unsqueeze(1),
             attention_mask=None,
             rotary_pos_emb=self.rotary_table(geometry.positions_P[order_P]),
             packed_seq_params=sequences,

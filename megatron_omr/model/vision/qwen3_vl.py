@@ -88,10 +88,10 @@ class DeepstackTower(VisionTower):
         )
         self.deepstack = DeepstackMergers(projector_config, backend, self.merged_size, vision.num_levels)
 
-    def forward(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, grid_thw: Tensor, frames: Tensor | None = None) -> Tensor:
         grid = Grid.create(grid_thw, self.vision.spatial_merge_size)
         sequences = TappedSequences.create(grid.boundaries(grid.frame_M))
-        patches = self.embed_patches(pixels)
+        patches = self.embed_patches(pixels, grid_thw, frames)
         hidden = self.decoder(
             (patches + self._positions(grid).to(patches.dtype)).unsqueeze(1),
             attention_mask=None,

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
-from data_pipeline.encode.images import normalise
+from data_pipeline.encode.images import find_frames, normalise
 from megatron_omr import cpu
 from megatron_omr.model.spec import Backend, build_block_spec, build_mlp_submodules
 from megatron_omr.model.transformer_config import VisionTransformerConfig
@@ -55,15 +55,26 @@ class VisionTower(MegatronModule):
         self.projection = build_projector(projector_config, backend, self.merged_size)
 
     @abstractmethod
-    def forward(self, pixels: Tensor, grid_thw: Tensor) -> Tensor:
-        """Turns pixels [P, side * side * 3] uint8, grid_thw [I, 3] into [M, (1 + levels) * D].
+    def forward(self, pixels: Tensor, grid_thw: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Turns pixels, grid_thw [I, 3] and frames [I], see Example, into [M, (1 + levels) * D].
 
         First the embeddings, then the features that the first language layers get (`vision.num_levels` of them).
         """
 
-    def embed_patches(self, pixels: Tensor) -> Tensor:
-        """Turns pixels [P, side * side * 3] uint8 into [P, hidden size of the tower]."""
-        return self.patch_embed(normalise(pixels, self.patches).to(self.config.params_dtype))
+    def embed_patches(
+        self, pixels: Tensor, grid_thw: Tensor, frames: Tensor | None, order_P: Tensor | None = None
+    ) -> Tensor:
+        """Turns the patches of images and pairs of frames into [P, hidden size of the tower], in this order."""
+
+        def take(rows: Tensor) -> Tensor:
+            return pixels.index_select(0, rows if order_P is None else rows[order_P])
+
+        if frames is None:
+            values = normalise(pixels if order_P is None else pixels.index_select(0, order_P), self.patches)
+        else:
+            first_P, second_P = find_frames(grid_thw, frames)
+            values = normalise(take(first_P), self.patches, take(second_P))
+        return self.patch_embed(values.to(self.config.params_dtype))
 
     def rotary_table(self, positions_P: Tensor) -> Tensor:
         """Returns angles [P, 1, 1, C]: a quarter of the head by row, a quarter by column, then the same again."""

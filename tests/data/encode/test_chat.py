@@ -90,7 +90,7 @@ def test_a_sampled_response_encodes_as_the_assistant_turn(encoder):
 
 
 def test_engine_prompt_has_one_token_per_image(encoder, tokenizer):
-    ids, images = encoder.engine_prompt(CASES["images inside"])
+    ids, images, _ = encoder.engine_prompt(CASES["images inside"])
     assert ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>")) == len(images) == 3
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
     example = encoder.encode(CASES["images inside"])
@@ -188,7 +188,7 @@ def test_the_published_template_encodes_as_ours(tiny_hf, tmp_path):
     )
     qwen, ours = (ChatEncoder.from_hf(f, ImageConfig()) for f in (folder, tiny_hf))
     assert qwen.encode(CASES["image"]).input_ids.tolist() == ours.encode(CASES["image"]).input_ids.tolist()
-    ids, _ = qwen.engine_prompt(conversation(("user", "hi")))
+    ids, *_ = qwen.engine_prompt(conversation(("user", "hi")))
     assert qwen.decode(ids).startswith("system\nYou are a helpful assistant.\nuser\nhi")
 
 
