@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 # Transformer Engine, apex and FP8 exist for GPUs alone; the CPU runs the same code without them.
 COMMON = [
     "aiohttp",
+    "av>=15",  # PyAV: frames of video files; without it folders of frames can be imported
     "datasets>=4.0",
     "fsspec",
     "ijson>=3.3",

@@ -70,6 +70,11 @@ class Sample:
     answer: str = ""  # the reference, in the form that the answer checker reads
     metadata: dict[str, str | int | float] = field(default_factory=dict)  # kind, lineage
 
+    @property
+    def pictures(self) -> tuple[bytes, ...]:
+        """The images, then the frames of the videos."""
+        return (*self.images, *(frame for video in self.videos for frame in video.frames))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRef:

@@ -43,6 +43,8 @@ class DigitsConfig:
     """Test samples, held out."""
     seed: int = 42
     """Seeds layouts and questions; which scans a split holds never changes."""
+    video: bool = False
+    """Ask about clips in which digits appear one after the other, instead of images."""
 
     def __post_init__(self) -> None:
         for name, count in self.counts.items():

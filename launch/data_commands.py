@@ -36,17 +36,20 @@ def digits(config: Annotated[DigitsConfig, FLAT]) -> None:
     Examples:
       omr data digits runs/demo/data
       omr data digits /tmp/digits --train 1000 --seed 7
+      omr data digits /tmp/clips --video
     """
     from data_pipeline.shards.index import INDEX, ShardIndex
     from data_pipeline.shards.writer import write_shards
-    from data_pipeline.sources.digits import digit_samples
+    from data_pipeline.sources.digits import digit_clips, digit_samples
+
+    draw = digit_clips if config.video else digit_samples
 
     for split, count in config.counts.items():
         folder = Path(config.out) / split
         if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:
             print(f"{folder} is complete already")
             continue
-        write_shards(digit_samples(split, count, config.seed), folder, ShardConfig(samples_per_shard=1_000))
+        write_shards(draw(split, count, config.seed), folder, ShardConfig(samples_per_shard=1_000))
         print(f"{count} samples in {folder}")
 
 

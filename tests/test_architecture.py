@@ -142,6 +142,7 @@ CONFINED = {
     "pyarrow": ("data_pipeline/sources/readers.py",),
     "ijson": ("data_pipeline/sources/readers.py",),
     "simplejpeg": ("data_pipeline/encode/images.py",),
+    "av": ("data_pipeline/sources/video_files.py", "tests/"),
     "math_verify": ("data_pipeline/verify/math.py",),
     "wandb": ("megatron_omr/train/metrics.py",),
     "tyro": ("launch/",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -17,7 +18,15 @@ from data_pipeline.distill.config import TeacherConfig, parse_extra_body
 from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.encode.image_header import MIME_TYPES, image_format
 from data_pipeline.errors import BadSample
-from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
+from data_pipeline.types import (
+    FORMAT_PHRASES,
+    IMAGE_MARK,
+    SYSTEM_PROMPT,
+    VIDEO_MARK,
+    Message,
+    Sample,
+    Video,
+)
 from data_pipeline.verify.check import check_reference
 
 
@@ -45,6 +54,8 @@ def teacher_request(sample: Sample, rollout: int, teacher: TeacherConfig) -> tup
 def teacher_messages(sample: Sample, system_prompt: str) -> list[dict[str, object]]:
     """Returns the turns before the sample's response as OpenAI messages, with an image as a data URL at each mark.
 
+    At a video's mark stand all of its frames, each behind a text with its time: every server understands that.
+
     Raises:
         BadSample: there is no question, its marks do not match its images, or an image cannot be read.
     """
@@ -57,8 +68,15 @@ def teacher_messages(sample: Sample, system_prompt: str) -> list[dict[str, objec
     marks = sum(turn.content.count(IMAGE_MARK) for turn in turns)
     if marks != len(sample.images):
         raise BadSample("text", f"{marks} marks {IMAGE_MARK} in the text, but {len(sample.images)} images")
-    urls = iter([data_url(image) for image in sample.images])
-    return [{"role": turn.role, "content": _parts(turn.content, urls)} for turn in turns]
+    marks = sum(turn.content.count(VIDEO_MARK) for turn in turns)
+    if sample.videos and marks != len(sample.videos):
+        raise BadSample("text", f"{marks} marks {VIDEO_MARK} in the text, but {len(sample.videos)} videos")
+    images = iter([_image_part(image) for image in sample.images])
+    videos = iter([_video_parts(video) for video in sample.videos])
+    return [
+        {"role": turn.role, "content": _parts(turn.content, images, videos if sample.videos else None)}
+        for turn in turns
+    ]
 
 
 def question_turns(sample: Sample) -> tuple[Message, ...]:
@@ -162,15 +180,37 @@ def _distilled(sample: Sample, response: TeacherResponse) -> Sample:
     )
 
 
-def _parts(text: str, images: Iterator[str]) -> str | list[dict[str, object]]:
-    first, *rest = text.split(IMAGE_MARK)
-    if not rest:
+Part = dict[str, object]
+
+
+def _parts(text: str, images: Iterator[Part], videos: Iterator[list[Part]] | None) -> str | list[Part]:
+    """Returns a turn's text alone, or as parts; without `videos` their mark is text."""
+    marks = IMAGE_MARK if videos is None else f"{IMAGE_MARK}|{VIDEO_MARK}"
+    pieces = re.split(f"({marks})", text)
+    if len(pieces) == 1:
         return text
-    parts: list[dict[str, object]] = [{"type": "text", "text": first}]
-    for piece in rest:
-        parts.append({"type": "image_url", "image_url": {"url": next(images)}})
-        parts.append({"type": "text", "text": piece})
-    return [part for part in parts if part.get("text") != ""]
+    parts: list[Part] = []
+    for number, piece in enumerate(pieces):
+        if number % 2 == 0:
+            parts += [{"type": "text", "text": piece}] if piece else []
+        elif piece == IMAGE_MARK:
+            parts.append(next(images))
+        elif videos is not None:
+            parts += next(videos)
+    return parts
+
+
+def _image_part(image: bytes) -> Part:
+    return {"type": "image_url", "image_url": {"url": data_url(image)}}
+
+
+def _video_parts(video: Video) -> list[Part]:
+    timed = zip(video.seconds, video.frames, strict=True)
+    return [
+        part
+        for second, frame in timed
+        for part in ({"type": "text", "text": f"<{second:.1f} seconds>"}, _image_part(frame))
+    ]
 
 
 def _to_png(image: bytes) -> bytes:

@@ -93,7 +93,7 @@ def _describe(sample: Sample) -> _Asked:
     return _Asked(
         text=hash_bytes(question_text(sample).encode()),
         kind=str(sample.metadata.get("kind", "")),
-        images=tuple(map(hash_bytes, sample.images)),
+        images=(*map(hash_bytes, sample.images), *(hash_bytes(*video.frames) for video in sample.videos)),
     )
 
 

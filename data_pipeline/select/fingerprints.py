@@ -40,7 +40,7 @@ class Fingerprints:
     question: np.ndarray  # [N] uint64, the same for all responses that distillation kept of one; 0 of others
     symbols: np.ndarray  # [N] uint64, of the text's numbers, lone letters and operators, in order
     answer: np.ndarray  # [N] uint64, of the reference answer; 0 without one
-    num_images: np.ndarray  # [N] int32
+    num_images: np.ndarray  # [N] int32, frames of videos among them
     text: np.ndarray  # [N, D] float16, rows of length 1
     image: np.ndarray  # [N, 143] float16, rows of length 1; 0 without images, or where one cannot be decoded
 
@@ -99,14 +99,14 @@ def fingerprint_samples(samples: Iterable[Sample], text_encoder: str) -> Fingerp
 def _fingerprint(sample: Sample) -> tuple[str, str, str, tuple[int, int, int, int], int, np.ndarray]:
     """Returns id, source, text, hashes (content, question, symbols, answer), number of images, and their vector."""
     text, answer = question_text(sample), "".join(sample.answer.casefold().split())
-    pixels, vector = _encode_images(sample.images)
+    pixels, vector = _encode_images(sample.pictures)
     hashes = (
         hash_bytes(text.encode(), *pixels),
         _question_hash(sample),
         hash_bytes(" ".join(_SYMBOL.findall(text.casefold())).encode()),
         hash_bytes(answer.encode()) if answer else 0,
     )
-    return sample.id, sample.source, text, hashes, len(sample.images), vector
+    return sample.id, sample.source, text, hashes, len(sample.pictures), vector
 
 
 def question_text(sample: Sample) -> str:

@@ -64,8 +64,12 @@ def split(config: SplitConfig) -> dict[str, StageReport]:
 
 
 def _keys(sample: Sample) -> list[int]:
-    """Returns a hash of each image, and without images one of the question."""
-    return hash_images(sample.images) or [hash_bytes(b"text", question_text(sample).encode())]
+    """Returns a hash of each image and of each video, and without them one of the question.
+
+    A frame alone, such as a black one, does not tie two videos together.
+    """
+    videos = [hash_bytes(*map(str.encode, map(str, hash_images(video.frames)))) for video in sample.videos]
+    return [*hash_images(sample.images), *videos] or [hash_bytes(b"text", question_text(sample).encode())]
 
 
 def _hash_shard(config: SplitConfig, number: int) -> None:

@@ -74,7 +74,7 @@ def survey(config: InspectConfig) -> Survey:
         for image in sample.images:
             with suppress(BadSample):
                 sizes.append(image_size(image))
-        text_only += not sample.images
+        text_only += not sample.pictures
         unanswered += not sample.answer
         shown += [sample] if number in on_page else []
     return Survey(

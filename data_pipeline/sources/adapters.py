@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from data_pipeline.errors import BadSample, column_error
-from data_pipeline.sources.conversations import list_images, read_conversation
+from data_pipeline.sources.conversations import list_images, list_videos, read_conversation
 from data_pipeline.sources.readers import Fields
 from data_pipeline.sources.rows import (
     Row,
@@ -47,6 +47,7 @@ class Conversations:
             row,
             messages=turns,
             images=list_images(row.fields, inside),
+            videos=list_videos(row.fields, inside),
             answer=clean_answer(read_text(row, "answer")) if is_given else self.read_answer(response),
             row_id=label(row, "id"),
             kind=label(row, "kind"),
@@ -77,6 +78,7 @@ class Questions:
             row,
             messages=turns,
             images=list_images(row.fields),
+            videos=list_videos(row.fields),
             answer=found,
             row_id="/".join(filter(None, (label(row, name) for name in self.row_id))),
             kind=label(row, self.kind),
@@ -116,6 +118,7 @@ def read_verl_row(row: Row) -> Sample:
         row,
         messages=turns,
         images=list_images(row.fields, inside),
+        videos=list_videos(row.fields, inside),
         answer="" if given is None else clean_answer(read_value("reward_model.ground_truth", given)),
         # No row_id: `ids` and extra_info.index are places in a reading order, not names.
         kind=label(row, "data_source"),

@@ -43,7 +43,7 @@ def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
     for place, build in islice(read_corpus(corpus, config.rows), config.count):
         try:
             sample = build()
-            for image in sample.images:
+            for image in sample.pictures:
                 load_image(image, config.image)
             if limits:
                 limits.check(sample)
@@ -76,6 +76,9 @@ def _preview(place: str, sample: Sample) -> Iterator[str]:
     for image in sample.images:
         with Image.open(io.BytesIO(image)) as file:
             yield f"  image      {file.format}, {file.width} x {file.height}"
+    for video in sample.videos:
+        seconds = ", ".join(f"{second:.1f}" for second in video.seconds[:6])
+        yield f"  video      {len(video.frames)} frames at {seconds}{', ...' * (len(video.frames) > 6)} seconds"
     yield f"  answer     {_shorten(sample.answer) or '(none)'}"
     yield "  metadata   " + ", ".join(f"{name}={value}" for name, value in sample.metadata.items())
 

@@ -10,19 +10,37 @@ from data_pipeline.shards.config import ShardConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class FramesConfig:
+    """Selects the frames of videos, for trainer and engine alike."""
+
+    fps: float = 2.0
+    """Frames of a second of a video that are kept."""
+    max_frames: int = 64
+    """Most frames of a video; of a longer one as many, evenly spread."""
+    max_pixels: int = 602_112
+    """Larger frames of a video file are scaled down to this area."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "rows.frames.", max_frames=1, max_pixels=3_136)
+        if not 0 < self.fps < float("inf"):
+            raise ValueError(f"rows.frames.fps={self.fps} must be above 0, e.g. 2")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowsConfig:
     """Selects the rows of a corpus."""
 
     path: str
     """A file (JSON lines, JSON, Parquet, WebDataset tar), a folder of them, or OWNER/NAME on the Hugging Face hub."""
     images: str = ""
-    """Folder that image paths in rows are relative to; by default the folder of `path`."""
+    """Folder that paths of images and videos in rows are relative to; by default the folder of `path`."""
     split: str = ""
     """A split such as train: in a folder the files named after it, everything if empty; on the hub train if empty."""
     subset: str = ""
     """Configuration of a dataset on the hub, such as virl39k of OpenMMReasoner/OpenMMReasoner-RL-74K."""
     system_prompt: bool = True
     """Put the recipe's system prompt before conversations that have none."""
+    frames: FramesConfig = field(default_factory=FramesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

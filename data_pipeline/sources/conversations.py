@@ -1,14 +1,16 @@
-"""Reads the turns of a row and the places of its images in them: no image without a place, no place without one."""
+"""Reads the turns of a row and the places of its images and videos: none without a place, no place without one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from data_pipeline.encode.image_header import image_format
 from data_pipeline.errors import BadSample, column_error
 from data_pipeline.sources.text_values import is_missing, read_value
-from data_pipeline.types import IMAGE_MARK, Message
+from data_pipeline.sources.video_files import NO_SOUND
+from data_pipeline.types import IMAGE_MARK, VIDEO_MARK, Message
 
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
 """Names of speakers in corpora -> roles of messages."""
@@ -17,6 +19,8 @@ _IMAGE_COLUMNS = ("images", "image")
 _LIKE_IMAGES = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 _FILE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _PART_IMAGES = ("image_url", "image", "url", "path")  # of OpenAI, of Qwen, of transformers
+_VIDEO_COLUMNS, _PART_VIDEOS = ("videos", "video"), ("video_url", "video", "url", "path", "frames")
+_SOUND_COLUMNS, _SOUND_PARTS = ("audios", "audio"), ("audio", "audio_url", "input_audio")
 _WORD = re.compile(
     rf"""(["'`]){IMAGE_MARK}\1|[“‘«„]{IMAGE_MARK}[”’»“]|`[^`\n]*{IMAGE_MARK}[^`\n]*`|{IMAGE_MARK}\s*</image>"""
     rf"|\b(the|an?|html|svg|xml) {IMAGE_MARK} (tag|element|token|placeholder)",
@@ -25,8 +29,15 @@ _WORD = re.compile(
 """The mark as a word of the text: quoted, in code, or called a tag."""
 
 
+@dataclass(frozen=True)
+class VideoPart:
+    """The place of a video inside of a turn, and the video unless a column of the row holds it."""
+
+    value: object
+
+
 def read_conversation(turns: object, column: str) -> tuple[list[Message], list[object]]:
-    """Returns the messages of turns {role, content} or {from, value}, and the images inside their contents."""
+    """Returns the messages of turns {role, content} or {from, value}, and the images and videos inside of them."""
     if not isinstance(turns, (list, tuple)) or not turns:
         raise column_error(column, "a list of turns", turns, "write [{role, content}, ...]")
     messages, images = [], []
@@ -44,7 +55,7 @@ def read_conversation(turns: object, column: str) -> tuple[list[Message], list[o
 
 
 def _read_content(content: object, column: str) -> tuple[str, list[object]]:
-    """Returns the text of a turn with a mark for each image, and the images that it holds."""
+    """Returns the text of a turn with a mark for each image and video, and those that it holds."""
     if isinstance(content, str):
         return content, []
     if not isinstance(content, (list, tuple)):
@@ -52,8 +63,14 @@ def _read_content(content: object, column: str) -> tuple[str, list[object]]:
     texts: list[str | None] = []  # None in the place of an image
     images: list[object] = []
     for part in content:
+        if isinstance(part, Mapping) and part.get("type") in _SOUND_PARTS:
+            raise BadSample("audio", f"{column}.content: a part of type {part['type']}; {NO_SOUND}")
+        if isinstance(part, Mapping) and part.get("type") in ("video", "video_url"):
+            texts.append("" if any(VIDEO_MARK in _text(other) for other in content) else VIDEO_MARK)
+            images.append(VideoPart(_part_video(part)))
+            continue
         if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
-            wanted = "parts of type text, image or image_url"
+            wanted = "parts of type text, image, image_url, video or video_url"
             raise column_error(f"{column}.content", wanted, part, "drop the row")
         text, image = part.get("text"), _part_image(part, column)
         if part["type"] == "text" and (image is not None or not isinstance(text, str)):
@@ -83,12 +100,50 @@ def _part_image(part: Mapping, column: str) -> object:
     return found[0] if found else None
 
 
+def _text(part: object) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else None
+    return text if isinstance(text, str) else ""
+
+
+def _part_video(part: Mapping) -> object:
+    """Returns the video that a part holds; None where it only marks a place."""
+    found = next((part[name] for name in _PART_VIDEOS if part.get(name)), None)
+    if isinstance(found, Mapping) and found.get("url"):  # OpenAI's {"video_url": {"url": ...}}
+        return found["url"]
+    if isinstance(found, (list, tuple)):  # Qwen's list of frames
+        times = {name: part[name] for name in ("fps", "timestamps") if part.get(name)}
+        return {"frames": found, "fps": part.get("sample_fps"), **times}
+    return found
+
+
+def list_videos(fields: Mapping[str, object], inside: Sequence[object] = ()) -> list[object]:
+    """Returns the videos of a row: those inside its turns, else those of its column `videos` or `video`.
+
+    Raises:
+        BadSample: the row holds videos in both, or sound.
+    """
+    if name := next((name for name in _SOUND_COLUMNS if fields.get(name)), ""):
+        raise BadSample("audio", f"{name}: {NO_SOUND}")
+    places = [item for item in inside if isinstance(item, VideoPart)]
+    found = [place.value for place in places if place.value]
+    value = next((fields[name] for name in _VIDEO_COLUMNS if fields.get(name)), None)
+    listed = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if found and listed:
+        raise column_error("videos", "videos in the messages or in a column", listed, "keep one of both")
+    if len(places) not in (0, len(found or listed)):
+        raise BadSample(
+            "video", f"{len(places)} parts with videos, but {len(found or listed)} videos; give all"
+        )
+    return found or listed
+
+
 def list_images(fields: Mapping[str, object], inside: Sequence[object] = ()) -> list[object]:
     """Returns the images of a row: those inside its turns, else those of its column `images` or `image`.
 
     Raises:
         BadSample: the row holds images in several of these places, or in another column; some would not be used.
     """
+    inside = [item for item in inside if not isinstance(item, VideoPart)]
     columns = {name: fields[name] for name in _IMAGE_COLUMNS if fields.get(name)}
     found = {
         name: list(value) if isinstance(value, (list, tuple)) else [value] for name, value in columns.items()
@@ -100,7 +155,9 @@ def list_images(fields: Mapping[str, object], inside: Sequence[object] = ()) -> 
         raise column_error("images", "images in the messages or in a column", listed, "keep one of both")
     has_none = not inside and not listed
     for name, value in fields.items():
-        if name not in _IMAGE_COLUMNS and (_is_image(value) or (has_none and _names_files(name, value))):
+        if name not in (*_IMAGE_COLUMNS, *_VIDEO_COLUMNS) and (
+            _is_image(value) or (has_none and _names_files(name, value))
+        ):
             raise column_error(name, "images in `images`", value, "put it there, or drop the column")
     return list(inside) or listed
 
@@ -133,8 +190,8 @@ def add_system(messages: Sequence[Message], fields: Mapping[str, object]) -> lis
     return list(messages) if texts or not given else [Message(role="system", content=given[0]), *messages]
 
 
-def add_marks(messages: Sequence[Message], num_images: int) -> list[Message]:
-    """Returns the messages with one mark per image; where there is none, all go before the first question."""
+def add_marks(messages: Sequence[Message], num_images: int, num_videos: int = 0) -> list[Message]:
+    """Returns the messages with one mark per image and video; where there is none, all go before the first question."""
     if any(IMAGE_MARK in message.content for message in messages if message.role != "user"):
         raise BadSample("text", f"{IMAGE_MARK} outside the user's turns, where no image can be; drop the row")
     if word := next((found for message in messages if (found := _WORD.search(message.content))), None):
@@ -145,8 +202,15 @@ def add_marks(messages: Sequence[Message], num_images: int) -> list[Message]:
     if num_marks not in (0, num_images):
         fix = "give each image its mark, or none" if num_marks < num_images else "give all of them"
         raise BadSample("image", f"{num_marks} marks {IMAGE_MARK} for {num_images} images; {fix}")
+    shown = sum(message.content.count(VIDEO_MARK) for message in messages) if num_videos else 0
+    if shown not in (0, num_videos):
+        raise BadSample(
+            "video", f"{shown} marks {VIDEO_MARK} for {num_videos} videos; give each its mark, or none"
+        )
     asked = next((n for n, message in enumerate(messages) if message.role == "user"), None)
-    if asked is None or not messages[asked].content.replace(IMAGE_MARK, "").strip():
+    plain = "" if asked is None else messages[asked].content.replace(IMAGE_MARK, "")
+    if asked is None or not (plain.replace(VIDEO_MARK, "") if num_videos else plain).strip():
         raise BadSample("text", "no question; write a user turn with text, or drop the row")
-    question = IMAGE_MARK * (num_images - num_marks) + messages[asked].content
+    marks = IMAGE_MARK * (num_images - num_marks) + VIDEO_MARK * (num_videos - shown)
+    question = marks + messages[asked].content
     return [*messages[:asked], Message(role="user", content=question), *messages[asked + 1 :]]

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Message, Sample
+from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, VIDEO_MARK, Message, Sample, Video
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -24,6 +24,9 @@ SPLIT_SEED = 1_797
 
 PAPER = 116
 """Grey level of the background: about the mean that the image processor subtracts, so it becomes nearly 0."""
+
+CLIP_FPS = 4.0
+"""Frames of a second of a clip."""
 
 GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1))
 """Rows and columns of cells; cells without a digit stay empty."""
@@ -80,6 +83,54 @@ def digit_samples(
                 "digits": listed,
                 "scans": " ".join(map(str, scans)),
                 "layout": f"{rows}x{columns}",
+            },
+        )
+
+
+def digit_clips(split: Split, count: int, seed: int, *, cell: int = 56) -> Iterator[Sample]:
+    """Yields `count` questions about clips in which handwritten digits appear one after the other.
+
+    Two to four digits, each for two frames, which a model takes together; the last one may stay for one. Questions
+    ask for the sum, the first and the last.
+    """
+    pool, labels = scan_splits()[split], _digits_dataset()[1]
+    kinds = ("sum", "position")
+    for number in range(count):
+        rng = np.random.default_rng((SPLITS.index(split), seed, number, len(kinds)))
+        scans = rng.choice(pool, int(rng.integers(2, 5)), replace=False).tolist()
+        digits = [int(labels[scan]) for scan in scans]
+        stays = [2] * (len(scans) - 1) + [int(rng.integers(1, 3))]
+        frames = [
+            _draw({0: scan}, 1, 1, cell) for scan, stay in zip(scans, stays, strict=True) for _ in range(stay)
+        ]
+        listed, kind = " ".join(map(str, digits)), kinds[number % len(kinds)]
+        question, reasoning, answer = QUESTIONS[kind](rng, digits)
+        question = question.replace(" in reading order", "")
+        yield Sample(
+            id=f"digit_clips/{split}/{seed}/{number:06d}",
+            source="digit_clips",
+            messages=(
+                Message(role="system", content=SYSTEM_PROMPT),
+                Message(role="user", content=f"{VIDEO_MARK}{question}"),
+                Message(
+                    role="assistant",
+                    content=f"<think>{listed}. {reasoning}</think><answer>{answer}</answer>",
+                ),
+            ),
+            videos=(
+                Video(
+                    frames=tuple(frames),
+                    indices=tuple(range(len(frames))),
+                    fps=CLIP_FPS,
+                    num_source_frames=len(frames),
+                ),
+            ),
+            answer=str(answer),
+            metadata={
+                "kind": f"clip_{kind}",
+                "split": split,
+                "digits": listed,
+                "scans": " ".join(map(str, scans)),
             },
         )
 

@@ -60,7 +60,15 @@ def read_corpus(
         files: those of the source to read; by default all. Rows are numbered in each file.
     """
     images, system = _image_folder(config), SYSTEM_PROMPT if config.system_prompt else ""
-    blank = Row(fields={}, corpus=corpus, number=0, split=config.split, images=images, system=system)
+    blank = Row(
+        fields={},
+        corpus=corpus,
+        number=0,
+        split=config.split,
+        images=images,
+        system=system,
+        frames=config.frames,
+    )
     for file, rows in _sources(config, files):
         for number, load in enumerate(_split_rows(corpus, rows)):
             place = f"{file}, row {number}" if file else f"row {number}"
@@ -69,7 +77,7 @@ def read_corpus(
 
 def _build(load: LoadRow, row: Row) -> Sample:
     sample = CORPORA[row.corpus].read(replace(row, fields=load()))
-    check_turns(sample.messages, len(sample.images))
+    check_turns(sample.messages, len(sample.images), len(sample.videos))
     for text in (sample.answer, sample.id, *map(str, sample.metadata.values())):
         check_text(text)
     return sample

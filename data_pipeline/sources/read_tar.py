@@ -22,6 +22,7 @@ from data_pipeline.files import parse_json
 from data_pipeline.shards.records import Record, read_records
 from data_pipeline.shards.tar_walk import walk
 from data_pipeline.sources.text_values import WrittenNumber
+from data_pipeline.sources.video_files import SUFFIXES
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _read_record(file: BinaryIO, record: Record) -> Mapping[str, object] | BadSa
 
 
 def _parse_record(key: str, members: dict[str, bytes]) -> Mapping[str, object]:
-    """Returns the fields of the json member, the other texts by extension, and the images in order."""
+    """Returns the fields of the json member, the other texts by extension, videos, and the images in order."""
     try:
         fields = parse_json(members.pop("json", b"{}"), read_float=WrittenNumber)
         texts = {name: members.pop(name).decode("utf-8-sig") for name in TEXTS if name in members}
@@ -114,6 +115,9 @@ def _parse_record(key: str, members: dict[str, bytes]) -> Mapping[str, object]:
                 "schema", f"{key}: {name} is a member and another text in its json; keep one of both"
             )
     row = {"id": key, **texts, **fields}
+    if clips := [members.pop(name) for name in list(members) if f".{name.rpartition('.')[2]}" in SUFFIXES]:
+        row["videos"] = clips
+        row.pop("video", None)
     if members:
         row["images"] = [members[name] for name in _order_images(key, fields, members)]
         row.pop("image", None)

@@ -1,7 +1,7 @@
 """Builds the parts of a Sample from the columns of a raw row, for the adapters in adapters.py.
 
 A column that does not fit raises BadSample, which names the column, the wanted and the seen value, and the fix.
-The only input besides the row are the files of images that it names by path.
+The only input besides the row are the files of images and videos that it names by path.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from decimal import Decimal
 from pathlib import Path
 
 from data_pipeline.errors import BadSample, column_error
+from data_pipeline.sources.config import FramesConfig
 from data_pipeline.sources.conversations import add_marks, add_system
 from data_pipeline.sources.image_values import read_image
 from data_pipeline.sources.text_values import read_label, read_value
+from data_pipeline.sources.video_files import read_video
 from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
 from data_pipeline.verify.check import check_reference
 from data_pipeline.verify.released import find_marked_answer, trim
@@ -33,6 +35,7 @@ class Row:
     split: str = ""
     images: Path | None = None  # folder of the images that rows name by path
     system: str = SYSTEM_PROMPT  # put before a row without a system turn; "" for none
+    frames: FramesConfig = FramesConfig()
 
 
 def read_text(row: Row, column: str) -> str:
@@ -85,6 +88,7 @@ def build_sample(
     *,
     messages: Sequence[Message],
     images: Sequence[object],
+    videos: Sequence[object] = (),
     answer: str,
     row_id: str = "",
     kind: str = "",
@@ -97,13 +101,14 @@ def build_sample(
     repeat their id for each response to a question, and ids of your own rows may repeat.
     """
     encoded = tuple(read_image(image, row.images) for image in images)
-    turns = add_marks(add_system(messages, row.fields), len(encoded))
+    clips = tuple(read_video(video, row.images, row.frames, read_image) for video in videos)
+    turns = add_marks(add_system(messages, row.fields), len(encoded), len(clips))
     has_response = turns[-1].role == "assistant" and bool(turns[-1].content.strip())
     if not has_response and not answer:
         raise BadSample("answer", "neither a response to learn from nor a reference answer; drop the row")
     if not has_response:
         check_reference(answer)
-    digest = _digest(turns, encoded, answer)
+    digest = _digest(turns, [*encoded, *(frame for video in clips for frame in video.frames)], answer)
     name = f"{row_id}-{digest[:8]}" if row_id else digest[:16]
     named = {"row_id": row_id, "teacher": teacher if has_response else "", "kind": kind}
     metadata = _lineage(row, keep) | {key: value for key, value in named.items() if value}
@@ -118,6 +123,7 @@ def build_sample(
         source=row.corpus,
         messages=tuple(turns),
         images=encoded,
+        videos=clips,
         answer=answer,
         metadata=metadata,
     )

@@ -26,6 +26,7 @@ from data_pipeline.types import SampleRef
 from data_pipeline.verify.record import ScoredResponse
 from launch.config import RL_STAGES
 from launch.report.charts import Interval
+from launch.report.page import draw_strip
 
 MAX_GALLERY_STEPS = 6
 GROUPS_PER_STEP = 4
@@ -302,9 +303,14 @@ def _load_groups(folder: Path, notes: list[str]) -> tuple[ShownGroup, ...]:
 
 
 def load_thumbnails(folder: str, ref: SampleRef) -> tuple[bytes, ...] | None:
-    """Returns the images of a sample as PNG files, drawn anew; None where they cannot be read from their shard."""
+    """Returns the images of a sample as PNG files, drawn anew, then a strip of frames of each of its videos.
+
+    None where they cannot be read from their shard.
+    """
     try:
-        return tuple(_thumbnail(data) for data in read_sample(folder, ref).images)
+        sample = read_sample(folder, ref)
+        strips = [draw_strip(video.frames, THUMBNAIL) for video in sample.videos]
+        return (*map(_thumbnail, sample.images), *strips)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # shard gone or damaged
         log.warning("report: images of %s in %s/%s are not readable: %s", ref.id, folder, ref.shard, error)
         return None

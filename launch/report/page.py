@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from launch.report.lines import line_style
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_SIDE = 168
 """Longest side of a shown image, in CSS pixels; tiny images grow to it, at most threefold."""
+STRIP = 9
+"""Most frames of a video that are shown."""
 
 
 class Tile(NamedTuple):
@@ -81,6 +84,22 @@ def png_image(data: bytes, alt: str = "image of the question", *, address: str =
     width, height = (max(1, round(side * scale)) for side in sides)
     source = address or f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return ShownImage(alt, source, width, height)
+
+
+def draw_strip(frames: Sequence[bytes], side: int) -> bytes:
+    """Returns a PNG file of a video: at most STRIP of its frames, evenly spread, row by row in their order."""
+    chosen = [frames[i * len(frames) // STRIP] for i in range(STRIP)] if len(frames) > STRIP else frames
+    columns = math.ceil(math.sqrt(len(chosen)))
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in chosen]
+    for image in images:
+        image.thumbnail((side // columns, side // columns))
+    width, height = (max(sides) + 1 for sides in zip(*(image.size for image in images), strict=True))
+    sheet = Image.new("RGB", (width * columns, height * math.ceil(len(images) / columns)), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * width, number // columns * height))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
 
 
 def write_page(out: Path, template: str, *, title: str, **values: object) -> Path:

@@ -19,10 +19,20 @@ from data_pipeline.encode.images import load_image
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.survey import Survey, hint_small_images, survey
-from data_pipeline.types import Sample
+from data_pipeline.types import Sample, Video
 from launch.report.axes import format_number
 from launch.report.charts import draw_bars
-from launch.report.page import IMAGE_SIDE, Figure, Section, ShownImage, Tile, png_image, shorten, write_page
+from launch.report.page import (
+    IMAGE_SIDE,
+    Figure,
+    Section,
+    ShownImage,
+    Tile,
+    draw_strip,
+    png_image,
+    shorten,
+    write_page,
+)
 
 MAX_SOURCES = 12
 MAX_BROKEN = 10
@@ -136,10 +146,21 @@ def _card(sample: Sample) -> dict[str, object]:
     asked = next((turn for turn in sample.messages if turn.role == "user"), None)
     return {
         "sample": sample,
-        "images": [_image(data, number, len(sample.images)) for number, data in enumerate(sample.images, 1)],
+        "images": [
+            *(_image(data, number, len(sample.images)) for number, data in enumerate(sample.images, 1)),
+            *(_strip(video, number) for number, video in enumerate(sample.videos, 1)),
+        ],
         "question": shorten(asked.content, MAX_TEXT) if asked else "",
         "turns": [turn for turn in sample.messages if turn is not asked],
     }
+
+
+def _strip(video: Video, number: int) -> ShownImage:
+    try:
+        data = draw_strip(video.frames, 2 * IMAGE_SIDE)
+    except (OSError, SyntaxError, ValueError) as error:
+        return ShownImage(f"video {number}", problem=f"video: a frame cannot be decoded: {error}")
+    return png_image(data, f"{len(video.frames)} frames of video {number}, {video.seconds[-1]:.1f} seconds")
 
 
 def _image(data: bytes, number: int, count: int) -> ShownImage:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from data_pipeline.shards.index import ShardIndex
+from data_pipeline.shards.writer import write_shards
 from data_pipeline.verify.record import ScoredResponse
-from launch.report.load import accuracy_by_id, load_run
+from launch.report.load import accuracy_by_id, load_run, load_thumbnails
 from tests.helpers.report_run import sft_row, write_json, write_lines, write_run
+from tests.helpers.videos import ask_about, make_video
 
 
 def test_bad_lines_are_counted_and_resumed_steps_count_once(tmp_path: Path):
@@ -64,3 +69,13 @@ def test_accuracy_of_a_question_is_the_mean_of_its_responses():
 def test_empty_folder_is_an_error_that_names_the_wanted_files(tmp_path: Path):
     with pytest.raises(ValueError, match=r"sft/metrics\.jsonl.*runs/demo"):
         load_run(tmp_path)
+
+
+def test_a_video_is_shown_as_a_sheet_of_its_frames(tmp_path: Path):
+    write_shards([ask_about([make_video(5), make_video(40, size=(112, 56))])], tmp_path)
+    (ref,) = ShardIndex.load(tmp_path)
+    sheets = load_thumbnails(str(tmp_path), ref)
+    assert sheets is not None and len(sheets) == 2
+    five, many = (Image.open(io.BytesIO(sheet)) for sheet in sheets)
+    assert five.size == (3 * 57, 2 * 85)  # rows of three frames, of their own size
+    assert many.width == 3 * 107 and many.height == 3 * 54  # nine of 40, scaled down to a third of the side

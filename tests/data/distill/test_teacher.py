@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,6 +24,7 @@ from data_pipeline.distill.teacher import (
 from data_pipeline.errors import BadSample
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Message, Sample
+from tests.helpers.videos import ask_about, draw_png, make_video
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,18 @@ def test_first_kept_responses_become_samples(sample: Sample):
     assert next(stream).id == "a#1" and len(list(asked)) >= 3 * 5 - 2, "no more is read than was asked for"
     with pytest.raises(ValueError, match="'gone', but no such question"):
         list(build_samples(others, [*responses, replace(responses[1], id="gone")], 2))
+
+
+def test_a_video_is_asked_about_with_its_frames_and_times():
+    video = make_video(3, fps=4.0)
+    sample = ask_about([video], [draw_png((28, 28), np.random.default_rng(0))])
+    (turn,) = teacher_messages(sample, "")
+    kinds = [part["text"] if part["type"] == "text" else "picture" for part in turn["content"]]
+    times = ["<0.0 seconds>", "picture", "<0.5 seconds>", "picture", "<1.0 seconds>", "picture"]
+    assert kinds == ["picture", "What ", *times, " is 3 plus 4?"]
+    with pytest.raises(BadSample, match="1 marks <video> in the text, but 2 videos"):
+        teacher_messages(replace(sample, videos=(video, video)), "")
+    plain = replace(
+        sample, videos=(), images=(), messages=(Message(role="user", content="Is <video> a tag?"),)
+    )
+    assert teacher_messages(plain, "")[0]["content"] == "Is <video> a tag?"

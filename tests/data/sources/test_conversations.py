@@ -134,8 +134,8 @@ def test_the_same_image_in_both_columns_is_one_image():
         ({"type": "text", "text": ["a"]}, "a text alone in a part of type text"),
         ({"type": "image", "image": "triangle.png", "text": "a"}, "no text in a part of type image"),
         ({"type": "image", "image": "triangle.png", "url": "circle.png"}, "one image in a part"),
-        ("a", "parts of type text, image or image_url"),
-        ([TEXT], "parts of type text, image or image_url"),
+        ("a", "parts of type text, image, image_url, video or video_url"),
+        ([TEXT], "parts of type text, image, image_url, video or video_url"),
     ],
 )
 def test_a_part_that_would_lose_something_is_refused(part: object, message: str):
@@ -196,7 +196,7 @@ def test_two_system_prompts_are_refused(fields: dict):
         (dict(messages="hello"), "schema", "a list of turns"),
         (dict(messages=[{"role": "tool", "content": "x"}]), "schema", "rename or drop"),
         (dict(messages=[{"role": "user", "content": 5}]), "schema", "saw int 5"),
-        (dict(messages=[{"role": "user", "content": [{"type": "video"}]}]), "schema", "image_url"),
+        (dict(messages=[{"role": "user", "content": [{"type": "video"}]}]), "video", "1 parts with videos"),
         (dict(messages=[{"role": "user", "content": "<image>Eh?"}], answer="1"), "image", "1 marks"),
         (dict(messages=[{"role": "user", "content": "Eh?"}]), "answer", "neither a response"),
         (dict(messages=[{"role": "assistant", "content": "Eh!"}]), "text", "no question"),

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from itertools import groupby
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.encode.video_times import check_video
 from data_pipeline.sources.digits import (
     GRIDS,
     QUESTIONS,
     SPLITS,
     TURNS,
+    digit_clips,
     digit_samples,
     digit_texts,
     scan_splits,
 )
-from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, Sample
+from data_pipeline.types import IMAGE_MARK, SYSTEM_PROMPT, VIDEO_MARK, Sample
 
 
 def test_splits_are_disjoint_complete_and_stratified():
@@ -141,3 +144,23 @@ def _oracle(kind: str, question: str, digits: list[int]) -> int:
         "largest": max(digits),
         "smallest": min(digits),
     }[kind]
+
+
+def test_clips_show_the_digits_of_their_split_one_after_the_other():
+    samples = list(digit_clips("test", 40, 3))
+    assert [sample.id for sample in samples[:3]] == [sample.id for sample in digit_clips("test", 3, 3)]
+    own = set(scan_splits()["test"].tolist())
+    for sample in samples:
+        (video,) = sample.videos
+        digits, scans = sample.metadata["digits"].split(), list(map(int, sample.metadata["scans"].split()))
+        check_video(video)
+        assert set(scans) <= own and len(set(scans)) == len(digits)
+        shown = [key for key, _ in groupby(video.frames)]
+        assert len(shown) == len(digits) and len(video.frames) in (2 * len(digits), 2 * len(digits) - 1)
+        question = sample.messages[1].content
+        wanted = sum(map(int, digits)) if sample.metadata["kind"] == "clip_sum" else None
+        if wanted is None:
+            wanted = digits[0] if "first" in question else digits[-1]
+            assert question.startswith(VIDEO_MARK + "Which digit comes") and "reading" not in question
+        assert sample.answer == str(wanted) and f"<answer>{wanted}</answer>" in sample.messages[2].content
+    assert {len(sample.videos[0].frames) % 2 for sample in samples} == {0, 1}
