@@ -15,11 +15,17 @@ from pathlib import Path
 from data_pipeline.config import check_at_least
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.errors import BadSample, ErrorBudget
-from data_pipeline.files import atomic_folder, atomic_writer, to_json
+from data_pipeline.files import atomic_folder, write_json
 from data_pipeline.shards.format import read_shard
 from data_pipeline.shards.index import load_samples
 from data_pipeline.types import IMAGE_MARK, VIDEO_MARK
-from megatron_omr.families.tiny import SPECIAL_TOKENS, TinyConfig, build_hf_config, build_preprocessor
+from megatron_omr.families.tiny import (
+    SPECIAL_TOKENS,
+    TinyConfig,
+    build_hf_config,
+    build_preprocessor,
+    build_video_preprocessor,
+)
 
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
@@ -112,8 +118,9 @@ def create_tiny_model(
     GenerationConfig(
         bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]
     ).save_pretrained(out)
-    with atomic_writer(out / "preprocessor_config.json") as file:
-        file.write(to_json(build_preprocessor(config.family), indent=2).encode() + b"\n")
+    write_json(out / "preprocessor_config.json", build_preprocessor(config.family))
+    if of_videos := build_video_preprocessor(config.family):
+        write_json(out / "video_preprocessor_config.json", of_videos)
     return model.num_parameters(), len(tokenizer)
 
 

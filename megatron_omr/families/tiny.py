@@ -180,6 +180,17 @@ def _vision_fields(config: TinyConfig) -> dict[str, Any]:
     )
 
 
+def build_video_preprocessor(family: str) -> dict[str, Any]:
+    """Returns the fields of video_preprocessor_config.json, which published folders of Qwen2.5-VL do not have."""
+    if not FAMILIES[family].patches.timestamps:
+        return {}
+    of_images = ("image_processor_type", "min_pixels", "max_pixels")
+    return {name: value for name, value in build_preprocessor(family).items() if name not in of_images} | {
+        "video_processor_type": "Qwen3VLVideoProcessor",
+        "size": {"shortest_edge": 4_096, "longest_edge": 25_165_824},  # of all frames together
+    }
+
+
 def build_preprocessor(family: str) -> dict[str, Any]:
     """Returns the fields of preprocessor_config.json."""
     patches = FAMILIES[family].patches

@@ -97,17 +97,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module", params=["tiny_hf", "tiny_qwen3"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def engine(tiny_hf: Path, shards: Path) -> Iterator[RecordingEngine]:
-    with closing(RecordingEngine(eval_config(tiny_hf, shards))) as engine:
+def engine(folder: Path, shards: Path) -> Iterator[RecordingEngine]:
+    with closing(RecordingEngine(eval_config(folder, shards))) as engine:
         yield engine
 
 
 def test_ids_and_logprobs_are_those_of_trainer_and_transformers(
-    engine: RecordingEngine, tiny_hf: Path, shards: Path
+    engine: RecordingEngine, folder: Path, shards: Path
 ):
-    prompts = [p for p, _ in read_prompts(shards, load_prompt_limits(eval_config(tiny_hf, shards)))]
-    encoder, oracle, gaps = ChatEncoder.from_hf(tiny_hf, IMAGE), Oracle(str(tiny_hf)), {}
+    prompts = [p for p, _ in read_prompts(shards, load_prompt_limits(eval_config(folder, shards)))]
+    encoder, oracle, gaps = ChatEncoder.from_hf(folder, IMAGE), Oracle(str(folder)), {}
     for prompt in prompts:
         engine.prompt_ids.clear()
         (found,) = engine.generate([prompt], SAMPLING, 0)
@@ -125,7 +130,7 @@ def test_ids_and_logprobs_are_those_of_trainer_and_transformers(
     assert len(gaps) == len(SAMPLES) and max(gaps.values()) < SAME, gaps
 
 
-def test_a_video_over_the_engines_limit_is_a_fault(engine: RecordingEngine, tiny_hf: Path, tmp_path: Path):
+def test_a_video_over_the_engines_limit_is_a_fault(tiny_hf: Path, tmp_path: Path):
     video = make_video(1)
     write_shards([ask_about([video, video, video])], tmp_path / "s")
     config = eval_config(tiny_hf, tmp_path / "s")

@@ -44,6 +44,11 @@ def encoder(tiny_hf: Path) -> ChatEncoder:
     return ChatEncoder.from_hf(tiny_hf, IMAGE)
 
 
+@pytest.fixture(scope="module", params=["tiny_hf", "tiny_qwen3"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
 def processed(folder: Path, encoder: ChatEncoder, sample: Sample) -> dict[str, torch.Tensor]:
     """Returns what transformers' processor makes of the prompt, given frames of our sizes."""
     from transformers import AutoProcessor
@@ -70,9 +75,9 @@ def processed(folder: Path, encoder: ChatEncoder, sample: Sample) -> dict[str, t
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ids_grids_and_pixels_are_those_of_transformers(tiny_hf: Path, encoder: ChatEncoder, name: str):
-    sample = CASES[name]
-    example, theirs = encoder.encode_prompt(sample), processed(tiny_hf, encoder, sample)
+def test_ids_grids_and_pixels_are_those_of_transformers(folder: Path, name: str):
+    sample, encoder = CASES[name], ChatEncoder.from_hf(folder, IMAGE)
+    example, theirs = encoder.encode_prompt(sample), processed(folder, encoder, sample)
     assert torch.equal(example.input_ids, theirs["input_ids"][0])
     tokens = encoder.limits.tokenize_prompt(sample)
     assert tokens.num_tokens == len(example)
@@ -101,6 +106,18 @@ def test_positions_continue_after_the_times_of_a_video(encoder: ChatEncoder):
     assert rows[:tokens].max() == 2 and columns[:tokens].max() == 1
     assert example.position_ids[:, last + 1].tolist() == [first + 13] * 3
     assert int(example.position_ids.max()) == first + 13 + len(example) - last - 2
+
+
+def test_times_of_qwen3_vl_are_in_the_text(tiny_qwen3: Path):
+    encoder = ChatEncoder.from_hf(tiny_qwen3, IMAGE)
+    example = encoder.encode_prompt(CASES["irregular"])
+    text = encoder.decode(example.input_ids.tolist())
+    assert (
+        "What <0.1 seconds><1.4 seconds> is" in text
+    )  # the means of 0 and 3, and of 40 and 41 at 30 a second
+    places = (example.input_ids == encoder.video_token_id).nonzero().flatten()
+    times, *_ = example.position_ids[:, places]
+    assert len(set(times.tolist())) == 2  # each pair has one, whatever its seconds
 
 
 def test_packing_keeps_frames_beside_images(encoder: ChatEncoder):
