@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from data_pipeline.encode import images as vision
 from data_pipeline.encode.config import ImageConfig, LossOn
@@ -29,9 +30,13 @@ class EnginePrompt(NamedTuple):
 
     ids: list[int]  # one token for each image and video
     images: list[np.ndarray]  # [H, W, 3] uint8 each, in final size
-    videos: list[
-        tuple[np.ndarray, dict[str, object]]
-    ]  # frames [F, H, W, 3] uint8 in final size, and their times
+    videos: list[tuple[np.ndarray, dict[str, object]]]  # frames [F, H, W, 3] uint8 in final size, their times
+
+    @property
+    def media(self) -> dict[str, list]:
+        """The images and videos in vLLM's form; those that there are."""
+        images = [Image.fromarray(image) for image in self.images]
+        return {kind: media for kind, media in (("image", images), ("video", self.videos)) if media}
 
 
 class ChatEncoder:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from PIL import Image
 
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.errors import BadSample
@@ -248,13 +247,7 @@ class Engine:
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         asked = self._encoder.engine_prompt(read_sample(prompt.shards or self._config.shards, prompt.ref))
-        request: dict[str, Any] = {"prompt_token_ids": list(asked.ids)}
-        media: dict[str, Any] = {}
-        if asked.images:
-            media["image"] = [Image.fromarray(image) for image in asked.images]
-        if asked.videos:
-            media["video"] = asked.videos
-        return request | ({"multi_modal_data": media} if media else {})
+        return {"prompt_token_ids": asked.ids} | ({"multi_modal_data": asked.media} if asked.media else {})
 
     def _params(self, prompt: Prompt, sampling: SamplingConfig, step_seed: int) -> SamplingParams:
         from vllm import SamplingParams

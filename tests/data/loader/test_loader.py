@@ -17,6 +17,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -35,6 +36,7 @@ from data_pipeline.shards.writer import finish_shards, write_part, write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Message, PackedBatch, Sample, SampleRef
 from tests.helpers.http_shards import serve
+from tests.helpers.videos import ask_about, draw_png, make_video
 
 NUM_SAMPLES, BATCH = 50, 12  # four steps and a carry of two
 
@@ -251,6 +253,22 @@ def test_ranks_get_even_work_where_images_cost_more_than_their_tokens(
     assert ("does not list the sizes of images" in caplog.text) != listed
     if listed:
         assert images == [1, 1, 1, 1]
+
+
+def test_a_video_costs_what_its_pairs_of_frames_do(encoder, tmp_path) -> None:
+    """By the index what the encoded sample costs: frames scaled down by the limits, the last of five repeated."""
+    clip, image = make_video(5, size=(112, 140)), draw_png((56, 56), np.random.default_rng(0))
+    write_shards([ask_about([clip, make_video(2)], [image])], tmp_path / "s")
+    limits = replace(encoder.limits, image=replace(encoder.limits.image, frame_pixels=56 * 84))
+    small = ChatEncoder(limits)
+    config = LoaderConfig(shards=str(tmp_path / "s"), global_batch_size=1, pack_length=4_000)
+    cost = CostModel(token=0.0, patch=1.0, patch_pair=0.1)
+    loader = Loader(config, small, dp_rank=0, dp_size=1, cost=cost)
+    (batch,) = next(iter(loader))
+    patches = batch.image_grid_thw.prod(dim=1).tolist()
+    assert len(patches) == 1 + 3 + 1 and batch.frames is not None and batch.frames.tolist() == [1, 2, 2, 1, 2]
+    (step,) = islice(loader._steps(), 1)
+    assert loader._estimate_cost(step[0]) == pytest.approx(cost.images(patches))
 
 
 def test_bad_samples_are_skipped_counted_and_logged(encoder, tmp_path, caplog):
