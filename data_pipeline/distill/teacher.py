@@ -205,12 +205,11 @@ def _image_part(image: bytes) -> Part:
 
 
 def _video_parts(video: Video) -> list[Part]:
-    timed = zip(video.seconds, video.frames, strict=True)
-    return [
-        part
-        for second, frame in timed
-        for part in ({"type": "text", "text": f"<{second:.1f} seconds>"}, _image_part(frame))
-    ]
+    parts: list[Part] = []
+    for second, frame in zip(video.seconds, video.frames, strict=True):
+        parts.append({"type": "text", "text": f"<{second:.1f} seconds>"})
+        parts.append(_image_part(frame))
+    return parts
 
 
 def _to_png(image: bytes) -> bytes:
