@@ -51,7 +51,7 @@ RESERVE_GIB = 8
 """For CUDA, workspaces, and what is lost between blocks."""
 GPU_CASES = {
     "fp8 off": ComputeConfig(),
-    "fp8 off, torch's attention for windows": ComputeConfig(window_attention="local"),
+    "fp8 off, Transformer Engine's attention for windows": ComputeConfig(window_attention="te"),
     "fp8 off, all recomputed": ComputeConfig(recompute="full", recompute_vision="full"),
     "fp8 tensorwise": ComputeConfig(fp8="tensorwise"),
     "fp8 blockwise": ComputeConfig(fp8="blockwise"),

@@ -64,7 +64,7 @@ def build_model(
             build_vision_config(model, shared | recompute_fields(compute.recompute_vision)),
             build_projector_config(model, shared),
             model,
-            choose_window_attention(compute, backend),
+            choose_window_attention(compute, backend, has_windows=model.vision.window_size > 0),
         )
     chunks = []
     for number in range(parallel.vp):

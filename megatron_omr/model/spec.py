@@ -115,7 +115,7 @@ def choose_backend(
     return _te_backend() if chosen == "te" else _local_backend()
 
 
-def choose_window_attention(compute: ComputeConfig, backend: Backend) -> Backend:
+def choose_window_attention(compute: ComputeConfig, backend: Backend, *, has_windows: bool) -> Backend:
     """Returns `backend` with the attention that the vision tower is to have.
 
     Raises:
@@ -126,7 +126,7 @@ def choose_window_attention(compute: ComputeConfig, backend: Backend) -> Backend
             "compute.window_attention=te goes with Transformer Engine's layers, and this run has local ones; "
             "use compute.window_attention=auto"
         )
-    if compute.window_attention == "local":
+    if compute.window_attention == "local" or (compute.window_attention == "auto" and has_windows):
         return replace(backend, core_attention=CoreAttention)
     return backend
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,33 @@ def _check_backends() -> None:
         with pytest.raises(ValueError, match=message):
             call()
     assert resolve(ComputeConfig(fp8="blockwise"), "cpu", gone) == "local"  # emulated
+
+
+def _check_windows() -> None:
+    """Windows have torch's attention unless Transformer Engine's is asked for."""
+    from megatron_omr.model.attention import CoreAttention
+    from megatron_omr.model.spec import choose_backend, choose_window_attention
+
+    class OtherAttention:
+        """In the place of Transformer Engine's, which does not load here."""
+
+    local = choose_backend(LOCAL, precision="fp32")
+    backend = replace(local, core_attention=OtherAttention)
+    chosen = {
+        (asked, has_windows): choose_window_attention(
+            ComputeConfig(window_attention=asked), backend, has_windows=has_windows
+        ).core_attention
+        is CoreAttention
+        for asked in ("auto", "local", "te")
+        for has_windows in (True, False)
+    }
+    assert [key for key, is_local in chosen.items() if is_local] == [
+        ("auto", True),
+        ("local", True),
+        ("local", False),
+    ]
+    with pytest.raises(ValueError, match="compute.window_attention=auto"):
+        choose_window_attention(ComputeConfig(window_attention="te"), local, has_windows=True)
 
 
 def _check_hardware() -> None:
@@ -121,7 +149,9 @@ def _check_fusion() -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("check", [_check_backends, _check_hardware, _check_fields, _check_fusion])
+@pytest.mark.parametrize(
+    "check", [_check_backends, _check_windows, _check_hardware, _check_fields, _check_fusion]
+)
 def test_choice(check: Any) -> None:
     run_ranks(check, 1)
 

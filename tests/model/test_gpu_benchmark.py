@@ -28,7 +28,8 @@ def test_whole_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
     result = read_json(tmp_path / "result.json")
     for kind in ("images", "text"):
         cases = result[kind]["ours"]
-        assert set(cases) == set(result[kind]["times_transformers_speed"]) and len(cases) == 8
+        assert "te goes with" in cases.pop("fp8 off, Transformer Engine's attention for windows")["refused"]
+        assert set(cases) == set(result[kind]["times_transformers_speed"]) and len(cases) == 7
         for case in [*cases.values(), result[kind]["transformers"]]:
             assert case["seconds"] > 0 and case["mfu"] is case["mfu_fp8"] is case["peak_gib"] is None
         planned = {name: case["planned_gib"]["total"] for name, case in cases.items()}
