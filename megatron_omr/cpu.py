@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch.utils._device import _device_constructors
 
 from megatron_omr.fallbacks.adam import GroupStepAdam
+from megatron_omr.fallbacks.dispatcher import patch_experts
 from megatron_omr.fallbacks.swiglu import bias_swiglu
 
 WGRAD_MODULE = "fused_weight_gradient_mlp_cuda"
@@ -232,6 +233,7 @@ def prepared(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType]
         _use_own_adam()
         _use_cuda_type_names()
         _use_own_swiglu()
+        patch_experts()
         _prepared = True
 
     return run

@@ -41,6 +41,11 @@ class Ranks:
     cp_size: int
     dp_rank: int
     dp_size: int
+    ep_rank: int
+    ep_size: int
+    etp_rank: int
+    etp_size: int
+    edp_rank: int  # among ranks that hold the same part of the same experts
 
     @property
     def is_first_stage(self) -> bool:
@@ -77,6 +82,10 @@ class Ranks:
         """Returns the ranks over which gradients are summed."""
         return _group(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
+    def expert_group(self) -> ProcessGroup:
+        """Returns ranks that hold a stage's experts once: the ETP ranks of the first EP rank, then of the next."""
+        return _group(parallel_state.get_expert_tensor_and_model_parallel_group())
+
 
 def _group(group: Any) -> ProcessGroup:
     assert isinstance(group, dist.ProcessGroup), f"no such group: {group}"
@@ -99,7 +108,8 @@ def initialize(
         timeout: longest wait for the others, here and in every later operation.
 
     Raises:
-        ValueError: `world_size` is no multiple of tp x pp x cp, or this machine has fewer GPUs than ranks.
+        ValueError: `world_size` is no multiple of tp x pp x cp and of etp x ep x pp, or this machine has fewer GPUs
+            than ranks.
     """
     dp_size = config.dp(world_size)
     cpu.check_prepared()
@@ -112,6 +122,8 @@ def initialize(
         pipeline_model_parallel_size=config.pp,
         virtual_pipeline_model_parallel_size=config.vp if config.vp > 1 else None,
         context_parallel_size=config.cp,
+        expert_model_parallel_size=config.ep,
+        expert_tensor_parallel_size=config.expert_tp,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=cast("int", timeout.total_seconds() / 60),  # any number will do
     )
@@ -128,6 +140,11 @@ def initialize(
         cp_size=config.cp,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=dp_size,
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        ep_size=config.ep,
+        etp_rank=cast("int", parallel_state.get_expert_tensor_parallel_rank()),
+        etp_size=config.expert_tp,
+        edp_rank=parallel_state.get_expert_data_parallel_rank(),
     )
 
 

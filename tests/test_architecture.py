@@ -52,6 +52,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "families",
             "model_config",
             "flops",
+            "layout",
             "config",
             "fallbacks",
             "cpu",
@@ -88,6 +89,8 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "metrics",
             "mismatch",
             "weight_sync",
+            "routing",
+            "llm",
         ),
         *(
             "rollout",

@@ -17,9 +17,14 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
     return run_local(fn, world_size, *args, timeout=timeout)
 
 
-def init_ranks(parallel: Any, *, seed: int = 1234) -> Any:
-    """Calls megatron_omr.parallel.initialize with the environment of this rank."""
+def init_ranks(parallel: Any, *, seed: int = 1234, world: str = "") -> Any:
+    """Calls megatron_omr.parallel.initialize with the environment of this rank.
+
+    Args:
+        world: a name of its own for each world that the same ranks join one after the other.
+    """
     from megatron_omr.parallel import initialize
 
     rank, world_size, init_method = rank_environment()
-    return initialize(parallel, rank=rank, world_size=world_size, init_method=init_method, seed=seed)
+    address = f"{init_method}{world}"
+    return initialize(parallel, rank=rank, world_size=world_size, init_method=address, seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from data_pipeline.loader.config import LoaderConfig
 from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig, SFTConfig
+from megatron_omr.families.shapes import MoeConfig
 from megatron_omr.model_config import ModelConfig
 
 HF: dict[str, Any] = {
@@ -172,6 +174,7 @@ def test_wrong_config_is_an_error(tmp_path: Path, changes: dict[str, Any], messa
         (ParallelConfig(pp=2, vp=3), r"pp=2 x vp=3 = 6 chunks need a layer each, but num_hidden_layers=4; "),
         (ParallelConfig(layers=(3,)), r"layers=\(3,\) has 3 layers in all, but num_hidden_layers=4; "),
         (ParallelConfig(pp=2, layers=(2, 3)), r"layers=\(2, 3\) has 5 layers in all, but .*=4; change its"),
+        (ParallelConfig(ep=2), r"ep=2 and parallel.etp=0 divide experts, and this model has none"),
     ],
 )
 def test_layout_that_does_not_fit_the_model_is_an_error(
@@ -179,6 +182,42 @@ def test_layout_that_does_not_fit_the_model_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         parallel.check_model(read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        (ParallelConfig(tp=2), r"tp=2 needs parallel.sp=True with experts: each rank"),
+        (ParallelConfig(ep=4), r"ep=4 must divide num_experts=6; use 1 or 2$"),
+        (ParallelConfig(etp=4), r"etp=4 must divide moe_intermediate_size=10; use parallel.etp=1 or 2$"),
+        (ParallelConfig(ep=2, etp=1, tp=2, sp=True), None),
+    ],
+)
+def test_layout_of_experts(tmp_path: Path, parallel: ParallelConfig, message: str | None) -> None:
+    moe = MoeConfig(num_experts=6, num_chosen=2, intermediate_size=10, layers=(0, 1, 2, 3))
+    model = replace(read(tmp_path), moe=moe)
+    if message is None:
+        parallel.check_model(model)
+        return
+    with pytest.raises(ValueError, match=message):
+        parallel.check_model(model)
+
+
+def test_fp8_is_refused_with_experts(tmp_path: Path) -> None:
+    moe = MoeConfig(num_experts=6, num_chosen=2, intermediate_size=10, layers=(0, 1, 2, 3))
+    with pytest.raises(
+        ValueError, match=r"compute.fp8=blockwise was not tried with experts, and this model has 6"
+    ):
+        ComputeConfig(fp8="blockwise").check_model(replace(read(tmp_path), moe=moe), ParallelConfig())
+
+
+def test_experts_divide_the_world() -> None:
+    assert ParallelConfig(tp=2, sp=True, ep=4, etp=1).dp(8) == 4
+    assert ParallelConfig(tp=2, sp=True, ep=4).smallest_world == 8
+    with pytest.raises(
+        ValueError, match=r"^6 processes cannot hold parallel.etp=1 x ep=4 x pp=1 .* multiple of 4"
+    ):
+        ParallelConfig(tp=2, sp=True, ep=4, etp=1).dp(6)
 
 
 @pytest.mark.parametrize(
