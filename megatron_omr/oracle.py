@@ -110,6 +110,8 @@ class Oracle:
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         config = ModelConfig.from_hf(folder)
         self._model, self._patches = model.eval(), config.family.patches
+        # else the pad token's embedding, where a text has that token, gets no gradient
+        self._model.get_input_embeddings().padding_idx = None
         self._has_features = config.vision.num_levels > 0
         self._tower: list[Tensor] = []
         norm = next(self._model.model.visual.merger.children())
@@ -120,8 +122,15 @@ class Oracle:
         """Returns the parameters by the names of transformers' modules; tied ones once."""
         return dict(self._model.named_parameters())
 
-    def run(self, packs: list[list[Example]]) -> None:
-        """Computes `logits`, `loss` and `grad_norm`."""
+    def published_weights(self) -> dict[str, Tensor]:
+        """Returns them as published files have them: the matrices of experts are turned around there."""
+        return {
+            name: weight.detach().transpose(1, 2) if ".experts." in name else weight
+            for name, weight in self.weights().items()
+        }
+
+    def run(self, packs: list[list[Example]]) -> float:
+        """Computes `logits`, `loss` and `grad_norm`; returns the tokens by which its gradients are to be divided."""
         self._model.to(cpu.device())
         torch.backends.cudnn.allow_tf32 = False  # it would round what the convolution over patches multiplies
         loss_sum, count = 0.0, 0.0
@@ -139,6 +148,7 @@ class Oracle:
         self.loss = loss_sum / count
         norms = [p.grad.norm() for p in self._model.parameters() if p.grad is not None]
         self.grad_norm = float(torch.stack(norms).norm()) / count
+        return count
 
     def _logits(self, example: Example) -> Tensor:
         ids = example.input_ids[None].to(cpu.device())

@@ -130,7 +130,7 @@ def compare_weights(trainer: Trainer, oracle: Oracle | None) -> tuple[float, str
         oracle: transformers' model, on rank 0 alone.
     """
     weights = stream(trainer.export_plan, unwrap_chunks(trainer))
-    wanted = {} if oracle is None else oracle.weights()
+    wanted = {} if oracle is None else oracle.published_weights()
     largest, worst = 0.0, ""
     for name, tensor in weights:
         theirs = wanted.pop(name, None)
@@ -226,7 +226,8 @@ def _name_layout(layout: ParallelConfig, dp_size: int) -> str:
     sizes = f"tp {layout.tp}, pp {layout.pp}, cp {layout.cp}, dp {dp_size}"
     virtual = f", vp {layout.vp}" if layout.vp > 1 else ""
     layers = f", layers {' '.join(map(str, layout.layers))}" if layout.layers else ""
-    return sizes + (", sp" if layout.sp else "") + virtual + layers
+    experts = f", ep {layout.ep}, etp {layout.expert_tp}" if layout.ep > 1 or layout.etp else ""
+    return sizes + (", sp" if layout.sp else "") + virtual + layers + experts
 
 
 def _max_diff(a: Tensor, b: Tensor) -> float:

@@ -92,7 +92,7 @@ def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, se
             if metrics is not None:
                 values = summarize_step(result, time.perf_counter() - started, trainer.ranks.world_size)
                 values |= {"bad_steps": bad_steps.total, "checkpoint_pause": checkpoints.take_pause()}
-                metrics.write(step, values | skipped, show=SHOWN)
+                metrics.write(step, values | skipped, show=SHOWN, expert_load=result.expert_load)
             step += 1
             if stops or step % config.checkpoint.every == 0 or step == config.steps:
                 session.heart.enter("save")

@@ -112,6 +112,7 @@ def create_tiny_model(
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(hf).float()
     model.save_pretrained(out)
+    publish_experts(out)
     (out / "model.safetensors").chmod(
         (out / "config.json").stat().st_mode
     )  # safetensors: for its owner alone
@@ -122,6 +123,21 @@ def create_tiny_model(
     if of_videos := build_video_preprocessor(config.family):
         write_json(out / "video_preprocessor_config.json", of_videos)
     return model.num_parameters(), len(tokenizer)
+
+
+def publish_experts(folder: Path) -> None:
+    """Turns the matrices of experts around in a folder that transformers 5 saved: [E, out, in] to [E, in, out].
+
+    Published files have them so, and vLLM loads no others.
+    """
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    experts = {name for name in tensors if ".experts." in name}
+    if experts:
+        turned = {name: tensors[name].transpose(1, 2).contiguous() for name in experts}
+        save_file(tensors | turned, path, metadata={"format": "pt"})
 
 
 def train_tokenizer(texts: Iterable[str], config: TinyConfig):

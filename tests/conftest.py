@@ -69,6 +69,20 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_moe_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untied Qwen3-VL with experts in all layers."""
+    sizes = {"head_dim": 48, "deepstack_visual_indexes": (0, 1)}
+    return make_tiny(tmp_path_factory.mktemp("moe"), tied=False, family="qwen3_vl_moe", **sizes)
+
+
+@pytest.fixture(scope="session")
+def tiny_mixed_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied Qwen3-VL whose second layer has an MLP, and the others experts."""
+    sizes = {"head_dim": 48, "deepstack_visual_indexes": (0, 1), "mlp_only_layers": (1,)}
+    return make_tiny(tmp_path_factory.mktemp("mixed"), tied=True, family="qwen3_vl_moe", **sizes)
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """Headless Chromium; tests that use it are skipped where it is not installed."""
     chrome = start_browser(tmp_path_factory.mktemp("profile"))
@@ -103,7 +117,7 @@ def make_tiny(out: Path, *, tied: bool, **sizes: Any) -> Path:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from megatron_omr.tiny import TinyConfig, create_tiny_model
+    from megatron_omr.tiny import TinyConfig, create_tiny_model, publish_experts
 
     texts = [
         f"What is {a} plus {b}? <think>{a}+{b}={a + b}</think><answer>{a + b}</answer>"
@@ -119,6 +133,8 @@ def make_tiny(out: Path, *, tied: bool, **sizes: Any) -> Path:
             if parameter.dim() == 1:
                 parameter.copy_(0.3 * noise + ("norm" in name or "ln_q" in name))
             else:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+                width = parameter.size(-1) if ".experts." in name else parameter[0].numel()
+                parameter.copy_(noise / width**0.5)
     model.save_pretrained(out)
+    publish_experts(out)
     return out

@@ -21,6 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_omr.model.moe.router import Routing
 from megatron_omr.parallel import zigzag_order
 
 _MAX_PADDING = 0.25  # of a bucket's longest sequence
@@ -37,6 +38,7 @@ class PackedSequences(PackedSeqParams):
     cp_rank: int = 0
     cp_size: int = 1
     parents: Tensor | None = None
+    routing: Routing | None = None  # of models with experts
 
     @classmethod
     def create(

@@ -7,7 +7,8 @@ from typing import Any
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, get_transformer_layer_offset
 from torch import Tensor
 
 from megatron_omr import cpu
@@ -15,6 +16,7 @@ from megatron_omr.config import ComputeConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.deepstack import DeepstackLayer
 from megatron_omr.model.fp8 import build_fp8_fields, set_up_fp8
+from megatron_omr.model.moe.layer import connect_routers, mark_experts
 from megatron_omr.model.rotary import MRotary
 from megatron_omr.model.spec import Backend, build_block_spec, choose_backend, choose_window_attention
 from megatron_omr.model.transformer_config import (
@@ -45,10 +47,7 @@ def build_model(
     """
     parallel.check_model(model)
     compute.check_model(model, parallel)
-    if compute.fp32_head and precision == "fp32":
-        raise ValueError(
-            "compute.fp32_head=True changes nothing with precision=fp32, which computes all in float32; drop one"
-        )
+    _check_head(compute, precision)
     backend = choose_backend(compute, precision=precision, cp=parallel.cp)
     shared = shared_fields(
         parallel,
@@ -66,13 +65,14 @@ def build_model(
             model,
             choose_window_attention(compute, backend, has_windows=model.vision.window_size > 0),
         )
+    config.moe_grouped_gemm = model.moe is not None and backend.grouped_experts is not None
     chunks = []
     for number in range(parallel.vp):
         is_first, is_last = number == 0, number == parallel.vp - 1
         vp_stage = number if parallel.vp > 1 else None
         language_model = GPTModel(
             config,
-            _build_decoder_spec(model, backend, get_num_layers_to_build(config, vp_stage)),
+            _block_spec(backend, model, config, vp_stage),
             vocab_size=model.vocab_size,
             max_sequence_length=model.max_position_embeddings,
             pre_process=is_first and ranks.is_first_stage,
@@ -86,14 +86,34 @@ def build_model(
         language_model.rotary_pos_emb = MRotary(model)
         if compute.fp32_head and language_model.post_process:
             _multiply_in_fp32(language_model.output_layer)
+        connect_routers(language_model.decoder)
         set_up_fp8(language_model.decoder, compute.fp8, compute.fp8_bf16_layers)
         chunks.append(VisionLanguageModel(language_model, vision_model if is_first else None, model, ranks))
+    mark_experts(chunks)
     return chunks
 
 
-def _build_decoder_spec(model: ModelConfig, backend: Backend, num_layers: int) -> ModuleSpec:
-    layer = DeepstackLayer if model.vision.num_levels else TransformerLayer
-    return build_block_spec(backend, num_layers, causal=True, layer=layer, qk_norm=model.qk_norm)
+def _check_head(compute: ComputeConfig, precision: Precision) -> None:
+    if compute.fp32_head and precision == "fp32":
+        raise ValueError(
+            "compute.fp32_head=True changes nothing with precision=fp32, which computes all in float32; drop one"
+        )
+
+
+def _block_spec(
+    backend: Backend, model: ModelConfig, config: TransformerConfig, vp_stage: int | None
+) -> ModuleSpec:
+    number, first = get_num_layers_to_build(config, vp_stage), get_transformer_layer_offset(config, vp_stage)
+    layers = model.moe.layers if model.moe else ()
+    has_experts = [layer in layers for layer in range(first, first + number)]
+    return build_block_spec(
+        backend,
+        number,
+        causal=True,
+        layer=DeepstackLayer if model.vision.num_levels else TransformerLayer,
+        qk_norm=model.qk_norm,
+        has_experts=has_experts,
+    )
 
 
 def _multiply_in_fp32(output_layer: Any) -> None:

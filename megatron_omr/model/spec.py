@@ -6,6 +6,7 @@ checkpoint keys.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -28,6 +29,7 @@ from megatron_omr import cpu
 from megatron_omr.config import ComputeConfig, resolve_backend
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.attention import CoreAttention, PackedSequences, attend
+from megatron_omr.model.moe.layer import experts_spec
 from megatron_omr.model.names import FUSED_NORM_KEYS
 
 
@@ -93,6 +95,9 @@ class Backend:
     norm_column_linear: Any | None  # norm and linear in one module; None where they stay two
     row_linear: Any
     core_attention: Any
+    grouped_experts: (
+        Any | None
+    )  # module and submodules of all experts in one product; None: one after the other
     fuses_rotary: bool  # whether Megatron has a kernel for rotary positions, which is Transformer Engine's
 
 
@@ -138,6 +143,7 @@ def _local_backend() -> Backend:
         norm_column_linear=None,
         row_linear=RowParallelLinear,
         core_attention=CoreAttention,
+        grouped_experts=None,
         fuses_rotary=False,
     )
 
@@ -180,6 +186,7 @@ def _te_backend() -> Backend:
         norm_column_linear=te.column_parallel_layer_norm_linear(),
         row_linear=te.row_parallel_linear(),
         core_attention=PackedTEAttention,
+        grouped_experts=te.grouped_mlp_modules(True, False),
         fuses_rotary=True,
     )
 
@@ -191,10 +198,21 @@ def build_block_spec(
     causal: bool,
     layer: type[TransformerLayer] = TransformerLayer,
     qk_norm: bool = False,
+    has_experts: Sequence[bool] = (),
 ) -> ModuleSpec:
-    """Returns the spec of `num_layers` pre-norm layers and a final norm."""
-    spec = _layer_spec(backend, causal=causal, layer=layer, qk_norm=qk_norm)
-    submodules = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=backend.norm)
+    """Returns the spec of `num_layers` pre-norm layers and a final norm.
+
+    Args:
+        has_experts: of each layer, whether it has experts and no MLP; empty: none has.
+    """
+    with_experts = has_experts or [False] * num_layers
+    specs = {
+        kind: _layer_spec(backend, causal=causal, layer=layer, qk_norm=qk_norm, with_experts=kind)
+        for kind in {*with_experts}
+    }
+    submodules = TransformerBlockSubmodules(
+        layer_specs=[specs[kind] for kind in with_experts], layer_norm=backend.norm
+    )
     return ModuleSpec(module=TransformerBlock, submodules=submodules)
 
 
@@ -204,7 +222,7 @@ def build_mlp_submodules(backend: Backend, *, with_norm: bool) -> MLPSubmodules:
 
 
 def _layer_spec(
-    backend: Backend, *, causal: bool, layer: type[TransformerLayer], qk_norm: bool
+    backend: Backend, *, causal: bool, layer: type[TransformerLayer], qk_norm: bool, with_experts: bool
 ) -> ModuleSpec:
     fused = backend.norm_column_linear
     norm = IdentityOp if fused else backend.norm
@@ -217,6 +235,12 @@ def _layer_spec(
     )
     add: Any = get_bias_dropout_add
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
+    mlp = ModuleSpec(module=MLP, submodules=build_mlp_submodules(backend, with_norm=True))
+    if with_experts:
+        mlp = experts_spec(backend.column_linear, backend.row_linear, backend.grouped_experts)
+    keys = dict(FUSED_NORM_KEYS)
+    if with_experts:  # no linear layer for the norm to be fused into
+        del keys["pre_mlp_layernorm."]
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
@@ -225,9 +249,9 @@ def _layer_spec(
                 module=SelfAttention, params={"attn_mask_type": mask}, submodules=attention
             ),
             self_attn_bda=add,
-            pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(module=MLP, submodules=build_mlp_submodules(backend, with_norm=True)),
+            pre_mlp_layernorm=backend.norm if with_experts else norm,
+            mlp=mlp,
             mlp_bda=add,
-            sharded_state_dict_keys_map={} if fused else dict(FUSED_NORM_KEYS),
+            sharded_state_dict_keys_map={} if fused else keys,
         ),
     )

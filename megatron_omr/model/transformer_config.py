@@ -50,7 +50,26 @@ def build_language_config(
         add_qkv_bias=model.qkv_bias,
         qk_layernorm=model.qk_norm,
         **_swiglu(),
-        **(shared | _pipeline(model, parallel)),
+        **(shared | _pipeline(model, parallel) | _experts(model, parallel)),
+    )
+
+
+def _experts(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    moe = model.moe
+    if moe is None:
+        return {}
+    # a list, even of ones, would make Megatron name the layers of a checkpoint one by one
+    mixed = [int(layer in moe.layers) for layer in range(model.num_layers)]
+    return dict(
+        num_moe_experts=moe.num_experts,
+        moe_router_topk=moe.num_chosen,
+        moe_ffn_hidden_size=moe.intermediate_size,
+        moe_layer_freq=mixed if 0 in mixed else 1,
+        moe_router_dtype="fp32",
+        moe_router_load_balancing_type="none",  # the router's own
+        moe_aux_loss_coeff=0.0,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.expert_tp,
     )
 
 

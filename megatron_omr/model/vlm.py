@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipeline.types import PackedBatch
 from megatron_omr.model.attention import PackedSequences
+from megatron_omr.model.moe.router import Routing
 from megatron_omr.model.vision.image_split import embed_split_images, zero_depending_on
 from megatron_omr.model.vision.tower import VisionTower
 from megatron_omr.model_config import ModelConfig
@@ -53,11 +54,24 @@ class VisionLanguageModel(MegatronModule):
             decoder_input=hidden,
             extra_block_kwargs={"context": features},  # of DeepstackLayer
             packed_seq_params=PackedSequences.create(
-                batch.cu_seqlens, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size, parents=batch.parents
+                batch.cu_seqlens,
+                cp_rank=ranks.cp_rank,
+                cp_size=ranks.cp_size,
+                parents=batch.parents,
+                routing=self._routing(batch, tokens),
             ),
         )
         # GPTModel returns logits batch first
         return logits_or_hidden.transpose(0, 1).contiguous() if self.post_process else logits_or_hidden
+
+    def _routing(self, batch: PackedBatch, tokens: Tensor) -> Routing | None:
+        if not self.config.num_moe_experts:
+            return None
+        is_real = mark_real(batch)[tokens]
+        if self.config.sequence_parallel:
+            tp, rank = self.ranks.tp_size, self.ranks.tp_rank
+            is_real = is_real.chunk(tp)[rank]
+        return Routing(is_real=is_real)
 
     def _embed(self, batch: PackedBatch, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns token embeddings with those of images and videos put in, [t, 1, D], and features [t, L, D], if any.
@@ -117,3 +131,11 @@ class VisionLanguageModel(MegatronModule):
     def shared_embedding_or_output_weight(self) -> Tensor:
         """Called by Megatron to sum the gradients of tied embeddings over the first and last stage."""
         return self.language_model.shared_embedding_or_output_weight()
+
+
+def mark_real(batch: PackedBatch) -> Tensor:
+    """Returns [T] bool, False of padding."""
+    lengths = batch.cu_seqlens.diff().long()
+    starts = batch.cu_seqlens[:-1].repeat_interleave(lengths)
+    own = torch.arange(batch.num_tokens, device=lengths.device) - starts
+    return own < batch.real_lens.repeat_interleave(lengths)

@@ -7,12 +7,13 @@ the same views of each other. Gradients, which each step begins with zeros, are 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from megatron_omr import cpu
+from megatron_omr.train.optimizer import list_buffers
 from megatron_omr.train.trainer import Trainer, unwrap_chunks
 
 Kind = Literal["weights", "optimizer", "gradients"]
@@ -84,8 +85,7 @@ class Offload:
             yield kind, found
 
     def _tensors(self, kind: Kind) -> Iterator[Tensor]:
-        # Megatron hides the module's method of this name behind its list of buffers
-        buffers = [buffer for chunk in self._trainer.chunks for buffer in cast("list[Any]", chunk.buffers)]
+        buffers = list_buffers(self._trainer.chunks)
         if kind == "gradients":
             yield from (buffer.grad_data for buffer in buffers)
         elif kind == "weights":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megatron_omr import cpu
-from megatron_omr.train.optimizer import await_param_gathers, start_param_gathers
+from megatron_omr.train.optimizer import await_param_gathers, list_buffers, start_param_gathers
 
 _PIECE_BYTES = 256 << 20
 """Bytes that are exchanged at a time, which the device holds twice meanwhile."""
@@ -71,5 +71,4 @@ class Reference:
 
 def _list_weights(chunks: Sequence[DistributedDataParallel]) -> list[Tensor]:
     """Returns the buffers of trained weights, [any] each."""
-    # Megatron hides the module's method of this name behind its list of buffers
-    return [buffer.param_data for chunk in chunks for buffer in cast("list[Any]", chunk.buffers)]
+    return [buffer.param_data for buffer in list_buffers(chunks)]

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,30 @@ class MetricsLog:
     def __init__(self, run: Path, log: LogConfig, *, steps: int, first_step: int, name: str) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(run / "metrics.jsonl", first_step=first_step)
+        self._experts: JsonLines | None = None  # only models with experts have such lines
+        self._open_experts = partial(JsonLines, run / "expert_load.jsonl", first_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, desc=name, unit="step", dynamic_ncols=True)
         self._every = log.every
         self._tensorboard = _open_tensorboard(run, first_step) if log.tensorboard else None
         self._wandb = _open_wandb(run, log.wandb, name) if log.wandb else None
 
-    def write(self, step: int, values: dict[str, float], *, show: tuple[str, ...] = ()) -> None:
-        """Records `values` of step `step` (counted from 0); `show` names those for the console."""
+    def write(
+        self,
+        step: int,
+        values: dict[str, float],
+        *,
+        show: tuple[str, ...] = (),
+        expert_load: list[list[int]] | None = None,
+    ) -> None:
+        """Records `values` of step `step` (counted from 0); `show` names those for the console.
+
+        Args:
+            expert_load: tokens of each expert of each layer, which go to expert_load.jsonl.
+        """
         self._lines.write(step, values)
+        if expert_load:
+            self._experts = self._experts or self._open_experts()
+            self._experts.write(step, {"load": expert_load})
         if self._tensorboard is not None:
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, value, step)
@@ -45,6 +62,8 @@ class MetricsLog:
         """Flushes and closes all outputs."""
         self._bar.close()
         self._lines.close()
+        if self._experts is not None:
+            self._experts.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

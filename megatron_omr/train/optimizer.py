@@ -80,7 +80,19 @@ def await_param_gathers(chunks: Sequence[DistributedDataParallel]) -> None:
 
 
 def _overlapping_groups(chunk: DistributedDataParallel) -> list[Any]:
-    return chunk.bucket_groups if chunk.ddp_config.overlap_param_gather else []
+    if not chunk.ddp_config.overlap_param_gather:
+        return []
+    return [*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups]
+
+
+def list_buffers(chunks: Sequence[DistributedDataParallel]) -> list[Any]:
+    """Returns the buffers of weights and gradients: those of experts, which other ranks share, come last."""
+    # Megatron hides the module's method of this name behind a list
+    return [
+        buffer
+        for chunk in chunks
+        for buffer in (*cast("list[Any]", chunk.buffers), *chunk.expert_parallel_buffers)
+    ]
 
 
 class _BF16Chunk(Float16Module):

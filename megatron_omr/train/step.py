@@ -21,6 +21,7 @@ from data_pipeline.types import PackedBatch
 from megatron_omr import cpu
 from megatron_omr.flops import peak_flops, train_step_flops
 from megatron_omr.parallel import Ranks, gather_over_replicas
+from megatron_omr.train.experts import set_balance, take_expert_use
 from megatron_omr.train.logprobs import token_logprobs
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.optimizer import await_param_gathers, start_param_gathers, step_if_finite
@@ -63,6 +64,7 @@ class StepResult:
     metrics: dict[str, float] = field(
         default_factory=dict
     )  # global means and quantiles; empty without the last stage
+    expert_load: list[list[int]] = field(default_factory=list)  # tokens of each expert of each layer
 
 
 def train_step(
@@ -76,6 +78,7 @@ def train_step(
     for chunk in trainer.chunks:
         chunk.zero_grad_buffer()
     trainer.optimizer.zero_grad()
+    set_balance(trainer, [(m.packed, m.loss) for m in micro_batches])
     lr = trainer.scheduler.get_lr({})  # of the language model: a group of another part may be the first
     outputs = _run(trainer, micro_batches, temperature=temperature, forward_only=False)
     grad_norm, stepped = step_if_finite(trainer.optimizer)
@@ -84,13 +87,15 @@ def train_step(
     work = _measure_work(trainer, [m.packed for m in micro_batches])
     metrics = _global_means(trainer.ranks, outputs) if trainer.ranks.is_last_stage else {}
     quantiles = global_quantiles(trainer.ranks, outputs) if trainer.ranks.is_last_stage else {}
+    experts = take_expert_use(trainer)
     return StepResult(
         loss=metrics.pop("loss", 0.0),
         grad_norm=grad_norm,
         lr=lr,
         skipped=not stepped,
         work=work,
-        metrics=metrics | quantiles,
+        metrics=metrics | quantiles | (experts.metrics if trainer.ranks.is_last_stage else {}),
+        expert_load=experts.load,
     )
 
 

@@ -41,6 +41,7 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     backends: Backends
     frozen: tuple[Part, ...] = ()
+    expert_balance: float = 0.0
 
     @cached_property
     def export_plan(self) -> ExportPlan:
@@ -83,6 +84,7 @@ def build_trainer(
         optimizer=optimizer,
         scheduler=scheduler,
         frozen=optim.freeze,
+        expert_balance=optim.expert_balance,
         backends=name_backends(chunks, optimizer, compute),
     )
 

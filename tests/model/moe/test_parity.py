@@ -1,0 +1,99 @@
+"""A model with experts in each layout against transformers: logits, gradients, and three steps of AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig, ParityConfig
+from tests.helpers.ranks import init_ranks, run_ranks
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
+
+Layout = tuple[ParallelConfig, ComputeConfig]
+STEPS = 3
+OPTIM = OptimConfig(lr=1e-3, warmup_steps=0, schedule="constant", beta2=0.95, clip_grad=1.0)
+LOCAL = ComputeConfig(backend="local")
+AGAIN, MLP_AGAIN = ComputeConfig(recompute="full"), ComputeConfig(recompute="mlp")
+ONE: dict[str, Layout] = {"one process": (ParallelConfig(), LOCAL)}
+TWO: dict[str, Layout] = {
+    "ep2": (ParallelConfig(ep=2), LOCAL),
+    "tp2 ep2": (ParallelConfig(tp=2, sp=True, ep=2, etp=1), LOCAL),
+    "pp2": (ParallelConfig(pp=2, layers=(2, 2)), MLP_AGAIN),
+    "cp2 ep2": (ParallelConfig(cp=2, ep=2), AGAIN),
+}
+
+
+@pytest.fixture(scope="module")
+def wanted(tiny_moe_hf: Path) -> list[tuple[float, float]]:
+    return _train_transformers(str(tiny_moe_hf))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_model_trains_as_transformers(
+    tiny_moe_hf: Path, wanted: list[tuple[float, float]], size: int
+) -> None:
+    layouts = {1: ONE, 2: TWO}[size]
+    found = run_ranks(_measure_layouts, size, str(tiny_moe_hf), list(layouts.values()), timeout=600)
+    for number, name in enumerate(layouts):
+        report, _ = found[0][number]
+        assert report["passed"], (name, report)
+        _, steps = found[-1][number]  # the last rank is on the last stage
+        for step, (one, other) in enumerate(zip(wanted, steps, strict=True)):
+            assert other == pytest.approx(one, rel=1e-5), f"{name}, step {step}"
+
+
+def _measure_layouts(
+    folder: str, layouts: list[Layout]
+) -> list[tuple[dict[str, Any], list[tuple[float, float]]]]:
+    from megatron_omr.parallel import shutdown
+    from megatron_omr.parity import measure
+
+    found = []
+    for number, (parallel, compute) in enumerate(layouts):
+        ranks = init_ranks(parallel, world=str(number))
+        report = measure(ParityConfig(model=folder, parallel=parallel, compute=compute), ranks)
+        found.append((asdict(report), _train(folder, parallel, compute, ranks)))
+        shutdown()
+    return found
+
+
+def _train(
+    folder: str, parallel: ParallelConfig, compute: ComputeConfig, ranks: Any
+) -> list[tuple[float, float]]:
+    from megatron_omr.train.step import train_step
+    from megatron_omr.train.trainer import build_trainer
+    from tests.helpers.trainers import random_micro_batches
+
+    trainer = build_trainer(folder, parallel, ranks, OPTIM, precision="fp32", steps=STEPS, compute=compute)
+    batches = (random_micro_batches(trainer, parallel, seed=seed) for seed in range(STEPS))
+    results = [train_step(trainer, batch) for batch in batches]
+    return [(result.loss, result.grad_norm) for result in results]
+
+
+def _train_transformers(folder: str) -> list[tuple[float, float]]:
+    """Returns loss and gradient norm of each step."""
+    import torch
+
+    from megatron_omr.model_config import ModelConfig
+    from megatron_omr.oracle import Oracle, draw_packs
+
+    model, oracle = ModelConfig.from_hf(folder), Oracle(folder)
+    parameters = list(oracle.weights().values())
+    adam = torch.optim.AdamW(
+        parameters, lr=OPTIM.lr, betas=(OPTIM.beta1, OPTIM.beta2), eps=OPTIM.eps, weight_decay=0
+    )
+    found = []
+    for seed in range(STEPS):
+        adam.zero_grad()
+        count = oracle.run(draw_packs(model, seed))
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= count
+        torch.nn.utils.clip_grad_norm_(parameters, OPTIM.clip_grad)
+        adam.step()
+        found.append((oracle.loss, oracle.grad_norm))
+    return found
