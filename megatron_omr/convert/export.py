@@ -2,7 +2,8 @@
 
 A plan, made once per run, says where every parameter is and which tensors come from it in which order; every stream
 follows it. Parameters go to rank 0, over tensor parallelism on the stage that holds them, then from that stage to the
-first, several at a time: collectives cost per call, not only per byte.
+first, several at a time: collectives cost per call, not only per byte. Experts, which are spread over other ranks as
+well, go there a layer at a time, all experts in one call.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfWriter, copy_templa
 from megatron_omr.convert.hf_tensor import HfTensor
 from megatron_omr.convert.mapping import build_rules
 from megatron_omr.convert.ops import uncut
-from megatron_omr.convert.parameters import collect_parameters
+from megatron_omr.convert.parameters import collect_stacks
 from megatron_omr.convert.rule import Rule
 from megatron_omr.dtypes import precision_of, torch_dtype
 from megatron_omr.model_config import ModelConfig
@@ -33,7 +34,10 @@ _BUCKET_BYTES = 64 * 2**20  # of one rank's parameters, gathered in one call
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The stage and local shape of a parameter; equal on all tensor-parallel ranks of a stage."""
+    """The stage and local shape of a parameter; equal on all ranks of a stage that hold a part of it.
+
+    The shape of experts has the number of a rank's experts in front.
+    """
 
     stage: int
     shape: tuple[int, ...]
@@ -64,7 +68,7 @@ def plan_export(chunks: Sequence[nn.Module], model: ModelConfig, ranks: Ranks) -
     Raises:
         ValueError: no stage holds some parameter (the same on all ranks), or one has a dtype that weights do not have.
     """
-    placements = _collect_placements(collect_parameters(chunks), ranks)
+    placements = _collect_placements(collect_stacks(chunks), ranks)
     table = build_rules(model)
     missing = [rule.megatron for rule in table if rule.megatron not in placements]
     if missing:
@@ -87,26 +91,58 @@ def stream(plan: ExportPlan, chunks: Sequence[nn.Module]) -> Iterator[tuple[str,
     and with the parameters: consume or copy them before the next one.
     """
     ranks = plan.ranks
-    if ranks.dp_rank or ranks.cp_rank:  # another replica: rank 0's has all
+    buckets = [bucket for bucket in plan.buckets if _takes_part(bucket, ranks)]
+    if not buckets:  # another replica: rank 0's has all
         return
-    local = collect_parameters(chunks)
-    largest = max(sum(plan.placements[rule.megatron].num_bytes for rule in bucket) for bucket in plan.buckets)
-    memory = torch.empty(ranks.tp_size * largest, dtype=torch.uint8, device=cpu.device())
+    local = collect_stacks(chunks)
+    memory = torch.empty(
+        max(_num_bytes(bucket, plan) for bucket in buckets), dtype=torch.uint8, device=cpu.device()
+    )
     tensors = iter(plan.tensors)
-    for bucket in plan.buckets:
+    for bucket in buckets:
         for rule, shards in zip(bucket, _gather(bucket, plan, local, memory), strict=False):
-            pieces = uncut(shards, rule.dim, rule.op.num_pieces)
+            pieces = _join(rule, shards, ranks)
             for name, tensor in zip(rule.hf, rule.op.to_hf(pieces), strict=True):
                 planned = next(tensors)
                 assert (name, tensor.shape) == (planned.name, planned.shape), f"{name} is not as planned"
                 yield name, tensor
 
 
-def _collect_placements(local: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, Placement]:
+def _takes_part(bucket: Sequence[Rule], ranks: Ranks) -> bool:
+    """Returns whether this rank is among those that gather the bucket, on its stage or on the first."""
+    if bucket[0].is_of_experts:
+        return ranks.edp_rank == 0
+    return ranks.dp_rank == ranks.cp_rank == 0
+
+
+def _num_holders(bucket: Sequence[Rule], ranks: Ranks) -> int:
+    return ranks.ep_size * ranks.etp_size if bucket[0].is_of_experts else ranks.tp_size
+
+
+def _num_bytes(bucket: Sequence[Rule], plan: ExportPlan) -> int:
+    """Returns the bytes of the parts of all ranks that hold one."""
+    own = sum(plan.placements[rule.megatron].num_bytes for rule in bucket)
+    return own * _num_holders(bucket, plan.ranks)
+
+
+def _join(rule: Rule, shards: list[Tensor], ranks: Ranks) -> list[Tensor]:
+    """Returns the whole pieces of a parameter from the parts of all ranks."""
+    size = ranks.etp_size if rule.is_of_experts else len(shards)
+    groups = [shards[first : first + size] for first in range(0, len(shards), size)]
+    by_group = [uncut(group, rule.dim, rule.op.num_pieces, rule.stacked_dim) for group in groups]
+    if len(by_group) == 1:
+        return by_group[0]
+    return [
+        torch.cat(parts) for parts in zip(*by_group, strict=True)
+    ]  # the experts of one EP rank after the other
+
+
+def _collect_placements(local: Mapping[str, Sequence[nn.Parameter]], ranks: Ranks) -> dict[str, Placement]:
     """Returns all stages' parameters; of tied copies the first stage's."""
-    own = {
-        name: Placement(stage=ranks.pp_rank, shape=tuple(p.shape), dtype=p.dtype) for name, p in local.items()
-    }
+    own = {}
+    for name, (first, *others) in local.items():
+        number = [1 + len(others)] if ".mlp.experts." in name else []
+        own[name] = Placement(stage=ranks.pp_rank, shape=(*number, *first.shape), dtype=first.dtype)
     stages: list[dict[str, Placement]] = [own] * ranks.pp_size
     if ranks.pp_size > 1:
         dist.all_gather_object(stages, own, group=ranks.pp_group())
@@ -114,13 +150,17 @@ def _collect_placements(local: dict[str, nn.Parameter], ranks: Ranks) -> dict[st
 
 
 def _fill_buckets(table: Sequence[Rule], placements: Mapping[str, Placement]) -> Iterator[tuple[Rule, ...]]:
-    """Yields neighbours of the same stage and dtype, up to `_BUCKET_BYTES`."""
+    """Yields neighbours of the same stage, dtype and kind (experts or not), up to `_BUCKET_BYTES`."""
+
+    def kind(rule: Rule) -> tuple[int, torch.dtype, bool]:
+        placement = placements[rule.megatron]
+        return placement.stage, placement.dtype, rule.is_of_experts
+
     bucket: list[Rule] = []
     size = 0
     for rule in table:
         placement = placements[rule.megatron]
-        last = placements[bucket[-1].megatron] if bucket else placement
-        fits = (placement.stage, placement.dtype) == (last.stage, last.dtype)
+        fits = not bucket or kind(rule) == kind(bucket[-1])
         if not fits or size + placement.num_bytes > _BUCKET_BYTES:
             if bucket:
                 yield tuple(bucket)
@@ -138,22 +178,28 @@ def _describe(rule: Rule, dtype: torch.dtype) -> Iterator[HfTensor]:
 
 
 def _gather(
-    bucket: Sequence[Rule], plan: ExportPlan, local: Mapping[str, nn.Parameter], memory: Tensor
+    bucket: Sequence[Rule], plan: ExportPlan, local: Mapping[str, Sequence[nn.Parameter]], memory: Tensor
 ) -> list[list[Tensor]]:
-    """Returns each parameter's shards by tensor-parallel rank on the first rank, in `memory`; nothing elsewhere."""
+    """Returns each parameter's shards by rank on the first rank, in `memory`; nothing elsewhere.
+
+    The ranks are those of tensor parallelism, of experts those of EP and ETP.
+    """
     ranks, placements = plan.ranks, [plan.placements[rule.megatron] for rule in bucket]
     stage, sizes = placements[0].stage, [placement.num_elements for placement in placements]
-    is_first, is_holder = ranks.tp_rank == ranks.pp_rank == 0, ranks.pp_rank == stage
-    own = [local[rule.megatron].detach() for rule in bucket] if is_holder else []
-    if ranks.tp_size == 1 and stage == 0:  # nothing to move
-        return [[parameter] for parameter in own]
-    shards = memory.view(placements[0].dtype)[: ranks.tp_size * sum(sizes)].view(ranks.tp_size, -1)
+    of_experts, num_holders = bucket[0].is_of_experts, _num_holders(bucket, ranks)
+    number = ranks.ep_rank * ranks.etp_size + ranks.etp_rank if of_experts else ranks.tp_rank
+    is_first, is_holder = number == ranks.pp_rank == 0, ranks.pp_rank == stage
+    own = [[parameter.detach() for parameter in local[rule.megatron]] for rule in bucket] if is_holder else []
+    if num_holders == 1 and stage == 0 and not of_experts:  # nothing to move
+        return [[parameter] for (parameter,) in own]
+    shards = memory.view(placements[0].dtype)[: num_holders * sum(sizes)].view(num_holders, -1)
     if is_holder:
-        torch.cat([parameter.flatten() for parameter in own], out=shards[0])
-        if ranks.tp_size > 1:
-            received = list(shards.unbind(0)) if ranks.tp_rank == 0 else None
-            dist.gather(shards[0], received, group=ranks.tp_group(), group_dst=0)
-        if stage > 0 and ranks.tp_rank == 0:
+        torch.cat([parameter.flatten() for stack in own for parameter in stack], out=shards[0])
+        if num_holders > 1:
+            received = list(shards.unbind(0)) if number == 0 else None
+            group = ranks.expert_group() if of_experts else ranks.tp_group()
+            dist.gather(shards[0], received, group=group, group_dst=0)
+        if stage > 0 and number == 0:
             dist.send(shards, group=ranks.pp_group(), group_dst=0)
     elif is_first:
         dist.recv(shards, group=ranks.pp_group(), group_src=stage)

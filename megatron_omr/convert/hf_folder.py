@@ -158,17 +158,22 @@ class HfWriter:
             raise ValueError(f"{name} is {list(tensor.shape)}, and {self._folder} expects {list(shape)}")
         self.write_block(name, tensor.reshape(shape[0] if shape else 1, -1), first_row=0)
 
-    def write_block(self, name: str, block: Tensor, *, first_row: int, first_column: int = 0) -> None:
+    def write_block(
+        self, name: str, block: Tensor, *, first_row: int, first_column: int = 0, width: int | None = None
+    ) -> None:
         """Writes a rectangle of a tensor, which counts as a matrix: its rows with all other dimensions as columns.
+
+        Args:
+            width: the columns of the matrix, where it is another one.
 
         Raises:
             KeyError: `name` is not among the entries.
             ValueError: the block lies outside the tensor, has another dtype, or was written before.
         """
         file, place = self._places[name]
-        width = math.prod(place.shape[1:])
+        width = width or math.prod(place.shape[1:])
         rows, columns = block.shape
-        lies_inside = first_row + rows <= (place.shape or (1,))[0] and first_column + columns <= width
+        lies_inside = (first_row + rows) * width <= math.prod(place.shape) and first_column + columns <= width
         if not lies_inside or block.dtype != DTYPES[place.dtype] or block.nbytes > self._left[name]:
             raise ValueError(
                 f"{name}: [{rows}, {columns}] in {block.dtype} at row {first_row}, column {first_column} does not fit "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megatron_omr.convert.hf_folder import HfTensors
 from megatron_omr.convert.mapping import build_rules
-from megatron_omr.convert.parameters import collect_parameters
+from megatron_omr.convert.parameters import collect_parameters, split_expert
 from megatron_omr.convert.rule import Rule
 from megatron_omr.convert.source import check_tensors, read_part
 from megatron_omr.convert.tables.language import EMBEDDING, OUTPUT_LAYER
@@ -35,13 +35,19 @@ def load_hf(chunks: Sequence[nn.Module], folder: str | Path, model: ModelConfig,
     with HfTensors(Path(folder)) as source:
         check_tensors(source, table)
         for name, parameter in collect_parameters(chunks).items():
-            parameter.copy_(_read_own(source, by_name[name], parameter.dtype, ranks))
+            rule, expert = split_expert(name)
+            parameter.copy_(_read_own(source, by_name[rule], expert, parameter.dtype, ranks))
 
 
-def _read_own(source: HfTensors, rule: Rule, dtype: torch.dtype, ranks: Ranks) -> Tensor:
+def _read_own(source: HfTensors, rule: Rule, expert: int | None, dtype: torch.dtype, ranks: Ranks) -> Tensor:
     """Returns this rank's part of a parameter, its part of each piece stacked."""
-    parts = rule.cut(ranks.tp_size)[ranks.tp_rank]
+    if expert is None:
+        parts = rule.cut(ranks.tp_size)[ranks.tp_rank]
+    else:
+        whole = rule.cut(ranks.etp_size)[ranks.etp_rank]
+        parts = [((expert, *offset[1:]), (1, *sizes[1:])) for offset, sizes in whole]
     tensors = [torch.empty(sizes, dtype=dtype) for _, sizes in parts]
     for part, tensor in zip(parts, tensors, strict=True):
         read_part(source, rule, part, tensor)
+    tensors = tensors if expert is None else [tensor.squeeze(0) for tensor in tensors]
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

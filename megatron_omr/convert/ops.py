@@ -142,11 +142,30 @@ class Pad:
         return row if self.dim == 0 else (self.size,)
 
 
-def uncut(shards: list[Tensor], dim: int | None, num_pieces: int) -> list[Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class StackExperts:
+    """Turns the matrices of all experts of a layer, [E, out, in], to those of published files: [E, in, out].
+
+    gate_up_proj is [E, hidden, 2 x inner] there, with the columns of the gates first, and down_proj [E, inner, hidden].
+    """
+
+    num_pieces: int = 1
+
+    def to_hf(self, pieces: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(pieces, dim=1).transpose(1, 2).contiguous()]
+
+    def segments(self, num_rows: int) -> list[Segment]:
+        return [Segment(0, 0, num_rows)]
+
+    def hf_row(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        return row[::-1]
+
+
+def uncut(shards: list[Tensor], dim: int | None, num_pieces: int, stacked_dim: int = 0) -> list[Tensor]:
     """Returns whole pieces from all ranks' parts in order (any one part when `dim` is None)."""
     if dim is None or len(shards) == 1:
-        return list(shards[0].chunk(num_pieces))
-    by_rank = [shard.chunk(num_pieces) for shard in shards]
+        return list(shards[0].chunk(num_pieces, stacked_dim))
+    by_rank = [shard.chunk(num_pieces, stacked_dim) for shard in shards]
     return [torch.cat([parts[i] for parts in by_rank], dim) for i in range(num_pieces)]
 
 

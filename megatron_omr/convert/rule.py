@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_omr.convert.ops import Op, Segment
+from megatron_omr.convert.ops import Op, Segment, StackExperts
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 """Offset and sizes of a part of a parameter."""
@@ -21,7 +21,7 @@ class Rule:
     """By their names in the family's published files."""
     op: Op
     shape: tuple[int, ...]
-    """Of the whole parameter: its pieces stacked, all tensor-parallel ranks together."""
+    """Of the whole parameter: its pieces stacked, all tensor-parallel ranks together, all experts in front."""
     dim: int | None
     """The dimension that tensor parallelism cuts, in each piece; None where every rank holds the whole."""
     key: str
@@ -39,6 +39,16 @@ class Rule:
         offset, sizes = part
         return part if self.layer is None else ((self.layer, *offset), (1, *sizes))
 
+    @property
+    def is_of_experts(self) -> bool:
+        """True where Megatron has a parameter of each expert: matrices, which `shape` has as one tensor."""
+        return isinstance(self.op, StackExperts)
+
+    @property
+    def stacked_dim(self) -> int:
+        """The dimension along which pieces are stacked."""
+        return 1 if self.is_of_experts else 0
+
     def hf_shapes(self) -> list[tuple[int, ...]]:
         """Returns the shapes of the Hugging Face tensors."""
         rows = [0] * len(self.hf)
@@ -55,7 +65,7 @@ class Rule:
         """Returns the parts of each tensor-parallel rank of `tp`: one of each piece."""
         if self.dim is None:
             return [[((0,) * len(self.shape), self.shape)]] * tp
-        pieces = self.op.num_pieces if self.dim == 0 else 1
+        pieces = self.op.num_pieces if self.dim == self.stacked_dim else 1
         size = self.shape[self.dim] // pieces // tp
         sizes = (*self.shape[: self.dim], size, *self.shape[self.dim + 1 :])
         return [

@@ -28,6 +28,7 @@ def check_tensors(source: HfTensors, rules: Sequence[Rule]) -> None:
             another output layer.
     """
     wanted = {name: shape for rule in rules for name, shape in zip(rule.hf, rule.hf_shapes(), strict=True)}
+    wanted |= {rule.hf[0]: rule.shape for rule in rules if rule.is_of_experts and is_as_modules(source, rule)}
     stored = {name: own for rule in rules for name, own in zip(rule.hf, rule.stored, strict=True)}
     places, is_tied = source.places, all(rule.megatron != OUTPUT_LAYER for rule in rules)
     # files of tied models may repeat the embedding as lm_head; old ones stored rotary frequencies
@@ -112,6 +113,9 @@ def read_part(source: HfTensors, rule: Rule, part: Rectangle, out: Tensor) -> No
     Raises:
         ValueError: a file of the folder is damaged.
     """
+    if rule.is_of_experts:
+        _read_experts(source, rule, part, out)
+        return
     (first, *columns), (count, *widths) = part
     start, width = (columns or [0])[0], math.prod(widths)
     rows = out.view(count, width)
@@ -130,3 +134,27 @@ def read_part(source: HfTensors, rule: Rule, part: Rectangle, out: Tensor) -> No
         kept = max(0, min(width, hf_width - start))  # zeros follow
         target[:, :kept].copy_(read[:, start : start + kept])
         target[:, kept:].zero_()
+
+
+def is_as_modules(source: HfTensors, rule: Rule) -> bool:
+    """Returns whether a layer's experts lie as in transformers' modules, [E, out, in], and not as in published files.
+
+    transformers 5 saves them so. Either tensor alone may be square; both never are, so both decide.
+    """
+    layer, _, own = rule.hf[0].rpartition(".")
+    number, rows, columns = rule.shape
+    inner, hidden = (rows // 2, columns) if own == "gate_up_proj" else (columns, rows)
+    wanted = {"gate_up_proj": (number, 2 * inner, hidden), "down_proj": (number, hidden, inner)}
+    places = {name: source.places.get(f"{layer}.{name}") for name in wanted}
+    return all(place is not None and place.shape == wanted[name] for name, place in places.items())
+
+
+def _read_experts(source: HfTensors, rule: Rule, part: Rectangle, out: Tensor) -> None:
+    """Fills `out` with a part of the matrices of some experts, reading one expert at a time."""
+    (name,), ((first, row, column), sizes) = rule.hf, part
+    place, is_turned = source.places[rule.hf[0]], not is_as_modules(source, rule)
+    read = torch.empty(1, *place.shape[1:], dtype=DTYPES[place.dtype])
+    for expert, target in enumerate(out.view(sizes), first):
+        source.read_rows(name, expert, read)
+        matrix = read[0].T if is_turned else read[0]
+        target.copy_(matrix[row : row + sizes[1], column : column + sizes[2]])

@@ -46,7 +46,7 @@ def to_hf(
     metadata = read_metadata(source)
     _check_shapes(source, metadata, rules)
     keys = _describe_keys(rules)
-    files = list_items(source, metadata, {rule.key: len(rule.shape) == 2 for rule in rules})
+    files = list_items(source, metadata, {rule.key: len(rule.shape) > 1 for rule in rules})
     _check_shard_files(source, files, sums)
     entries = [
         (name, shape, dtype)
@@ -133,6 +133,7 @@ class _Key:
 
     by_layer: list[_Parameter]
     has_layers: bool
+    experts: tuple[int, ...] = ()  # of experts, the shape [E, out, in] of a layer's
 
     def locate(self, item: Item) -> tuple[int, int, int, int]:
         """Returns an item's first layer, its rows of each layer, the first of them, and its first column."""
@@ -147,13 +148,17 @@ def _describe_keys(rules: Sequence[Rule]) -> dict[str, _Key]:
     keys: dict[str, _Key] = {}
     for rule in rules:
         widths = tuple(math.prod(shape[1:]) for shape in rule.hf_shapes())
-        key = keys.setdefault(rule.key, _Key(by_layer=[], has_layers=rule.layer is not None))
+        experts = rule.shape if rule.is_of_experts else ()
+        key = keys.setdefault(rule.key, _Key(by_layer=[], has_layers=rule.layer is not None, experts=experts))
         key.by_layer.append(_Parameter(names=rule.stored, widths=widths, segments=rule.segments()))
     return keys
 
 
 def _write_rows(writer: HfWriter, key: _Key, item: Item, first: int, block: Tensor) -> None:
     """Writes rows of an item, from its row `first` on, to where they belong; they may be of several layers."""
+    if key.experts:
+        _write_experts(writer, key, item, first, block)
+        return
     first_layer, rows, first_row, column = key.locate(item)
     done = 0
     while done < len(block):
@@ -166,4 +171,23 @@ def _write_rows(writer: HfWriter, key: _Key, item: Item, first: int, block: Tens
                 continue
             part = block[done + place : done + place + number, :kept]
             writer.write_block(parameter.names[tensor], part, first_row=hf_row, first_column=column)
+        done += count
+
+
+def _write_experts(writer: HfWriter, key: _Key, item: Item, first: int, block: Tensor) -> None:
+    """Writes rows of experts' matrices, which are columns of those in the files."""
+    offset, sizes = (item.offset, item.sizes) if key.has_layers else ((0, *item.offset), (1, *item.sizes))
+    _, rows, columns = key.experts
+    done = 0
+    while done < len(block):
+        matrix, row = divmod(first + done, sizes[2])
+        layer, expert = divmod(matrix, sizes[1])
+        count = min(len(block) - done, sizes[2] - row)
+        writer.write_block(
+            key.by_layer[offset[0] + layer].names[0],
+            block[done : done + count].T.contiguous(),
+            first_row=(offset[1] + expert) * columns + offset[3],
+            first_column=offset[2] + row,
+            width=rows,
+        )
         done += count

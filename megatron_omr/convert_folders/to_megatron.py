@@ -17,6 +17,7 @@ from data_pipeline.files import atomic_folder
 from megatron_omr.checkpoint.files import WrittenFile, write_shards
 from megatron_omr.checkpoint.folder import complete_folder
 from megatron_omr.checkpoint.shards import Shard, plan_write
+from megatron_omr.config import ParallelConfig
 from megatron_omr.convert.hf_folder import MAX_FILE_BYTES, HfTensors
 from megatron_omr.convert.mapping import build_rules
 from megatron_omr.convert.rule import Rectangle, Rule
@@ -51,9 +52,7 @@ def to_megatron(
         dtypes = {DTYPES[source.places[name].dtype] for rule in rules for name in rule.hf}
         reader = _PartReader(source, dtype)
         shards = [
-            shard
-            for rule in rules
-            for shard in cut_rule(rule, config.parallel.tp, dtype, reader, block_bytes)
+            shard for rule in rules for shard in cut_rule(rule, config.parallel, dtype, reader, block_bytes)
         ]
         total = sum(shard.num_bytes for shard in shards)
         check_room(out, total)
@@ -98,7 +97,7 @@ def _write_files(
 
 
 def cut_rule(
-    rule: Rule, tp: int, dtype: torch.dtype, reader: _PartReader, block_bytes: int
+    rule: Rule, parallel: ParallelConfig, dtype: torch.dtype, reader: _PartReader, block_bytes: int
 ) -> Iterator[Shard]:
     """Yields the shards of a parameter: of each tensor-parallel rank's parts, blocks of rows.
 
@@ -106,6 +105,7 @@ def cut_rule(
     """
     row_bytes = math.prod(rule.shape[1:]) * dtype.itemsize
     rows = max(1, block_bytes // row_bytes)
+    tp = parallel.expert_tp if rule.is_of_experts else parallel.tp
     parts = [part for parts in rule.cut(tp)[: None if rule.dim is not None else 1] for part in parts]
     for blocks in zip(*(list(_split_rows(part, rows)) for part in parts), strict=True):
         for block in blocks:
@@ -144,18 +144,19 @@ class _PartReader:
         self._memory = _Memory()
 
     def read(self, rule: Rule, part: Rectangle) -> Tensor:
-        memory, ((first, *columns), sizes) = self._memory, part
+        memory, (offset, sizes) = self._memory, part
         memory.part, out = self._take(memory.part, sizes)
         if sizes[1:] == rule.shape[1:]:
             read_part(self._source, rule, part, out)
             return out
         whole = (sizes[0], *rule.shape[1:])
         memory.rows, rows = self._take(memory.rows, whole)
-        if memory.held != (rule.megatron, first):
+        if memory.held != (rule.megatron, offset[0]):
             memory.held = None
-            read_part(self._source, rule, ((first, 0), whole), rows)
-            memory.held = (rule.megatron, first)
-        return out.copy_(rows.narrow(1, columns[0], sizes[1]))
+            read_part(self._source, rule, ((offset[0], *[0] * (len(whole) - 1)), whole), rows)
+            memory.held = (rule.megatron, offset[0])
+        window = [slice(start, start + size) for start, size in zip(offset[1:], sizes[1:], strict=True)]
+        return out.copy_(rows[:, *window])
 
     def _take(self, memory: bytearray, sizes: Sequence[int]) -> tuple[bytearray, Tensor]:
         """Returns `memory`, or a larger one, and a tensor in it whose storage has not a byte more."""
