@@ -61,6 +61,7 @@ class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.reader = self.open_reader(init_info.place)
 
     def start_weight_update(self) -> None:
+        forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -119,6 +120,21 @@ class CollectiveReceiver(Receiver):
 
     def open_reader(self, place: dict[str, Any]) -> Reader:
         return collective.CollectiveReader(collective.read_place(place), rank=self.parallel_config.rank)
+
+
+def forget_packed_experts(model: torch.nn.Module) -> None:
+    """Makes vLLM's CPU build pack the experts of an update for its kernel, as it did when it loaded the model.
+
+    Where it finds the kernel that it made then, it copies an update into the packed weights as it comes. The engine
+    would go on with wrong weights, without an error.
+    """
+    if torch.accelerator.is_available():
+        return
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts  # not of older versions
+
+    for module in model.modules():
+        if isinstance(module, RoutedExperts):
+            module.quant_method.moe_kernel = None
 
 
 def is_tied(model: torch.nn.Module) -> bool:
