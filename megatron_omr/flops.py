@@ -54,8 +54,15 @@ def attention_flops(
 
 
 def language_mlp_flops(model: ModelConfig, num_tokens: int) -> float:
-    """Returns the FLOPs of one forward of the gated MLPs of all layers."""
-    return 6 * num_tokens * model.num_layers * model.hidden_size * model.intermediate_size
+    """Returns the FLOPs of one forward of the gated MLPs of all layers; of experts, of those that a token has."""
+    hidden, moe = model.hidden_size, model.moe
+    if moe is None:
+        return 6 * num_tokens * model.num_layers * hidden * model.intermediate_size
+    number = len(moe.layers)
+    width = number * moe.num_chosen * moe.intermediate_size
+    width += (model.num_layers - number) * model.intermediate_size
+    router = 2 * num_tokens * number * hidden * moe.num_experts
+    return 6 * num_tokens * hidden * width + router
 
 
 def vision_forward_flops(model: ModelConfig, grids: Sequence[Grid]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.recipes.rl import RL_RECIPES
-from megatron_omr.plan.config import ClusterConfig
+from megatron_omr.plan.config import ClusterConfig, GpuName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +14,8 @@ class RecipeSite:
     shape: str  # of megatron_omr/plan/configs, for where the model's folder is not there
 
 
-def _site(size: str, nodes: int, family: str = "Qwen2.5-VL") -> RecipeSite:
-    return RecipeSite(cluster=ClusterConfig(gpu="h100", nodes=nodes), shape=f"{family}-{size}-Instruct")
+def _site(size: str, nodes: int, family: str = "Qwen2.5-VL", gpu: GpuName = "h100") -> RecipeSite:
+    return RecipeSite(cluster=ClusterConfig(gpu=gpu, nodes=nodes), shape=f"{family}-{size}-Instruct")
 
 
 RECIPE_SITES: dict[str, RecipeSite] = {
@@ -27,6 +27,10 @@ RECIPE_SITES: dict[str, RecipeSite] = {
     "qwen3_vl_4b_sft": _site("4B", nodes=1, family="Qwen3-VL"),
     "qwen3_vl_8b_sft": _site("8B", nodes=4, family="Qwen3-VL"),
     "qwen3_vl_32b_sft": _site("32B", nodes=4, family="Qwen3-VL"),
+    "qwen3_vl_30b_a3b_sft": _site("30B-A3B", nodes=8, family="Qwen3-VL"),
+    "qwen3_vl_30b_a3b_sft_1024": _site("30B-A3B", nodes=128, family="Qwen3-VL"),
+    "qwen3_vl_235b_a22b_sft": _site("235B-A22B", nodes=8, family="Qwen3-VL", gpu="h200"),
+    "qwen3_vl_235b_a22b_sft_1024": _site("235B-A22B", nodes=128, family="Qwen3-VL"),
     "qwen3_vl_8b_gspo": _site("8B", nodes=8, family="Qwen3-VL"),
     **{
         name: _site("32B" if "_32b_" in name else "7B", nodes=8)

@@ -143,6 +143,39 @@ def qwen3_vl_32b_sft() -> SFTConfig:
     )
 
 
+def qwen3_vl_30b_a3b_sft() -> SFTConfig:
+    """The same recipe on Qwen3-VL-30B-A3B, on 8 x 8 GPUs; experts stay in a machine."""
+    return replace(
+        qwen3_vl_8b_sft(),
+        run="runs/qwen3_vl_30b_a3b_sft",
+        model="models/Qwen3-VL-30B-A3B-Instruct",
+        processes=64,
+        parallel=ParallelConfig(cp=4, ep=8, overlap=True),
+        compute=ComputeConfig(recompute="full", recompute_vision="full"),
+        optim=replace(qwen3_vl_8b_sft().optim, expert_balance=1e-3),
+    )
+
+
+def qwen3_vl_30b_a3b_sft_1024() -> SFTConfig:
+    """The same on 128 x 8 GPUs."""
+    return replace(qwen3_vl_30b_a3b_sft(), run="runs/qwen3_vl_30b_a3b_sft_1024", processes=1_024)
+
+
+def qwen3_vl_235b_a22b_sft() -> SFTConfig:
+    """The same recipe on Qwen3-VL-235B-A22B, on 8 x 8 GPUs of 141 GB."""
+    return replace(
+        qwen3_vl_30b_a3b_sft(),
+        run="runs/qwen3_vl_235b_a22b_sft",
+        model="models/Qwen3-VL-235B-A22B-Instruct",
+        parallel=ParallelConfig(tp=2, pp=8, cp=4, sp=True, ep=8, etp=1, overlap=True),
+    )
+
+
+def qwen3_vl_235b_a22b_sft_1024() -> SFTConfig:
+    """The same on 128 x 8 GPUs of 80 GB."""
+    return replace(qwen3_vl_235b_a22b_sft(), run="runs/qwen3_vl_235b_a22b_sft_1024", processes=1_024)
+
+
 SFT_RECIPES: dict[str, Callable[..., SFTConfig]] = {
     "demo": demo,
     "qwen2_5_vl_3b_sft": qwen2_5_vl_3b_sft,
@@ -153,4 +186,8 @@ SFT_RECIPES: dict[str, Callable[..., SFTConfig]] = {
     "qwen3_vl_4b_sft": qwen3_vl_4b_sft,
     "qwen3_vl_8b_sft": qwen3_vl_8b_sft,
     "qwen3_vl_32b_sft": qwen3_vl_32b_sft,
+    "qwen3_vl_30b_a3b_sft": qwen3_vl_30b_a3b_sft,
+    "qwen3_vl_30b_a3b_sft_1024": qwen3_vl_30b_a3b_sft_1024,
+    "qwen3_vl_235b_a22b_sft": qwen3_vl_235b_a22b_sft,
+    "qwen3_vl_235b_a22b_sft_1024": qwen3_vl_235b_a22b_sft_1024,
 }

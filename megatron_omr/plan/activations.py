@@ -36,6 +36,8 @@ class Layer:
     layer_norm: bool = False  # with a mean, else RMS norms
     qk_norm: bool = False
     fused_rotary: bool = False  # Transformer Engine's kernel, which keeps one table for all layers
+    experts: int = 0  # in place of the MLP, of which `ffn` is then the width of one
+    chosen: int = 0  # experts of a token
 
     def norms(self, element: int) -> float:
         """Two norms: each keeps its input, normalised or not, and statistics, and the linear layer its own input."""
@@ -66,8 +68,15 @@ class Layer:
         # the values are a view that keeps the projection of queries, keys and values
         return queries + keys + (queries + 2 * keys) + rows_and_output
 
-    def mlp(self, element: int) -> int:
-        """The two halves that SwiGLU takes, or the input of GELU, and what it makes of them."""
+    def mlp(self, element: int) -> float:
+        """The two halves that SwiGLU takes, or the input of GELU, and what it makes of them.
+
+        Of experts an estimate, for tokens that spread evenly: their copies of the token, gate and linear half, what
+        SwiGLU makes of these before and after the token's weight; and the router's logits, weights and choice.
+        """
+        if self.experts:
+            router = self.experts * (2 * _STATISTIC + 2) / self.shards
+            return self.chosen * (self.hidden / self.shards + 4 * self.ffn) * element + router
         return (3 if self.gated else 2) * self.ffn * element
 
     def saved(self, element: int, recompute: str, *, reordered: bool = False, gathered: int = 1) -> float:
@@ -86,7 +95,10 @@ def language_layer(model: ModelConfig, *, tp: int, sp: bool, fused_rotary: bool 
         keys=model.num_kv_heads * model.head_dim // tp,
         heads=model.num_heads // tp,
         head_dim=model.head_dim,
-        ffn=model.intermediate_size // tp,
+        # etp changes nothing: it divides the width, and gathers as many tokens more
+        ffn=model.moe.intermediate_size // tp if model.moe else model.intermediate_size // tp,
+        experts=model.moe.num_experts if model.moe else 0,
+        chosen=model.moe.num_chosen if model.moe else 0,
         shards=tp if sp else 1,
         qk_norm=model.qk_norm,
         fused_rotary=fused_rotary,

@@ -16,7 +16,7 @@ from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.gpus import GPUS, Gpu
 from megatron_omr.plan.memory import cache_bytes, plan_engine
 from megatron_omr.plan.task import Layout, Task, count_micro_batches, list_chunks, padded_tokens
-from megatron_omr.plan.weights import Chunk, list_parameters
+from megatron_omr.plan.weights import Chunk, list_own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class StepTime:
     recompute: float
     tensor_parallel: float
     context_parallel: float
+    expert_parallel: float  # tokens to their experts and back
     pipeline: float  # the bubble, and what stages send each other
     data_parallel: float  # gradients and weights
     optimizer: float
@@ -39,7 +40,7 @@ class StepTime:
     @property
     def train(self) -> float:
         parts = (self.score, self.compute, self.recompute, self.tensor_parallel, self.context_parallel)
-        return sum(parts) + self.pipeline + self.data_parallel + self.optimizer
+        return sum(parts) + self.expert_parallel + self.pipeline + self.data_parallel + self.optimizer
 
     @property
     def total(self) -> float:
@@ -82,12 +83,13 @@ class _Pack:
     again: float
     tensor_parallel: float
     context_parallel: float
+    expert_parallel: float
     send: float
 
     @property
     def total(self) -> float:
         parts = (self.forward, self.backward, self.again, self.tensor_parallel, self.context_parallel)
-        return sum(parts) + self.send
+        return sum(parts) + self.expert_parallel + self.send
 
 
 def plan_time(
@@ -111,6 +113,7 @@ def plan_time(
         recompute=updates * slowest.again,
         tensor_parallel=updates * slowest.tensor_parallel,
         context_parallel=updates * slowest.context_parallel,
+        expert_parallel=updates * slowest.expert_parallel,
         pipeline=updates * slowest.send + waiting,
         data_parallel=reduce * task.num_updates,
         optimizer=adam * task.num_updates,
@@ -157,6 +160,7 @@ def _time_pack(site: _Site, chunks: tuple[Chunk, ...]) -> _Pack:
         tensor_parallel=sent * others / site.bandwidth(parallel.tp),
         # gathered in forward and in backward, where their gradients are scattered as well
         context_parallel=3 * keys_and_values * (parallel.cp - 1) / site.bandwidth(parallel.tp * parallel.cp),
+        expert_parallel=_time_experts(site, hidden * num_layers),
         send=2
         * len(chunks)
         * hidden
@@ -165,6 +169,21 @@ def _time_pack(site: _Site, chunks: tuple[Chunk, ...]) -> _Pack:
         if parallel.pp > 1
         else 0.0,
     )
+
+
+def _time_experts(site: _Site, hidden: float) -> float:
+    """Returns the seconds in which tokens go to their experts and back, forward and backward, evenly spread.
+
+    Args:
+        hidden: bytes of the tokens of all layers, of the tensor-parallel ranks together.
+    """
+    model, parallel = site.task.model, site.layout.parallel
+    if model.moe is None or parallel.ep * parallel.expert_tp == 1:
+        return 0.0
+    ranks = parallel.ep * parallel.expert_tp
+    passes = 4 + {"none": 0, "mlp": 2, "full": 2}[site.layout.compute.recompute]
+    sent = passes * model.moe.num_chosen * hidden / parallel.tp * parallel.expert_tp
+    return sent * (ranks - 1) / ranks / site.bandwidth(ranks)
 
 
 def _time_compute(site: _Site, chunks: tuple[Chunk, ...]) -> tuple[float, float, float]:
@@ -199,14 +218,19 @@ def _time_compute(site: _Site, chunks: tuple[Chunk, ...]) -> tuple[float, float,
 def _time_update(site: _Site, chunks: tuple[Chunk, ...], ranks: int) -> tuple[float, float]:
     """Returns the seconds in which gradients are reduced and weights gathered, and those of the optimizer."""
     task, parallel = site.task, site.layout.parallel
-    lists = [list_parameters(task.model, chunk, tp=parallel.tp, pp=parallel.pp) for chunk in chunks]
-    trained = sum(p.size for parameters in lists for p in parameters if p.part not in task.freeze)
+    trained = [
+        p for chunk in chunks for p in list_own(task.model, chunk, parallel) if p.part not in task.freeze
+    ]
+    experts = sum(p.size for p in trained if p.of_expert)
+    others = sum(p.size for p in trained) - experts
+    holders = max(1, ranks * parallel.tp // (parallel.ep * parallel.expert_tp))  # of the same experts
     bandwidth = site.bandwidth(ranks * parallel.tp)
-    reduce = (4 + task.element) * trained * (ranks - 1) / ranks / bandwidth
+    moved = others * (ranks - 1) / ranks + experts * (holders - 1) / holders
+    reduce = (4 + task.element) * moved / bandwidth
     if parallel.overlap:
         reduce *= 1 - site.assume.overlapped
     # three states are read and written, and gradients read
-    adam = 28 * trained / ranks / (site.gpu.hbm * site.assume.hbm_efficiency)
+    adam = 28 * (others / ranks + experts / holders) / (site.gpu.hbm * site.assume.hbm_efficiency)
     return reduce, adam
 
 

@@ -28,6 +28,7 @@ from megatron_omr.plan.weights import (
     Chunk,
     StaticBytes,
     count_static,
+    list_own,
     list_parameters,
     overlap_bucket_size,
 )
@@ -136,9 +137,10 @@ def _rounded(count: int, parallel: ParallelConfig) -> int:
 @cache
 def _static(task: Task, parallel: ParallelConfig, dp: int, chunks: tuple[Chunk, ...]) -> StaticBytes:
     return count_static(
-        [list_parameters(task.model, chunk, tp=parallel.tp, pp=parallel.pp) for chunk in chunks],
+        [list_own(task.model, chunk, parallel) for chunk in chunks],
         element=task.element,
         num_shards=dp * parallel.cp,
+        num_expert_shards=max(1, dp * parallel.cp * parallel.tp // (parallel.ep * parallel.expert_tp)),
         freeze=task.freeze,
         bucket_size=overlap_bucket_size(dp) if parallel.overlap else None,
     )
@@ -163,7 +165,7 @@ def _working(layer: Layer, recompute: str, element: int) -> float:
     again = layer.saved(element, "none") - layer.saved(element, "mlp" if recompute == "mlp" else "none")
     if recompute == "full":
         again = layer.saved(element, "none")
-    return again + (3 * layer.ffn + 2 * layer.hidden) * element
+    return again + (3 * layer.ffn + 2 * layer.hidden) * max(1, layer.chosen) * element
 
 
 def count_patches(task: Task, assume: AssumeConfig, *, cp: int) -> tuple[float, float]:

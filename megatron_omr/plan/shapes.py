@@ -16,6 +16,8 @@ PUBLISHED = (
     "Qwen3-VL-4B-Instruct",
     "Qwen3-VL-8B-Instruct",
     "Qwen3-VL-32B-Instruct",
+    "Qwen3-VL-30B-A3B-Instruct",
+    "Qwen3-VL-235B-A22B-Instruct",
 )
 """Names of the published models, each family from the smallest."""
 

@@ -24,7 +24,9 @@ class Layout:
     def describe(self) -> str:
         p = self.parallel
         degrees = [f"tp{p.tp}" + "+sp" * p.sp] + [
-            f"{name}{value}" for name, value in (("pp", p.pp), ("vp", p.vp), ("cp", p.cp)) if value > 1
+            f"{name}{value}"
+            for name, value in (("pp", p.pp), ("vp", p.vp), ("cp", p.cp), ("ep", p.ep), ("etp", p.etp))
+            if value > (name != "etp")
         ]
         return " ".join(degrees)
 

@@ -1,8 +1,9 @@
 """Lists the parameters of a pipeline stage, and sizes the buffers that Megatron makes of them. Pure arithmetic.
 
 A model chunk's trained parameters lie in one buffer (bytes of the precision), their gradients in a second one of the
-same length in float32; the optimizer's states are divided over the data- and context-parallel ranks. The order of the
-parameters is that of `named_parameters()`, which decides where buckets end.
+same length in float32; the optimizer's states are divided over the data- and context-parallel ranks. Experts have
+buffers of their own, divided over the ranks that hold the same experts. The order of the parameters is that of
+`named_parameters()`, which decides where buckets end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from megatron_omr.layout.config import ParallelConfig
 from megatron_omr.model_config import ModelConfig
 
 _PARAMETER_START = 64  # elements: Megatron begins each parameter at a multiple of this
@@ -34,23 +36,33 @@ class Parameter:
     shared: bool = (
         False  # embeddings tied to the output layer of another pipeline rank: a bucket of their own
     )
+    of_expert: bool = False
 
 
 @cache
-def list_parameters(model: ModelConfig, chunk: Chunk, *, tp: int, pp: int) -> tuple[Parameter, ...]:
-    """Returns the parameters of a chunk on one tensor-parallel rank, in Megatron's order."""
+def list_parameters(
+    model: ModelConfig, chunk: Chunk, *, tp: int, pp: int, ep: int = 1, etp: int = 0
+) -> tuple[Parameter, ...]:
+    """Returns the parameters of a chunk on one rank, in Megatron's order; of experts, all layers have them."""
     tied = model.tie_word_embeddings
     embedding = model.vocab_size // tp * model.hidden_size
-    language = [embedding] if chunk.first else []
-    for _ in range(chunk.num_layers):
-        language += _language_layer(model, tp)
-    language += [model.hidden_size] if chunk.last else []
-    parameters = [Parameter(part="language", size=size) for size in language]
+    layer = [Parameter(part="language", size=size) for size in _language_layer(model, tp)]
+    layer += [
+        Parameter(part="language", size=size, of_expert=True) for size in _experts(model, ep, etp or tp)
+    ]
+    parameters = [Parameter(part="language", size=embedding)] if chunk.first else []
+    parameters += layer * chunk.num_layers
+    parameters += [Parameter(part="language", size=model.hidden_size)] if chunk.last else []
     if tied and pp > 1 and chunk.first:
         parameters[0] = Parameter(part="language", size=embedding, shared=True)
     if chunk.last and not (tied and chunk.first):
         parameters.append(Parameter(part="language", size=embedding, shared=tied and pp > 1))
     return (*parameters, *(_vision(model, tp) if chunk.first else ()))
+
+
+def list_own(model: ModelConfig, chunk: Chunk, parallel: ParallelConfig) -> tuple[Parameter, ...]:
+    """Returns the parameters of a chunk on one rank of a layout."""
+    return list_parameters(model, chunk, tp=parallel.tp, pp=parallel.pp, ep=parallel.ep, etp=parallel.etp)
 
 
 def _language_layer(model: ModelConfig, tp: int) -> list[int]:
@@ -60,7 +72,16 @@ def _language_layer(model: ModelConfig, tp: int) -> list[int]:
     attention = [hidden, hidden * queries, qkv * hidden]
     attention += [qkv] if model.qkv_bias else []
     attention += [model.head_dim, model.head_dim] if model.qk_norm else []
+    if model.moe:
+        return [*attention, hidden, model.moe.num_experts * hidden]
     return [*attention, hidden, 2 * ffn * hidden, hidden * ffn]
+
+
+def _experts(model: ModelConfig, ep: int, etp: int) -> list[int]:
+    if model.moe is None:
+        return []
+    inner = model.moe.intermediate_size // etp
+    return [2 * inner * model.hidden_size, model.hidden_size * inner] * (model.moe.num_experts // ep)
 
 
 def _vision(model: ModelConfig, tp: int) -> Iterator[Parameter]:
@@ -169,6 +190,8 @@ def count_static(
     shard: int = 0,
     freeze: Collection[str] = (),
     bucket_size: int | None = None,
+    num_expert_shards: int = 1,
+    expert_shard: int = 0,
 ) -> StaticBytes:
     """Returns the bytes of weights, gradients, optimizer states and a reference of one rank with these model chunks.
 
@@ -178,8 +201,10 @@ def count_static(
         bucket_size: as lay_out, for the chunk with the vision tower; Megatron makes buckets of no other.
         shard: the rank's number among the data- and context-parallel ranks.
         freeze: parts without gradients and states.
+        num_expert_shards, expert_shard: the same among the ranks that hold the same part of the same experts.
     """
-    trained = [[p for p in parameters if p.part not in freeze] for parameters in chunks]
+    trained = [[p for p in parameters if p.part not in freeze and not p.of_expert] for parameters in chunks]
+    experts = [[p for p in parameters if p.part not in freeze and p.of_expert] for parameters in chunks]
     frozen = sum(p.size for parameters in chunks for p in parameters if p.part in freeze)
     buffers = [
         lay_out(
@@ -189,12 +214,15 @@ def count_static(
         )
         for parameters, whole in zip(trained, chunks, strict=True)
     ]
-    size = sum(buffer.size for buffer in buffers)
+    expert_buffers = [lay_out(parameters, num_expert_shards, bucket_size=None) for parameters in experts]
+    size = sum(buffer.size for buffer in buffers + expert_buffers)
+    held = sum(buffer.shard_size(shard) for buffer in buffers)
+    held += sum(buffer.shard_size(expert_shard) for buffer in expert_buffers)
     states = 8 if element == 4 else 12
     return StaticBytes(
         weights=element * (size + frozen),
         gradients=4 * size,
-        optimizer=states * sum(buffer.shard_size(shard) for buffer in buffers),
+        optimizer=states * held,
         reference=element * size,
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 
 from megatron_omr import cpu, parallel
@@ -15,7 +13,7 @@ from megatron_omr.model.spec import choose_backend
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.weights import StaticBytes
 from megatron_omr.swap.reference import Reference
-from megatron_omr.train.optimizer import build_optimizer, wrap_chunks
+from megatron_omr.train.optimizer import build_optimizer, list_buffers, wrap_chunks
 
 
 def measure_static(
@@ -45,8 +43,7 @@ def measure_static(
         finally:
             parallel.shutdown()
     reference = Reference(chunks, "device")
-    # Megatron hides the module's method of this name behind its list of gradient buffers
-    buffers = [buffer for chunk in chunks for buffer in cast("list[Any]", chunk.buffers)]
+    buffers = list_buffers(chunks)
     frozen = [p for part in parts for p in part.parameters() if not p.requires_grad]
     return StaticBytes(
         weights=sum(b.param_data.nbytes for b in buffers) + sum(p.nbytes for p in frozen),

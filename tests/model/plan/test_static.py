@@ -10,7 +10,7 @@ from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.dtypes import Precision
 from megatron_omr.plan.shapes import PUBLISHED, published_shape
 from megatron_omr.plan.task import list_chunks
-from megatron_omr.plan.weights import StaticBytes, count_static, list_parameters, overlap_bucket_size
+from megatron_omr.plan.weights import StaticBytes, count_static, list_own, overlap_bucket_size
 from tests.helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.heavy
@@ -30,6 +30,15 @@ LAYOUTS = {
     "72B": [
         ParallelConfig(tp=8, pp=4, cp=2, sp=True),
         ParallelConfig(tp=8, pp=4, vp=5, layers=(3, *[4] * 18, 5)),
+    ],
+    "30B": [
+        ParallelConfig(ep=8),
+        ParallelConfig(tp=2, sp=True, ep=16, etp=1),
+        ParallelConfig(tp=4, pp=4, cp=2, sp=True, ep=4, etp=2),
+    ],
+    "235B": [
+        ParallelConfig(tp=4, pp=8, sp=True, ep=32, etp=1),
+        ParallelConfig(tp=2, pp=16, cp=2, sp=True, ep=8, etp=1, overlap=True),
     ],
 }
 CASES = [(name, layout) for name in PUBLISHED for layout in LAYOUTS[name.split("-")[2]]]
@@ -77,14 +86,13 @@ def _formula(
 ) -> StaticBytes:
     model = published_shape(name)
     num_shards = WORLD // layout.tp // layout.pp
+    num_experts = WORLD // layout.pp // layout.ep // layout.expert_tp
     return count_static(
-        [
-            list_parameters(model, chunk, tp=layout.tp, pp=layout.pp)
-            for chunk in list_chunks(model, layout)[stage]
-        ],
+        [list_own(model, chunk, layout) for chunk in list_chunks(model, layout)[stage]],
         element=4 if precision == "fp32" else 2,
         num_shards=num_shards,
         shard=shard,
+        num_expert_shards=num_experts,
         freeze=freeze,
         bucket_size=overlap_bucket_size(num_shards // layout.cp) if layout.overlap else None,
     )
