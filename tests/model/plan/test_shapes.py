@@ -11,7 +11,8 @@ from megatron_omr.plan.shapes import CONFIGS, PUBLISHED, published_shape
 QWEN2_5, QWEN3 = ([name for name in PUBLISHED if name.startswith(family)] for family in ("Qwen2.5", "Qwen3"))
 PARAMETERS = {
     **dict(zip(QWEN2_5, (3_754_622_976, 8_292_166_656, 33_452_718_336, 73_410_777_344), strict=True)),
-    **dict(zip(QWEN3, (2_127_532_032, 4_437_815_808, 8_767_123_696, 33_357_390_064), strict=True)),
+    **dict(zip(QWEN3[:4], (2_127_532_032, 4_437_815_808, 8_767_123_696, 33_357_390_064), strict=True)),
+    **dict(zip(QWEN3[4:], (31_070_754_032, 235_670_022_896), strict=True)),  # with experts
 }
 
 
@@ -34,9 +35,9 @@ def test_another_name_is_refused_with_the_known_ones() -> None:
         published_shape("Qwen3")
 
 
-@pytest.mark.parametrize(("name", "heads"), zip(PUBLISHED, (2, 4, 8, 8, 8, 8, 8, 8), strict=True))
+@pytest.mark.parametrize(("name", "heads"), zip(PUBLISHED, (2, 4, 8, 8, 8, 8, 8, 8, 4, 4), strict=True))
 def test_tensor_parallelism_reaches_the_number_of_key_heads(name: str, heads: int) -> None:
-    ParallelConfig(tp=heads).check_model(published_shape(name))
+    ParallelConfig(tp=heads, sp=True).check_model(published_shape(name))
     allowed = ", ".join(str(tp) for tp in (1, 2, 4, 8) if tp <= heads)
     with pytest.raises(
         ValueError, match=f"tp={2 * heads} must divide num_key_value_heads={heads}; .* tp = {allowed}$"
