@@ -1,13 +1,14 @@
 """Summarises demos that ran several RL algorithms: python -m benchmarks.demo_algorithms RUNS/demo42 RUNS/demo7 ...
 
-Each folder holds one seed's data, SFT and, as `omr demo --algorithm NAME` leaves them, RL runs and their evaluations.
-Prints the table of docs/algorithms/demo.md and writes the numbers to results/demo_algorithms.json.
+Each folder holds one seed's data, SFT and, as `omr demo --algorithm NAME` leaves them, RL runs and their evaluations:
+rl*/ and eval/rl*/. Prints the table of docs/algorithms/demo.md, or of docs/async.md where runs differ in their mode,
+and writes the numbers to results/demo_algorithms.json or, with --result NAME, to results/NAME.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,6 +29,8 @@ def summarize(evaluation: Path) -> dict[str, Any]:
     return {
         "seed": config["seed"],
         "algorithm": config["algorithm"]["name"],
+        "mode": config["rollout"]["mode"],
+        "correction": config["algorithm"]["correction"],
         "num_minibatches": config["algorithm"]["num_minibatches"],
         "steps": len(rows),
         "after_sft": {"accuracy": before["accuracy"], "ci95": before["ci95"]},
@@ -61,7 +64,7 @@ def table_row(run: dict) -> str:
 
     clipped = "–" if run["clip_fraction"] is None else f"{100 * run['clip_fraction']:.2g} %"
     cells = [
-        run["algorithm"],
+        run["algorithm"] if run["mode"] == "sync" else f"{run['algorithm']}, {run['mode']}",
         str(run["seed"]),
         percent(run["after_sft"]),
         percent(run["after_rl"]),
@@ -75,16 +78,20 @@ def table_row(run: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(folders: list[str]) -> None:
+def main() -> None:
     """Prints a table of the demos' runs and writes their numbers."""
-    found = [path.parent for folder in folders for path in Path(folder).glob("eval/rl*/summary.json")]
-    runs = sorted((summarize(each) for each in found), key=lambda run: (run["algorithm"], -run["seed"]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_algorithms")
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--result", default="demo_algorithms")
+    options = parser.parse_args()
+    found = [path.parent for folder in options.folders for path in folder.glob("eval/rl*/summary.json")]
+    runs = sorted(map(summarize, found), key=lambda run: (run["algorithm"], run["mode"], -run["seed"]))
     print("| algorithm | seed | after SFT | after RL | gain | training accuracy | entropy", end="")
     print(" | cut off | clipped | groups learned |")
     print("|---" * 10 + "|")
     print("\n".join(map(table_row, runs)))
-    print(write_result("demo_algorithms", {"runs": runs}))
+    print(write_result(options.result, {"runs": runs}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
