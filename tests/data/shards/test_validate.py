@@ -229,7 +229,7 @@ def test_what_a_model_refuses_is_found_and_named(tmp_path: Path, tiny_hf: Path):
     del kinds["bad/torn"], kinds["bad/no reference"]  # found by --images, and by RL and evaluation
     assert {problem.sample: problem.kind for problem in found.problems} == kinds
     assert check(tmp_path / "s", model=str(tiny_hf), max_tokens=100).counts["too_long"] > 4
-    with pytest.raises(ValueError, match="complete Qwen2.5-VL folder"):
+    with pytest.raises(ValueError, match="complete folder of the model"):
         check(tmp_path / "s", model=str(tmp_path))
 
 
