@@ -43,6 +43,9 @@ TOOLS = ("bash", "env", "git", "gzip", "mkdir", "rm", "tar")
 LARGE = [name for name in (*SFT_RECIPES, *RL_RECIPES) if name in RECIPE_SITES]
 
 
+pytestmark = pytest.mark.timeout(900)  # each large recipe is submitted once: 80 s on an idle core
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
     """What dry runs show: of each large recipe, and of some other commands."""
@@ -78,7 +81,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
     commands["nothing"] = ["data", "validate", "data/openmmreasoner_rl_74k", "--on", "site"]
     commands["eval"] = ["eval", "qwen2_5_vl_7b_greedy", "--on", "site", "--nodes", "2"]
     env = {"PATH": path_with(folder / "bin", *TOOLS), "HOME": str(folder)}
-    done = run_omr(*(["launch", *words, "--dry-run"] for words in commands.values()), cwd=folder, env=env)
+    done = run_omr(
+        *(["launch", *words, "--dry-run"] for words in commands.values()), cwd=folder, env=env, timeout=800
+    )
     assert not (folder / ".nemo_run").exists() and not (folder / "runs/openmmreasoner_gspo").exists()
     return dict(zip(commands, done, strict=True))
 
