@@ -112,7 +112,7 @@ def other_values(value: Any) -> list[Any]:
         (
             "tiny_qwen3",
             {"text_config.hidden_act", "text_config.attention_bias", "vision_config.num_position_embeddings"},
-            {"text_config.bos_token_id", "vision_config.in_chans"},
+            {"vision_config.in_chans"},
             {"vision_config.deepstack_visual_indexes"},
         ),
     ],
@@ -152,6 +152,8 @@ def _compare(base: str, out: str) -> tuple[set[str], set[str], set[str], list[st
     refused, harmless, honoured, wrong = set(), set(), set(), []
     for part, name, value in mutations(config):
         field = f"{part}.{name}".strip(".")
+        if field == "tie_word_embeddings" and plain.tie_word_embeddings:
+            continue  # the files hold no head, and transformers would draw one
         changed = config | ({part: config[part] | {name: value}} if part else {name: value})
         (folder / "config.json").write_text(json.dumps(changed))
         try:
@@ -162,7 +164,11 @@ def _compare(base: str, out: str) -> tuple[set[str], set[str], set[str], list[st
             continue
         try:
             theirs = _theirs(out, example)
-        except (AttributeError, StrictDataclassError):  # its configs check types
+        except (
+            AttributeError,
+            StrictDataclassError,
+            TypeError,
+        ):  # its configs check types; return_dict breaks it
             continue
         if not (difference := float((ours - theirs).abs().max())) < 1e-4:
             wrong.append(f"{field}={value}: logits differ by {difference}")
