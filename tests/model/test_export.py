@@ -166,8 +166,8 @@ def _export_everywhere(folder: str, parallel: ParallelConfig, out: str) -> dict[
     from tests.helpers.weights import received
 
     class Recorded(oracle.Oracle):
-        def weights(self) -> Any:
-            return Popped(super().weights())
+        def published_weights(self) -> Any:
+            return Popped(super().published_weights())
 
     class Popped(dict[str, torch.Tensor]):
         def pop(self, name: str, default: Any = None) -> Any:
