@@ -27,7 +27,7 @@ from megatron_omr.model_config import ModelConfig
 class TappedSequences(PackedSequences):
     """Frames as the sequences, and the outputs of some layers, which these put in."""
 
-    taps: list[Tensor] = field(default_factory=list)
+    taps: list[Tensor] | None = field(default_factory=list)  # None once they are taken
 
 
 class TappedLayer(TransformerLayer):
@@ -39,9 +39,9 @@ class TappedLayer(TransformerLayer):
 
     def forward(self, *args: Any, packed_seq_params: TappedSequences, **kwargs: Any) -> Any:
         output: Any = super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)
-        levels = self.config.deepstack_layers
-        if self.layer_number - 1 in levels and len(packed_seq_params.taps) < len(levels):
-            packed_seq_params.taps.append(output[0])
+        taps = packed_seq_params.taps
+        if taps is not None and self.layer_number - 1 in self.config.deepstack_layers:
+            taps.append(output[0])
         return output
 
 
@@ -98,7 +98,9 @@ class DeepstackTower(VisionTower):
             rotary_pos_emb=self.rotary_table(grid.positions_P),
             packed_seq_params=sequences,
         )
-        features = zip(sequences.taps, self.deepstack.children(), strict=True)
+        # recomputation's nodes hold the sequences: taps left in them would hold these nodes, for ever
+        taps, sequences.taps = sequences.taps or [], None
+        features = zip(taps, self.deepstack.children(), strict=True)
         levels = [self.merge(tap, merger) for tap, merger in features]
         return torch.cat([self.merge(hidden, self.projection), *levels], dim=1)
 
