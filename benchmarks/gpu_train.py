@@ -27,7 +27,6 @@ import torch
 from benchmarks.environment import describe_environment, write_result
 from benchmarks.gpu_plan import plan_step
 from benchmarks.gpu_samples import draw_samples
-from data_pipeline.encode.config import QWEN2_5_VL_PATCHES
 from data_pipeline.encode.images import normalise
 from data_pipeline.files import to_json
 from data_pipeline.loader.packing import merge
@@ -114,12 +113,17 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             side = size.image_side if kind == "images" else 0
             samples = draw_samples(shape, num_tokens=size.num_tokens, longest=size.longest, image_side=side)
             result[kind] = measure_all(size, shape, ranks, samples, options.cases)
+            save(result, options.out)  # time on a GPU may end before the other kind has
         parallel.shutdown()
-    if options.out:
-        options.out.write_text(to_json({"environment": describe_environment(), **result}, indent=2) + "\n")
+    return result
+
+
+def save(result: dict[str, object], out: Path | None) -> None:
+    """Writes the result to `out`, or among the benchmarks' results."""
+    if out:
+        out.write_text(to_json({"environment": describe_environment(), **result}, indent=2) + "\n")
     else:
         write_result("gpu_train" if cpu.device() == "cuda" else "gpu_train_tiny", result)
-    return result
 
 
 def parse_options(argv: list[str]) -> argparse.Namespace:
@@ -348,6 +352,7 @@ def measure_transformers(size: Size, samples: Sequence[Example], flops: float) -
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=OPTIM.lr, weight_decay=0.0, fused=cpu.device() == "cuda"
     )
+    patches = ModelConfig.from_hf(size.folder).family.patches
     batches = [pad(group, model.config.image_token_id) for group in group_by_length(samples, size.longest)]
     num_learned = sum(float((s.loss_mask > 0).sum()) for s in samples)
 
@@ -356,7 +361,7 @@ def measure_transformers(size: Size, samples: Sequence[Example], flops: float) -
         for batch in batches:
             inputs = {name: value.to(cpu.device()) for name, value in batch.items()}
             if "pixel_values" in inputs:
-                inputs["pixel_values"] = normalise(inputs["pixel_values"], QWEN2_5_VL_PATCHES).to(model.dtype)
+                inputs["pixel_values"] = normalise(inputs["pixel_values"], patches).to(model.dtype)
             model(**inputs, num_items_in_batch=num_learned).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
         optimizer.step()
@@ -366,18 +371,17 @@ def measure_transformers(size: Size, samples: Sequence[Example], flops: float) -
 
 def build_transformers(size: Size) -> tuple[Any, str]:
     """Returns transformers' model with random weights, and its attention: flash-attention where it is installed."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import is_flash_attn_2_available
 
     attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
-    config = Qwen2_5_VLConfig.from_pretrained(size.folder)
+    config = AutoConfig.from_pretrained(size.folder)
     config.text_config.num_hidden_layers = size.layers
-    config.text_config.layer_types = config.text_config.layer_types[: size.layers]
+    if hasattr(config.text_config, "layer_types"):
+        config.text_config.layer_types = config.text_config.layer_types[: size.layers]
     dtype = torch.bfloat16 if size.precision == "bf16" else torch.float32
     with torch.device(cpu.device()):
-        model = Qwen2_5_VLForConditionalGeneration._from_config(
-            config, dtype=dtype, attn_implementation=attention
-        )
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
     return model.train(), attention
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from launch.recipes import rl_demo
 from launch.recipes.openmmreasoner import openmmreasoner_gspo
-from rl.config import EvalConfig, SamplingConfig
+from launch.recipes.rl_others import qwen3_vl_8b_gspo
+from rl.config import EvalConfig, RLConfig, SamplingConfig
 
 
 def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -> EvalConfig:
@@ -27,7 +28,15 @@ def demo(root: str = "runs/demo", *, model: str | None = None, seed: int = 42) -
 
 def qwen2_5_vl_7b_greedy() -> EvalConfig:
     """The published protocol: one greedy response of at most 49,152 tokens to each question, on 8 GPUs."""
-    trained = openmmreasoner_gspo()
+    return _ask_greedily(openmmreasoner_gspo())
+
+
+def qwen3_vl_8b_greedy() -> EvalConfig:
+    """The same protocol for Qwen3-VL-8B, whose images have 65,536 pixels at least."""
+    return _ask_greedily(qwen3_vl_8b_gspo())
+
+
+def _ask_greedily(trained: RLConfig) -> EvalConfig:
     return EvalConfig(
         model=f"{trained.run}/hf",
         shards="data/held_out",
@@ -42,4 +51,5 @@ def qwen2_5_vl_7b_greedy() -> EvalConfig:
 EVAL_RECIPES: dict[str, Callable[..., EvalConfig]] = {
     "demo": demo,
     "qwen2_5_vl_7b_greedy": qwen2_5_vl_7b_greedy,
+    "qwen3_vl_8b_greedy": qwen3_vl_8b_greedy,
 }

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_pipeline.encode.processor import pixel_limits, read_image_processor
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import RLConfig
@@ -32,6 +33,11 @@ def ask(config: RLConfig, settings: EngineParityConfig, folder: str) -> Asked:
     Raises:
         ValueError: no prompt can be asked.
     """
+    smallest, _ = pixel_limits(read_image_processor(Path(config.model))[1])
+    image = replace(
+        config.image, min_pixels=max(smallest, config.image.min_pixels)
+    )  # the engine would resize them
+    config = replace(config, image=image)
     if not config.shards:
         config = replace(config, shards=folder)
         write_shards(digit_samples("test", settings.prompts, config.seed), Path(folder))
