@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megatron_omr.config import ParallelConfig
+from tests.helpers.checkpoints import check_loaded, read_whole
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import random_micro_batches, tiny_trainer
 
@@ -55,43 +55,15 @@ def _compare(
     """Loads each of `sources` and compares all that this rank holds with `start`; writes `out`."""
     import torch
 
-    from megatron_omr.checkpoint.load import load_checkpoint
     from megatron_omr.checkpoint.save import save_checkpoint
-    from megatron_omr.checkpoint.state import optimizer_shards, optimizer_step, weight_shards
-    from megatron_omr.train.trainer import unwrap_chunks
 
-    whole = _read_whole(Path(start))
+    whole = read_whole(Path(start))
     trainer = tiny_trainer(folder, parallel)
     for source in sources:
-        for shard in optimizer_shards(trainer, with_copies=True):
-            shard.tensor().fill_(-1)
-        assert load_checkpoint(trainer, source / "step-00000002") == (2, {})
-        assert optimizer_step(trainer) == 2 and trainer.scheduler.num_steps == 2
-        weights = weight_shards(unwrap_chunks(trainer))
-        for shard in [*weights, *optimizer_shards(trainer, with_copies=True)]:
-            place = tuple(slice(o, o + s) for o, s in zip(shard.offset, shard.sizes, strict=True))
-            assert torch.equal(shard.tensor(), whole[shard.key][place]), f"{shard.key} from {source.name}"
+        check_loaded(trainer, source, whole)
     if out is not None:
         save_checkpoint(trainer, out, step=2, state={}, template=folder, keep=1)
         if int(os.environ["RANK"]) == 0:
-            ours = _read_whole(out)
+            ours = read_whole(out)
             assert ours.keys() == whole.keys()
             assert all(torch.equal(tensor, whole[key]) for key, tensor in ours.items())
-
-
-def _read_whole(run: Path) -> dict[str, Any]:
-    """Returns all tensors of a checkpoint."""
-    import torch
-
-    from megatron_omr.checkpoint.metadata import read_metadata
-    from megatron_omr.checkpoint.shards import Shard, read_shards
-
-    checkpoint, whole = run / "step-00000002", {}
-    metadata = read_metadata(checkpoint)
-    for key, found in metadata.state_dict_metadata.items():
-        tensor = torch.empty(found.size, dtype=found.properties.dtype)  # pyright: ignore
-        size = tuple(tensor.shape)
-        place: Any = {"global_shape": size, "offset": (0,) * len(size), "sizes": size}
-        read_shards(checkpoint, [Shard(key=key, **place, dtype=tensor.dtype, data=tensor)], metadata)
-        whole[key] = tensor
-    return whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from megatron_omr.config import ParallelConfig
 from megatron_omr.dtypes import Precision
 from tests.helpers.trainers import exported, random_micro_batches, tiny_trainer
+
+if TYPE_CHECKING:
+    from megatron_omr.train.trainer import Trainer
 
 STATE = {"loader": {"epoch": 1}, "name": "π"}
 
@@ -77,3 +80,37 @@ def check_same_step(wanted: Step, folder: Path, seen: Step, there: Path) -> None
     names = [name for name in after if name.endswith(".weight")]
     gaps = {n: float((after_there[n] - after[n]).norm() / (after[n] - before[n]).norm()) for n in names}
     assert max(gaps.values()) < 2e-2, gaps
+
+
+def read_whole(run: Path) -> dict[str, Any]:
+    """Returns all tensors of a checkpoint of two steps."""
+    import torch
+
+    from megatron_omr.checkpoint.metadata import read_metadata
+    from megatron_omr.checkpoint.shards import Shard, read_shards
+
+    checkpoint, whole = run / "step-00000002", {}
+    metadata = read_metadata(checkpoint)
+    for key, found in metadata.state_dict_metadata.items():
+        tensor = torch.empty(found.size, dtype=found.properties.dtype)  # pyright: ignore
+        size = tuple(tensor.shape)
+        place: Any = {"global_shape": size, "offset": (0,) * len(size), "sizes": size}
+        read_shards(checkpoint, [Shard(key=key, **place, dtype=tensor.dtype, data=tensor)], metadata)
+        whole[key] = tensor
+    return whole
+
+
+def check_loaded(trainer: Trainer, run: Path, wanted: dict[str, Any]) -> None:
+    """Loads a checkpoint of two steps; all that this rank holds must be what read_whole returned, to the bit."""
+    from megatron_omr.checkpoint.load import load_checkpoint
+    from megatron_omr.checkpoint.state import optimizer_shards, optimizer_step, weight_shards
+    from megatron_omr.train.trainer import unwrap_chunks
+
+    for shard in optimizer_shards(trainer, with_copies=True):
+        shard.tensor().fill_(-1)
+    assert load_checkpoint(trainer, run / "step-00000002") == (2, {})
+    assert optimizer_step(trainer) == 2 and trainer.scheduler.num_steps == 2
+    weights = weight_shards(unwrap_chunks(trainer))
+    for shard in [*weights, *optimizer_shards(trainer, with_copies=True)]:
+        place = tuple(slice(o, o + s) for o, s in zip(shard.offset, shard.sizes, strict=True))
+        assert shard.tensor().equal(wanted[shard.key][place]), f"{shard.key} from {run}"

@@ -10,17 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from megatron_omr.families.shapes import VisionConfig
 from megatron_omr.model.attention import PackedSequences
-from megatron_omr.model.spec import Backend
-from megatron_omr.model.transformer_config import VisionTransformerConfig
 from megatron_omr.model.vision.geometry import Grid
 from megatron_omr.model.vision.tower import VisionTower
-from megatron_omr.model_config import ModelConfig
 
 
 @dataclass
@@ -72,14 +68,7 @@ class WindowLayer(TransformerLayer):
 class WindowTower(VisionTower):
     """Qwen2.5-VL's vision tower."""
 
-    def __init__(
-        self,
-        config: VisionTransformerConfig,
-        projector_config: TransformerConfig,
-        model: ModelConfig,
-        backend: Backend,
-    ) -> None:
-        super().__init__(config, projector_config, model, backend, layer=WindowLayer)
+    layer = WindowLayer
 
     def forward(self, pixels: Tensor, grid_thw: Tensor, frames: Tensor | None = None) -> Tensor:
         geometry = WindowGeometry.create(grid_thw, self.vision)

@@ -71,6 +71,8 @@ class DeepstackMergers(MegatronModule):
 class DeepstackTower(VisionTower):
     """Qwen3-VL's vision tower."""
 
+    layer = TappedLayer
+
     def __init__(
         self,
         config: VisionTransformerConfig,
@@ -78,7 +80,7 @@ class DeepstackTower(VisionTower):
         model: ModelConfig,
         backend: Backend,
     ) -> None:
-        super().__init__(config, projector_config, model, backend, layer=TappedLayer)
+        super().__init__(config, projector_config, model, backend)
         vision = model.vision
         self.pos_embed = nn.Embedding(
             vision.num_position_embeddings,

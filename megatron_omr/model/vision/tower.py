@@ -6,7 +6,7 @@ Legend: P patches, M merged patches (P / merge**2), D hidden size of the languag
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core.models.vision.multimodal_projector import MultimodalProjector
@@ -28,14 +28,14 @@ _ROPE_THETA = 10_000.0  # the same in all families
 class VisionTower(MegatronModule):
     """Turns patches into embeddings of the language model's width; the layers are Megatron's."""
 
+    layer: ClassVar[type[TransformerLayer]]
+
     def __init__(
         self,
         config: VisionTransformerConfig,
         projector_config: TransformerConfig,
         model: ModelConfig,
         backend: Backend,
-        *,
-        layer: type[TransformerLayer],
     ) -> None:
         super().__init__(config=config)
         vision = model.vision
@@ -50,7 +50,7 @@ class VisionTower(MegatronModule):
             dtype=config.params_dtype,
             device=cpu.device(),
         )
-        spec = build_block_spec(backend, config.num_layers, causal=False, layer=layer)
+        spec = build_block_spec(backend, config.num_layers, causal=False, layer=self.layer)
         self.decoder = TransformerBlock(config, spec)  # its final norm is the merger's
         self.projection = build_projector(projector_config, backend, self.merged_size)
 

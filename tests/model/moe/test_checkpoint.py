@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_omr.config import ParallelConfig
+from tests.helpers.checkpoints import check_loaded, read_whole
 from tests.helpers.ranks import init_ranks, run_ranks
 from tests.helpers.trainers import OPTIM, random_micro_batches
 
@@ -38,13 +38,13 @@ def _go_through(folder: str, out: str) -> None:
     for seed in (1, 2):
         train_step(trainer, random_micro_batches(trainer, EP2, seed=seed))
     save_checkpoint(trainer, Path(out, "0"), step=2, state={}, template=folder, keep=1)
-    wanted = _read_whole(Path(out, "0"))
+    wanted = read_whole(Path(out, "0"))
     shutdown()
     for number, layout in enumerate(LAYOUTS):
         trainer = _build(folder, layout, str(number))
-        _check(trainer, Path(out, str(number)), wanted)
+        check_loaded(trainer, Path(out, str(number)), wanted)
         save_checkpoint(trainer, Path(out, str(number + 1)), step=2, state={}, template=folder, keep=1)
-        found = _read_whole(Path(out, str(number + 1)))
+        found = read_whole(Path(out, str(number + 1)))
         assert found.keys() == wanted.keys()
         assert all(tensor.equal(wanted[key]) for key, tensor in found.items()), layout
         shutdown()
@@ -52,7 +52,7 @@ def _go_through(folder: str, out: str) -> None:
 
 def _load(folder: str, out: str) -> None:
     trainer = _build(folder, ParallelConfig(), "one")
-    _check(trainer, Path(out, str(len(LAYOUTS))), _read_whole(Path(out, "0")))
+    check_loaded(trainer, Path(out, str(len(LAYOUTS))), read_whole(Path(out, "0")))
 
 
 def _build(folder: str, parallel: ParallelConfig, world: str) -> Any:
@@ -61,37 +61,3 @@ def _build(folder: str, parallel: ParallelConfig, world: str) -> Any:
     return build_trainer(
         folder, parallel, init_ranks(parallel, world=world), OPTIM, precision="fp32", steps=8
     )
-
-
-def _check(trainer: Any, run: Path, wanted: dict[str, Any]) -> None:
-    """Loads a checkpoint, and compares all that this rank holds."""
-    from megatron_omr.checkpoint.load import load_checkpoint
-    from megatron_omr.checkpoint.state import optimizer_shards, optimizer_step, weight_shards
-    from megatron_omr.train.trainer import unwrap_chunks
-
-    assert load_checkpoint(trainer, run / "step-00000002") == (2, {})
-    assert optimizer_step(trainer) == 2
-    weights = weight_shards(unwrap_chunks(trainer))
-    for shard in [*weights, *optimizer_shards(trainer, with_copies=True)]:
-        place = tuple(slice(o, o + s) for o, s in zip(shard.offset, shard.sizes, strict=True))
-        assert shard.tensor().equal(wanted[shard.key][place]), (
-            f"{shard.key} from {run}, rank {os.environ['RANK']}"
-        )
-
-
-def _read_whole(run: Path) -> dict[str, Any]:
-    """Returns all tensors of a checkpoint."""
-    import torch
-
-    from megatron_omr.checkpoint.metadata import read_metadata
-    from megatron_omr.checkpoint.shards import Shard, read_shards
-
-    checkpoint, whole = run / "step-00000002", {}
-    metadata = read_metadata(checkpoint)
-    for key, found in metadata.state_dict_metadata.items():
-        tensor = torch.empty(found.size, dtype=found.properties.dtype)  # pyright: ignore
-        size = tuple(tensor.shape)
-        place: Any = {"global_shape": size, "offset": (0,) * len(size), "sizes": size}
-        read_shards(checkpoint, [Shard(key=key, **place, dtype=tensor.dtype, data=tensor)], metadata)
-        whole[key] = tensor
-    return whole
