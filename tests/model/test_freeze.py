@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.encode.config import PatchFormat
 from megatron_omr.config import OptimConfig, ParallelConfig
 from megatron_omr.model_config import Part
 from tests.helpers.ranks import init_ranks, run_ranks
@@ -151,54 +150,42 @@ def test_three_steps_equal_torch_adamw_with_groups(
 
 def _steps_beside_torch(folder: str, optim: OptimConfig) -> tuple[dict[str, float], list[float]]:
     """Returns the differences from transformers' weights after three steps of torch's AdamW, and the learning rates."""
-    from megatron_omr.oracle import draw_packs
+    from megatron_omr.oracle import Oracle, draw_packs
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer
 
     parallel = ParallelConfig()
     trainer = build_trainer(folder, parallel, init_ranks(parallel), optim, precision="fp32", steps=8)
     results = [train_step(trainer, random_micro_batches(trainer, parallel, seed=s)) for s in (1, 2, 3)]
-    lrs = [r.lr for r in results]
-    model, adamw = _torch_model(folder, optim)
+    lrs, oracle = [r.lr for r in results], Oracle(folder)
+    adamw = _torch_adamw(oracle.weights(), optim)
+    trained = [weight for group in adamw.param_groups for weight in group["params"]]
     for seed, lr in zip((1, 2, 3), lrs, strict=True):
         for group in adamw.param_groups:
             group["lr"] = lr * optim.own_lrs.get(group["part"], optim.lr) / optim.lr
-        examples = [example for pack in draw_packs(trainer.model, seed) for example in pack]
-        count = sum(float(e.loss_mask[1:].sum()) for e in examples)
-        patches = trainer.model.family.patches
-        losses = [_loss_sum(model, example, patches) / count for example in examples]
-        sum(loss for loss in losses if loss.requires_grad).backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], optim.clip_grad)
+        count = oracle.run(draw_packs(trainer.model, seed))
+        for weight in trained:
+            weight.grad /= count
+        torch.nn.utils.clip_grad_norm_(trained, optim.clip_grad)
         adamw.step()
-        adamw.zero_grad()
-    ours, theirs = exported(trainer), dict(model.named_parameters())
+        for weight in oracle.weights().values():
+            weight.grad = None
+    ours, theirs = exported(trainer), oracle.weights()
     return {name: float((ours[name] - theirs[name]).detach().abs().max()) for name in theirs}, lrs
 
 
-def _torch_model(folder: str, optim: OptimConfig) -> tuple[Any, torch.optim.AdamW]:
-    from transformers import AutoModelForImageTextToText
-
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    model.model.language_model.embed_tokens.padding_idx = None  # random texts hold the token, and learn it
-    groups = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(hf_part(name) not in optim.freeze)
-        decay = optim.weight_decay if parameter.dim() > 1 else 0.0
-        groups.append({"params": [parameter], "part": hf_part(name), "weight_decay": decay})
-    betas = (optim.beta1, optim.beta2)
-    return model, torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps)
-
-
-def _loss_sum(model: Any, example: Any, patches: PatchFormat) -> torch.Tensor:
-    from data_pipeline.encode.images import normalise
-
-    ids, images = example.input_ids[None], {}
-    if len(example.image_grid_thw):
-        images = dict(pixel_values=normalise(example.pixels, patches), image_grid_thw=example.image_grid_thw)
-        images["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
-    logits = model(input_ids=ids, **images).logits[0, :-1].float()
-    losses = torch.nn.functional.cross_entropy(logits, example.input_ids[1:], reduction="none")
-    return (losses * example.loss_mask[1:]).sum()
+def _torch_adamw(weights: dict[str, torch.Tensor], optim: OptimConfig) -> torch.optim.AdamW:
+    """Returns an optimizer of the parts that are trained, each weight a group with its part and decay."""
+    groups = [
+        {
+            "params": [weight],
+            "part": hf_part(name),
+            "weight_decay": optim.weight_decay if weight.dim() > 1 else 0.0,
+        }
+        for name, weight in weights.items()
+        if hf_part(name) not in optim.freeze
+    ]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
 
 
 def test_resumed_run_keeps_frozen_parts_and_rates(tiny_hf: Path, tmp_path: Path) -> None:
