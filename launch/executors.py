@@ -138,7 +138,7 @@ def submit(
     Args:
         stamp: what tells this job from earlier ones of the run.
         base: folder on this machine for NeMo-Run's experiments/.
-        dry_run: makes everything but the job.
+        dry_run: writes the scripts, and submits nothing.
 
     Raises:
         OSError: sbatch refused, or the login node was not reached.

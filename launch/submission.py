@@ -146,7 +146,7 @@ def run_checks(job: Prepared) -> list[Check]:
 
 
 def dry_run(job: Prepared) -> tuple[str, list[Check]]:
-    """Makes everything but the job, in a folder for temporary files.
+    """Makes everything but the job and the archive of its code, in a folder for temporary files.
 
     Returns:
         What would be submitted, in full; and what Slurm says of it.
@@ -213,7 +213,9 @@ def _submit(job: Prepared, *, base: Path, stamp: str, is_dry: bool) -> Submissio
     with _environment(NEMORUN_HOME=str(base)):  # read when NeMo-Run is imported: its files are the run's, too
         from launch.executors import build_slurm_executor, submit
 
-        executor = build_slurm_executor(job.cluster, job.size, records=job.records_there, code=job.code)
+        # a dry run packs no code: that takes most of its time, and the scripts are the same
+        packed = None if is_dry else job.code
+        executor = build_slurm_executor(job.cluster, job.size, records=job.records_there, code=packed)
         return submit(
             executor,
             job.task,

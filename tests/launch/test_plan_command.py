@@ -102,6 +102,22 @@ def test_docs_show_what_the_command_prints():
     assert render(text) == text, "python -m tests.helpers.plan_docs writes the page anew"
 
 
+def test_docs_of_experts_have_the_layouts_of_their_recipes():
+    text = (PAGE.parent / "experts.md").read_text(encoding="utf-8")
+    for name, site in RECIPE_SITES.items():
+        config = (SFT_RECIPES | RL_RECIPES)[name]()
+        if not isinstance(config, SFTConfig) or config.parallel.ep == 1:
+            continue
+        task, layout = build_sft_task(config, ASSUME, shape=site.shape), build_layout(config)
+        plan = plan_layout(task, layout, ranks=config.processes, cluster=site.cluster, assume=ASSUME)
+        row = (
+            f"| `{name}` | {site.cluster.nodes} x 8 {site.cluster.gpu} | {layout.describe()} dp{plan.dp}, "
+            f"recompute {config.compute.recompute} | {plan.peak_gib:.1f} of {GPUS[site.cluster.gpu].memory_gib} "
+            f"| {plan.time.total:.1f} | {plan.time.mfu:.1%} |"
+        )
+        assert row in text
+
+
 def test_it_needs_no_torch():
     code = (
         "import sys; from launch.cli import main; main(['plan', 'qwen2_5_vl_72b_sft']); "
