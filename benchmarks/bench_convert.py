@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ def _read_before() -> dict[str, dict[str, float]]:
 def measure(size: str, root: Path) -> dict[str, float]:
     """Returns times, their ratios and memory for one size."""
     hf, checkpoint, back, copy = (root / name for name in ("hf", "checkpoint", "back", "copy"))
-    num_bytes = write_random_model(hf, size)
+    num_bytes = write_random_model(hf, shorten_3b(size))
     rounds = []
     for _ in range(ROUNDS):
         for left in (checkpoint, back):
@@ -76,10 +77,7 @@ def measure(size: str, root: Path) -> dict[str, float]:
         again, again_mib = run_command("to-hf", checkpoint, back)
         rounds.append((cp_hf, there, cp_checkpoint, again, there_mib, again_mib))
     cp_hf, there, cp_checkpoint, again, there_mib, again_mib = map(min, zip(*rounds, strict=True))
-    files = sorted(path.name for path in hf.glob("*.safetensors"))
-    assert files == sorted(path.name for path in back.glob("*.safetensors"))
-    for name in files:
-        subprocess.run(["cmp", hf / name, back / name], check=True)  # to the bit
+    compare_folders(hf, back)
     return {
         "load average": os.getloadavg()[0],
         "weights, GB": num_bytes / 1e9,
@@ -95,9 +93,8 @@ def measure(size: str, root: Path) -> dict[str, float]:
     }
 
 
-def write_random_model(folder: Path, size: str) -> int:
-    """Writes a folder of random BF16 weights, one tensor at a time; returns their bytes."""
-    folder.mkdir()
+def shorten_3b(size: str) -> dict[str, Any]:
+    """Returns config.json of the 3B with the layers of `size`."""
     layers, vision_layers = SIZES[size]
     config = json.loads((CONFIGS / "Qwen2.5-VL-3B-Instruct" / "config.json").read_text())
     text = config.get("text_config") or config
@@ -106,6 +103,12 @@ def write_random_model(folder: Path, size: str) -> int:
         text["vocab_size"] = TINY_VOCABULARY
         ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         config |= {name: number for number, name in enumerate(ids)}
+    return config
+
+
+def write_random_model(folder: Path, config: Mapping[str, Any]) -> int:
+    """Writes a folder of random BF16 weights, one tensor at a time; returns their bytes."""
+    folder.mkdir()
     (folder / "config.json").write_text(to_json(config))
     rules = build_rules(ModelConfig.from_hf(folder))
     entries = [
@@ -120,6 +123,18 @@ def write_random_model(folder: Path, size: str) -> int:
             writer.write(name, bits.view(dtype))
     with HfTensors(folder) as tensors:
         return sum(place.num_bytes for place in tensors.places.values())
+
+
+def compare_folders(one: Path, other: Path) -> None:
+    """Compares the files of weights to the bit.
+
+    Raises:
+        CalledProcessError: one differs; cmp says where.
+    """
+    files = sorted(path.name for path in one.glob("*.safetensors"))
+    assert files == sorted(path.name for path in other.glob("*.safetensors"))
+    for name in files:
+        subprocess.run(["cmp", one / name, other / name], check=True)
 
 
 def time_copy(source: Path, target: Path) -> float:

@@ -101,6 +101,7 @@ def demo(config: Annotated[DemoConfig, FLAT]) -> None:
       omr demo
       omr demo --algorithm dapo
       omr demo --base tiny_qwen3_vl --out runs/demo_qwen3
+      omr demo --video --out runs/demo_clips
       omr demo --seed 7 --out runs/demo7
     """
     from launch.demo import run_demo

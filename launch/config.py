@@ -75,5 +75,7 @@ class DemoConfig:
     """Steps of RL; by default those of the recipe."""
     base: DemoBase = "tiny_qwen2_5_vl"
     """The untrained model, by family."""
+    video: bool = False
+    """Questions about short clips of digits that appear one after the other, instead of images."""
     algorithm: DemoAlgorithm = "gspo"
     """Algorithm of RL. A folder in which others have run keeps their results; data, model and SFT are shared."""

@@ -31,8 +31,8 @@ def run_demo(config: DemoConfig) -> None:
 
 def write_questions(demo: Demo, out: str) -> None:
     """Writes the questions about scanned digits: train, validation and test."""
-    sizes = {"train": demo.config.train, "test": demo.config.test}
-    demo.omr("data", "digits", out, recipe=DigitsConfig(out=out), seed=demo.config.seed, **sizes)
+    values = {name: getattr(demo.config, name) for name in ("train", "test", "seed", "video")}
+    demo.omr("data", "digits", out, recipe=DigitsConfig(out=out), **values)
 
 
 def build_model(out: str, config: DemoConfig) -> None:
@@ -55,12 +55,12 @@ def reinforce(demo: Demo, stage: str, model: str, shards: str) -> None:
     """Improves the fine-tuned policy on the training questions, by the recipe of the demo's algorithm."""
     name = "demo" if demo.config.algorithm == "gspo" else f"demo_{demo.config.algorithm}"
     values = {"run": f"{demo.config.out}/{stage}", "model": model, "shards": shards}
-    steps, seed = demo.config.rl_steps, demo.config.seed
-    demo.omr("rl", name, recipe=RL_RECIPES[name](), **values, steps=steps, seed=seed)
+    values |= {"steps": demo.config.rl_steps, "seed": demo.config.seed}
+    demo.omr("rl", name, recipe=RL_RECIPES[name](), **values, engine__max_videos=int(demo.config.video))
 
 
 def evaluate(demo: Demo, stage: str, shards: str) -> None:
     """Scores greedy responses of one stage's policy to the held-out questions."""
     root, seed = demo.config.out, demo.config.seed
     values = {"model": f"{root}/{stage}/hf", "out": f"{root}/eval/{stage}", "shards": shards, "seed": seed}
-    demo.omr("eval", "demo", recipe=eval_recipes.demo(), **values)
+    demo.omr("eval", "demo", recipe=eval_recipes.demo(), **values, engine__max_videos=int(demo.config.video))

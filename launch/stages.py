@@ -29,8 +29,9 @@ class Demo:
         """
         self.root, self.config = Path(config.out), config
         settings = {name: value for name, value in asdict(config).items() if name not in SHARED}
-        if config.base == DemoConfig.base:  # folders of before there was a choice
-            del settings["base"]
+        for name in ("base", "video"):  # which folders of before there was a choice lack
+            if settings[name] == getattr(DemoConfig, name):
+                del settings[name]
         claim_folder(self.root, MANIFEST, settings, adopt=True)
         times = self.root / TIMES
         saved = read_json(times) if times.exists() else {"seconds": {}, "interrupted": {}}
@@ -58,7 +59,7 @@ class Demo:
         for key, value in values.items():
             field = key.replace("__", ".")
             if value is not None and value != attrgetter(field)(recipe):
-                options += [f"--{field}", str(value)]
+                options += [f"--{field}"] if value is True else [f"--{field}", str(value)]
         print(f"[demo] omr {' '.join([*words, *options])}", flush=True)
         subprocess.run([sys.executable, "-m", "launch.cli", *words, *options], check=True)
 
