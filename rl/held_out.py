@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 
 from rl.config import RLConfig
-from rl.evaluate import check_any, summarize
+from rl.evaluation.run import check_any
+from rl.evaluation.summary import summarize
 from rl.prompts.stream import load_prompt_limits, read_prompts
 from rl.rewards.scorer import Scorer
 from rl.rollout.calls import EngineDied

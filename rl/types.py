@@ -105,6 +105,11 @@ class Group:
         None  # in evaluation: why the prompt could not be asked, so that it has no rollouts
     )
 
+    @property
+    def accuracy(self) -> float:
+        """The mean accuracy of the responses; 0 where there are none."""
+        return float(np.mean([reward.verdict.accuracy for reward in self.rewards] or [0.0]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class AskedResponse(ScoredResponse):

@@ -12,7 +12,7 @@ from data_pipeline.encode.processor import pixel_limits, read_image_processor
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import RLConfig
-from rl.evaluate import check_any
+from rl.evaluation.run import check_any
 from rl.parity.config import EngineParityConfig
 from rl.prompts.stream import load_prompt_limits, read_prompts
 from rl.rollout.engine import Engine

@@ -25,15 +25,10 @@ from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import read_responses
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
-from rl.evaluate import (
-    _ask,
-    bootstrap_ci95,
-    describe_seen,
-    evaluate,
-    paired_difference,
-    score_baseline,
-    summarize,
-)
+from rl.evaluation.baseline import describe_seen, score_baseline
+from rl.evaluation.intervals import bootstrap_ci95, paired_difference
+from rl.evaluation.run import _ask, evaluate
+from rl.evaluation.summary import summarize
 from rl.rewards.scorer import Scorer
 from rl.rollout.calls import Request
 from rl.rollout.engine import Engine

@@ -16,7 +16,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, HeldOutConfig, RLConfig, SamplingConfig
-from rl.evaluate import summarize
+from rl.evaluation.summary import summarize
 from rl.held_out import HeldOut
 from rl.rewards.scorer import Scorer
 from rl.rollout.calls import EngineCalls
