@@ -198,23 +198,22 @@ def count_static(
     Args:
         element: bytes of a weight; below 4 the optimizer keeps a float32 copy beside its two moments.
         num_shards: as lay_out.
-        bucket_size: as lay_out, for the chunk with the vision tower; Megatron makes buckets of no other.
+        bucket_size: as lay_out, for both buffers of the chunk with the vision tower; Megatron buckets no other.
         shard: the rank's number among the data- and context-parallel ranks.
         freeze: parts without gradients and states.
         num_expert_shards, expert_shard: the same among the ranks that hold the same part of the same experts.
     """
-    trained = [[p for p in parameters if p.part not in freeze and not p.of_expert] for parameters in chunks]
-    experts = [[p for p in parameters if p.part not in freeze and p.of_expert] for parameters in chunks]
+    trained = [[p for p in parameters if p.part not in freeze] for parameters in chunks]
     frozen = sum(p.size for parameters in chunks for p in parameters if p.part in freeze)
+    limits = [bucket_size if any(p.part == "vision" for p in parameters) else None for parameters in chunks]
     buffers = [
-        lay_out(
-            parameters,
-            num_shards,
-            bucket_size=bucket_size if any(p.part == "vision" for p in whole) else None,
-        )
-        for parameters, whole in zip(trained, chunks, strict=True)
+        lay_out([p for p in parameters if not p.of_expert], num_shards, bucket_size=limit)
+        for parameters, limit in zip(trained, limits, strict=True)
     ]
-    expert_buffers = [lay_out(parameters, num_expert_shards, bucket_size=None) for parameters in experts]
+    expert_buffers = [
+        lay_out([p for p in parameters if p.of_expert], num_expert_shards, bucket_size=limit)
+        for parameters, limit in zip(trained, limits, strict=True)
+    ]
     size = sum(buffer.size for buffer in buffers + expert_buffers)
     held = sum(buffer.shard_size(shard) for buffer in buffers)
     held += sum(buffer.shard_size(expert_shard) for buffer in expert_buffers)

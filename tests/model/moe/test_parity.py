@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig, ParityConfig
+from tests.conftest import make_tiny
 from tests.helpers.ranks import init_ranks, run_ranks
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
@@ -25,19 +26,32 @@ TWO: dict[str, Layout] = {
     "pp2": (ParallelConfig(pp=2, layers=(2, 2)), MLP_AGAIN),
     "cp2 ep2": (ParallelConfig(cp=2, ep=2), AGAIN),
 }
+FOUR: dict[str, Layout] = {
+    "pp2 vp2 ep2 dp2": (ParallelConfig(pp=2, vp=2, ep=2), AGAIN),
+    "tp2 ep2 dp2": (ParallelConfig(tp=2, sp=True, ep=2, etp=1), LOCAL),  # two ranks hold each expert
+}
+Steps = list[tuple[float, float]]  # loss and gradient norm
 
 
 @pytest.fixture(scope="module")
-def wanted(tiny_moe_hf: Path) -> list[tuple[float, float]]:
+def wanted(tiny_moe_hf: Path) -> Steps:
     return _train_transformers(str(tiny_moe_hf))
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_model_trains_as_transformers(
-    tiny_moe_hf: Path, wanted: list[tuple[float, float]], size: int
-) -> None:
-    layouts = {1: ONE, 2: TWO}[size]
-    found = run_ranks(_measure_layouts, size, str(tiny_moe_hf), list(layouts.values()), timeout=600)
+def test_model_trains_as_transformers(tiny_moe_hf: Path, wanted: Steps, size: int) -> None:
+    _check_layouts({1: ONE, 2: TWO}[size], size, str(tiny_moe_hf), wanted)
+
+
+def test_model_on_four_ranks_trains_as_transformers(tmp_path: Path) -> None:
+    """One level of features, so that each of four chunks needs no more than a layer."""
+    sizes = {"head_dim": 48, "deepstack_visual_indexes": (1,)}
+    folder = str(make_tiny(tmp_path / "model", tied=False, family="qwen3_vl_moe", **sizes))
+    _check_layouts(FOUR, 4, folder, _train_transformers(folder))
+
+
+def _check_layouts(layouts: dict[str, Layout], size: int, folder: str, wanted: Steps) -> None:
+    found = run_ranks(_measure_layouts, size, folder, list(layouts.values()), timeout=600)
     for number, name in enumerate(layouts):
         report, _ = found[0][number]
         assert report["passed"], (name, report)
@@ -46,9 +60,7 @@ def test_model_trains_as_transformers(
             assert other == pytest.approx(one, rel=1e-5), f"{name}, step {step}"
 
 
-def _measure_layouts(
-    folder: str, layouts: list[Layout]
-) -> list[tuple[dict[str, Any], list[tuple[float, float]]]]:
+def _measure_layouts(folder: str, layouts: list[Layout]) -> list[tuple[dict[str, Any], Steps]]:
     from megatron_omr.parallel import shutdown
     from megatron_omr.parity import measure
 
@@ -61,9 +73,7 @@ def _measure_layouts(
     return found
 
 
-def _train(
-    folder: str, parallel: ParallelConfig, compute: ComputeConfig, ranks: Any
-) -> list[tuple[float, float]]:
+def _train(folder: str, parallel: ParallelConfig, compute: ComputeConfig, ranks: Any) -> Steps:
     from megatron_omr.train.step import train_step
     from megatron_omr.train.trainer import build_trainer
     from tests.helpers.trainers import random_micro_batches
@@ -74,8 +84,7 @@ def _train(
     return [(result.loss, result.grad_norm) for result in results]
 
 
-def _train_transformers(folder: str) -> list[tuple[float, float]]:
-    """Returns loss and gradient norm of each step."""
+def _train_transformers(folder: str) -> Steps:
     import torch
 
     from megatron_omr.model_config import ModelConfig
