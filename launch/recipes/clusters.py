@@ -31,11 +31,16 @@ RECIPE_SITES: dict[str, RecipeSite] = {
     "qwen3_vl_30b_a3b_sft_1024": _site("30B-A3B", nodes=128, family="Qwen3-VL"),
     "qwen3_vl_235b_a22b_sft": _site("235B-A22B", nodes=8, family="Qwen3-VL", gpu="h200"),
     "qwen3_vl_235b_a22b_sft_1024": _site("235B-A22B", nodes=128, family="Qwen3-VL"),
-    "qwen3_vl_8b_gspo": _site("8B", nodes=8, family="Qwen3-VL"),
+    "mmfinereason_sft": _site("8B", nodes=1, family="Qwen3-VL"),
+    "mmvistareason_sft": _site("8B", nodes=1, family="Qwen3-VL"),
+    **{
+        name: _site("8B", nodes=8, family="Qwen3-VL")
+        for name in ("qwen3_vl_8b_gspo", "mmfinereason_gspo", "mmvistareason_gspo")
+    },
     **{
         name: _site("32B" if "_32b_" in name else "7B", nodes=8)
         for name in RL_RECIPES
-        if not name.startswith(("demo", "qwen3_vl"))
+        if not name.startswith(("demo", "qwen3_vl", "mmfine", "mmvista"))
     },
 }
 """By the name of the recipe. The demo's have none: they run on a CPU."""

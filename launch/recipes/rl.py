@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from launch.recipes import mm_reason, rl_demo, rl_others
 from launch.recipes import openmmreasoner as omr
-from launch.recipes import rl_demo, rl_others
 from rl.config import RLConfig
 
 RL_RECIPES: dict[str, Callable[..., RLConfig]] = {
@@ -30,7 +30,8 @@ RL_RECIPES: dict[str, Callable[..., RLConfig]] = {
     "openmmreasoner_dapo_released": omr.openmmreasoner_dapo_released,
     "openmmreasoner_32b_gspo": omr.openmmreasoner_32b_gspo,
     "visurf": rl_others.visurf,
-    "mmvistareason_gspo": rl_others.mmvistareason_gspo,
+    "mmfinereason_gspo": mm_reason.mmfinereason_gspo,
+    "mmvistareason_gspo": mm_reason.mmvistareason_gspo,
     "mmr1": rl_others.mmr1,
     "qwen3_vl_8b_gspo": rl_others.qwen3_vl_8b_gspo,
 }

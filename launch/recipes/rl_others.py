@@ -30,33 +30,6 @@ def visurf() -> RLConfig:
     )
 
 
-def mmvistareason_gspo() -> RLConfig:
-    """MMVistaReason (arXiv 2610.01352): one of its two GSPO experts, with KL to the start, for correctness alone.
-
-    Published: 200 steps of 256 prompts x 8 responses, lr 5e-6, KL 0.005, clip 3e-4/4e-4, 4,096 + 16,384 tokens; one
-    expert on analytical questions and one on real-world ones, since mixing both hurt each; a judge of 27B.
-    Ours: Qwen2.5-VL-7B after the cold start, since the paper's bases of 4B and 9B are not models of this project; the
-    k3 estimate of the KL, one mini-batch and a constant learning rate, which we found no statement of; images of at
-    most 589,824 pixels as in its SFT; the published checker without a judge. Each expert is a run of its own:
-    --shards data/analytical --run runs/analytical.
-    """
-    recipe = openmmreasoner_gspo()
-    return replace(
-        recipe,
-        run="runs/mmvistareason_gspo",
-        shards="data/mmvistareason_rl",
-        steps=200,
-        prompts_per_step=256,
-        pack_length=20_480,
-        engine=replace(recipe.engine, max_model_len=4_096 + 16_384),
-        sampling=replace(recipe.sampling, n=8, max_tokens=16_384),
-        reward=replace(recipe.reward, weights=(("accuracy", 1.0),)),
-        algorithm=AlgorithmConfig(name="gspo", drop_equal_groups=False, kl=KLConfig(coefficient=0.005)),
-        image=ImageConfig(min_pixels=3_136, max_pixels=589_824),
-        optim=replace(recipe.optim, lr=5e-6),
-    )
-
-
 def mmr1() -> RLConfig:
     """MMR1 (arXiv 2509.21268): half of each step's prompts are drawn by the variance of their reward.
 

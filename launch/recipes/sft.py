@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from data_pipeline.encode.config import ImageConfig
 from data_pipeline.loader.config import LoaderConfig
+from launch.recipes import mm_reason
 from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig, SFTConfig
 
 
@@ -196,4 +197,6 @@ SFT_RECIPES: dict[str, Callable[..., SFTConfig]] = {
     "qwen3_vl_30b_a3b_sft_1024": qwen3_vl_30b_a3b_sft_1024,
     "qwen3_vl_235b_a22b_sft": qwen3_vl_235b_a22b_sft,
     "qwen3_vl_235b_a22b_sft_1024": qwen3_vl_235b_a22b_sft_1024,
+    "mmfinereason_sft": mm_reason.mmfinereason_sft,
+    "mmvistareason_sft": mm_reason.mmvistareason_sft,
 }

@@ -116,16 +116,53 @@ def test_variants_of_the_paper_have_its_numbers():
     assert configs["visurf"].algorithm.solution.enabled
 
 
-def test_mmvistareason_has_its_published_numbers():
-    config = RL_RECIPES["mmvistareason_gspo"]()
-    assert (config.steps, config.prompts_per_step, config.sampling.n) == (200, 256, 8)
-    assert (config.optim.lr, config.algorithm.kl.coefficient, config.algorithm.clip) == (
-        5e-6,
-        0.005,
-        (3e-4, 4e-4),
-    )
-    assert config.engine.max_model_len == 4_096 + config.sampling.max_tokens == 4_096 + 16_384
-    assert config.reward.weights == (("accuracy", 1.0),)
+@pytest.mark.parametrize(
+    ("name", "schedule", "prompts", "lengths", "reward"),
+    [
+        (
+            "mmfinereason",
+            (300, 1e-6, 10, 0.0),
+            (256, 16, 1.0),
+            (8_192, 16_384),
+            {"accuracy": 0.9, "format": 0.1},
+        ),
+        ("mmvistareason", (200, 5e-6, 20, 0.005), (256, 8, 0.95), (4_096, 16_384), {"accuracy": 1.0}),
+    ],
+)
+def test_other_papers_rl_has_their_numbers(
+    name: str,
+    schedule: tuple[int, float, int, float],
+    prompts: tuple[int, int, float],
+    lengths: tuple[int, int],
+    reward: dict[str, float],
+):
+    config = RL_RECIPES[f"{name}_gspo"]()
+    optim, algorithm, sampling = config.optim, config.algorithm, config.sampling
+    assert (config.steps, optim.lr, optim.warmup_steps, algorithm.kl.coefficient) == schedule
+    assert (config.prompts_per_step, sampling.n, sampling.top_p) == prompts
+    assert (config.engine.max_model_len, sampling.max_tokens) == (sum(lengths), lengths[1])
+    assert (algorithm.clip, algorithm.num_minibatches, optim.weight_decay) == ((3e-4, 4e-4), 1, 0.1)
+    assert dict(config.reward.weights) == reward
+    assert config.model == f"{SFT_RECIPES[f'{name}_sft']().run}/hf", "from its own SFT"
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "samples", "pack_length", "warmup"),
+    [
+        ("mmfinereason_sft", 3, 1_770_926, 32_768, 0.03),
+        ("mmvistareason_sft", 2, 527_809, 16_384, 0.1),
+    ],
+)
+def test_other_papers_sft_has_their_numbers(
+    name: str, epochs: int, samples: int, pack_length: int, warmup: float
+):
+    config = SFT_RECIPES[name]()
+    assert config.steps * config.loader.global_batch_size == pytest.approx(epochs * samples, rel=1e-3)
+    assert (config.loader.pack_length, config.image.max_pixels) == (pack_length, 768**2)
+    optim = config.optim
+    assert (optim.lr, optim.schedule, optim.weight_decay, optim.clip_grad) == (1e-5, "cosine", 0.0, 1.0)
+    assert optim.warmup_steps == pytest.approx(warmup * config.steps, abs=1)
+    assert optim.freeze == ("vision", "projector")
 
 
 def test_each_algorithm_of_the_demo_has_a_recipe_and_a_stage():
