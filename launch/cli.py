@@ -183,7 +183,8 @@ def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
     Examples:
       omr eval demo
       omr eval demo --model runs/demo/sft/hf --out runs/demo/eval/sft
-      omr eval qwen2_5_vl_7b_greedy --limit 500
+      omr eval qwen2_5_vl_7b_greedy --subset 500
+      omr eval demo --sampling.n 8 --sampling.temperature 1 --out runs/demo/eval/rl_n8
     """
     _check_engine(config.model, config.engine)  # finds a wrong folder before Ray and vLLM start
     # read when torch is imported: OpenMP's threads would keep their cores busy while they wait for each other

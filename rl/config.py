@@ -363,7 +363,10 @@ class EvalConfig:
     baseline_samples: int = 100_000
     """Training samples that are read for the baseline, and searched for the questions; 0 leaves it out."""
     limit: int = 0
-    """Questions asked, in the order of the shards; 0 asks all."""
+    """Questions that are read, in the order of the shards; 0 reads all."""
+    subset: int = 0
+    """Questions drawn from these by the seed, for a first number that soon has its interval; 0 asks all. A larger
+    subset holds the smaller one: the same command with more goes on from there."""
     seed: int = 42
     """Seeds the bootstrap of the confidence intervals (and sampling, when the temperature is not 0)."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -374,7 +377,7 @@ class EvalConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
 
     def __post_init__(self) -> None:
-        check_at_least(self, limit=0, baseline_samples=0)
+        check_at_least(self, limit=0, subset=0, baseline_samples=0)
         self.reward.check_limit(self.sampling.max_tokens)
         if self.sampling.stages:
             raise ValueError(

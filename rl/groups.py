@@ -85,6 +85,7 @@ def build_records(group: Group) -> list[AskedResponse]:
             finish_reason=rollout.finish_reason,
             reward=reward.total,
             parts=dict(reward.parts),
+            judged=reward.judged,
         ).with_verdict(reward.verdict)
         for number, (rollout, reward) in enumerate(zip(group.rollouts, group.rewards, strict=True))
     ]

@@ -12,9 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
+from data_pipeline.errors import BadSample
 from rl.config import RLConfig
 from rl.evaluation.run import check_any
 from rl.evaluation.summary import summarize
+from rl.groups import build_records
 from rl.prompts.stream import load_prompt_limits, read_prompts
 from rl.rewards.scorer import Scorer
 from rl.rollout.calls import EngineDied
@@ -97,7 +99,7 @@ class HeldOut:
 
     def _measure(self, generate: Generate) -> dict[str, float]:
         groups = self._ask(generate)
-        summary = summarize(groups, seed=self._seed)
+        summary = summarize([build_records(group) for group in groups], seed=self._seed)
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         low, high = summary.ci95
         return {
@@ -113,4 +115,8 @@ class HeldOut:
         """Returns the scored responses to each question; those that cannot be asked have none, and count as wrong."""
         prompts = [prompt for prompt, fault in self._questions if not fault]
         replies = dict(zip(prompts, generate(prompts, self._sampling, SEED), strict=True))
-        return self._scorer.collect([(p, replies.get(p, Responses()).rollouts) for p, _ in self._questions])
+        found = [(replies.get(prompt, Responses()), fault) for prompt, fault in self._questions]
+        faults = [BadSample(r.fault, r.detail) if r.fault else fault for r, fault in found]
+        asked = zip(self._questions, found, strict=True)
+        groups = self._scorer.collect([(prompt, r.rollouts) for (prompt, _), (r, _) in asked])
+        return [replace(group, fault=fault) for group, fault in zip(groups, faults, strict=True)]

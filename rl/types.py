@@ -105,11 +105,6 @@ class Group:
         None  # in evaluation: why the prompt could not be asked, so that it has no rollouts
     )
 
-    @property
-    def accuracy(self) -> float:
-        """The mean accuracy of the responses; 0 where there are none."""
-        return float(np.mean([reward.verdict.accuracy for reward in self.rewards] or [0.0]))
-
 
 @dataclass(frozen=True, kw_only=True)
 class AskedResponse(ScoredResponse):
@@ -117,6 +112,7 @@ class AskedResponse(ScoredResponse):
 
     fault: str = ""  # why the question could not be asked; then there is one record without a response
     parts: dict[str, float] = field(default_factory=dict)  # of the reward, before weighting
+    judged: str = "off"  # Reward.judged
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

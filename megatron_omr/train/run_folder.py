@@ -108,6 +108,11 @@ def save_config(config: DataclassInstance, run: Path, *, resumes: bool) -> None:
     write_json(path, new)
 
 
+def list_decisive(config: DataclassInstance) -> dict[str, object]:
+    """Returns the values of the fields outside MAY_CHANGE, by their names on the command line, as JSON holds them."""
+    return _decisive(json.loads(to_json(asdict(config))))
+
+
 def _defaults(config: DataclassInstance) -> dict[str, object]:
     """Returns the default of each field that has one, those of nested configs inside a dictionary."""
     values: dict[str, object] = {}

@@ -15,7 +15,7 @@ from data_pipeline.verify.pool import VerifyPool
 from megatron_omr.train.run_folder import list_train_shards
 from rl.config import EvalConfig
 from rl.evaluation.intervals import Difference, Score, bootstrap_ci95, score_accuracies
-from rl.types import Group
+from rl.types import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,10 @@ class Baseline:
     sentence: str
 
 
-def score_baseline(config: EvalConfig, pool: VerifyPool, groups: Sequence[Group]) -> Baseline | None:
-    """Scores the most frequent training answers on the questions of `groups`.
+def score_baseline(
+    config: EvalConfig, pool: VerifyPool, prompts: Sequence[Prompt], accuracies: Sequence[float]
+) -> Baseline | None:
+    """Scores the most frequent training answers on these questions, beside the accuracies of the model.
 
     None without training shards, or where another function than the answer checker says what is right.
 
@@ -44,15 +46,15 @@ def score_baseline(config: EvalConfig, pool: VerifyPool, groups: Sequence[Group]
     shards = config.train_shards or tuple(list_train_shards(config.model))
     if not shards or not config.baseline_samples or config.reward.correct_by != "accuracy":
         return None
-    questions = [_read_question(config.shards, group.prompt.ref) for group in groups]
+    questions = [_read_question(config.shards, prompt.ref) for prompt in prompts]
     guesses, samples, is_complete = guess_answers(questions, shards, limit=config.baseline_samples)
-    answers = [group.prompt.answer for group in groups]
+    answers = [prompt.answer for prompt in prompts]
     asked = [(f"<answer>{g.by_text}</answer>", a) for g, a in zip(guesses, answers, strict=True)]
     asked += [(f"<answer>{g.by_kind}</answer>", a) for g, a in zip(guesses, answers, strict=True)]
-    accuracies = [verdict.accuracy for verdict in pool.check_many(asked)]
-    by_text, by_kind = accuracies[: len(groups)], accuracies[len(groups) :]
+    found = [verdict.accuracy for verdict in pool.check_many(asked)]
+    by_text, by_kind = found[: len(prompts)], found[len(prompts) :]
     best = max(by_text, by_kind, key=sum)
-    gains = [group.accuracy - theirs for group, theirs in zip(groups, best, strict=True)]
+    gains = [ours - theirs for ours, theirs in zip(accuracies, best, strict=True)]
     difference = Difference(value=float(np.mean(gains)), ci95=bootstrap_ci95(gains, seed=config.seed))
     name = "question text" if best is by_text else "kind of question"
     return Baseline(

@@ -1,7 +1,4 @@
-"""The numbers of an evaluation, over all questions and by kind.
-
-Accuracy is averaged over the `n` responses to a question first (avg@n).
-"""
+"""The numbers of an evaluation, from its records: over all questions, and by kind."""
 
 from __future__ import annotations
 
@@ -11,10 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rl.evaluation.attempts import find_majority, find_pass, list_attempts
 from rl.evaluation.baseline import Baseline
 from rl.evaluation.intervals import Score, score_accuracies
 from rl.rewards.metrics import count_judged, mean_parts
-from rl.types import Group
+from rl.types import AskedResponse
+
+Records = Sequence[AskedResponse]
+"""Of one question: its responses in their order, or the one record that says why it could not be asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,13 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSummary(Score):
-    """The content of summary.json."""
+    """The content of summary.json. The accuracy of a question is the mean over its responses (avg@n)."""
 
     by_kind: dict[str, Score]
+    pass_at: dict[str, Score]  # by k: one of k responses is right; empty with one response to a question
+    majority_at: dict[
+        str, Score
+    ]  # by k: the most frequent answer of the first k responses is right; likewise
     format: float  # mean of the responses
     parts: dict[str, float]  # of the reward, before weighting: means of the responses
     length: Lengths
@@ -42,30 +47,42 @@ class EvalSummary(Score):
     baseline: Baseline | None = None  # None without training shards
 
 
-def summarize(groups: Sequence[Group], *, seed: int) -> EvalSummary:
-    """Returns the numbers over all questions, and by kind."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards = [reward for group in groups for reward in group.rewards]
-    verdicts = [reward.verdict for reward in rewards]
-    lengths = np.array([len(rollout.token_ids) for rollout in rollouts] or [0])
-    kinds = sorted({group.prompt.kind for group in groups})
+def summarize(questions: Sequence[Records], *, seed: int) -> EvalSummary:
+    """Returns the numbers over all questions; `seed` is that of the intervals."""
+    responses = [record for records in questions for record in records if not record.fault]
+    lengths = np.array([record.response_len for record in responses] or [0])
+    kinds = sorted({records[0].kind for records in questions})
+    faults = Counter(records[0].fault.partition(": ")[0] for records in questions if records[0].fault)
+    attempts = list_attempts(max(len(records) for records in questions))
     return EvalSummary(
-        **vars(_score(groups, seed)),
-        by_kind={kind: _score([g for g in groups if g.prompt.kind == kind], seed) for kind in kinds},
-        format=float(np.mean([verdict.format for verdict in verdicts] or [0.0])),
-        parts=mean_parts(rewards),
+        **vars(_score(questions, seed)),
+        by_kind={
+            kind: _score([records for records in questions if records[0].kind == kind], seed)
+            for kind in kinds
+        },
+        pass_at={str(k): score_accuracies([find_pass(r, k) for r in questions], seed) for k in attempts},
+        majority_at={
+            str(k): score_accuracies([find_majority(r, k) for r in questions], seed) for k in attempts
+        },
+        format=float(np.mean([record.format for record in responses] or [0.0])),
+        parts=mean_parts([record.parts for record in responses]),
         length=Lengths(
             mean=float(lengths.mean()),
             p50=float(np.median(lengths)),
             p95=float(np.quantile(lengths, 0.95)),
             max=float(lengths.max()),
         ),
-        truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
-        decided_by=dict(sorted(Counter(verdict.decided_by for verdict in verdicts).items())),
-        judged=count_judged(rewards),
-        bad_questions=dict(sorted(Counter(group.fault.reason for group in groups if group.fault).items())),
+        truncated=sum(record.finish_reason == "length" for record in responses),
+        decided_by=dict(sorted(Counter(record.decided_by for record in responses).items())),
+        judged=count_judged([r.judged for r in responses], [r.decided_by for r in responses]),
+        bad_questions=dict(sorted(faults.items())),
     )
 
 
-def _score(groups: Sequence[Group], seed: int) -> Score:
-    return score_accuracies([group.accuracy for group in groups], seed)
+def mean_accuracy(records: Records) -> float:
+    """Returns the mean accuracy of the responses to a question; 0 where it could not be asked."""
+    return float(np.mean([record.accuracy for record in records]))
+
+
+def _score(questions: Sequence[Records], seed: int) -> Score:
+    return score_accuracies([mean_accuracy(records) for records in questions], seed)

@@ -9,7 +9,7 @@ from threading import Lock
 import ray
 from ray.actor import ActorHandle
 
-from rl.config import RLConfig
+from rl.config import EvalConfig, RLConfig
 from rl.placement.actors import choose_actor, take_reply
 from rl.placement.places import Place, Placement
 from rl.rollout.calls import EngineCalls, EngineDied, Report, Request, Resent
@@ -23,19 +23,19 @@ ENGINE_SECONDS = 50e-6
 
 
 def build_engine_calls(
-    config: RLConfig,
+    config: RLConfig | EvalConfig,
     placement: Placement,
     *,
-    update: Callable[[Sequence[ActorHandle], int], list[EngineDied | None]],
-    resend: Callable[[Sequence[ActorHandle], int], list[Resent]],
+    update: Callable[[Sequence[ActorHandle], int], list[EngineDied | None]] = lambda engines, version: [],
+    resend: Callable[[Sequence[ActorHandle], int], list[Resent]] = lambda engines, version: [],
     watch: Callable[[], object] = lambda: None,
     kind: type = EngineServer,
 ) -> EngineCalls[ActorHandle]:
     """Returns the manager's functions for engines that are Ray actors.
 
     Args:
-        update: WeightTransfer.update.
-        resend: WeightTransfer.resend.
+        update: WeightTransfer.update; engines that keep the weights of the model folder need none.
+        resend: WeightTransfer.resend; likewise.
         watch: called again and again while somebody waits for responses; what it raises ends the wait.
         kind: of the actors.
     """
@@ -57,7 +57,7 @@ def build_engine_calls(
 class EngineActors:
     """Engines, each with a call of EngineServer.collect under way. Any thread may call the methods."""
 
-    def __init__(self, config: RLConfig, placement: Placement, kind: type) -> None:
+    def __init__(self, config: RLConfig | EvalConfig, placement: Placement, kind: type) -> None:
         self._config, self._placement, self._kind = config, placement, kind
         self._lock = Lock()  # guards all below
         self._places: dict[ActorHandle, Place] = {}

@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rl.config import RLConfig
+from rl.config import EvalConfig, RLConfig
 from rl.placement.plan import Node, build_plan, place_engine
 from rl.rollout.calls import NoRoom
 
@@ -42,7 +42,7 @@ class Place:
 class Placement:
     """The places of a run, as rl/placement/plan.py decides."""
 
-    def __init__(self, config: RLConfig) -> None:
+    def __init__(self, config: RLConfig | EvalConfig) -> None:
         """Plans for the nodes that Ray has; raises ValueError where the run does not fit, before anything waits."""
         nodes = list_nodes()
         self.plan = build_plan(nodes, config)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from rl.config import RLConfig
+from rl.config import EngineConfig, EvalConfig, RLConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class Plan:
         return "; ".join(f"{node}: {trainers[node]} trainers, {engines[node]} engines" for node in nodes)
 
 
-def build_plan(nodes: Sequence[Node], config: RLConfig) -> Plan:
-    """Returns where the processes of `config` go.
+def build_plan(nodes: Sequence[Node], config: RLConfig | EvalConfig) -> Plan:
+    """Returns where the processes of `config` go; an evaluation has engines alone.
 
     Args:
         nodes: the driver's node first.
@@ -56,32 +56,34 @@ def build_plan(nodes: Sequence[Node], config: RLConfig) -> Plan:
     Raises:
         ValueError: they do not fit; says which field is too large, and what each node has.
     """
-    tp, cp, engine = config.parallel.tp, config.parallel.cp, config.engine
-    trainers: list[str] = []
-    engines: list[str] = []
+    if isinstance(config, EvalConfig):
+        return Plan(trainers=(), engines=_place_engines(nodes, (), config.engine), group_size=1)
+    group_size = config.parallel.tp * config.parallel.cp
     if any(node.gpus for node in nodes):
         _check_total(nodes, config)
-        trainers += _place_trainers(nodes, config)
+        trainers = tuple(_place_trainers(nodes, config))
     else:
-        trainers += [nodes[0].address] * config.trainers
+        trainers = (nodes[0].address,) * config.trainers
     if config.rollout.placement == "colocated":
         shared = share_trainers(trainers, config)
-        return Plan(
-            trainers=tuple(trainers),
-            engines=tuple(trainers[first] for first, *_ in shared),
-            group_size=tp * cp,
-            shared=shared,
-        )
+        engines = tuple(trainers[first] for first, *_ in shared)
+        return Plan(trainers=trainers, engines=engines, group_size=group_size, shared=shared)
+    engines = _place_engines(nodes, trainers, config.engine)
+    return Plan(trainers=trainers, engines=engines, group_size=group_size)
+
+
+def _place_engines(nodes: Sequence[Node], trainers: Sequence[str], engine: EngineConfig) -> tuple[str, ...]:
+    engines: list[str] = []
     while len(engines) < engine.num_engines:
         address = place_engine(nodes, trainers, engines, engine.tp)
         if address is None:
             raise ValueError(
                 f"each of engine.num_engines={engine.num_engines} needs engine.tp={engine.tp} free GPUs on one node; "
-                f"beside trainers={config.trainers}, {len(engines)} fit, and there are left: "
+                f"beside trainers={len(trainers)}, {len(engines)} fit, and there are left: "
                 f"{_list(_count_free(nodes, trainers, engines, engine.tp))}; lower engine.num_engines or engine.tp"
             )
         engines.append(address)
-    return Plan(trainers=tuple(trainers), engines=tuple(engines), group_size=tp * cp)
+    return tuple(engines)
 
 
 def share_trainers(trainers: Sequence[str], config: RLConfig) -> tuple[tuple[int, ...], ...]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from rl.types import Reward
 
 
-def mean_parts(rewards: Sequence[Reward]) -> dict[str, float]:
-    """Returns the mean of each part."""
-    names = rewards[0].parts if rewards else ()
-    return {name: float(np.mean([reward.parts[name] for reward in rewards])) for name in names}
+def mean_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the mean of each part of the rewards, by name."""
+    return {name: float(np.mean([each[name] for each in parts])) for name in (parts[0] if parts else ())}
 
 
 def compute_reward_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
@@ -28,27 +27,27 @@ def compute_reward_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     crashed = sum(bool(r.errors) or r.verdict.decided_by == "error" for r in rewards)
     return {
         "reward": float(np.mean([r.total for r in rewards])),
-        **{f"reward_{name}": value for name, value in mean_parts(rewards).items()},
+        **{f"reward_{name}": value for name, value in mean_parts([r.parts for r in rewards]).items()},
         "reward_accuracy": float(np.mean([v.accuracy for v in verdicts])),
         "reward_format": float(np.mean([v.format for v in verdicts])),
         "reward_timeouts": sum(v.decided_by == "timeout" for v in verdicts),
         "reward_errors": crashed,
         **{f"reward_errors_{name}": count for name, count in sorted(errors.items())},
-        **count_judged(rewards),
+        **count_judged([r.judged for r in rewards], [v.decided_by for v in verdicts]),
     }
 
 
-def count_judged(rewards: Sequence[Reward]) -> dict[str, float]:
-    """Returns what the judge did; nothing where there is none.
+def count_judged(judged: Sequence[str], decided_by: Sequence[str]) -> dict[str, float]:
+    """Returns what the judge did; nothing where there is none. Both are of each response: Reward.judged, and Verdict's.
 
     judge_failures are responses on which it gave no clear verdict: they count as wrong, but may be right.
     """
-    if all(reward.judged == "off" for reward in rewards):
+    found, decided = Counter(judged), Counter(decided_by)
+    if found.keys() <= {"off"}:
         return {}
-    decided = Counter(reward.verdict.decided_by for reward in rewards)
     return {
-        "judge_asked": sum(reward.judged == "asked" for reward in rewards),
-        "judge_cached": sum(reward.judged == "cached" for reward in rewards),
+        "judge_asked": found["asked"],
+        "judge_cached": found["cached"],
         "judge_right": decided["judge"],
         "judge_failures": decided["judge_failed"],
     }

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread, current_thread
 from typing import Any, Generic, TypeVar
@@ -135,27 +135,29 @@ class RolloutManager(Generic[E]):
             RankError: engines keep dying.
             EngineDied: the manager was closed; or all have died, and `replaces_dead` is false.
         """
-        futures = self.submit(
-            [Request(prompt=p, sampling=sampling, seed=step_seed) for p in prompts], ahead=True
-        )
-        prompt_of = dict(zip(futures, prompts, strict=True))
+        found, requests = {}, [Request(prompt=p, sampling=sampling, seed=step_seed) for p in prompts]
+        with closing(self.answer(requests, replaces_dead=replaces_dead)) as replies:
+            for number, responses in replies:
+                found[number] = responses
+                on_reply(prompts[number], responses)
+        return [found[number] for number in range(len(prompts))]
+
+    def answer(
+        self, requests: Sequence[Request], *, replaces_dead: bool = True
+    ) -> Generator[tuple[int, Responses], None, None]:
+        """Yields the numbers of requests and their responses as they finish; else as generate()."""
+        numbers = {future: number for number, future in enumerate(self.submit(requests, ahead=True))}
         try:
-            for future in self._await(futures, replaces_dead):
-                on_reply(prompt_of[future], future.result())
+            for future in self._await(list(numbers), replaces_dead):
+                yield numbers[future], future.result()
         finally:
-            for future in futures:
+            for future in numbers:
                 future.cancel()  # does nothing to those that are done
-        return [future.result() for future in futures]
 
     def wait(self, futures: Iterable[Future[Any]], *, replaces_dead: bool = True) -> None:
         """Waits until all of these are done, also with an error. They may be anybody's, not the manager's alone.
 
-        Args:
-            replaces_dead: as of generate().
-
-        Raises:
-            RankError: engines keep dying, or the trainer has.
-            EngineDied: the manager was closed; or no engine is left, and `replaces_dead` is false.
+        Args and Raises: as generate(); RankError also where the trainer has died.
         """
         for _ in self._await(list(futures), replaces_dead):
             pass

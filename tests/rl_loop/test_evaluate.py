@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from data_pipeline.encode.config import ImageConfig
-from data_pipeline.errors import BadSample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
@@ -27,14 +23,12 @@ from data_pipeline.verify.record import read_responses
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.evaluation.baseline import describe_seen, score_baseline
 from rl.evaluation.intervals import bootstrap_ci95, paired_difference
-from rl.evaluation.run import _ask, evaluate
+from rl.evaluation.run import evaluate
 from rl.evaluation.summary import summarize
-from rl.rewards.scorer import Scorer
-from rl.rollout.calls import Request
-from rl.rollout.engine import Engine
-from rl.types import AskedResponse, Responses
+from rl.groups import build_records
+from rl.types import AskedResponse
 from tests.helpers.bad_samples import bad_questions
-from tests.helpers.groups import make_group, make_prompt, make_rollout
+from tests.helpers.groups import make_group, make_prompt
 
 
 def test_accuracy_is_the_mean_over_questions_and_by_kind() -> None:
@@ -43,7 +37,7 @@ def test_accuracy_is_the_mean_over_questions_and_by_kind() -> None:
         make_group(make_prompt(1, kind="sum"), (1.0, 1.0), lengths=(5, 5)),
         make_group(make_prompt(2, kind="count"), (0.0, 0.0), lengths=(9, 9), finish_reason="length"),
     ]
-    summary = summarize(groups, seed=1)
+    summary = summarize([build_records(group) for group in groups], seed=1)
     assert (summary.accuracy, summary.count, summary.truncated, summary.format) == (0.5, 3, 2, 1.0)
     assert {kind: (score.accuracy, score.count) for kind, score in summary.by_kind.items()} == {
         "sum": (0.75, 2),
@@ -53,6 +47,7 @@ def test_accuracy_is_the_mean_over_questions_and_by_kind() -> None:
     assert summary.ci95[0] < 0.5 < summary.ci95[1]
     assert summary.decided_by == {"exact": 3, "none": 3} and not summary.bad_questions
     assert (summary.length.mean, summary.length.p50, summary.length.max) == (pytest.approx(19 / 3), 5.0, 9.0)
+    assert summary.pass_at["2"].accuracy == pytest.approx(2 / 3)
 
 
 def write_questions(folder: Path) -> tuple[Path, Path]:
@@ -80,15 +75,14 @@ def test_baseline_says_whether_the_model_beats_the_most_frequent_answers(
     """Responses that are right always, as often as the baseline (on other questions), and never."""
     train, test = write_questions(tmp_path)
     config = EvalConfig(model="", shards=str(test), out="", train_shards=(str(train),))
-    groups = [
-        make_group(replace(make_prompt(n), ref=ref, answer="7" if n % 3 else "8"), (float(n % 3 < 2),))
-        if accuracy is None
-        else make_group(replace(make_prompt(n), ref=ref, answer="7" if n % 3 else "8"), (accuracy,))
+    prompts = [
+        replace(make_prompt(n), ref=ref, answer="7" if n % 3 else "8")
         for n, ref in enumerate(ShardIndex.load(test))
     ]
+    ours = [float(n % 3 < 2) if accuracy is None else accuracy for n in range(len(prompts))]
     with VerifyPool(CheckerConfig(workers=1)) as pool:
-        found = score_baseline(config, pool, groups)
-        assert score_baseline(replace(config, baseline_samples=0), pool, groups) is None
+        found = score_baseline(config, pool, prompts, ours)
+        assert score_baseline(replace(config, baseline_samples=0), pool, prompts, ours) is None
     assert found and found.by_text.accuracy == found.by_kind.accuracy == pytest.approx(2 / 3)
     assert verdict in found.sentence and "is right 66.7% of the time" in found.sentence
     assert found.questions_seen == 60 and "30 training samples are 60 of the 60" in describe_seen(found, 60)
@@ -149,57 +143,6 @@ def test_shards_without_a_question_that_can_be_asked_are_refused(tiny_hf: Path, 
         evaluate(EvalConfig(model=str(tiny_hf), shards=str(tmp_path / "shards"), out=str(tmp_path)))
 
 
-class SlotBySlot(Engine):
-    """Two slots, and a step ends the response of the shortest question; no vLLM."""
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.version = 0
-        self._config = EvalConfig(model="", shards="", out="", engine=EngineConfig(max_num_seqs=2))
-        self.lengths, self.log = lengths, list[str]()
-        self._numbers = list[int]()
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._numbers)
-
-    @property
-    def _scheduler(self) -> SimpleNamespace:
-        return SimpleNamespace(get_request_counts=lambda: (len(self._numbers), 0))
-
-    def add(self, number: int, request: Request) -> Responses | None:
-        self.log.append(f"asked {number}")
-        if not self.lengths[number]:
-            return Responses(fault="image", detail="torn")
-        self._numbers.append(number)
-        return None
-
-    def step(self) -> list[tuple[int, Responses]]:
-        shortest = min(self._numbers, key=lambda number: self.lengths[number])
-        self._numbers.remove(shortest)
-        self.log.append(f"answered {shortest}")
-        return [(shortest, Responses(rollouts=(make_rollout(response=str(shortest)),)))]
-
-
-def test_questions_are_asked_as_slots_get_free_and_answered_in_order() -> None:
-    """The first has the longest response; the fourth cannot be decoded, and the fifth was refused before."""
-    engine = SlotBySlot([9, 1, 1, 0, 1, 1])
-    prompts = [make_prompt(number) for number in range(7)]
-    questions = [
-        (prompt, BadSample("text", "empty") if number == 4 else None) for number, prompt in enumerate(prompts)
-    ]
-    added = list[str]()
-    scorer = SimpleNamespace(add=lambda prompt, responses, max_tokens: added.append(prompt.ref.id))
-    chunks = list(_ask(engine, cast(Scorer, scorer), engine._config, questions))
-    assert [len(chunk) for chunk in chunks] == [2, 2, 2, 1]
-    asked = [each for chunk in chunks for each in chunk]
-    assert [prompt for prompt, _, _ in asked] == prompts
-    assert [fault and fault.reason for _, _, fault in asked] == [None] * 3 + ["image", "text", None, None]
-    texts = ["".join(rollout.response for rollout in rollouts) for _, rollouts, _ in asked]
-    assert texts == ["0", "1", "2", "", "", "4", "5"]  # by the number of what can be asked
-    assert engine.log[:5] == ["asked 0", "asked 1", "answered 1", "asked 2", "answered 2"]
-    assert engine.log[-1] == "answered 0" and sorted(added) == ["0", "1", "2", "3", "5", "6"]
-
-
 def test_wrong_training_shards_are_refused_before_any_question_is_asked(
     tiny_hf: Path, tmp_path: Path
 ) -> None:
@@ -250,3 +193,50 @@ def test_model_folder_is_scored_through_vllm(
     assert written["accuracy"] == summary.accuracy == np.mean([r.accuracy for r in records])
     assert written["count"] == len(records) == sum(kind["count"] for kind in written["by_kind"].values())
     assert written["ci95"] == list(summary.ci95)
+
+
+@pytest.mark.heavy
+def test_torn_evaluation_goes_on_and_several_engines_answer_as_one(
+    tiny_hf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The file is the same to the byte however often it was begun, and wherever a response was sampled."""
+    write_shards(digit_samples("test", 6, 0, cell=28), tmp_path / "shards")
+    whole = EvalConfig(
+        model=str(tiny_hf),
+        shards=str(tmp_path / "shards"),
+        out=str(tmp_path / "whole"),
+        subset=4,
+        engine=EngineConfig(
+            precision="fp32",
+            num_engines=2,
+            max_model_len=512,
+            max_num_seqs=4,
+            max_images=1,
+            cpu_kv_cache_gib=0.1,
+        ),
+        image=ImageConfig(min_pixels=784),
+        sampling=SamplingConfig(n=3, temperature=1.0, max_tokens=8),
+    )
+    summary = evaluate(whole)
+    wanted = (tmp_path / "whole/responses.jsonl").read_bytes()
+    assert len(wanted.splitlines()) == 12 and summary.count == 4 and summary.pass_at.keys() == {"2", "3"}
+    assert len({json.loads(line)["response"] for line in wanted.splitlines()}) == 12
+
+    alone = replace(whole.engine, num_engines=1)
+    torn = replace(whole, out=str(tmp_path / "torn"), engine=alone)
+    evaluate(replace(torn, subset=2, sampling=replace(whole.sampling, n=2)))
+    responses = tmp_path / "torn/responses.jsonl"
+    responses.write_bytes(responses.read_bytes()[:-30])  # the last of four
+    capfd.readouterr()
+    evaluate(torn)
+    assert "3 records are there already, 9 are missing" in capfd.readouterr().out
+    assert responses.read_bytes() == wanted
+    assert evaluate(torn) == evaluate(whole)  # no engine starts
+
+    with pytest.raises(ValueError, match=r"sampling.temperature was 1.0, is 0.5"):
+        evaluate(replace(torn, sampling=replace(whole.sampling, temperature=0.5)))
+    with pytest.raises(
+        ValueError, match=r"9 responses that are not asked for now, as number [012] to digits"
+    ):
+        evaluate(replace(torn, subset=1, sampling=replace(whole.sampling, n=3)))
+    assert responses.read_bytes() == wanted

@@ -13,10 +13,12 @@ from typing import cast
 import pytest
 
 from data_pipeline.encode.config import ImageConfig
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from rl.config import EngineConfig, HeldOutConfig, RLConfig, SamplingConfig
 from rl.evaluation.summary import summarize
+from rl.groups import build_records
 from rl.held_out import HeldOut
 from rl.rewards.scorer import Scorer
 from rl.rollout.calls import EngineCalls
@@ -97,7 +99,9 @@ def test_numbers_are_those_of_an_evaluation_of_the_weights_of_the_step(
         measured.append(held_out.finish())
     assert [found.get("held_out_version") for found in measured] == [0, None, 2, None, 4]
     assert measured[1] == {} and len(scores.groups) == 3
-    wanted = summarize(scores.groups[0], seed=config.seed)
+    refused = BadSample("image", "torn")
+    groups = [g if g.rollouts else replace(g, fault=refused) for g in scores.groups[0]]
+    wanted = summarize([build_records(group) for group in groups], seed=config.seed)
     assert measured[2]["held_out_accuracy"] == wanted.accuracy == pytest.approx(0.45)
     assert (measured[2]["held_out_low"], measured[2]["held_out_high"]) == wanted.ci95
     assert (measured[2]["held_out_len"], measured[2]["held_out_truncated"]) == (3, 0)
