@@ -57,6 +57,11 @@ class Video:
         """The time of each frame."""
         return tuple(index / self.fps for index in self.indices)
 
+    @property
+    def times(self) -> str:
+        """All that is known of its times, for hashes: videos of the same frames may differ in these alone."""
+        return f"{self.indices} of {self.num_source_frames} at {float(self.fps)}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

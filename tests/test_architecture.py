@@ -143,7 +143,7 @@ CONFINED = {
     "pyarrow": ("data_pipeline/sources/readers.py",),
     "ijson": ("data_pipeline/sources/readers.py",),
     "simplejpeg": ("data_pipeline/encode/images.py",),
-    "av": ("data_pipeline/sources/video_files.py", "tests/"),
+    "av": ("data_pipeline/sources/media/video_decoder.py", "tests/"),
     "math_verify": ("data_pipeline/verify/math.py",),
     "wandb": ("megatron_omr/train/metrics.py",),
     "tyro": ("launch/",),

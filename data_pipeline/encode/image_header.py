@@ -29,7 +29,10 @@ _BAD_TAGS = (SyntaxError, ValueError, TypeError, LookupError, AttributeError, OS
 
 def image_format(data: bytes) -> str:
     """Returns png, jpg, gif, webp or bmp by the file's signature, and "" for anything else."""
-    return next((name for signature, name in _SIGNATURES.items() if data.startswith(signature)), "")
+    found = next((name for signature, name in _SIGNATURES.items() if data.startswith(signature)), "")
+    return (
+        "" if found == "webp" and data[8:12] != b"WEBP" else found
+    )  # sound (WAV) and video (AVI) are RIFF too
 
 
 def image_size(data: bytes) -> tuple[int, int]:

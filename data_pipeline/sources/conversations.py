@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from data_pipeline.encode.image_header import image_format
 from data_pipeline.errors import BadSample, column_error
+from data_pipeline.sources.media.video_decoder import NO_SOUND
 from data_pipeline.sources.text_values import is_missing, read_value
-from data_pipeline.sources.video_files import NO_SOUND
 from data_pipeline.types import IMAGE_MARK, VIDEO_MARK, Message
 
 ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant")}}
@@ -120,14 +120,13 @@ def list_videos(fields: Mapping[str, object], inside: Sequence[object] = ()) -> 
     """Returns the videos of a row: those inside its turns, else those of its column `videos` or `video`.
 
     Raises:
-        BadSample: the row holds videos in both, or sound.
+        BadSample: the row holds other videos in several of these places, or sound.
     """
-    if name := next((name for name in _SOUND_COLUMNS if fields.get(name)), ""):
+    if name := next((name for name in _SOUND_COLUMNS if _holds(fields.get(name))), ""):
         raise BadSample("audio", f"{name}: {NO_SOUND}")
     places = [item for item in inside if isinstance(item, VideoPart)]
     found = [place.value for place in places if place.value]
-    value = next((fields[name] for name in _VIDEO_COLUMNS if fields.get(name)), None)
-    listed = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    listed = _read_columns(fields, _VIDEO_COLUMNS)
     if found and listed:
         raise column_error("videos", "videos in the messages or in a column", listed, "keep one of both")
     if len(places) not in (0, len(found or listed)):
@@ -144,13 +143,7 @@ def list_images(fields: Mapping[str, object], inside: Sequence[object] = ()) -> 
         BadSample: the row holds images in several of these places, or in another column; some would not be used.
     """
     inside = [item for item in inside if not isinstance(item, VideoPart)]
-    columns = {name: fields[name] for name in _IMAGE_COLUMNS if fields.get(name)}
-    found = {
-        name: list(value) if isinstance(value, (list, tuple)) else [value] for name, value in columns.items()
-    }
-    listed = next(iter(found.values()), [])
-    if any(image not in listed for image in found.get("image", ())):
-        raise column_error("image", "images in one column", columns["image"], "put all of them into `images`")
+    listed = _read_columns(fields, _IMAGE_COLUMNS)
     if inside and listed:
         raise column_error("images", "images in the messages or in a column", listed, "keep one of both")
     has_none = not inside and not listed
@@ -160,6 +153,27 @@ def list_images(fields: Mapping[str, object], inside: Sequence[object] = ()) -> 
         ):
             raise column_error(name, "images in `images`", value, "put it there, or drop the column")
     return list(inside) or listed
+
+
+def _read_columns(fields: Mapping[str, object], columns: tuple[str, str]) -> list[object]:
+    """Returns what a column such as `images` or `image` holds; both may hold the same, and no more in the second."""
+    found = {
+        name: list(value) if isinstance(value, (list, tuple)) else [value]
+        for name in columns
+        if (value := fields.get(name))
+    }
+    listed = next(iter(found.values()), [])
+    if any(item not in listed for item in found.get(columns[1], ())):
+        many, one = columns
+        raise column_error(one, f"{many} in one column", fields[one], f"put all of them into `{many}`")
+    return listed
+
+
+def _holds(value: object) -> bool:
+    """Returns whether a column holds anything: Parquet writes {bytes: None, path: None} for nothing."""
+    if isinstance(value, Mapping):
+        return any(map(_holds, value.values()))
+    return any(map(_holds, value)) if isinstance(value, (list, tuple)) else not is_missing(value)
 
 
 def _is_image(value: object) -> bool:

@@ -17,7 +17,7 @@ from data_pipeline.parts import run_parts
 from data_pipeline.shards.index import INDEX
 from data_pipeline.shards.writer import finish_shards, write_part
 from data_pipeline.sources.adapters import CORPORA, SPLITTERS
-from data_pipeline.sources.config import ImportConfig, RowsConfig
+from data_pipeline.sources.config import FramesConfig, ImportConfig, RowsConfig
 from data_pipeline.sources.readers import LoadRow, read_dataset, read_file, source_files
 from data_pipeline.sources.rows import Row
 from data_pipeline.types import SYSTEM_PROMPT, Sample
@@ -109,7 +109,10 @@ def _settings(corpus: str, config: ImportConfig, files: Sequence[Path]) -> dict[
     names = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in files)
     digest = hashlib.sha256(names.encode()).hexdigest()[:16]
     own = {"corpus": corpus, "limit": config.limit, "files": digest}
-    return own | asdict(config.rows) | asdict(config.writer)
+    rows = asdict(config.rows)
+    if config.rows.frames == FramesConfig():
+        del rows["frames"]  # which folders of earlier versions do not name
+    return own | rows | asdict(config.writer)
 
 
 def _import_parts(corpus: str, config: ImportConfig, parts: Sequence[tuple[Path, ...]]) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -21,8 +21,9 @@ from data_pipeline.errors import BadSample, column_error
 from data_pipeline.files import parse_json
 from data_pipeline.shards.records import Record, read_records
 from data_pipeline.shards.tar_walk import walk
+from data_pipeline.sources.media.named_files import Kind
+from data_pipeline.sources.media.video_values import SOUND, SUFFIXES
 from data_pipeline.sources.text_values import WrittenNumber
-from data_pipeline.sources.video_files import SUFFIXES
 
 log = logging.getLogger(__name__)
 
@@ -115,29 +116,36 @@ def _parse_record(key: str, members: dict[str, bytes]) -> Mapping[str, object]:
                 "schema", f"{key}: {name} is a member and another text in its json; keep one of both"
             )
     row = {"id": key, **texts, **fields}
-    if clips := [members.pop(name) for name in list(members) if f".{name.rpartition('.')[2]}" in SUFFIXES]:
-        row["videos"] = clips
-        row.pop("video", None)
-    if members:
-        row["images"] = [members[name] for name in _order_images(key, fields, members)]
-        row.pop("image", None)
+    if sounds := [name for name in members if _has_suffix(name, SOUND)]:
+        row["audio"] = sounds  # which is refused
+        members = {name: data for name, data in members.items() if name not in sounds}
+    clips = {name: members.pop(name) for name in list(members) if _has_suffix(name, SUFFIXES)}
+    shown: dict[Kind, dict[str, bytes]] = {"video": clips, "image": members}
+    for kind, found in shown.items():
+        if found:
+            row[f"{kind}s"] = [found[name] for name in _order(kind, key, fields, found)]
+            row.pop(kind, None)
     return row
 
 
-def _order_images(key: str, fields: Mapping[str, object], members: Mapping[str, bytes]) -> list[str]:
-    """Returns the extensions of a record's images: as the json names them, else 2.png before 10.png.
+def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:
+    return f".{name.rpartition('.')[2]}" in suffixes
+
+
+def _order(kind: Kind, key: str, fields: Mapping[str, object], members: Mapping[str, bytes]) -> list[str]:
+    """Returns the extensions of a record's images or videos: as the json names them, else 2.png before 10.png.
 
     Raises:
-        BadSample: the json names another number of images than there are.
+        BadSample: the json names another number than there are.
     """
-    named = fields.get("images") or fields.get("image") or []
+    named = fields.get(f"{kind}s") or fields.get(kind) or []
     names = (
         [str(name).lower() for name in named] if isinstance(named, (list, tuple)) else [str(named).lower()]
     )
     if names and len(names) != len(members):
         there = ", ".join(members)
-        detail = f"{key}: the json names {len(names)} images, the tar holds {len(members)} ({there}); give all of them"
-        raise BadSample("image", detail)
+        detail = f"{key}: the json names {len(names)} {kind}s, the tar holds {len(members)} ({there}); give all of them"
+        raise BadSample(kind, detail)
     if sorted(names) == sorted(members):
         return names
     return sorted(members, key=lambda name: (len(name.partition(".")[0]), name))

@@ -16,10 +16,10 @@ from pathlib import Path
 from data_pipeline.errors import BadSample, column_error
 from data_pipeline.sources.config import FramesConfig
 from data_pipeline.sources.conversations import add_marks, add_system
-from data_pipeline.sources.image_values import read_image
+from data_pipeline.sources.media.image_values import read_image
+from data_pipeline.sources.media.video_values import read_video
 from data_pipeline.sources.text_values import read_label, read_value
-from data_pipeline.sources.video_files import read_video
-from data_pipeline.types import SYSTEM_PROMPT, Message, Sample
+from data_pipeline.types import SYSTEM_PROMPT, Message, Sample, Video
 from data_pipeline.verify.check import check_reference
 from data_pipeline.verify.released import find_marked_answer, trim
 
@@ -108,7 +108,7 @@ def build_sample(
         raise BadSample("answer", "neither a response to learn from nor a reference answer; drop the row")
     if not has_response:
         check_reference(answer)
-    digest = _digest(turns, [*encoded, *(frame for video in clips for frame in video.frames)], answer)
+    digest = _digest(turns, encoded, clips, answer)
     name = f"{row_id}-{digest[:8]}" if row_id else digest[:16]
     named = {"row_id": row_id, "teacher": teacher if has_response else "", "kind": kind}
     metadata = _lineage(row, keep) | {key: value for key, value in named.items() if value}
@@ -129,11 +129,14 @@ def build_sample(
     )
 
 
-def _digest(messages: Sequence[Message], images: Sequence[bytes], answer: str) -> str:
-    """Returns a hash of texts and images; each is preceded by its length, so that no two samples share bytes."""
+def _digest(
+    messages: Sequence[Message], images: Sequence[bytes], videos: Sequence[Video], answer: str
+) -> str:
+    """Returns a hash of texts, images and videos; each part follows its length, so that no two samples share bytes."""
     digest = hashlib.sha256()
     texts = [part for message in messages for part in (message.role, message.content)]
-    for part in [*(text.encode("utf-8", "surrogatepass") for text in (*texts, answer)), *images]:
+    shown = [part for video in videos for part in (*video.frames, video.times.encode())]
+    for part in [*(text.encode("utf-8", "surrogatepass") for text in (*texts, answer)), *images, *shown]:
         digest.update(f"{len(part)}:".encode())
         digest.update(part)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from data_pipeline.encode.video_times import check_video, choose_frames, seconds_per_pair
+from data_pipeline.encode.video_times import Timeline, check_video, choose_frames, seconds_per_pair
 from data_pipeline.errors import BadSample
 from tests.helpers.videos import make_video
 
@@ -46,3 +46,13 @@ def test_numbers_that_do_not_fit_are_refused(change, words):
 def test_pairs_of_frames_have_the_mean_distance():
     assert seconds_per_pair(make_video(6, fps=4.0, every=2)) == 1.0
     assert make_video(3, fps=4.0, every=2).seconds == (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("change", [dict(fps=1e-9), dict(fps=1e9), dict(num_source_frames=1 << 40)])
+def test_rates_and_lengths_that_no_video_has_are_refused(change: dict):
+    with pytest.raises(BadSample, match="frames a second, outside|more than 2147483648 frames"):
+        check_video(replace(make_video(2), **change))
+
+
+def test_rates_of_slow_videos_are_kept():
+    assert Timeline.of_times([0.0, 3_600.0, 7_200.0]).fps == pytest.approx(1 / 3_600, rel=1e-5)

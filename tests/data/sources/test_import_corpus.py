@@ -22,7 +22,7 @@ from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.shards.index import ShardIndex, rows_path
 from data_pipeline.shards.writer import write_shards
-from data_pipeline.sources.config import ImportConfig, RowsConfig
+from data_pipeline.sources.config import FramesConfig, ImportConfig, RowsConfig
 from data_pipeline.sources.import_corpus import REPORT, ImportReport, import_corpus, read_corpus
 from launch import cli
 from tests.helpers.corpora import FIXTURES, fixture_rows, question_rows, write_corpus, write_jsonl
@@ -176,7 +176,7 @@ def test_limit_counts_over_all_files(tmp_path: Path):
 IMPORT = """
 import sys
 from data_pipeline.config import WorkConfig
-from data_pipeline.sources.config import ImportConfig, RowsConfig
+from data_pipeline.sources.config import FramesConfig, ImportConfig, RowsConfig
 from data_pipeline.sources.import_corpus import import_corpus
 
 path, out, workers = sys.argv[1:]
@@ -285,3 +285,13 @@ def test_command_imports_and_repeats(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_command_names_the_nearest_corpus(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["data", "import", "lava_cot", "a", "b"]) == 2
     assert "no corpus 'lava_cot'; did you mean 'llava_cot'?" in capsys.readouterr().err
+
+
+def test_folders_made_before_videos_continue(tmp_path: Path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    import_corpus("questions", config(path))
+    manifest = tmp_path / "shards" / "import.json"
+    assert "frames" not in read_json(manifest)
+    rows = RowsConfig(path=str(path), frames=FramesConfig(fps=1.0))
+    with pytest.raises(ValueError, match="frames was None, is"):
+        import_corpus("questions", replace(config(path), rows=rows))

@@ -233,3 +233,19 @@ def test_whole_records_are_those_of_webdataset(tmp_path: Path, format: int):
     wanted = [(each["__key__"], sum("png" in name for name in each)) for each in theirs]
     assert [(row["id"], len(row.get("images", []))) for row in rows(path)] == wanted
     assert [key for key, _ in wanted] == keys
+
+
+def test_videos_come_in_the_order_that_the_json_names(tmp_path: Path):
+    def ordered(fields: bytes) -> object:
+        members = [("1.json", fields), ("1.b.mp4", b"b"), ("1.a.mp4", b"a")]
+        (row,) = rows(write_tar(tmp_path / "a.tar", members))
+        return row
+
+    assert ordered(b'{"videos": ["b.mp4", "a.mp4"], "video": "x"}') == {"id": "1", "videos": [b"b", b"a"]}
+    assert ordered(b"{}") == {"id": "1", "videos": [b"a", b"b"]}
+    assert "the json names 1 videos, the tar holds 2" in str(ordered(b'{"video": "a.mp4"}'))
+
+
+def test_a_member_of_sound_is_no_image(tmp_path: Path):
+    (row,) = rows(write_tar(tmp_path / "a.tar", [*record("1"), ("1.wav", b"RIFF")]))
+    assert row["images"] == [TRIANGLE] and row["audio"] == ["wav"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import BadSample
-from data_pipeline.sources.image_values import read_image
+from data_pipeline.sources.media.image_values import read_image
 from tests.helpers.corpora import IMAGES, TRIANGLE
 
 PATH = IMAGES / "triangle.png"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,37 +18,9 @@ from data_pipeline.sources.adapters import CORPORA
 from data_pipeline.sources.config import FramesConfig, ImportConfig, RowsConfig
 from data_pipeline.sources.import_corpus import import_corpus, read_corpus
 from data_pipeline.sources.rows import Row
-from data_pipeline.types import Sample, Video
+from data_pipeline.types import Sample
+from tests.helpers.clips import greys, write_clip, write_sound
 from tests.helpers.videos import draw_png
-
-GREYS = [20, 60, 100, 140, 180, 220]
-
-
-def write_clip(path: Path, *, fps: int = 10, times: Sequence[int] | None = None, frames: int = 6) -> Path:
-    """Writes a file whose frames are plain greys of their own; `times` are numbers of 1 / fps seconds."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("mpeg4", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(frames):
-            pixels = np.full((48, 64, 3), GREYS[number % len(GREYS)], np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = times[number] if times else number
-            for packet in stream.encode(frame):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
-
-
-def write_sound(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("pcm_s16le", rate=8_000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 8_000
-        for packet in [*stream.encode(frame), *stream.encode()]:
-            container.mux(packet)
-    return path
-
 
 USUAL = FramesConfig()
 
@@ -60,12 +30,6 @@ def read(folder: Path, frames: FramesConfig = USUAL, **fields: object) -> Sample
     return CORPORA["questions"].read(
         Row(fields=row, corpus="questions", number=0, images=folder, frames=frames)
     )
-
-
-def greys(video: Video) -> list[int]:
-    """Returns the number of the grey of each frame."""
-    means = [np.asarray(Image.open(io.BytesIO(frame)).convert("L")).mean() for frame in video.frames]
-    return [min(range(len(GREYS)), key=lambda i: abs(GREYS[i] - mean)) for mean in means]
 
 
 def test_frames_of_a_file_are_chosen_by_the_rate(tmp_path: Path):
@@ -146,11 +110,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
         ("video", "text.mp4", "text.mp4 cannot be decoded"),
         ("audio", "song.mkv", "song.mkv: sound is not supported"),
         ("audio", "song.wav", "song.wav: sound is not supported"),
-        ("video", "gone.mp4", "does not exist"),
+        ("video", "gone.mp4", "No such file or directory; is rows.images the right folder"),
         ("video", "../clip.mp4", "leads out of"),
         ("video", "https://x.org/clip.mp4", "is an address"),
         ("schema", ".", "FOLDER, fps: RATE"),
-        ("schema", {"frames": [b"1", b"2"]}, "fps above 0, or a second"),
+        ("schema", {"frames": [b"1", b"2"]}, "a rate from 0.0001 to 10000, or timestamps"),
         (
             "video",
             {"frames": [draw_png((28, 28), np.random.default_rng(0))] * 2, "timestamps": [1, 0.5]},
@@ -180,3 +144,78 @@ def test_an_import_skips_and_counts_broken_videos(tmp_path: Path):
     assert report.samples == 3 and report.bad.counts == {"video": 1}
     assert "row 1" in report.bad.first["video"] and "text.mp4" in report.bad.first["video"]
     assert [len(sample.videos) for sample in read_shards(tmp_path / "out")] == [1, 1, 1]
+
+
+def test_no_value_of_a_row_stops_an_import(tmp_path: Path):
+    """Each is a bad row, counted and named."""
+    write_clip(tmp_path / "clip.mp4")
+    image = draw_png((28, 28), np.random.default_rng(0))
+    (tmp_path / "1.png").write_bytes(image)
+    Image.new("L", (70_000, 100)).save(tmp_path / "wide.png")
+    bad: list[object] = [
+        "a\0b.mp4",
+        "a" * 5_000 + ".mp4",
+        "\ud800.mp4",
+        "data:video/mp4;base64,AAAA",
+        "data:video/mp4,AAAA",
+        "file://elsewhere/clip.mp4",
+        {"frames": "clip.mp4", "fps": 1},
+        {"frames": "a\0b", "fps": 1},
+        *({"frames": ["1.png", "1.png"], "timestamps": stamps} for stamps in (7, "01", [0, float("inf")])),
+        *(
+            {"frames": ["1.png", "1.png"], "timestamps": stamps}
+            for stamps in ([0, float("nan")], [0, 10**400])
+        ),
+        {"frames": ["1.png", "1.png"], "timestamps": [0, 1e11]},
+        *({"frames": ["1.png", "1.png"], "fps": fps} for fps in (1e-300, 1e300, 10**400, float("nan"), -1)),
+        ["1.png", "1.png"],
+        "1.png",
+        image,
+    ]
+    for value in bad:
+        with pytest.raises(BadSample) as caught:
+            read(tmp_path, videos=[value])
+        assert caught.value.reason in ("video", "schema") and len(str(caught.value)) < 800, value
+    wide = write_clip(tmp_path / "wide.avi", codec="mjpeg", size=(65_500, 8), frames=1)
+    with pytest.raises(BadSample, match="times longer than wide"):
+        read(tmp_path, FramesConfig(max_pixels=3_136), videos=[wide.name])
+
+
+def test_extreme_rates_of_the_config_keep_all_frames_or_one(tmp_path: Path):
+    write_clip(tmp_path / "clip.mp4")
+    assert len(read(tmp_path, FramesConfig(fps=1e308), video="clip.mp4").videos[0].frames) == 6
+    assert len(read(tmp_path, FramesConfig(fps=1e-308), video="clip.mp4").videos[0].frames) == 1
+
+
+def test_images_in_place_of_a_video_are_named_with_the_fix(tmp_path: Path):
+    for value in (["1.jpg", "2.jpg"], [["1.jpg", "2.jpg"]], "1.JPG"):
+        with pytest.raises(BadSample, match="give the frames of a video as {frames"):
+            read(tmp_path, videos=value)
+
+
+def test_data_urls_hold_videos(tmp_path: Path):
+    data = write_clip(tmp_path / "clip.mp4").read_bytes()
+    url = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+    assert read(tmp_path, video=url).videos == read(tmp_path, video="clip.mp4").videos
+
+
+def test_ids_depend_on_the_times_of_frames(tmp_path: Path):
+    images = [draw_png((28, 28), np.random.default_rng(0))] * 2
+    values = [{"frames": images, "fps": 1}, {"frames": images, "fps": 2}]
+    values.append({"frames": images, "timestamps": [0, 1]})
+    assert len({read(tmp_path, video=value).id for value in values}) == 3
+
+
+def test_two_columns_may_not_hold_different_videos(tmp_path: Path):
+    write_clip(tmp_path / "clip.mp4")
+    assert len(read(tmp_path, videos=["clip.mp4"], video="clip.mp4").videos) == 1
+    with pytest.raises(BadSample, match="put all of them into `videos`"):
+        read(tmp_path, videos=["clip.mp4"], video="other.mp4")
+
+
+def test_a_column_of_sound_that_holds_nothing_is_none(tmp_path: Path):
+    write_clip(tmp_path / "clip.mp4")
+    for nothing in ({"bytes": None, "path": None}, [], [None], "", float("nan")):
+        assert read(tmp_path, video="clip.mp4", audio=nothing).videos
+    with pytest.raises(BadSample, match="audio: sound is not supported"):
+        read(tmp_path, video="clip.mp4", audio={"bytes": b"RIFF", "path": None})
