@@ -22,7 +22,7 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.errors import BadSample
 from data_pipeline.files import atomic_writer, to_json
 from data_pipeline.select.encoders import IMAGE_DIM, encode_image, load_text_encoder
-from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, Sample
+from data_pipeline.types import FORMAT_PHRASES, IMAGE_MARK, VIDEO_MARK, Sample
 
 _SYMBOL = re.compile(r"\d+(?:[.,]\d+)*|(?<![^\W_])[^\W\d_](?![^\W_])|[+*/=<>^%±×÷√∑∫≤≥≠°]|-(?![^\W\d_]{2})")
 _NAMES = ("encoder", "ids", "sources")
@@ -36,7 +36,7 @@ class Fingerprints:
     encoder: str  # of texts
     ids: tuple[str, ...]
     sources: tuple[str, ...]
-    content: np.ndarray  # [N] uint64, of the question's text and its images' pixels
+    content: np.ndarray  # [N] uint64, of the question's text, its images' pixels and its videos' times
     question: np.ndarray  # [N] uint64, the same for all responses that distillation kept of one; 0 of others
     symbols: np.ndarray  # [N] uint64, of the text's numbers, lone letters and operators, in order
     answer: np.ndarray  # [N] uint64, of the reference answer; 0 without one
@@ -101,7 +101,7 @@ def _fingerprint(sample: Sample) -> tuple[str, str, str, tuple[int, int, int, in
     text, answer = question_text(sample), "".join(sample.answer.casefold().split())
     pixels, vector = _encode_images(sample.pictures)
     hashes = (
-        hash_bytes(text.encode(), *pixels),
+        hash_bytes(text.encode(), *pixels, *(video.times.encode() for video in sample.videos)),
         _question_hash(sample),
         hash_bytes(" ".join(_SYMBOL.findall(text.casefold())).encode()),
         hash_bytes(answer.encode()) if answer else 0,
@@ -110,9 +110,10 @@ def _fingerprint(sample: Sample) -> tuple[str, str, str, tuple[int, int, int, in
 
 
 def question_text(sample: Sample) -> str:
-    """Returns the users' turns without image marks and the phrases that corpora append; white space is unified."""
+    """Returns the users' turns without marks and the phrases that corpora append; white space is unified."""
     text = "\n".join(message.content for message in sample.messages if message.role == "user")
     text = FORMAT_PHRASES.sub(" ", text).replace(IMAGE_MARK, " ")
+    text = text.replace(VIDEO_MARK, " ") if sample.videos else text
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

@@ -11,6 +11,7 @@ import pytest
 from data_pipeline.distill.teacher import clean_question
 from data_pipeline.select.fingerprints import Fingerprints, fingerprint_samples, question_text
 from tests.helpers.alike import ask, photographs, png
+from tests.helpers.videos import ask_about, make_video
 
 
 def test_same_samples_give_the_same_bytes(tmp_path: Path):
@@ -41,3 +42,14 @@ def test_workers_may_write_the_same_fingerprints_at_once(tmp_path: Path):
 def test_phrases_that_the_teacher_is_not_asked_are_not_compared():
     for phrase in ("Context: N/A", "Answer the question using a single word or phrase."):
         assert question_text(ask("a", f"Who? {phrase}")) == clean_question(f"Who? {phrase}") == "Who?"
+
+
+def test_videos_of_the_same_frames_at_other_times_differ():
+    slow, fast = (ask_about([make_video(2, fps=fps)]) for fps in (1.0, 2.0))
+    same, other = (fingerprint_samples([slow, sample], "ngrams").content for sample in (slow, fast))
+    assert same[0] == same[1] and other[0] != other[1]
+
+
+def test_marks_of_videos_are_not_compared_where_there_are_videos():
+    assert question_text(ask_about([make_video(1)])) == "What is 3 plus 4?"
+    assert question_text(ask("a", "What is <video> in HTML?")) == "What is <video> in HTML?"
