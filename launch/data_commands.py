@@ -38,15 +38,21 @@ def digits(config: Annotated[DigitsConfig, FLAT]) -> None:
       omr data digits /tmp/digits --train 1000 --seed 7
       omr data digits /tmp/clips --video
     """
+    from data_pipeline.shards.format import read_shards
     from data_pipeline.shards.index import INDEX, ShardIndex
     from data_pipeline.shards.writer import write_shards
     from data_pipeline.sources.digits import digit_clips, digit_samples
 
     draw = digit_clips if config.video else digit_samples
-
     for split, count in config.counts.items():
         folder = Path(config.out) / split
         if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:
+            wanted, found = next(draw(split, 1, config.seed)).id, next(read_shards(folder)).id
+            if found != wanted:
+                raise ValueError(
+                    f"{folder} begins with {found}, not with {wanted}: another corpus or seed; choose another folder, "
+                    "or delete it"
+                )
             print(f"{folder} is complete already")
             continue
         write_shards(draw(split, count, config.seed), folder, ShardConfig(samples_per_shard=1_000))

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from data_pipeline.encode.config import ImageConfig
 from data_pipeline.files import atomic_writer
 from data_pipeline.types import IMAGE_MARK
 from launch.report.axes import NUM_COLORS, format_number
@@ -86,13 +87,24 @@ def png_image(data: bytes, alt: str = "image of the question", *, address: str =
     return ShownImage(alt, source, width, height)
 
 
+def draw_thumbnail(data: bytes, side: int) -> Image.Image:
+    """Returns an image file drawn anew, at most `side` pixels wide and high; raises BadSample as load_image."""
+    from data_pipeline.encode.images import load_image  # imports torch
+
+    image = load_image(data, ImageConfig())
+    image.thumbnail((side, side))
+    return image
+
+
 def draw_strip(frames: Sequence[bytes], side: int) -> bytes:
-    """Returns a PNG file of a video: at most STRIP of its frames, evenly spread, row by row in their order."""
+    """Returns a PNG file of a video: at most STRIP of its frames, evenly spread, row by row in their order.
+
+    Raises:
+        BadSample: one of them cannot be decoded.
+    """
     chosen = [frames[i * len(frames) // STRIP] for i in range(STRIP)] if len(frames) > STRIP else frames
     columns = math.ceil(math.sqrt(len(chosen)))
-    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in chosen]
-    for image in images:
-        image.thumbnail((side // columns, side // columns))
+    images = [draw_thumbnail(data, side // columns) for data in chosen]
     width, height = (max(sides) + 1 for sides in zip(*(image.size for image in images), strict=True))
     sheet = Image.new("RGB", (width * columns, height * math.ceil(len(images) / columns)), "white")
     for number, image in enumerate(images):

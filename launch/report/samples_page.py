@@ -15,7 +15,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from data_pipeline.encode.config import ImageConfig
-from data_pipeline.encode.images import load_image
 from data_pipeline.errors import BadSample
 from data_pipeline.shards.config import InspectConfig
 from data_pipeline.shards.survey import Survey, hint_small_images, survey
@@ -29,6 +28,7 @@ from launch.report.page import (
     ShownImage,
     Tile,
     draw_strip,
+    draw_thumbnail,
     png_image,
     shorten,
     write_page,
@@ -158,17 +158,16 @@ def _card(sample: Sample) -> dict[str, object]:
 def _strip(video: Video, number: int) -> ShownImage:
     try:
         data = draw_strip(video.frames, 2 * IMAGE_SIDE)
-    except (OSError, SyntaxError, ValueError) as error:
-        return ShownImage(f"video {number}", problem=f"video: a frame cannot be decoded: {error}")
+    except BadSample as error:
+        return ShownImage(f"video {number}", problem=f"a frame of video {number}: {error}")
     return png_image(data, f"{len(video.frames)} frames of video {number}, {video.seconds[-1]:.1f} seconds")
 
 
 def _image(data: bytes, number: int, count: int) -> ShownImage:
     try:
-        image = load_image(data, ImageConfig())
+        image = draw_thumbnail(data, 2 * IMAGE_SIDE)
     except BadSample as error:
         return ShownImage(f"image {number}", problem=str(error))
-    image.thumbnail((2 * IMAGE_SIDE, 2 * IMAGE_SIDE))
     file = io.BytesIO()
     image.save(file, "PNG")
     return png_image(file.getvalue(), f"image {number} of {count} of the question")

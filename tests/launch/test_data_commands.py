@@ -44,3 +44,13 @@ def test_interrupted_data_continues(tmp_path: Path) -> None:
     assert main(command) == 0
     assert (tmp_path / "train" / "index.json").read_bytes() == first
     assert (tmp_path / "test" / "index.json").exists()
+
+
+@pytest.mark.parametrize("option", [["--video"], ["--seed", "7"]])
+def test_another_corpus_is_not_called_complete(
+    tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+):
+    command = ["data", "digits", str(tmp_path), "--train", "2", "--validation", "1", "--test", "1"]
+    assert main(command) == 0
+    assert main([*command, *option]) == 2
+    assert "begins with digits/train/42/000000, not with digit" in capsys.readouterr().err

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_pipeline.errors import BadSample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.verify.record import ScoredResponse
 from launch.report.load import accuracy_by_id, load_run, load_thumbnails
+from launch.report.page import draw_strip
 from tests.helpers.report_run import sft_row, write_json, write_lines, write_run
 from tests.helpers.videos import ask_about, make_video
 
@@ -79,3 +81,12 @@ def test_a_video_is_shown_as_a_sheet_of_its_frames(tmp_path: Path):
     five, many = (Image.open(io.BytesIO(sheet)) for sheet in sheets)
     assert five.size == (3 * 57, 2 * 85)  # rows of three frames, of their own size
     assert many.width == 3 * 107 and many.height == 3 * 54  # nine of 40, scaled down to a third of the side
+
+
+def test_a_video_with_a_broken_frame_has_no_sheet():
+    video = make_video(2)
+    whole, torn = video.frames[0], video.frames[1][: len(video.frames[1]) // 2]
+    bomb = whole.replace((56).to_bytes(4, "big") + (84).to_bytes(4, "big"), (60_000).to_bytes(4, "big") * 2)
+    for broken in (torn, bomb):
+        with pytest.raises(BadSample):
+            draw_strip([whole, broken], 100)
