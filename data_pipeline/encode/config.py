@@ -65,7 +65,7 @@ class ImageConfig:
 
     def of_frames(self, num_frames: int) -> ImageConfig:
         """Returns the limits of each frame of a video of so many."""
-        most = max(1, min(self.frame_pixels, self.video_pixels // num_frames))
+        most = max(1, min(self.frame_pixels, self.video_pixels // max(1, num_frames)))
         return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
 

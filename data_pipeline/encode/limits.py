@@ -17,7 +17,7 @@ from data_pipeline.encode.chat_format import ChatFormat
 from data_pipeline.encode.config import ImageConfig, LimitsConfig, LossOn, PatchFormat
 from data_pipeline.encode.image_header import image_size
 from data_pipeline.encode.media import Medium, order_media, place_image, place_video
-from data_pipeline.encode.processor import find_patches, read_tokens_per_second
+from data_pipeline.encode.processor import find_patches, read_max_positions, read_tokens_per_second
 from data_pipeline.encode.turns import check_text, check_turns, split_response
 from data_pipeline.encode.video_times import check_video
 from data_pipeline.errors import BadSample
@@ -52,6 +52,7 @@ class ModelLimits:
     max_images: int | None = None  # of a sample; None: any number
     max_videos: int | None = None
     tokens_per_second: float = 1.0  # positions of a second of a video, where the text does not say times
+    max_positions: int | None = None  # of the times of a sample's videos; None: any number
     tokens_field: str = "max_tokens"  # names of the options that set them, for messages
     images_field: str = "max_images"
     videos_field: str = "max_videos"
@@ -83,6 +84,7 @@ class ModelLimits:
             max_images=max_images,
             max_videos=max_videos,
             tokens_per_second=read_tokens_per_second(Path(folder)),
+            max_positions=read_max_positions(Path(folder)),
             videos_field=videos_field,
             tokens_field=tokens_field,
             images_field=images_field,
@@ -136,6 +138,12 @@ class ModelLimits:
             raise BadSample("video", detail)
         images = [place_image(self._final_size(data), self.chat, self.patches) for data in sample.images]
         videos = [self._place_video(video) for video in sample.videos]
+        reach = sum(video.reach for video in videos)
+        if self.max_positions is not None and reach > self.max_positions:
+            detail = (
+                f"its times reach {reach} positions, more than max_position_embeddings={self.max_positions}"
+            )
+            raise BadSample("video", f"{detail} of the model; is its fps right? cut it")
         if self.max_tokens is not None and sum(len(m.content) for m in messages) > self.max_tokens:
             at_least = self.chat.count_at_least("".join(message.content for message in messages))
             self._check_length(at_least + sum(len(m.token_ids) for m in images + videos), "at least ")

@@ -32,6 +32,11 @@ class Medium:
     step: float = 1.0  # positions from one time of a block to the next
 
     @property
+    def reach(self) -> int:
+        """The positions of its times."""
+        return max(int((pairs - 1) * self.step) for pairs, _, _ in self.blocks) + 1
+
+    @property
     def patches(self) -> tuple[int, ...]:
         """The patches of each pair of frames."""
         pairs, rows, columns = self.grid

@@ -51,6 +51,13 @@ def read_tokens_per_second(folder: Path) -> float:
     return vision.get("tokens_per_second", 4)
 
 
+def read_max_positions(folder: Path) -> int | None:
+    """Returns the max_position_embeddings of config.json; None without one."""
+    config = folder / "config.json"
+    found = parse_json(config.read_bytes()) if config.is_file() else {}
+    return found.get("text_config", found).get("max_position_embeddings")
+
+
 def find_patches(folder: Path, image: ImageConfig) -> PatchFormat:
     """Returns how the folder's image processor cuts images.
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
+from data_pipeline.encode.video_times import check_video
 from data_pipeline.errors import BadSample, describe
 from data_pipeline.files import parse_json
 from data_pipeline.shards.index import ShardIndex
@@ -56,7 +57,7 @@ def parse_sample(data: bytes, ref: SampleRef) -> Sample:
     """Returns the sample whose tar members are `data`.
 
     Raises:
-        BadSample: `checksum` or `unreadable`; `schema` where the json member is not as FIELDS.
+        BadSample: `checksum` or `unreadable`; `schema` where the json member is not as FIELDS; `video`.
     """
     if len(data) == ref.size and ref.crc32 not in (None, zlib.crc32(data)):
         cause = find_compression(data) or "not the bytes that were written; copy the shard again"
@@ -190,12 +191,15 @@ def _read_members(data: bytes) -> Sample:
         raise BadSample(
             "schema", f"its json member does not name all of its members: {place} of {len(data)} bytes"
         )
+    videos = parse_videos(fields, members[num_images:])
+    for video in videos:
+        check_video(video)
     return Sample(
         id=fields["id"],
         source=fields["source"],
         messages=tuple(Message(role=turn["role"], content=turn["content"]) for turn in fields["messages"]),
         images=tuple(members[:num_images]),
-        videos=parse_videos(fields, members[num_images:]),
+        videos=videos,
         answer=fields["answer"],
         metadata=fields["metadata"],
     )

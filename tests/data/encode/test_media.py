@@ -176,3 +176,15 @@ def test_the_mark_of_a_video_is_text_in_a_sample_without_videos(encoder: ChatEnc
     turns = (replace(sample.messages[0], content="Is <video> a tag?"), sample.messages[1])
     example = encoder.encode(replace(sample, messages=turns))
     assert "<video>" in encoder.decode(example.input_ids.tolist())
+
+
+def test_times_beyond_the_positions_of_the_model_are_refused(tiny_hf: Path):
+    """A video of two days; vLLM looks rotations up in a table, which ends."""
+    video = replace(make_video(4), indices=(0, 1, 2, 100_000), fps=0.5, num_source_frames=100_001)
+    limits = ChatEncoder.from_hf(tiny_hf, IMAGE).limits
+    with pytest.raises(
+        BadSample, match="its times reach 200003 positions, more than max_position_embeddings="
+    ):
+        limits.check(ask_about([video]))
+    half_hour = replace(make_video(2), indices=(0, 899), fps=1.0, num_source_frames=900)
+    limits.check(ask_about([half_hour, half_hour]))

@@ -170,3 +170,11 @@ def test_wrong_fields_of_a_video_are_named(change, words):
     assert not list(find_wrong_fields(fields))
     fields["videos"][0] |= change
     assert any(re.search(words, wrong) for wrong in find_wrong_fields(fields))
+
+
+def test_a_video_whose_numbers_do_not_fit_is_a_bad_sample(tmp_path):
+    video = make_video(2)
+    broken = replace(video, indices=video.indices[::-1])
+    (ref,) = write_shards([ask_about([broken])], tmp_path)
+    with pytest.raises(BadSample, match="must ascend from 0"):
+        read_sample(tmp_path, ref)
