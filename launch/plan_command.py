@@ -90,7 +90,7 @@ def build_sft_task(config: SFTConfig, assume: AssumeConfig, *, shape: str = "", 
         response=(assume.response_tokens, assume.response_std),
         question=assume.question_tokens,
         image_pixels=assume.image_pixels,
-        images=assume.images,
+        images=assume.pictures,
         token_side=model.family.patches.token_side,
     )
     return Task(
@@ -117,7 +117,7 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         response=(response, assume.rollout_std),
         question=assume.question_tokens / shared,
         image_pixels=assume.image_pixels,
-        images=assume.images / shared,
+        images=assume.pictures / shared,
         token_side=token_side,
     )
     engine = EngineTask(
@@ -127,7 +127,7 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         max_model_len=config.engine.max_model_len,
         max_num_seqs=config.engine.max_num_seqs,
         rollouts=rollouts,
-        prompt_tokens=assume.question_tokens + assume.images * assume.image_pixels / token_side**2,
+        prompt_tokens=assume.question_tokens + assume.pictures * assume.image_pixels / token_side**2,
         response_tokens=response,
         longest=min(config.sampling.max_tokens, response + 4 * assume.rollout_std),
         takes_turns=config.rollout.placement == "colocated",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,8 @@ class AssumeConfig:
     """Pixels of an image: a token for each 28 x 28."""
     images: float = 1.0
     """Images of a sample."""
+    video_frames: int = 0
+    """Frames of a sample's video, beside its images, and of image_pixels as well."""
     max_image_share: float = 0.5
     """Largest share of a pack's tokens that are images, for the memory; at least the largest image is counted."""
     reserve_gib: float = 6.0
@@ -76,6 +79,11 @@ class AssumeConfig:
     sync_gbytes: float = 1.0
     """GB/s of weights from trainer to engines: copies to the host and their checksums."""
 
+    @property
+    def pictures(self) -> float:
+        """Images of a sample, and pairs of its video's frames: a pair costs what an image does."""
+        return self.images + math.ceil(self.video_frames / 2)
+
     def __post_init__(self) -> None:
         for name in ("language", "attention", "vision", "link", "hbm"):
             value = getattr(self, f"{name}_efficiency")
@@ -91,6 +99,7 @@ class AssumeConfig:
             question_tokens=0,
             image_pixels=784,
             images=0,
+            video_frames=0,
             reserve_gib=0,
             engine_gib=0,
             all_reduce_us=0,

@@ -173,7 +173,8 @@ def count_patches(task: Task, assume: AssumeConfig, *, cp: int) -> tuple[float, 
     vision = task.model.vision
     largest = task.max_pixels / vision.patch_size**2
     share = assume.max_image_share * task.pack_tokens * vision.spatial_merge_size**2
-    return max(share / cp, largest), task.work.patches / task.work.tokens * task.pack_tokens / cp
+    usual = task.work.patches / task.work.tokens * task.pack_tokens / cp
+    return max(share / cp, largest, usual), usual
 
 
 @dataclass(frozen=True, kw_only=True)

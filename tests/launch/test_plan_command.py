@@ -17,7 +17,7 @@ from launch.recipes.sft import SFT_RECIPES
 from megatron_omr.config import SFTConfig
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.gpus import GPUS
-from megatron_omr.plan.memory import plan_engine
+from megatron_omr.plan.memory import count_patches, plan_engine
 from megatron_omr.plan.search import plan_layout
 from rl.config import RLConfig, RolloutConfig
 from rl.placement.plan import Node, build_plan
@@ -229,3 +229,18 @@ def test_fp32_is_planned_with_the_layers_it_will_have(capsys: pytest.CaptureFixt
 def test_demo_has_no_plan(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "demo"]) == 0
     assert "plans are for GPUs" in capsys.readouterr().err
+
+
+def test_a_pair_of_a_videos_frames_counts_as_an_image():
+    name = "qwen2_5_vl_7b_sft"
+    config, videos = SFT_RECIPES[name](), {"images": 0.0, "image_pixels": 768 * 784}
+    images = replace(ASSUME, **videos | {"images": 16.0})
+    tasks = [
+        build_sft_task(config, assume, shape=RECIPE_SITES[name].shape)
+        for assume in (replace(ASSUME, **videos, video_frames=31), images, replace(ASSUME, **videos))
+    ]
+    assert tasks[0].work == tasks[1].work
+    assert tasks[0].work.images == 16 * tasks[0].work.samples
+    most, usual = count_patches(tasks[0], ASSUME, cp=1)
+    assert most == usual > 0.9 * 4 * tasks[0].pack_tokens, "nearly all tokens are of videos"
+    assert count_patches(tasks[2], ASSUME, cp=1)[1] == 0
