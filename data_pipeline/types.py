@@ -141,6 +141,8 @@ class PackedBatch:
     image_grid_thw: Tensor  # [I, 3] int64
     frames: Tensor | None = None  # [I] int64, see Example
     parents: Tensor | None = None  # [S] int64, the sequence that each continues or -1; None: all are -1
+    routed_experts: Tensor | None = None
+    """[T, language layers, experts of a token] int16: those that an engine chose, -1 where it chose none."""
 
     @property
     def num_tokens(self) -> int:

@@ -33,6 +33,7 @@ def assign_advantages(group: Group, algorithm: AlgorithmConfig, scale: TaskScale
             token_ids=rollout.token_ids,
             logprobs=rollout.logprobs,
             versions=rollout.versions,
+            routed_experts=rollout.routed_experts,
             advantage=advantage,
         )
         for rollout, advantage in zip(group.rollouts, advantages, strict=False)

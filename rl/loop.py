@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.ray_session import start_ray, stop_ray
 from megatron_omr.faults.run_lock import hold_run
+from megatron_omr.model_config import ModelConfig
 from megatron_omr.train.run_folder import claim_run
 from megatron_omr.train.stop import StopRequest, exit_resumable, hold_stop
 from rl.config import RLConfig
@@ -41,12 +42,22 @@ def run_rl(config: RLConfig, *, nodes: int = 1) -> None:
     """
     run = Path(config.run)
     load_functions(config.reward)  # a mistake in a user's own is found before anything starts
+    check_replay(config)
     # before Ray starts: its processes inherit that the signal is blocked
     with hold_run(run), hold_stop() as stop:
         claim_run(config, run)
         step = start_and_train(config, nodes, stop)
     if step < config.steps:
         exit_resumable(f"{run} is saved after {step} of {config.steps} steps")
+
+
+def check_replay(config: RLConfig) -> None:
+    """Raises ValueError where experts are to be replayed in a model that has none."""
+    if config.algorithm.records_routing and ModelConfig.from_hf(config.model).moe is None:
+        raise ValueError(
+            f"algorithm.router_replay={config.algorithm.router_replay} is for models with experts, and {config.model} "
+            "has none; leave it off"
+        )
 
 
 def start_and_train(config: RLConfig, nodes: int, stop: StopRequest) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -140,13 +140,34 @@ def _attach(packed: PackedBatch, rollouts: Mapping[str, TrainRollout], version: 
             is_fresh = torch.from_numpy(rollout.find_fresh(version))
             fresh_T[response], stale_T[response] = is_fresh.float(), ~is_fresh
     return RolloutBatch(
-        packed=packed,
+        packed=replace(packed, routed_experts=_lay_experts(packed, rollouts)),
         advantages_T=advantages_T,
         old_logprobs_T=None,
         rollout_logprobs_T=logprobs_T,
         fresh_T=None if torch.equal(fresh_T, packed.loss_mask) else fresh_T,
         stale_T=stale_T if stale_T.any() else None,
     )
+
+
+def _lay_experts(packed: PackedBatch, rollouts: Mapping[str, TrainRollout]) -> torch.Tensor | None:
+    """Returns PackedBatch.routed_experts of the responses and their prompts; None where no engine recorded any.
+
+    A shared prompt takes those of one of its responses.
+    """
+    records = {name: r.routed_experts for name, r in rollouts.items() if r.routed_experts is not None}
+    chosen = [number for number, name in enumerate(packed.ids) if name in records]
+    if not chosen:
+        return None
+    shape = records[packed.ids[chosen[0]]].shape[1:]
+    experts = torch.full((packed.num_tokens, *shape), -1, dtype=torch.int16)
+    starts, real_lens, prefixes = packed.cu_seqlens.tolist(), packed.real_lens.tolist(), packed.prefix_lens()
+    for number in chosen:
+        record, prefix = torch.from_numpy(records[packed.ids[number]].astype(np.int16)), int(prefixes[number])
+        assert len(record) == prefix + real_lens[number] - 1, (len(record), prefix, real_lens[number])
+        experts[starts[number] :][: len(record) - prefix] = record[prefix:]
+        if packed.parents is not None and prefix:
+            experts[starts[int(packed.parents[number])] :][:prefix] = record[:prefix]
+    return experts
 
 
 def _find_responses(packed: PackedBatch) -> Iterator[tuple[str, torch.Tensor]]:

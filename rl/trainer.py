@@ -22,6 +22,7 @@ from megatron_omr.checkpoint.save import CheckpointWriter
 from megatron_omr.convert.export import save_hf, stream
 from megatron_omr.swap.offload import Kind, Offload
 from megatron_omr.swap.reference import Reference
+from megatron_omr.train.experts import set_replay
 from megatron_omr.train.losses import LossOutput
 from megatron_omr.train.peers import find_peers
 from megatron_omr.train.run_folder import list_checkpoints
@@ -74,6 +75,7 @@ class TrainerWorker:
         self._offload = Offload(
             self._trainer, self._reference.on_device if self._reference is not None else tuple
         )
+        set_replay(self._trainer, config.algorithm.router_replay == "replay")
         self._loss = build_policy_loss(config.algorithm, config.sampling.max_tokens)
         self._sender: Sender | None = None  # of rank 0
         self._checkpoints = CheckpointWriter(self._trainer, folder, config.checkpoint, template=config.model)
@@ -100,7 +102,7 @@ class TrainerWorker:
         self._checkpoints.check()
         self._offload.check_here("scoring")
         batches = self._pack(rollouts, version=-1)  # whatever sampled them
-        logprobs = self._logprobs(batches)
+        logprobs = self._logprobs([b.packed for b in batches])
         return read_responses([b.packed for b in batches], logprobs, rollouts) if logprobs else None
 
     def train(self, minibatches: list[list[TrainRollout]], version: int) -> dict[str, float]:
@@ -182,9 +184,8 @@ class TrainerWorker:
         save_hf(plan, chunks, out, template=self._config.model)
         self._checkpoints.finish()
 
-    def _logprobs(self, batches: list[RolloutBatch]) -> list[Tensor]:
+    def _logprobs(self, packed: list[PackedBatch]) -> list[Tensor]:
         """Returns the logprobs of each batch; none without the last pipeline stage."""
-        packed = [batch.packed for batch in batches]
         return forward_logprobs(self._trainer, packed, temperature=self._config.sampling.temperature)
 
     def _pack(self, rollouts: list[TrainRollout], version: int) -> list[RolloutBatch]:
@@ -210,7 +211,7 @@ class TrainerWorker:
         return self._encoder.encode_prompt(read_sample(self._config.shards, ref))
 
     def _with_old_logprobs(self, batches: list[RolloutBatch]) -> list[RolloutBatch]:
-        logprobs = self._logprobs(batches)
+        logprobs = self._logprobs([batch.packed for batch in batches])
         if not logprobs:
             return batches
         decoupled = self._config.algorithm.is_decoupled
@@ -220,11 +221,15 @@ class TrainerWorker:
         ]
 
     def _with_reference_logprobs(self, minibatches: list[list[RolloutBatch]]) -> list[list[RolloutBatch]]:
-        """Returns the batches of all mini-batches with the logprobs of the reference, if there is one."""
+        """Returns the batches of all mini-batches with the logprobs of the reference, if there is one.
+
+        It chooses its own experts: the engine's are the policy's.
+        """
         if self._reference is None:
             return minibatches
         with self._reference.swapped_in():
-            logprobs = iter(self._logprobs([batch for batches in minibatches for batch in batches]))
+            packed = [replace(b.packed, routed_experts=None) for batches in minibatches for b in batches]
+            logprobs = iter(self._logprobs(packed))
         if not self._ranks.is_last_stage:
             return minibatches
         return [[replace(b, reference_logprobs_T=next(logprobs)) for b in batches] for batches in minibatches]

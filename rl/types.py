@@ -44,6 +44,9 @@ class Sampled:
     token_ids: NDArray[np.int32]  # response only, ends with <|im_end|> unless truncated
     versions: tuple[tuple[int, int], ...]
     """Spans of tokens, in order: the version of the weights that sampled them, and how many they are."""
+    routed_experts: NDArray[np.uint8 | np.uint16] | None = None
+    """[tokens of prompt and response - 1, language layers, experts of a token], with algorithm.router_replay. The last
+    token of a response was not computed any more."""
 
     @property
     def oldest_version(self) -> int:

@@ -67,11 +67,14 @@ class VisionLanguageModel(MegatronModule):
     def _routing(self, batch: PackedBatch, tokens: Tensor) -> Routing | None:
         if not self.config.num_moe_experts:
             return None
-        is_real = mark_real(batch)[tokens]
-        if self.config.sequence_parallel:
-            tp, rank = self.ranks.tp_size, self.ranks.tp_rank
-            is_real = is_real.chunk(tp)[rank]
-        return Routing(is_real=is_real)
+        tp, rank = self.ranks.tp_size, self.ranks.tp_rank
+
+        def take_own(rows_T: Tensor) -> Tensor:
+            rows = rows_T[tokens]
+            return rows.chunk(tp)[rank] if self.config.sequence_parallel else rows
+
+        recorded = None if batch.routed_experts is None else take_own(batch.routed_experts)
+        return Routing(is_real=take_own(mark_real(batch)), recorded=recorded)
 
     def _embed(self, batch: PackedBatch, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns token embeddings with those of images and videos put in, [t, 1, D], and features [t, L, D], if any.

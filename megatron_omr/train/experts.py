@@ -50,6 +50,12 @@ def set_balance(trainer: Trainer, batches: Sequence[tuple[PackedBatch, PackedLos
         router.balance = trainer.expert_balance * counts / max(tokens, 1.0)
 
 
+def set_replay(trainer: Trainer, replays: bool) -> None:
+    """Has the routers take the experts of PackedBatch.routed_experts, or only count where they would take others."""
+    for router in routers(trainer.chunks):
+        router.replays = replays
+
+
 @torch.no_grad()
 def take_expert_use(trainer: Trainer) -> ExpertUse:
     """Returns what the routers counted since the last call. Collective."""
@@ -57,12 +63,12 @@ def take_expert_use(trainer: Trainer) -> ExpertUse:
     if moe is None:
         return ExpertUse()
     counted = torch.zeros(
-        trainer.model.num_layers, moe.num_experts + 2, dtype=torch.float64, device=cpu.device()
+        trainer.model.num_layers, moe.num_experts + 4, dtype=torch.float64, device=cpu.device()
     )
     for router in routers(trainer.chunks):
         counted[cast("int", router.layer_number) - 1] = router.take_counts()
     dist.all_reduce(counted)  # each rank has tokens, or layers, of its own
-    load, (balance, tokens) = counted[:, :-2], counted[:, -2:].T[:, list(moe.layers)]
+    load, (balance, tokens, differing, compared) = counted[:, :-4], counted[:, -4:].T[:, list(moe.layers)]
     relative = load[list(moe.layers)]
     relative = relative / relative.mean(1, keepdim=True).clamp(min=1e-12)
     metrics = {
@@ -72,6 +78,8 @@ def take_expert_use(trainer: Trainer) -> ExpertUse:
     }
     if tokens.sum():
         metrics["expert_balance"] = float((balance / tokens.clamp(min=1)).mean())
+    if compared.sum():
+        metrics["routing_difference"] = float(differing.sum() / compared.sum())
     rows = load.long().tolist()
     return ExpertUse(
         load=[row if layer in moe.layers else [] for layer, row in enumerate(rows)], metrics=metrics

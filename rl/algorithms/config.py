@@ -133,6 +133,9 @@ class AlgorithmConfig:
     """token_reject, sequence_reject: smallest ratio that is trained on; by default 0.5 and 0.999."""
     correction_high: float | None = None
     """Largest ratio: larger ones are truncated to it (2 by default), or left out (5 and 1.001)."""
+    router_replay: Literal["off", "measure", "replay"] = "off"
+    """Models with experts: replay has the trainer send each token of a rollout, and of its prompt, to the experts that
+    the engine chose, weighted by the trainer's own router (R3, arXiv 2510.11370); measure only logs how many differ."""
     num_minibatches: int = 1
     """Optimizer steps per rollout batch; 1 is the released recipe (on-policy), 4 the GSPO paper."""
     drop_equal_groups: bool = True
@@ -205,6 +208,11 @@ class AlgorithmConfig:
                 f"algorithm.correction={self.correction} has bounds {low:g} to {high:g}, which must be above 0 and on "
                 "both sides of 1, the ratio where engine and trainer agree, e.g. correction_low=0.5, correction_high=5"
             )
+
+    @property
+    def records_routing(self) -> bool:
+        """True where engines record the experts that they choose."""
+        return self.router_replay != "off"
 
     @property
     def rejects(self) -> bool:

@@ -61,6 +61,7 @@ def _ask(config: RLConfig, limit: int) -> Asked:
             token_ids=rollout.token_ids,
             logprobs=rollout.logprobs,
             versions=rollout.versions,
+            routed_experts=rollout.routed_experts,
             advantage=0.0,
             prompt_tokens=prompt.num_tokens,
             prompt_patches=prompt.patches,

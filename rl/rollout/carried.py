@@ -1,6 +1,7 @@
 """Groups that a checkpoint carries over to the next step, as RUN/carried/step-N.npz: arrays alone, no pickle.
 
-A file holds the tokens and logprobs of all responses end to end, their lengths, and all else as JSON.
+A file holds the tokens and logprobs of all responses end to end, their lengths, and all else as JSON; with
+algorithm.router_replay also the experts of their tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rl.types import Group, Prompt, Reward, Rollout, Solution
 
 log = logging.getLogger(__name__)
 
-_ARRAYS = ("token_ids", "logprobs")  # of a Rollout
+_ARRAYS = ("token_ids", "logprobs", "routed_experts")  # of a Rollout
 
 
 def save_carried(run: Path, step: int, groups: Sequence[Group]) -> None:
@@ -40,6 +41,7 @@ def save_carried(run: Path, step: int, groups: Sequence[Group]) -> None:
         _place(run, step).unlink(missing_ok=True)
         return
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    routed = [rollout.routed_experts for rollout in rollouts if rollout.routed_experts is not None]
     with atomic_writer(_place(run, step)) as file:
         np.savez(
             file,
@@ -48,6 +50,10 @@ def save_carried(run: Path, step: int, groups: Sequence[Group]) -> None:
             lengths=np.array([len(rollout.token_ids) for rollout in rollouts]),
             token_ids=np.concatenate([rollout.token_ids for rollout in rollouts]),
             logprobs=np.concatenate([rollout.logprobs for rollout in rollouts]),
+            routed_lengths=np.array(
+                [0 if r.routed_experts is None else len(r.routed_experts) for r in rollouts]
+            ),
+            routed_experts=np.concatenate(routed) if routed else np.zeros(0, np.uint8),
         )
 
 
@@ -61,8 +67,9 @@ def load_carried(run: Path, step: int, count: int, then: str = "the run goes on 
     path = _place(run, step)
     try:
         with np.load(path, allow_pickle=False) as data:
-            ends = np.cumsum(data["lengths"])[:-1]
-            arrays = zip(*(np.split(data[name], ends) for name in _ARRAYS), strict=True)
+            ends, routed_ends = (np.cumsum(data[name])[:-1] for name in ("lengths", "routed_lengths"))
+            parts = (np.split(data[name], ends) for name in ("token_ids", "logprobs"))
+            arrays = zip(*parts, np.split(data["routed_experts"], routed_ends), strict=True)
             groups = [_restore(row, arrays) for row in json.loads(data["groups"].tobytes())]
         if len(groups) != count:
             raise ValueError(f"it holds {len(groups)} groups")
@@ -109,7 +116,13 @@ def _restore(row: dict[str, Any], arrays: Any) -> Group:
 
 def _restore_rollout(fields: dict[str, Any], arrays: tuple[np.ndarray, ...]) -> Rollout:
     versions = tuple((version, count) for version, count in fields["versions"])
-    return Rollout(**{**fields, "versions": versions}, **dict(zip(_ARRAYS, arrays, strict=True)))
+    token_ids, logprobs, routed = arrays
+    return Rollout(
+        **{**fields, "versions": versions},
+        token_ids=token_ids,
+        logprobs=logprobs,
+        routed_experts=routed if len(routed) else None,
+    )
 
 
 def _place(run: Path, step: int) -> Path:

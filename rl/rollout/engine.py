@@ -27,6 +27,7 @@ from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts.stream import load_prompt_limits
 from rl.rollout.calls import Report, Request
 from rl.rollout.device import Tag, fall_asleep, hardware_settings, wake_up
+from rl.rollout.routing import add_routing, recording_settings, start_recording
 from rl.rollout.spans import Cut, count_spans
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.digest import digest_worker, join_ranks
@@ -69,13 +70,17 @@ class Engine:
         """
         self.version: int | None = 0
         self._config = config
+        self._records_routing = isinstance(config, RLConfig) and config.algorithm.records_routing
         self._encoder = ChatEncoder(load_prompt_limits(config))
         self._llm = _start_vllm(
             config.engine,
             config.model,
             exact=config.sampling.temperature in (0.0, 1.0),
             sleeps=isinstance(config, RLConfig) and config.rollout.placement == "colocated",
+            records_routing=self._records_routing,
         )
+        if self._records_routing:
+            start_recording(self._llm)
         self._open: dict[str, _Open] = {}  # by vLLM's name of the request
         self._taken = self._tokens = self._ended_tokens = 0
         self._counted_at = -COUNT_SECONDS
@@ -151,6 +156,8 @@ class Engine:
             if output.finished:
                 asked = self._open.pop(output.request_id)
                 rollouts = self._rollouts(output, asked.cuts)
+                if self._records_routing:
+                    rollouts = add_routing(self._llm, output, asked.names, rollouts)
                 self._ended_tokens += sum(len(rollout.token_ids) for rollout in rollouts)
                 found.append((asked.number, Responses(rollouts=rollouts)))
         return found
@@ -315,7 +322,9 @@ def request_seed(seed: int, step_seed: int, prompt_id: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool, sleeps: bool) -> Any:
+def _start_vllm(
+    config: EngineConfig, model_folder: str, *, exact: bool, sleeps: bool, records_routing: bool
+) -> Any:
     for name, value in ENGINE_ENV.items():
         os.environ.setdefault(name, value)
     if cpu.device() == "cpu":
@@ -351,6 +360,7 @@ def _start_vllm(config: EngineConfig, model_folder: str, *, exact: bool, sleeps:
         logprobs_mode="raw_logprobs" if exact else "processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
         **hardware_settings(config, sleeps=sleeps),
+        **(recording_settings() if records_routing else {}),
     )
     if config.fp32_head:
         _check_head(llm)

@@ -78,6 +78,7 @@ def numbers(groups: list[Group]) -> list[int]:
 def flatten(group: Group) -> list[object]:
     """Returns all fields of a group, arrays as lists, for comparison."""
     arrays = [(r.token_ids.tolist(), r.token_ids.dtype, r.logprobs.tolist()) for r in group.rollouts]
+    arrays += [None if r.routed_experts is None else r.routed_experts.tolist() for r in group.rollouts]
     others = [(r.response, r.finish_reason, r.versions, r.logprobs.dtype) for r in group.rollouts]
     solution = group.solution and [*vars(group.solution).items(), group.solution.token_ids.dtype]
     return [group.prompt, group.rewards, group.fault, arrays, others, repr(solution)]
@@ -155,6 +156,8 @@ def test_carried_groups_come_back_whole_from_a_file(tmp_path: Path) -> None:
         replace(make_prompt(9, kind="a"), patches=(4, 16)), [0.1 + 0.2, 1], finish_reason="length"
     )
     solution = build_solution([7, 2], reward=0.9, accuracy=1.0, rewards=strange.rewards, smooth=True)
+    routed = replace(strange.rollouts[0], routed_experts=np.arange(24, dtype=np.uint8).reshape(4, 3, 2))
+    strange = replace(strange, rollouts=(routed, *strange.rollouts[1:]))
     collector.carried += [strange, replace(strange, solution=solution)]
     state = collector.save(1)
     resumed, engines = build(config(tmp_path, oversampling=2), lambda number: True)

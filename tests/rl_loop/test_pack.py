@@ -100,6 +100,7 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
         (70, 2),
     ]
     refs = [p.ref for p, _ in read_prompts(shards, encoder.limits)][:2]
+    prompt_ids = [encoder.encode_prompt(read_sample(shards, ref)).input_ids.tolist() for ref in refs]
     rollouts = [
         TrainRollout(
             ref=refs[k % 2],
@@ -107,6 +108,7 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
             logprobs=-np.array(ids, np.float32),
             versions=((4, len(ids)),),
             advantage=k + 1.0,
+            routed_experts=None if k == 4 else mark_tokens(prompt_ids[k % 2], ids),
         )
         for k, ids in enumerate(responses)
     ]
@@ -134,18 +136,30 @@ def test_response_tokens_get_the_numbers_of_their_rollout(
         # the fixture gave each token its own id as (negative) logprob
         assert torch.equal(batch.rollout_logprobs_T[learned], -packed.labels[learned].float())
         bounds = packed.cu_seqlens.tolist()
+        routed = packed.routed_experts
+        experts = torch.full_like(packed.input_ids, -1) if routed is None else routed[:, 1, 0]
+        assert torch.equal(experts[experts >= 0], packed.input_ids[experts >= 0])
         for name, start, end in zip(packed.ids, bounds[:-1], bounds[1:], strict=True):
             assert (end - start) % 4 == 0
             if not name:
-                assert not learned[start:end].any()
+                assert not learned[start:end].any() and (experts[start:end] >= 0).all()
                 continue
             chosen = learned[start:end]
+            # all but the last token, which nothing follows, and the pads
+            routed_len = 0 if name.endswith("(4)") else int(chosen.nonzero().max()) + 1
+            assert ((experts[start:end] >= 0) == (torch.arange(end - start) < routed_len)).all()
             seen[name] = (
                 packed.labels[start:end][chosen].tolist(),
                 set(batch.advantages_T[start:end][chosen].tolist()),
             )
     expected = {f"{r.ref.id} ({k})": (r.token_ids.tolist(), {r.advantage}) for k, r in enumerate(rollouts)}
     assert seen == expected
+
+
+def mark_tokens(prompt: list[int], response: tuple[int, ...]) -> np.ndarray:
+    """Returns a record of routing in which each token has its own id as an expert of the second of two layers."""
+    ids = np.array([*prompt, *response[:-1]], np.uint16)
+    return np.stack([0 * ids, ids], axis=1)[:, :, None]
 
 
 def test_fresh_stale_and_solution_tokens_are_told_apart(shards: Path, tiny_hf: Path) -> None:

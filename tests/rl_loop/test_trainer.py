@@ -108,7 +108,7 @@ def train_on_stale(worker: TrainerWorker, rollouts: list[TrainRollout]) -> tuple
     """
     batches = worker._pack(rollouts, 0)
     ratios = []  # of each token
-    for batch, logprobs_T in zip(batches, worker._logprobs(batches), strict=True):
+    for batch, logprobs_T in zip(batches, worker._logprobs([b.packed for b in batches]), strict=True):
         packed = batch.packed
         for name, (start, end) in zip(packed.ids, pairwise(packed.cu_seqlens.tolist()), strict=True):
             gap_T = (logprobs_T - batch.rollout_logprobs_T)[start:end][packed.loss_mask[start:end].bool()]
