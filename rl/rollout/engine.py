@@ -27,8 +27,8 @@ from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts.stream import load_prompt_limits
 from rl.rollout.calls import Report, Request
 from rl.rollout.device import Tag, fall_asleep, hardware_settings, wake_up
-from rl.rollout.routing import add_routing, recording_settings, start_recording
 from rl.rollout.spans import Cut, count_spans
+from rl.routing.record import add_routing, recording_settings, start_recording
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.digest import digest_worker, join_ranks
 from rl.weight_sync.expected import read_expected_shapes

@@ -1,0 +1,1 @@
+"""The experts that engines choose, recorded for the trainer to replay."""
