@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.config import CheckerConfig
-from megatron_omr.config import CheckpointConfig, ParallelConfig
+from megatron_omr.config import CheckpointConfig
 from rl.algorithms.config import AlgorithmConfig
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
@@ -37,20 +37,17 @@ def test_model_without_experts_is_refused(tiny_hf: Path, tmp_path: Path) -> None
 @pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_run_replays_experts_with_shared_prompts_and_expert_parallelism(
-    tiny_moe_hf: Path, tmp_path: Path
-) -> None:
+def test_run_replays_experts_with_shared_prompts(tiny_moe_hf: Path, tmp_path: Path) -> None:
     """In float32 the trainer would choose the same: a record of other tokens would be far from it."""
     from rl.loop import run_rl
 
     (tmp_path / "reward.py").write_text(REWARD)
     write_shards(digit_samples("train", 6, seed=5, cell=28), tmp_path / "shards")
     config: RLConfig = replace(
-        rl_config(tiny_moe_hf, tmp_path, trainers=2),
+        rl_config(tiny_moe_hf, tmp_path, trainers=1),
         steps=2,
         prompts_per_step=4,
         share_prompts=True,
-        parallel=ParallelConfig(ep=2),
         engine=EngineConfig(precision="fp32", max_model_len=512, max_num_seqs=16, cpu_kv_cache_gib=0.25),
         sampling=SamplingConfig(n=4, max_tokens=16),
         reward=RewardConfig(
