@@ -89,6 +89,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "metrics",
             "mismatch",
             "weight_sync",
+            "routing",
         ),
         *(
             "rollout",
