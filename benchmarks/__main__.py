@@ -13,6 +13,7 @@ from benchmarks import (
     bench_policy_loss,
     bench_rl_step,
     bench_rollout,
+    bench_router_replay,
     bench_train_step,
     bench_verify,
     bench_weight_sync,
@@ -33,6 +34,7 @@ ALL = (
     bench_policy_loss,
     bench_rl_step,
     bench_rollout,
+    bench_router_replay,
     rollout_scale,
 )
 for benchmark in ALL:
