@@ -36,7 +36,7 @@ def test_model_without_experts_is_refused(tiny_hf: Path, tmp_path: Path) -> None
 
 @pytest.mark.heavy
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_run_replays_experts_with_shared_prompts(tiny_moe_hf: Path, tmp_path: Path) -> None:
     """In float32 the trainer would choose the same: a record of other tokens would be far from it."""
     from rl.loop import run_rl
