@@ -19,8 +19,8 @@ from tests.helpers.rl_training import rl_config
 
 REWARD = '''
 def parity(given):
-    """Random responses are hardly ever right, but some are even."""
-    return float(given.response_len % 2)
+    """Responses of random weights are hardly ever right, but half of them have an odd number of letters."""
+    return float(len(given.response) % 2)
 '''
 
 
