@@ -163,20 +163,30 @@ def split_tqa_lesson(lesson: Fields) -> Iterator[Fields]:
         yield {**columns, "id": name, "lesson": lesson.get("lessonName")}
 
 
-def _choose_by(column: str, released: Adapter, published: Adapter) -> Adapter:
-    """Returns an adapter that reads rows with `column` as the recipe releases them, and others as published."""
-    return lambda row: (released if column in row.fields else published)(row)
+@dataclass(frozen=True)
+class _ChooseBy:
+    """Reads rows with `column` as the recipe releases them, and others as published."""
+
+    column: str
+    released: Adapter
+    published: Adapter
+
+    def __call__(self, row: Row) -> Sample:
+        return (self.released if self.column in row.fields else self.published)(row)
 
 
-_rl = partial(_choose_by, "reward_model", read_verl_row)
+_rl = partial(_ChooseBy, "reward_model", read_verl_row)
 _we_math = _rl(Questions(row_id=("idx",), keep=("question_id", "difficulty", "knowledge points")))
 
 
 class Corpus(NamedTuple):
-    """A published corpus and the adapter of its rows."""
+    """A published corpus and the adapter of its rows. It is pickled, for the workers of an import."""
 
     published: str
     read: Adapter
+    split: Callable[[Fields], Iterator[Fields]] | None = None
+    """Yields the questions of a published row that holds several; None where each row is one."""
+    name: str = ""  # in CORPORA the key
 
 
 CORPORA: dict[str, Corpus] = {
@@ -203,7 +213,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "miromind_m1": Corpus(
         "miromind-ai/MiroMind-M1-SFT-719K: {id, question, response}",
-        _choose_by("messages", Conversations(), Questions(response="response", answer="")),
+        _ChooseBy("messages", Conversations(), Questions(response="response", answer="")),
     ),
     "openmmreasoner_sft": Corpus(
         "OpenMMReasoner/OpenMMReasoner-SFT-874K: {id, messages}",
@@ -244,8 +254,12 @@ CORPORA: dict[str, Corpus] = {
         "declare-lab/PuzzleVQA: {question, options, answer, image}", _rl(Choices(keep=("deduction",)))
     ),
     "algopuzzlevqa": Corpus("declare-lab/AlgoPuzzleVQA: {question, options, answer, image}", _rl(Choices())),
-    "tqa": Corpus("AllenAI's TQA, tqa_v1_train.json: diagram questions of its lessons", _rl(read_tqa)),
+    "tqa": Corpus(
+        "AllenAI's TQA, tqa_v1_train.json: diagram questions of its lessons", _rl(read_tqa), split_tqa_lesson
+    ),
 }
 
-SPLITTERS: dict[str, Callable[[Fields], Iterator[Fields]]] = {"tqa": split_tqa_lesson}
-"""Corpora whose published rows hold several questions each."""
+
+def find_corpus(corpus: str | Corpus) -> Corpus:
+    """Returns the corpus of that name; one that is given as itself may be any, such as a benchmark."""
+    return CORPORA[corpus]._replace(name=corpus) if isinstance(corpus, str) else corpus

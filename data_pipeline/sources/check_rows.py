@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipeline.encode.images import load_image
 from data_pipeline.encode.limits import load_limits
 from data_pipeline.errors import BadSample
-from data_pipeline.sources.adapters import CORPORA
+from data_pipeline.sources.adapters import CORPORA, Corpus, find_corpus
 from data_pipeline.sources.config import CheckRowsConfig
 from data_pipeline.sources.import_corpus import read_corpus
 from data_pipeline.types import Sample
@@ -31,13 +31,16 @@ class CheckReport:
     lines: tuple[str, ...]
 
 
-def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
+def check_corpus(corpus: str | Corpus, config: CheckRowsConfig) -> CheckReport:
     """Reads the first rows and decodes their images in full.
+
+    Args:
+        corpus: a name in CORPORA, or the corpus itself.
 
     Raises:
         ValueError: the source cannot be read at all.
     """
-    limits = load_limits(config)
+    limits, corpus = load_limits(config), find_corpus(corpus)
     good: list[tuple[str, Sample]] = []
     bad: dict[str, list[str]] = {}  # kind of problem -> a line per row
     for place, build in islice(read_corpus(corpus, config.rows), config.count):
@@ -53,12 +56,12 @@ def check_corpus(corpus: str, config: CheckRowsConfig) -> CheckReport:
         else:
             good.append((place, sample))
     num_rows = len(good) + sum(map(len, bad.values()))
-    lines = [f"{corpus}: {len(good)} of {num_rows} rows match"]
+    lines = [f"{corpus.name}: {len(good)} of {num_rows} rows match"]
     for cases in bad.values():
         lines += [f"  {case}" for case in cases[:SHOWN]]
         lines += [f"  ... and {len(cases) - SHOWN} more rows like these"] if len(cases) > SHOWN else []
     lines += _unanswered(good)
-    lines += _preview(*good[0]) if good else _other_corpora(corpus, config)
+    lines += _preview(*good[0]) if good else _other_corpora(corpus.name, config)
     return CheckReport(ok=bool(good) and len(good) >= MIN_MATCHING * num_rows, lines=tuple(lines))
 
 

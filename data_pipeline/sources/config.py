@@ -38,6 +38,8 @@ class RowsConfig:
     """A split such as train: in a folder the files named after it, everything if empty; on the hub train if empty."""
     subset: str = ""
     """Configuration of a dataset on the hub, such as virl39k of OpenMMReasoner/OpenMMReasoner-RL-74K."""
+    revision: str | None = None
+    """Commit or tag of a dataset on the hub; by default its newest."""
     system_prompt: bool = True
     """Put the recipe's system prompt before conversations that have none."""
     frames: FramesConfig = field(default_factory=FramesConfig)

@@ -16,7 +16,7 @@ from data_pipeline.files import claim_folder, read_json, remove_folder, write_js
 from data_pipeline.parts import run_parts
 from data_pipeline.shards.index import INDEX
 from data_pipeline.shards.writer import finish_shards, write_part
-from data_pipeline.sources.adapters import CORPORA, SPLITTERS
+from data_pipeline.sources.adapters import Adapter, Corpus, find_corpus
 from data_pipeline.sources.config import FramesConfig, ImportConfig, RowsConfig
 from data_pipeline.sources.readers import LoadRow, read_dataset, read_file, source_files
 from data_pipeline.sources.rows import Row
@@ -42,6 +42,14 @@ class ImportReport:
     def samples(self) -> int:
         return self.bad.seen - self.bad.total
 
+    def describe(self, out: str, max_pixels: int) -> str:
+        """Returns the counts in words, with the first case of each kind of bad row."""
+        lines = [f"{self.rows} rows: {self.samples} samples in {out}, {self.bad.total} dropped"]
+        lines += [self.bad.cases()] if self.bad.counts else []
+        larger = f"images were larger than writer.max_pixels={max_pixels} and are scaled down"
+        lines += [f"{self.scaled} {larger}"] if self.scaled else []
+        return "\n".join(lines)
+
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
 
@@ -52,17 +60,19 @@ class ImportReport:
 
 
 def read_corpus(
-    corpus: str, config: RowsConfig, files: Sequence[Path] = ()
+    corpus: str | Corpus, config: RowsConfig, files: Sequence[Path] = ()
 ) -> Iterator[tuple[str, Callable[[], Sample]]]:
-    """Yields for each row its place and a function that returns its sample of the named corpus, or raises BadSample.
+    """Yields for each row its place and a function that returns its sample of the corpus, or raises BadSample.
 
     Args:
+        corpus: a name in CORPORA, or the corpus itself.
         files: those of the source to read; by default all. Rows are numbered in each file.
     """
+    found = find_corpus(corpus)
     images, system = _image_folder(config), SYSTEM_PROMPT if config.system_prompt else ""
     blank = Row(
         fields={},
-        corpus=corpus,
+        corpus=found.name,
         number=0,
         split=config.split,
         images=images,
@@ -70,31 +80,34 @@ def read_corpus(
         frames=config.frames,
     )
     for file, rows in _sources(config, files):
-        for number, load in enumerate(_split_rows(corpus, rows)):
+        for number, load in enumerate(_split_rows(found, rows)):
             place = f"{file}, row {number}" if file else f"row {number}"
-            yield place, partial(_build, load, replace(blank, file=file, number=number))
+            yield place, partial(_build, found.read, load, replace(blank, file=file, number=number))
 
 
-def _build(load: LoadRow, row: Row) -> Sample:
-    sample = CORPORA[row.corpus].read(replace(row, fields=load()))
+def _build(read: Adapter, load: LoadRow, row: Row) -> Sample:
+    sample = read(replace(row, fields=load()))
     check_turns(sample.messages, len(sample.images), len(sample.videos))
     for text in (sample.answer, sample.id, *map(str, sample.metadata.values())):
         check_text(text)
     return sample
 
 
-def import_corpus(corpus: str, config: ImportConfig) -> ImportReport:
+def import_corpus(corpus: str | Corpus, config: ImportConfig) -> ImportReport:
     """Writes the samples of a corpus into shards, a part for each file of the source.
 
     A killed import continues after its finished parts, and leaves the bytes of one that was never killed; a complete
     one is not repeated.
 
+    Args:
+        corpus: a name in CORPORA, or the corpus itself.
+
     Raises:
         ValueError: the folder holds something else, too many rows are bad, or none is good.
     """
-    out = Path(config.out)
+    out, corpus = Path(config.out), find_corpus(corpus)
     files = source_files(config.rows.path, split=config.rows.split)
-    claim_folder(out, MANIFEST, _settings(corpus, config, files))
+    claim_folder(out, MANIFEST, _settings(corpus.name, config, files))
     if not (out / INDEX).exists():
         # a limit counts over all files; without files the source is read through `datasets`, as a whole
         parts = [tuple(files)] if config.limit or not files else [(file,) for file in files]
@@ -115,34 +128,36 @@ def _settings(corpus: str, config: ImportConfig, files: Sequence[Path]) -> dict[
     return own | rows | asdict(config.writer)
 
 
-def _import_parts(corpus: str, config: ImportConfig, parts: Sequence[tuple[Path, ...]]) -> None:
+def _import_parts(corpus: Corpus, config: ImportConfig, parts: Sequence[tuple[Path, ...]]) -> None:
     out, total = Path(config.out), ImportReport(bad=_budget(config))
     work = partial(_import_part, corpus, config)
-    for report in run_parts(work, list(enumerate(parts)), work=config.work, desc=f"import {corpus}"):
+    for report in run_parts(work, list(enumerate(parts)), work=config.work, desc=f"import {corpus.name}"):
         total.bad.merge(report.bad)
         total.scaled += report.scaled
     total.bad.check(at_end=True)
     if not total.samples:
         remove_folder(out)
         hint = f"look at them with --check\n{total.bad.cases()}"
-        raise ValueError(f"no row of {config.rows.path} is a sample of {corpus}; {hint}")
+        raise ValueError(f"no row of {config.rows.path} is a sample of {corpus.name}; {hint}")
     total.save(out / REPORT)  # before the index, which says that the folder is complete
     finish_shards(out, len(parts))
 
 
-def _import_part(corpus: str, config: ImportConfig, part: tuple[int, tuple[Path, ...]]) -> ImportReport:
+def _import_part(corpus: Corpus, config: ImportConfig, part: tuple[int, tuple[Path, ...]]) -> ImportReport:
     number, files = part
     counts = Path(config.out) / f"import_report-{number:06d}.json"
     samples = _count_rows(corpus, config, files, counts)
     if config.work.workers == 1:
-        samples = tqdm(samples, desc=f"import {corpus}", unit=" samples", disable=None, delay=1)
+        samples = tqdm(samples, desc=f"import {corpus.name}", unit=" samples", disable=None, delay=1)
     shards = write_part(samples, config.out, number, config.writer)
     report = ImportReport.load(counts)  # written by an earlier process, if that finished the part
     report.scaled = sum(shard.scaled for shard in shards)
     return report
 
 
-def _count_rows(corpus: str, config: ImportConfig, files: Sequence[Path], counts: Path) -> Iterator[Sample]:
+def _count_rows(
+    corpus: Corpus, config: ImportConfig, files: Sequence[Path], counts: Path
+) -> Iterator[Sample]:
     """Yields the samples of a part; saves the counts of its rows before the part can count as finished."""
     report = ImportReport(bad=_budget(config))
     for place, build in read_corpus(corpus, config.rows, files):
@@ -167,18 +182,20 @@ def _sources(config: RowsConfig, files: Sequence[Path]) -> Iterator[tuple[str, I
     """Yields the rows of each file with its name relative to the source's folder, "" for a source of one file."""
     files = files or source_files(config.path, split=config.split)
     if not files:
-        yield "", read_dataset(config.path, split=config.split, subset=config.subset)
+        yield (
+            "",
+            read_dataset(config.path, split=config.split, subset=config.subset, revision=config.revision),
+        )
     for file in files:
         name = "" if file == Path(config.path) else file.relative_to(config.path).as_posix()
         yield name, read_file(file)
 
 
-def _split_rows(corpus: str, rows: Iterator[LoadRow]) -> Iterator[LoadRow]:
+def _split_rows(corpus: Corpus, rows: Iterator[LoadRow]) -> Iterator[LoadRow]:
     """Yields the rows; of a corpus whose published rows hold several questions each, a row for each question."""
-    split = SPLITTERS.get(corpus)
     for load in rows:
         try:
-            parts = [load] if split is None else [partial(dict, part) for part in split(load())]
+            parts = [partial(dict, part) for part in corpus.split(load())] if corpus.split else [load]
         except BadSample:
             parts = [load]  # raises again where it is counted
         yield from parts

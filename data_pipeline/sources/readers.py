@@ -71,12 +71,15 @@ def read_file(path: Path) -> Iterator[LoadRow]:
     raise ValueError(f"{path} is not a {', '.join(SUFFIXES)} file; convert it to one")
 
 
-def read_dataset(path: str, *, split: str = "", subset: str = "") -> Iterator[LoadRow]:
+def read_dataset(
+    path: str, *, split: str = "", subset: str = "", revision: str | None = None
+) -> Iterator[LoadRow]:
     """Yields the rows of a folder that `datasets` saved, or of the dataset OWNER/NAME on the hub.
 
     Args:
         split: by default "train", or the only split of a saved folder.
         subset: a configuration of a dataset on the hub.
+        revision: its commit or tag; None is the newest.
 
     Raises:
         ValueError: it cannot be read, or has no such split.
@@ -89,7 +92,9 @@ def read_dataset(path: str, *, split: str = "", subset: str = "") -> Iterator[Lo
             chosen = saved[_choose_split([*map(str, saved)], split)] if isinstance(saved, Mapping) else saved
             rows = chosen.to_iterable_dataset()
         else:
-            rows = datasets.load_dataset(path, subset or None, split=split or "train", streaming=True)
+            rows = datasets.load_dataset(
+                path, subset or None, split=split or "train", revision=revision, streaming=True
+            )
         for row in rows.decode(False) if rows.features else rows:  # images stay encoded
             yield partial(_as_fields, row)
 
