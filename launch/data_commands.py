@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from tyro import MISSING
 from tyro.conf import Positional, Suppress
@@ -28,6 +28,9 @@ from data_pipeline.tables import text_table
 from launch.arguments import FLAT, Command, CommandGroup, presets, recipes, with_config
 from launch.config import DigitsConfig
 from launch.recipes.data import DATA_RECIPES
+
+if TYPE_CHECKING:
+    from data_pipeline.sources.adapters import Corpus
 
 
 def digits(config: Annotated[DigitsConfig, FLAT]) -> None:
@@ -105,11 +108,7 @@ def import_rows(
     """
     rows = replace(config.rows, path=path)
     if check:
-        from data_pipeline.sources.check_rows import check_corpus
-
-        report = check_corpus(corpus, CheckRowsConfig(rows=rows, count=count, **vars(limits)))
-        print("\n".join(report.lines))
-        sys.exit(0 if report.ok else 1)
+        _check_rows(corpus, CheckRowsConfig(rows=rows, count=count, **vars(limits)))
     if limits.model:
         raise ValueError(
             f"model={limits.model} is for --check; after the import `omr data validate OUT --model {limits.model}`"
@@ -121,15 +120,50 @@ def import_rows(
 
     was_complete = (Path(out) / INDEX).exists()
     report = import_corpus(corpus, replace(config, rows=rows, out=out))
-    if was_complete:
-        print(f"{out} is complete already")
-        return
-    print(f"{report.rows} rows: {report.samples} samples in {out}, {report.bad.total} dropped")
-    if report.bad.counts:
-        print(report.bad.cases())
-    if report.scaled:
-        cap = config.writer.max_pixels
-        print(f"{report.scaled} images were larger than writer.max_pixels={cap} and are scaled down")
+    print(f"{out} is complete already" if was_complete else report.describe(out, config.writer.max_pixels))
+
+
+def _check_rows(corpus: str | Corpus, config: CheckRowsConfig) -> NoReturn:
+    from data_pipeline.sources.check_rows import check_corpus
+
+    report = check_corpus(corpus, config)
+    print("\n".join(report.lines))
+    sys.exit(0 if report.ok else 1)
+
+
+def import_benchmark(
+    out: Positional[str] = "",
+    *,
+    path: str = "",
+    config: Annotated[_Import, FLAT] = _Import(),
+    check: bool = False,
+    count: int | None = None,
+    benchmark: Suppress[str],
+) -> None:
+    """Read a published benchmark into shards, as questions to ask: omr data benchmark NAME OUT.
+
+    It fails when columns, values or the number of questions are not as published.
+
+    Args:
+        out: Folder that gets index.json and the .tar shards.
+        path: A file, a folder of files, or OWNER/NAME on the hub; by default the published dataset there.
+        check: Compare the first rows with what the benchmark should hold; write nothing.
+        count: Questions that there must be; by default as published, 0 for any number.
+
+    Examples:
+      omr data benchmark mathvista_testmini shards/mathvista
+      omr data benchmark dynamath --check --path DynaMath/test.parquet
+    """
+    from data_pipeline.benchmarks.import_benchmark import fill_rows, import_questions
+    from data_pipeline.benchmarks.registry import BENCHMARKS
+
+    known, rows = BENCHMARKS[benchmark], replace(config.rows, path=path)
+    if check:
+        _check_rows(known.corpus, CheckRowsConfig(rows=fill_rows(known, rows)))
+    if not out:
+        raise ValueError(f"out is missing: omr data benchmark {benchmark} OUT, or --check to write nothing")
+    report = import_questions(known, replace(config, rows=rows, out=out), count)
+    print(report.describe(out, config.writer.max_pixels))
 
 
 def validate(config: Annotated[ValidateConfig, FLAT]) -> None:
@@ -325,6 +359,16 @@ def _imports() -> dict[str, Command]:
     return dict(bound)
 
 
+def _benchmarks() -> dict[str, Command]:
+    """Returns the command that imports each benchmark."""
+    from data_pipeline.benchmarks.registry import BENCHMARKS
+
+    bound = {name: partial(import_benchmark, benchmark=name) for name in BENCHMARKS}
+    for name, command in bound.items():
+        command.__doc__ = BENCHMARKS[name].corpus.published
+    return dict(bound)
+
+
 _DEDUP = {name: DedupRunConfig(shards=MISSING, dedup=preset) for name, preset in DEDUP_PRESETS.items()}
 _SELECT = {
     name: SelectConfig(shards=MISSING, out=MISSING, filters=preset) for name, preset in FILTER_PRESETS.items()
@@ -341,6 +385,7 @@ DATA = CommandGroup(
     commands={
         "curate": recipes(curate, DATA_RECIPES),
         "import": CommandGroup(doc=import_rows.__doc__ or "", commands=_imports, kind="corpus"),
+        "benchmark": CommandGroup(doc=import_benchmark.__doc__ or "", commands=_benchmarks, kind="benchmark"),
         "dedup": presets(dedup, _DEDUP),
         "distill": distill,
         "score": with_config(score, AskConfig(shards=MISSING, out=MISSING, teacher=TeacherConfig(k=4))),

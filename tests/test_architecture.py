@@ -44,7 +44,18 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "ray_session",
         ),
         "parts",
-        *("served", "verify", "encode", "shards", "loader", "sources", "distill", "select", "curate"),
+        *(
+            "served",
+            "verify",
+            "encode",
+            "shards",
+            "loader",
+            "sources",
+            "benchmarks",
+            "distill",
+            "select",
+            "curate",
+        ),
     ],
     "megatron_omr": [
         *(
