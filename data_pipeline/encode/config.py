@@ -64,9 +64,9 @@ class ImageConfig:
         check_at_least(self, "image.", max_frames=1, frame_pixels=784, video_pixels=784)
 
     def of_frames(self, num_frames: int) -> ImageConfig:
-        """Returns the limits of each frame of a video of so many."""
+        """Returns the limits of each frame of a video of so many. Small frames keep their size."""
         most = max(1, min(self.frame_pixels, self.video_pixels // max(1, num_frames)))
-        return replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
+        return replace(self, min_pixels=1, max_pixels=most)
 
 
 @dataclass(frozen=True, kw_only=True)

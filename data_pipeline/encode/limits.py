@@ -174,7 +174,14 @@ class ModelLimits:
         if len(sizes) > 1:
             raise BadSample("video", f"frames of {len(sizes)} sizes, such as {sizes[0]} and {sizes[1]}")
         limits = self.image.of_frames(len(video.frames))
-        size = vision.final_size(*sizes[0], limits, self.patches.token_side)
+        try:
+            size = vision.final_size(*sizes[0], limits, self.patches.token_side)
+        except BadSample as error:
+            detail = (
+                f"a frame of {len(video.frames)}: {error.args[1]}; image.frame_pixels={self.image.frame_pixels} and "
+                f"image.video_pixels={self.image.video_pixels} leave it {limits.max_pixels} pixels"
+            )
+            raise BadSample("video", detail) from error
         return place_video(video, size, self.chat, self.patches, self.tokens_per_second)
 
     def _final_size(self, data: bytes) -> tuple[int, int]:

@@ -12,15 +12,17 @@ import torch
 
 from megatron_omr import cpu
 from rl.config import EngineConfig
+from rl.routing.record import TakeExperts, start_recording, take_returned
 
 Tag = Literal["weights", "kv_cache"]
 
 
-def hardware_settings(config: EngineConfig, *, sleeps: bool) -> dict[str, Any]:
+def hardware_settings(config: EngineConfig, *, sleeps: bool, records_routing: bool) -> dict[str, Any]:
     """Returns arguments of vLLM's LLM.
 
     Args:
         sleeps: whether the engine is to leave its GPU to a trainer, and come back.
+        records_routing: whether record_routing() follows.
     """
     from vllm.platforms import current_platform
 
@@ -29,6 +31,7 @@ def hardware_settings(config: EngineConfig, *, sleeps: bool) -> dict[str, Any]:
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "enforce_eager": config.eager,
             "enable_sleep_mode": sleeps,
+            **({"enable_return_routed_experts": True} if records_routing else {}),
         }
     return {
         "kv_cache_memory_bytes": int(config.cpu_kv_cache_gib * 2**30),
@@ -39,7 +42,17 @@ def hardware_settings(config: EngineConfig, *, sleeps: bool) -> dict[str, Any]:
         "max_num_batched_tokens": max(2048, config.max_model_len),
         # only whole blocks are shared by the responses to one prompt: 128, the default, exceeds short prompts
         "block_size": 32,
+        # tokens whose keys and values are found are not routed again
+        **({"enable_prefix_caching": False} if records_routing else {}),
     }
+
+
+def record_routing(llm: Any) -> TakeExperts:
+    """Begins to record the experts of tokens; returns the function that takes those of a finished request.
+
+    On GPUs vLLM returns them with a response. Its CPU build refuses to; there they are taken from its routers.
+    """
+    return take_returned if cpu.device() == "cuda" else start_recording(llm)
 
 
 def fall_asleep(llm: Any) -> None:

@@ -26,9 +26,9 @@ from megatron_omr.dtypes import HF_DTYPES
 from rl.config import EngineConfig, EvalConfig, RLConfig, SamplingConfig
 from rl.prompts.stream import load_prompt_limits
 from rl.rollout.calls import Report, Request
-from rl.rollout.device import Tag, fall_asleep, hardware_settings, wake_up
+from rl.rollout.device import Tag, fall_asleep, hardware_settings, record_routing, wake_up
 from rl.rollout.spans import Cut, count_spans
-from rl.routing.record import add_routing, recording_settings, start_recording
+from rl.routing.record import add_routing
 from rl.types import Prompt, Responses, Rollout
 from rl.weight_sync.digest import digest_worker, join_ranks
 from rl.weight_sync.expected import read_expected_shapes
@@ -70,17 +70,16 @@ class Engine:
         """
         self.version: int | None = 0
         self._config = config
-        self._records_routing = isinstance(config, RLConfig) and config.algorithm.records_routing
+        records_routing = isinstance(config, RLConfig) and config.algorithm.records_routing
         self._encoder = ChatEncoder(load_prompt_limits(config))
         self._llm = _start_vllm(
             config.engine,
             config.model,
             exact=config.sampling.temperature in (0.0, 1.0),
             sleeps=isinstance(config, RLConfig) and config.rollout.placement == "colocated",
-            records_routing=self._records_routing,
+            records_routing=records_routing,
         )
-        if self._records_routing:
-            start_recording(self._llm)
+        self._take_experts = record_routing(self._llm) if records_routing else None
         self._open: dict[str, _Open] = {}  # by vLLM's name of the request
         self._taken = self._tokens = self._ended_tokens = 0
         self._counted_at = -COUNT_SECONDS
@@ -156,8 +155,9 @@ class Engine:
             if output.finished:
                 asked = self._open.pop(output.request_id)
                 rollouts = self._rollouts(output, asked.cuts)
-                if self._records_routing:
-                    rollouts = add_routing(self._llm, output, asked.names, rollouts)
+                if self._take_experts:
+                    experts = self._take_experts(output, asked.names)
+                    rollouts = add_routing(rollouts, experts, len(output.prompt_token_ids or ()))
                 self._ended_tokens += sum(len(rollout.token_ids) for rollout in rollouts)
                 found.append((asked.number, Responses(rollouts=rollouts)))
         return found
@@ -359,8 +359,7 @@ def _start_vllm(
         async_scheduling=False,
         logprobs_mode="raw_logprobs" if exact else "processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[way]),
-        **hardware_settings(config, sleeps=sleeps),
-        **(recording_settings() if records_routing else {}),
+        **hardware_settings(config, sleeps=sleeps, records_routing=records_routing),
     )
     if config.fp32_head:
         _check_head(llm)

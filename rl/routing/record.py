@@ -1,13 +1,13 @@
 """Records the experts that vLLM chooses for the tokens of a request: of its prompt with images, and of each response.
 
-On GPUs vLLM returns them with a response. Its CPU build refuses to; there they are taken from its routers. Both keep of
-each token the experts with which it was computed first: where weights are updated under half-done responses, those of
-the weights that sampled them.
+vLLM returns them with a response or, where it cannot, they are taken from its routers (rollout/device.py chooses). Both
+keep of each token the experts with which it was computed first: where weights are updated under half-done responses,
+those of the weights that sampled them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_omr import cpu
 from rl.types import Rollout
 
 if TYPE_CHECKING:
@@ -25,28 +24,38 @@ if TYPE_CHECKING:
 Experts = NDArray[np.uint8 | np.uint16]  # [tokens, language layers, experts of a token]
 
 
-def recording_settings() -> dict[str, Any]:
-    """Returns arguments of vLLM's LLM."""
-    if cpu.device() == "cuda":
-        return {"enable_return_routed_experts": True}
-    return {"enable_prefix_caching": False}  # tokens whose keys and values are found are not routed again
-
-
-def start_recording(llm: Any) -> None:
-    """Begins to record, where vLLM does not."""
-    if cpu.device() != "cuda":
-        llm.collective_rpc(_start)
+TakeExperts = Callable[["RequestOutput", Sequence[str]], Sequence[Experts | None]]
+"""Returns the experts of the responses of a finished request, which vLLM has by these names."""
 
 
 def add_routing(
-    llm: Any, output: RequestOutput, names: Sequence[str], rollouts: Sequence[Rollout]
+    rollouts: Sequence[Rollout], experts: Sequence[Experts | None], prompt_tokens: int
 ) -> tuple[Rollout, ...]:
-    """Returns the rollouts of a finished request with their experts; vLLM has the responses by these names."""
-    if cpu.device() == "cuda":
-        experts = [c.routed_experts for c in sorted(output.outputs, key=lambda completion: completion.index)]
-    else:
-        experts = llm.collective_rpc(_take, args=(list(names),))[0]  # all ranks of an engine choose the same
+    """Returns the rollouts with the experts of their tokens, but of the last, which was not computed any more.
+
+    Raises:
+        RuntimeError: vLLM recorded none, or of other tokens: the trainer would choose its own without a word.
+    """
+    for rollout, own in zip(rollouts, experts, strict=True):
+        wanted = prompt_tokens + len(rollout.token_ids) - 1
+        if own is None or len(own) != wanted:
+            raise RuntimeError(
+                f"vLLM recorded the experts of {0 if own is None else len(own)} tokens, wanted {wanted}: this version "
+                "does not return routed experts as rl/routing reads them; set algorithm.router_replay=off"
+            )
     return tuple(replace(r, routed_experts=own) for r, own in zip(rollouts, experts, strict=True))
+
+
+def take_returned(output: RequestOutput, names: Sequence[str]) -> list[Experts | None]:
+    """Returns the experts that vLLM returns with the responses, where it was started to do so."""
+    return [c.routed_experts for c in sorted(output.outputs, key=lambda completion: completion.index)]
+
+
+def start_recording(llm: Any) -> TakeExperts:
+    """Begins to record in the workers of an engine; returns the function that takes what they recorded."""
+    llm.collective_rpc(_start)
+    # all ranks of an engine choose the same
+    return lambda output, names: llm.collective_rpc(_take, args=(list(names),))[0]
 
 
 def _start(worker: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.shards.writer import write_shards
@@ -14,6 +15,8 @@ from megatron_omr.config import CheckpointConfig
 from rl.algorithms.config import AlgorithmConfig
 from rl.config import EngineConfig, RLConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
+from rl.routing.record import add_routing
+from tests.helpers.groups import make_rollout
 from tests.helpers.rl_rows import rows
 from tests.helpers.rl_training import rl_config
 
@@ -22,6 +25,16 @@ def parity(given):
     """Responses of random weights are hardly ever right, but half of them have an odd number of letters."""
     return float(len(given.response) % 2)
 '''
+
+
+@pytest.mark.parametrize("recorded", [None, np.zeros((6, 4, 2), np.uint8)], ids=["none", "too few"])
+def test_tokens_without_a_record_stop_the_run(recorded: np.ndarray | None) -> None:
+    """vLLM may return none: the trainer would route by itself, and nothing would say so."""
+    whole = np.zeros((7, 4, 2), np.uint8)
+    (kept,) = add_routing([make_rollout(3)], [whole], prompt_tokens=5)
+    assert kept.routed_experts is whole
+    with pytest.raises(RuntimeError, match=r"experts of [06] tokens, wanted 7"):
+        add_routing([make_rollout(3)], [recorded], prompt_tokens=5)
 
 
 def test_model_without_experts_is_refused(tiny_hf: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_packing_keeps_frames_beside_images(encoder: ChatEncoder):
     ("sample", "limits", "words"),
     [
         (CASES["odd"], dict(max_frames=4), "5 frames, more than image.max_frames=4"),
-        (CASES["odd"], dict(video_pixels=784), "has no size in multiples of 28"),
+        (CASES["odd"], dict(video_pixels=784), "image.video_pixels=784 leave it 156 pixels"),
         (replace(CASES["even"], videos=(replace(make_video(2), fps=0.0),)), {}, "0.0 frames a second"),
     ],
 )
@@ -143,6 +143,13 @@ def test_videos_outside_the_limits_are_refused(tiny_hf: Path, sample: Sample, li
     encoder = ChatEncoder.from_hf(tiny_hf, replace(IMAGE, **limits))
     with pytest.raises(BadSample, match=words):
         encoder.limits.check(sample)
+
+
+def test_the_least_area_of_images_binds_no_frames(tiny_hf: Path):
+    """It may be above what a frame of a long video may have."""
+    limits = replace(IMAGE, min_pixels=28 * 28 * 16, frame_pixels=28 * 28 * 16)
+    (video,) = ChatEncoder.from_hf(tiny_hf, limits).limits.tokenize_prompt(ask_about([make_video(2)])).videos
+    assert video.size == (56, 84)
 
 
 def test_frames_are_scaled_to_the_pixels_of_the_whole_video(tiny_hf: Path):
