@@ -33,6 +33,9 @@ RECIPE_SITES: dict[str, RecipeSite] = {
     "qwen3_vl_235b_a22b_sft_1024": _site("235B-A22B", nodes=128, family="Qwen3-VL"),
     "mmfinereason_sft": _site("8B", nodes=1, family="Qwen3-VL"),
     "mmvistareason_sft": _site("8B", nodes=1, family="Qwen3-VL"),
+    "qwen3_vl_2b_gspo": _site("2B", nodes=1, family="Qwen3-VL"),
+    "qwen3_vl_4b_gspo": _site("4B", nodes=1, family="Qwen3-VL"),
+    "qwen3_vl_32b_gspo": _site("32B", nodes=8, family="Qwen3-VL"),
     **{
         name: _site("8B", nodes=8, family="Qwen3-VL")
         for name in ("qwen3_vl_8b_gspo", "mmfinereason_gspo", "mmvistareason_gspo")

@@ -33,5 +33,8 @@ RL_RECIPES: dict[str, Callable[..., RLConfig]] = {
     "mmfinereason_gspo": mm_reason.mmfinereason_gspo,
     "mmvistareason_gspo": mm_reason.mmvistareason_gspo,
     "mmr1": rl_others.mmr1,
+    "qwen3_vl_2b_gspo": rl_others.qwen3_vl_2b_gspo,
+    "qwen3_vl_4b_gspo": rl_others.qwen3_vl_4b_gspo,
     "qwen3_vl_8b_gspo": rl_others.qwen3_vl_8b_gspo,
+    "qwen3_vl_32b_gspo": rl_others.qwen3_vl_32b_gspo,
 }

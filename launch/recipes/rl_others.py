@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from data_pipeline.encode.config import ImageConfig
 from launch.recipes.openmmreasoner import openmmreasoner_gspo
+from megatron_omr.config import ComputeConfig, ParallelConfig
 from rl.algorithms.config import AlgorithmConfig, KLConfig, SolutionConfig
 from rl.config import PromptConfig, RLConfig
 
@@ -60,4 +61,44 @@ def qwen3_vl_8b_gspo() -> RLConfig:
         run="runs/qwen3_vl_8b_gspo",
         model="runs/qwen3_vl_8b_sft/hf",
         image=ImageConfig(min_pixels=65_536, max_pixels=4_194_304),
+    )
+
+
+def qwen3_vl_4b_gspo() -> RLConfig:
+    """The same from a cold start of Qwen3-VL-4B, on one machine of 8 GPUs: four train, four generate."""
+    large = qwen3_vl_8b_gspo()
+    return replace(
+        large,
+        run="runs/qwen3_vl_4b_gspo",
+        model="runs/qwen3_vl_4b_sft/hf",
+        trainers=4,
+        engine=replace(large.engine, num_engines=4),
+    )
+
+
+def qwen3_vl_2b_gspo() -> RLConfig:
+    """The same from a cold start of Qwen3-VL-2B, on one machine of 8 GPUs."""
+    return replace(
+        qwen3_vl_4b_gspo(),
+        run="runs/qwen3_vl_2b_gspo",
+        model="runs/qwen3_vl_2b_sft/hf",
+        parallel=ParallelConfig(tp=2, sp=True),
+    )
+
+
+def qwen3_vl_32b_gspo() -> RLConfig:
+    """The same from a cold start of Qwen3-VL-32B, on 8 x 8 GPUs: half of them train, an engine is four.
+
+    All layers are computed again: with the MLPs alone, as in openmmreasoner_32b_gspo, activations would need 4 GiB more
+    than there are by `omr plan`, for its 64 heads are wider than the hidden state.
+    """
+    large = qwen3_vl_8b_gspo()
+    return replace(
+        large,
+        run="runs/qwen3_vl_32b_gspo",
+        model="runs/qwen3_vl_32b_sft/hf",
+        trainers=32,
+        engine=replace(large.engine, num_engines=8, tp=4),
+        parallel=ParallelConfig(tp=8, sp=True),
+        compute=ComputeConfig(recompute="full", recompute_vision="full"),
     )
