@@ -78,10 +78,11 @@ _SIZES = (
     *("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size"),
     *("patch_size", "temporal_patch_size", "in_channels", "spatial_merge_size"),
 )
-_THETA = 10_000
+TOWER_ROPE_THETA = 10_000
+"""Of the rotary positions of all vision towers; files that say another are refused."""
 _FIXED: Fixed = {
     "in_channels": (3,),
-    "rope_theta": (_THETA,),
+    "rope_theta": (TOWER_ROPE_THETA,),
     "rope_scaling": (None,),
     "quantization_config": (None,),
     "per_layer_config": (None,),
@@ -109,7 +110,9 @@ def read_tower(
     }
     check_fixed(vision, {**_FIXED, **own}, "vision_config.")
     rope = read_object(vision, "rope_parameters") if vision.get("rope_parameters") else {}
-    check_fixed(rope, {"rope_type": rope_types, "rope_theta": (_THETA,)}, "vision_config.rope_parameters.")
+    check_fixed(
+        rope, {"rope_type": rope_types, "rope_theta": (TOWER_ROPE_THETA,)}, "vision_config.rope_parameters."
+    )
     return sizes
 
 

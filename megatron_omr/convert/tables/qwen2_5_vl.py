@@ -5,37 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_omr.convert.rule import Rule
-from megatron_omr.convert.tables.table import Table, fill, layer_table, vision_terms
+from megatron_omr.convert.tables.table import Table, fill
+from megatron_omr.convert.tables.vision import PATCH_EMBED, vision_layer_table, vision_terms
 from megatron_omr.model_config import ModelConfig
 
 
 def list_vision(model: ModelConfig) -> Iterator[Rule]:
     """Yields the rules of the vision tower, in the order of the export."""
     terms = vision_terms(model)
-    yield from fill(_VISION, terms)
-    yield from fill(_VISION_LAYER, terms, model.vision.depth)
+    yield from fill(PATCH_EMBED, terms)
+    yield from fill(_LAYER, terms, model.vision.depth)
     yield from fill(_MERGER, terms)
 
 
-_VISION: Table = {
-    "vision_model.patch_embed.weight": (
-        "patch",
-        "hidden patch",
-        None,
-        ("model.visual.patch_embed.proj.weight",),
-    )
-}
-
-_VISION_LAYER = layer_table(
-    "vision_model.decoder",
-    "model.visual.blocks",
+_LAYER = vision_layer_table(
     {
-        "input_layernorm.weight": ("same", "hidden", None, ("norm1.weight",)),
-        "self_attention.linear_qkv.weight": ("qkv", "qkv hidden", 0, ("attn.qkv.weight",)),
-        "self_attention.linear_qkv.bias": ("qkv", "qkv", 0, ("attn.qkv.bias",)),
-        "self_attention.linear_proj.weight": ("same", "hidden hidden", 1, ("attn.proj.weight",)),
-        "self_attention.linear_proj.bias": ("same", "hidden", None, ("attn.proj.bias",)),
-        "pre_mlp_layernorm.weight": ("same", "hidden", None, ("norm2.weight",)),
         "mlp.linear_fc1.weight": (
             *("padded rows", "gate_up hidden", 0),
             ("mlp.gate_proj.weight", "mlp.up_proj.weight"),

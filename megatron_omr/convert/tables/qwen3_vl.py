@@ -5,41 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_omr.convert.rule import Rule
-from megatron_omr.convert.tables.table import Table, fill, layer_table, vision_terms
+from megatron_omr.convert.tables.table import Table, fill
+from megatron_omr.convert.tables.vision import PATCH_EMBED, vision_layer_table, vision_terms
 from megatron_omr.model_config import ModelConfig
 
 
 def list_vision(model: ModelConfig) -> Iterator[Rule]:
     """Yields the rules of the vision tower, in the order of the export."""
     terms = vision_terms(model)
-    yield from fill(_VISION, terms)
-    yield from fill(_VISION_LAYER, terms, model.vision.depth)
+    yield from fill(_EMBEDDING, terms)
+    yield from fill(_LAYER, terms, model.vision.depth)
     yield from fill(_merger("decoder.final_layernorm", "projection", "merger", width="hidden"), terms)
     for level in range(model.vision.num_levels):
         megatron, hf = f"deepstack.{level}", f"deepstack_merger_list.{level}"
         yield from fill(_merger(f"{megatron}.norm", f"{megatron}.projection", hf, width="merged"), terms)
 
 
-_VISION: Table = {
-    "vision_model.patch_embed.weight": (
-        *("patch", "hidden patch", None),
-        ("model.visual.patch_embed.proj.weight",),
-    ),
+_EMBEDDING: Table = {
+    **PATCH_EMBED,
     "vision_model.patch_embed.bias": ("same", "hidden", None, ("model.visual.patch_embed.proj.bias",)),
     "vision_model.pos_embed.weight": ("same", "positions hidden", None, ("model.visual.pos_embed.weight",)),
 }
 
-_VISION_LAYER = layer_table(
-    "vision_model.decoder",
-    "model.visual.blocks",
+_LAYER = vision_layer_table(
     {
-        "input_layernorm.weight": ("same", "hidden", None, ("norm1.weight",)),
         "input_layernorm.bias": ("same", "hidden", None, ("norm1.bias",)),
-        "self_attention.linear_qkv.weight": ("qkv", "qkv hidden", 0, ("attn.qkv.weight",)),
-        "self_attention.linear_qkv.bias": ("qkv", "qkv", 0, ("attn.qkv.bias",)),
-        "self_attention.linear_proj.weight": ("same", "hidden hidden", 1, ("attn.proj.weight",)),
-        "self_attention.linear_proj.bias": ("same", "hidden", None, ("attn.proj.bias",)),
-        "pre_mlp_layernorm.weight": ("same", "hidden", None, ("norm2.weight",)),
         "pre_mlp_layernorm.bias": ("same", "hidden", None, ("norm2.bias",)),
         "mlp.linear_fc1.weight": ("padded rows", "inner hidden", 0, ("mlp.linear_fc1.weight",)),
         "mlp.linear_fc1.bias": ("padded rows", "inner", 0, ("mlp.linear_fc1.bias",)),

@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from megatron_omr.convert.names import stored_name
-from megatron_omr.convert.ops import FlattenPatch, InterleaveQKV, Op, Pad, Same
+from megatron_omr.convert.ops import Op
 from megatron_omr.convert.rule import Rule
 from megatron_omr.model.names import FUSED_NORM_KEYS
-from megatron_omr.model_config import ModelConfig
 
 # of each parameter: the change of shape, the names of its sizes, the dimension that is cut, the Hugging Face names
 Row = tuple[str, str, int | None, tuple[str, ...]]
@@ -37,34 +35,6 @@ class Terms:
     ops: Mapping[str, Op]
     sizes: Mapping[str, int]
     old_names: bool  # in files
-
-
-def vision_terms(model: ModelConfig) -> Terms:
-    """Returns what the words of a vision tower's table mean."""
-    vision = model.vision
-    qkv = InterleaveQKV(
-        num_groups=vision.num_heads, head_dim=vision.hidden_size // vision.num_heads, stacked=True
-    )
-    kernel = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    pad = partial(Pad, size=vision.intermediate_size, padded_size=vision.padded_intermediate_size)
-    ops = {
-        "same": Same(),
-        "padded rows": pad(dim=0, num_pieces=2 if vision.gated_mlp else 1),
-        "padded columns": pad(dim=1),
-        "qkv": qkv,
-        "patch": FlattenPatch(kernel=kernel),
-    }
-    sizes = {
-        "hidden": vision.hidden_size,
-        "patch": vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-        "qkv": 3 * vision.hidden_size,
-        "inner": vision.padded_intermediate_size,
-        "gate_up": 2 * vision.padded_intermediate_size,
-        "positions": vision.num_position_embeddings,
-        "merged": vision.hidden_size * vision.spatial_merge_size**2,
-        "out": vision.out_hidden_size,
-    }
-    return Terms(ops=ops, sizes=sizes, old_names=model.family.old_names)
 
 
 def fill(table: Table, terms: Terms, num_layers: int | None = None) -> Iterator[Rule]:

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from data_pipeline.encode.images import find_frames, normalise
 from megatron_omr import cpu
+from megatron_omr.families.shapes import TOWER_ROPE_THETA
 from megatron_omr.model.spec import Backend, build_block_spec, build_mlp_submodules
 from megatron_omr.model.transformer_config import VisionTransformerConfig
 from megatron_omr.model_config import ModelConfig
-
-_ROPE_THETA = 10_000.0  # the same in all families
 
 
 class VisionTower(MegatronModule):
@@ -80,7 +79,7 @@ class VisionTower(MegatronModule):
         """Returns angles [P, 1, 1, C]: a quarter of the head by row, a quarter by column, then the same again."""
         half = self.vision.hidden_size // self.vision.num_heads // 2
         steps = torch.arange(0, half, 2, device=positions_P.device).float()
-        inverse_frequency = 1.0 / _ROPE_THETA ** (steps / half)
+        inverse_frequency = 1.0 / TOWER_ROPE_THETA ** (steps / half)
         angles = (positions_P[:, :, None].float() * inverse_frequency).flatten(1)
         return torch.cat([angles, angles], dim=1)[:, None, None, :]
 
@@ -90,4 +89,5 @@ class VisionTower(MegatronModule):
 
 
 def build_projector(config: TransformerConfig, backend: Backend, input_size: int) -> MultimodalProjector:
+    """Returns a merger's two linear layers, which take merged patches of `input_size` channels."""
     return MultimodalProjector(config, build_mlp_submodules(backend, with_norm=False), "mlp", input_size)
