@@ -197,10 +197,11 @@ class ModelConfig:
     def _from_fields(cls, hf: Mapping[str, Any]) -> ModelConfig:
         check_fixed(hf, _FIXED_TOP)
         family = find_family(hf.get("model_type"))
-        # transformers 4 kept the language model's fields on top; where they are in both places, only these count
+        # transformers 4 kept the language model's fields on top; where they are in both places, only the inner count
         text = hf if hf.get("text_config") is None else read_object(hf, "text_config")
         _check_text(text, family)
         groups = "num_attention_heads" if text["num_key_value_heads"] is None else "num_key_value_heads"
+        tying = (hf, text) if family.text_ties else (hf,)
         named = (part.get(key) for part in (hf, text) for key in ("dtype", "torch_dtype"))
         return cls(
             family_name=family.model_type,
@@ -213,7 +214,7 @@ class ModelConfig:
             rms_norm_eps=read_number(text, "rms_norm_eps", kind=float, least=0),
             rope=RopeConfig.from_hf(text, family),
             max_position_embeddings=read_number(text, "max_position_embeddings"),
-            tie_word_embeddings=any(read_flag(part, "tie_word_embeddings") for part in (hf, text)),
+            tie_word_embeddings=any(read_flag(part, "tie_word_embeddings") for part in tying),
             image_token_id=read_number(hf, "image_token_id", least=0),
             video_token_id=read_number(hf, "video_token_id", least=0),
             vision_start_token_id=read_number(hf, "vision_start_token_id", least=0),

@@ -26,6 +26,7 @@ from megatron_omr.families.tiny import (
     build_preprocessor,
     build_video_preprocessor,
 )
+from megatron_omr.model_config import ModelConfig
 
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
@@ -109,6 +110,8 @@ def create_tiny_model(
     ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     fields = build_hf_config(config, ids, vocab_size=-(-len(tokenizer) // 8) * 8)
     hf = AutoConfig.for_model(config.family, **fields)
+    hf.save_pretrained(out)
+    ModelConfig.from_hf(out)  # refuses sizes that do not go together before any weight is made
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(hf).float()
     model.save_pretrained(out)

@@ -12,10 +12,10 @@ FAMILIES = {family.model_type: family for family in (QWEN2_5_VL, QWEN3_VL, QWEN3
 
 def find_family(model_type: object) -> Family:
     """Returns the family of this `model_type`; raises ValueError for another, with those that are supported."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         names = ", ".join(f"{family.model_type!r} ({family.name})" for family in FAMILIES.values())
         raise ValueError(
             f"model_type={model_type!r} is not supported; these are: {names}. docs/families.md says what a new "
             "family needs"
         )
-    return FAMILIES[str(model_type)]
+    return FAMILIES[model_type]

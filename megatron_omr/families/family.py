@@ -15,8 +15,8 @@ from megatron_omr.families.shapes import VisionConfig
 class Family:
     """One `model_type`, as everything but its layers and its table of weights sees it.
 
-    Layers are chosen by the model's shape: `model/` reads it, and `model/vision.py` lists the vision towers by family.
-    The tables of weights are in `convert/tables/`, by family.
+    Layers are chosen by the model's shape, which `model/` reads. `model/vision/choose.py` lists the vision towers by
+    family, `convert/mapping.py` their tables of weights.
     """
 
     model_type: str
@@ -27,6 +27,7 @@ class Family:
     read_text: Callable[[Fields], dict[str, Any]]
     """Returns the fields of ModelConfig that other families do not have, or have from elsewhere."""
     read_vision: Callable[[Fields], VisionConfig]
+    text_ties: bool  # tie_word_embeddings counts in text_config, too, not only beside it
     interleaved_rope: bool  # time, height and width in turns over the frequencies, else one after the other
     old_names: (
         bool  # published files say `model.` and `visual.` where modules say `model.language_model.` and so on

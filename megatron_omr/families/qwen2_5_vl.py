@@ -42,6 +42,7 @@ QWEN2_5_VL = Family(
     fixed_rope={"mrope_interleaved": (False, None)},
     read_text=_read_text,
     read_vision=_read_vision,
+    text_ties=True,
     interleaved_rope=False,
     old_names=True,
 )

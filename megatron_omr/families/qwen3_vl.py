@@ -19,6 +19,10 @@ def _read_text(text: Fields) -> dict[str, Any]:
 
 
 def _read_moe_text(text: Fields) -> dict[str, Any]:
+    if (norm := text.get("norm_topk_prob")) is not True:
+        # transformers always divides the weights of the chosen experts by their sum, vLLM where this says so, and vLLM
+        # cannot do without the field
+        raise ValueError(f"norm_topk_prob={norm!r} is not supported; only True is, and it must be there")
     step = read_number({"decoder_sparse_step": 1} | dict(text), "decoder_sparse_step")
     dense = read_numbers(text, "mlp_only_layers") if text.get("mlp_only_layers") else ()
     layers = range(read_number(text, "num_hidden_layers"))
@@ -56,6 +60,7 @@ QWEN3_VL = Family(
     fixed_rope={"mrope_interleaved": (True,)},
     read_text=_read_text,
     read_vision=_read_vision,
+    text_ties=False,
     interleaved_rope=True,
     old_names=False,
 )
@@ -63,7 +68,5 @@ QWEN3_VL_MOE = replace(
     QWEN3_VL,
     model_type="qwen3_vl_moe",
     name="Qwen3-VL with experts",
-    # transformers always divides the weights of the chosen experts by their sum, vLLM where this says so
-    fixed_text={**QWEN3_VL.fixed_text, "norm_topk_prob": (True,)},
     read_text=_read_moe_text,
 )

@@ -93,6 +93,32 @@ def test_config_of_qwen3_vl_with_experts(tmp_path: Path) -> None:
     assert moe is not None and (moe.num_experts, moe.num_chosen, moe.layers) == (8, 2, (0, 1, 3))
 
 
+@pytest.mark.parametrize("said", [{}, {"norm_topk_prob": None}, {"norm_topk_prob": False}])
+def test_weights_of_experts_must_be_said_to_add_up(tmp_path: Path, said: dict[str, Any]) -> None:
+    text = QWEN3["text_config"] | EXPERTS
+    del text["norm_topk_prob"]
+    with pytest.raises(ValueError, match="norm_topk_prob=(None|False) is not supported; only True is"):
+        read(tmp_path, **QWEN3 | {"model_type": "qwen3_vl_moe", "text_config": text | said})
+
+
+@pytest.mark.parametrize("whole", [None, True, False])
+@pytest.mark.parametrize("text", [None, True, False])
+@pytest.mark.parametrize("base", [HF, QWEN3], ids=["qwen2_5_vl", "qwen3_vl"])
+def test_embeddings_are_tied_where_transformers_ties_them(
+    tmp_path: Path, base: dict[str, Any], text: bool | None, whole: bool | None
+) -> None:
+    from transformers import AutoConfig
+
+    changed = {name: value for name, value in base.items() if name != "tie_word_embeddings"}
+    if whole is not None:
+        changed["tie_word_embeddings"] = whole
+    if text is not None:
+        changed["text_config"] = base["text_config"] | {"tie_word_embeddings": text}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    theirs = AutoConfig.from_pretrained(tmp_path).tie_word_embeddings
+    assert ModelConfig.from_hf(tmp_path).tie_word_embeddings == theirs
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
@@ -137,6 +163,8 @@ def test_fields_in_two_places_mean_what_transformers_reads(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model_type": []}, r"model_type=\[\] is not supported; these are"),
+        ({"model_type": {}}, "model_type={} is not supported; these are"),
         ({"model_type": "llama"}, "'llama' is not supported; these are: 'qwen2_5_vl' .*docs/families.md"),
         ({"dtype": "float16"}, "config.json: dtype is float16; weights must be float32 or bfloat16"),
         ({"vision_config": {"depth": 4}}, "has no field 'fullatt_block_indexes'"),

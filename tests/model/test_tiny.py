@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -46,6 +47,30 @@ def test_a_failure_leaves_no_folder(tmp_path: Path):
     with pytest.raises(ValueError, match="does not exist"):
         create_tiny_model_for(TinyRunConfig(shards=str(tmp_path / "none"), out=str(tmp_path / "model")))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_layers": 1}, "deepstack_visual_indexes has 2 entries, each for a language layer"),
+        ({"vision_depth": 2}, r"deepstack_visual_indexes=\[0, 2\] must rise and be below depth=2"),
+        ({"num_position_embeddings": 101}, "num_position_embeddings=101 must be a square"),
+        (
+            {"family": "qwen3_vl_moe", "num_experts": 2, "num_experts_per_tok": 4},
+            "num_experts_per_tok=4 must be at most num_experts=2",
+        ),
+        ({"family": "qwen3_vl_moe", "mlp_only_layers": (0, 1, 2, 3)}, "leave no layer with experts"),
+    ],
+)
+def test_model_that_could_not_be_read_is_refused_before_its_weights_are_made(
+    shards: Path, tmp_path: Path, sizes: dict[str, Any], message: str
+):
+    config = TinyRunConfig(
+        shards=str(shards), out=str(tmp_path / "model"), samples=2, **{"family": "qwen3_vl"} | sizes
+    )
+    with pytest.raises(ValueError, match=message):
+        create_tiny_model_for(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 @pytest.mark.parametrize(
