@@ -15,6 +15,7 @@ from tests.helpers.ranks import init_ranks, run_ranks
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
 Layout = tuple[ParallelConfig, ComputeConfig]
+Case = tuple[str, ParallelConfig, ComputeConfig]
 STEPS = 3
 OPTIM = OptimConfig(lr=1e-3, warmup_steps=0, schedule="constant", beta2=0.95, clip_grad=1.0)
 LOCAL = ComputeConfig(backend="local")
@@ -38,34 +39,43 @@ def wanted(tiny_moe_hf: Path) -> Steps:
     return _train_transformers(str(tiny_moe_hf))
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_model_trains_as_transformers(tiny_moe_hf: Path, wanted: Steps, size: int) -> None:
-    _check_layouts({1: ONE, 2: TWO}[size], size, str(tiny_moe_hf), wanted)
+def test_models_train_as_transformers_in_one_process(
+    tiny_moe_hf: Path, tiny_mixed_hf: Path, wanted: Steps
+) -> None:
+    """The second model is tied, and has an MLP among the layers of experts."""
+    mixed = str(tiny_mixed_hf)
+    _check_layouts(ONE, 1, {str(tiny_moe_hf): wanted, mixed: _train_transformers(mixed)})
+
+
+def test_model_on_two_ranks_trains_as_transformers(tiny_moe_hf: Path, wanted: Steps) -> None:
+    _check_layouts(TWO, 2, {str(tiny_moe_hf): wanted})
 
 
 def test_model_on_four_ranks_trains_as_transformers(tmp_path: Path) -> None:
     """One level of features, so that each of four chunks needs no more than a layer."""
     sizes = {"head_dim": 48, "deepstack_visual_indexes": (1,)}
     folder = str(make_tiny(tmp_path / "model", tied=False, family="qwen3_vl_moe", **sizes))
-    _check_layouts(FOUR, 4, folder, _train_transformers(folder))
+    _check_layouts(FOUR, 4, {folder: _train_transformers(folder)})
 
 
-def _check_layouts(layouts: dict[str, Layout], size: int, folder: str, wanted: Steps) -> None:
-    found = run_ranks(_measure_layouts, size, folder, list(layouts.values()), timeout=600)
-    for number, name in enumerate(layouts):
+def _check_layouts(layouts: dict[str, Layout], size: int, wanted: dict[str, Steps]) -> None:
+    """Compares the model of each folder of `wanted` in each layout."""
+    cases = [(folder, name) for folder in wanted for name in layouts]
+    found = run_ranks(_measure, size, [(folder, *layouts[name]) for folder, name in cases], timeout=600)
+    for number, (folder, name) in enumerate(cases):
         report, _ = found[0][number]
-        assert report["passed"], (name, report)
+        assert report["passed"], (folder, name, report)
         _, steps = found[-1][number]  # the last rank is on the last stage
-        for step, (one, other) in enumerate(zip(wanted, steps, strict=True)):
-            assert other == pytest.approx(one, rel=1e-5), f"{name}, step {step}"
+        for step, (one, other) in enumerate(zip(wanted[folder], steps, strict=True)):
+            assert other == pytest.approx(one, rel=1e-5), f"{folder}, {name}, step {step}"
 
 
-def _measure_layouts(folder: str, layouts: list[Layout]) -> list[tuple[dict[str, Any], Steps]]:
+def _measure(cases: list[Case]) -> list[tuple[dict[str, Any], Steps]]:
     from megatron_omr.parallel import shutdown
     from megatron_omr.parity import measure
 
     found = []
-    for number, (parallel, compute) in enumerate(layouts):
+    for number, (folder, parallel, compute) in enumerate(cases):
         ranks = init_ranks(parallel, world=str(number))
         report = measure(ParityConfig(model=folder, parallel=parallel, compute=compute), ranks)
         found.append((asdict(report), _train(folder, parallel, compute, ranks)))
