@@ -40,6 +40,7 @@ def write_summary(demo: Demo) -> None:
 
 
 def print_summary(demo: Demo) -> None:
+    """Prints the held-out accuracy after each stage, and what RL gained, from the demo's summary.json."""
     summary = read_json(demo.root / "summary.json")
     gains = {"rl": summary.get("difference")} | summary.get("differences", {})
     for name, label in {"sft": "SFT", **RL_STAGES}.items():

@@ -91,6 +91,7 @@ class Timeline:
 
 
 def count_pairs(num_frames: int) -> int:
+    """Returns the pairs that a video's frames make; the last of an odd number is a pair with itself."""
     return -(-num_frames // PAIR)
 
 

@@ -44,7 +44,8 @@ def digit_samples(
     """Yields `count` questions about images of handwritten digits.
 
     Args:
-        cell: side of a digit in pixels; a multiple of 28, so that the image is not resized later.
+        cell: side of a digit in pixels; a multiple of 28, the side of a token of Qwen2.5-VL, whose images are then not
+            resized later. Qwen3-VL's tokens have 32, and its images are resized.
         kinds: names from QUESTIONS, asked in turn; empty takes TURNS.
         num_digits: fewest and most digits in an image, between 1 and 4.
     """

@@ -121,7 +121,9 @@ class Pad:
 
     They change nothing. A gated MLP's zero rows, biases included, put out silu(0) x 0 = 0, for which the zero columns
     of the next layer wait. All their gradients are 0 too: of a gate row, silu'(0) x 0; of a linear row, silu(0) = 0; of
-    a column, the 0 that comes in. Adam's step and weight decay of 0 are 0.
+    a column, the 0 that comes in. Without a gate the rows put out gelu(0) = 0, so the columns' gradients are 0; the
+    rows' are, although gelu'(0) = 1/2, because the zero columns let none through. Adam's step and weight decay of 0
+    are 0.
     """
 
     dim: int

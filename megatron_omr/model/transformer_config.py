@@ -31,6 +31,7 @@ class VisionTransformerConfig(TransformerConfig):
 def build_language_config(
     model: ModelConfig, parallel: ParallelConfig, shared: dict[str, Any]
 ) -> TransformerConfig:
+    """Returns the config of the language model's layers; `shared` has the fields that all parts of the model have."""
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
