@@ -6,8 +6,6 @@ import hashlib
 import logging
 import random
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 
 from data_pipeline.errors import BadSample
@@ -65,7 +63,7 @@ class AnswerLog:
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there; drops what a kill has torn, and all behind it."""
+        """Reads what is there; lines that a kill has torn are named, counted, and dropped."""
         self._path, self._found = path, _read(path)
         self._write(self._found.values())
         self._lines = path.open("ab")
@@ -121,15 +119,17 @@ class AnswerLog:
 def _read(path: Path) -> dict[Key, AskedResponse]:
     if not path.exists():
         return {}
+    found, num_bad = dict[Key, AskedResponse](), 0
     with path.open("rb") as lines:
-        records = takewhile(lambda record: record is not None, map(_parse, lines))
-        return {(record.id, record.rollout): record for record in records if record}
-
-
-def _parse(line: bytes) -> AskedResponse | None:
-    with suppress(ValueError):
-        return AskedResponse.from_json(line) if line.endswith(b"\n") else None
-    return None
+        for line in lines:
+            try:
+                record = AskedResponse.from_json(line)
+                found[record.id, record.rollout] = record
+            except ValueError:
+                num_bad += 1
+    if num_bad:
+        log.warning(f"{path}: {num_bad} lines cannot be read; what they held is asked again")
+    return found
 
 
 def choose_questions(questions: Sequence[Question], subset: int, seed: int) -> list[Question]:

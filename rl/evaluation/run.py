@@ -33,6 +33,8 @@ from rl.types import Group, Prompt
 
 log = logging.getLogger(__name__)
 
+SUMMARY = "summary.json"
+
 
 def evaluate(config: EvalConfig) -> EvalSummary:
     """Asks the questions; writes `out`/responses.jsonl while it runs and `out`/summary.json at the end.
@@ -58,7 +60,7 @@ def evaluate(config: EvalConfig) -> EvalSummary:
         prompts = [prompt for prompt, _ in questions]
         baseline = score_baseline(config, scorer.pool, prompts, accuracies)
     summary = replace(summarize(records, seed=config.seed), baseline=baseline)
-    write_json(out / "summary.json", asdict(summary))
+    write_json(out / SUMMARY, asdict(summary))
     if bad := summary.bad_questions:
         reasons = ", ".join(f"{reason} {count}" for reason, count in bad.items())
         log.warning(
@@ -84,6 +86,7 @@ def collect_answers(config: EvalConfig, questions: Sequence[Question], scorer: S
         if len(answers) and missing:
             print(f"{len(answers):,} records are there already, {len(missing):,} are missing", flush=True)
         if missing:
+            (Path(config.out) / SUMMARY).unlink(missing_ok=True)  # it would describe fewer responses
             _ask(config, missing, scorer, answers)
     return answers.sort([prompt for prompt, _ in questions])
 

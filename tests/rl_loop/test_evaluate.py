@@ -197,7 +197,11 @@ def test_model_folder_is_scored_through_vllm(
 
 @pytest.mark.heavy
 def test_torn_evaluation_goes_on_and_several_engines_answer_as_one(
-    tiny_hf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_hf: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The file is the same to the byte however often it was begun, and wherever a response was sampled."""
     write_shards(digit_samples("test", 6, 0, cell=28), tmp_path / "shards")
@@ -227,9 +231,11 @@ def test_torn_evaluation_goes_on_and_several_engines_answer_as_one(
     evaluate(replace(torn, subset=2, sampling=replace(whole.sampling, n=2)))
     responses = tmp_path / "torn/responses.jsonl"
     responses.write_bytes(responses.read_bytes()[:-30])  # the last of four
+    caplog.clear()
     capfd.readouterr()
     evaluate(torn)
     assert "3 records are there already, 9 are missing" in capfd.readouterr().out
+    assert "1 lines cannot be read; what they held is asked again" in caplog.text
     assert responses.read_bytes() == wanted
     assert evaluate(torn) == evaluate(whole)  # no engine starts
 
@@ -240,3 +246,10 @@ def test_torn_evaluation_goes_on_and_several_engines_answer_as_one(
     ):
         evaluate(replace(torn, subset=1, sampling=replace(whole.sampling, n=3)))
     assert responses.read_bytes() == wanted
+    assert (tmp_path / "torn/summary.json").exists()
+
+    # a summary is gone while it would describe fewer responses than there are
+    monkeypatch.setattr("rl.evaluation.run.start_engines", None)
+    with pytest.raises(TypeError):
+        evaluate(replace(torn, sampling=replace(whole.sampling, n=4)))
+    assert not (tmp_path / "torn/summary.json").exists() and responses.read_bytes() == wanted
