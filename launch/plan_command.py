@@ -13,13 +13,19 @@ from launch.recipes.clusters import RECIPE_SITES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
 from megatron_omr.config import SFTConfig
-from megatron_omr.plan.config import AssumeConfig, ClusterConfig
+from megatron_omr.plan.config import AssumeConfig, ClusterConfig, GenerationConfig
+from megatron_omr.plan.engines import EngineTask, find_engine_problem, plan_engine, time_generation
 from megatron_omr.plan.gpus import GPUS
-from megatron_omr.plan.memory import plan_engine
-from megatron_omr.plan.report import build_values, write_report
+from megatron_omr.plan.report import (
+    build_values,
+    describe_assumptions,
+    describe_engine,
+    describe_run,
+    write_report,
+)
 from megatron_omr.plan.search import plan_layout, search
-from megatron_omr.plan.shapes import find_shape
-from megatron_omr.plan.task import EngineTask, Layout, Task, count_work
+from megatron_omr.plan.shapes import find_shape, published_shape
+from megatron_omr.plan.task import Layout, Task, count_work
 from rl.config import RLConfig
 
 
@@ -63,9 +69,52 @@ def plan_rl(
     task, layout = build_rl_task(config, assume, shape=shape), build_layout(config)
     engine = config.engine
     wanted = f"trainers={config.trainers} and engine.num_engines={engine.num_engines} x engine.tp={engine.tp}"
-    own = task.engine.num_gpus if task.engine else 0
+    own = task.engine_gpus
     _check_room(config.trainers + own, wanted if own else f"trainers={config.trainers}", cluster)
     _print(task, layout, config.trainers, cluster, assume, top=top, json=json)
+
+
+def plan_generation(
+    config: Annotated[GenerationConfig, FLAT], cluster: ClusterConfig, assume: AssumeConfig
+) -> None:
+    """Plan the engines of an evaluation or of teachers: n responses to each question, nothing trained.
+
+    Examples:
+      omr plan generate --questions 24842 --num_engines 8
+      omr plan generate --shape Qwen3-VL-235B-A22B-Instruct --tp 8 --num_engines 1 --questions 1000 --n 8
+    """
+    engine = build_engine_task(config, assume)
+    _check_room(engine.num_gpus, f"num_engines={config.num_engines} x tp={config.tp}", cluster)
+    memory = plan_engine(engine, GPUS[cluster.gpu], assume)
+    print(
+        f"{config.shape} on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu}; predicted, not measured"
+    )
+    print(describe_engine(engine, memory))
+    if not find_engine_problem(engine, memory):
+        seconds = time_generation(engine, GPUS[cluster.gpu], assume)
+        print(describe_run(seconds, engine.num_gpus, f"{engine.rollouts:,.0f} responses"))
+    print()
+    print(describe_assumptions(assume))
+
+
+def build_engine_task(config: GenerationConfig, assume: AssumeConfig) -> EngineTask:
+    """Returns the planner's view of engines that only generate."""
+    model = published_shape(config.shape)
+    response = min(assume.rollout_tokens, config.max_tokens)
+    side = model.family.patches.token_side
+    return EngineTask(
+        model=model,
+        precision="bf16",
+        num_engines=config.num_engines,
+        tp=config.tp,
+        utilization=config.gpu_memory_utilization,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        rollouts=config.questions * config.n,
+        prompt_tokens=assume.question_tokens + assume.pictures * assume.image_pixels / side**2,
+        response_tokens=response,
+        longest=config.max_tokens,
+    )
 
 
 def _check_room(wanted: int, fields: str, cluster: ClusterConfig) -> None:
@@ -101,6 +150,7 @@ def build_sft_task(config: SFTConfig, assume: AssumeConfig, *, shape: str = "", 
         pack_tokens=config.loader.pack_length,
         max_pixels=config.image.max_pixels,
         work=work,
+        steps=config.steps,
         with_entropy=False,
     )
 
@@ -121,6 +171,8 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         token_side=token_side,
     )
     engine = EngineTask(
+        model=model,
+        precision=config.engine.precision,
         num_engines=config.engine.num_engines,
         tp=config.engine.tp,
         utilization=config.engine.gpu_memory_utilization,
@@ -140,6 +192,7 @@ def build_rl_task(config: RLConfig, assume: AssumeConfig, *, shape: str = "", na
         pack_tokens=config.pack_length,
         max_pixels=config.image.max_pixels,
         work=work,
+        steps=config.steps,
         with_entropy=True,
         num_updates=config.algorithm.num_minibatches,
         engine=engine,
@@ -163,7 +216,7 @@ def _print(
 ) -> None:
     plan = plan_layout(task, layout, ranks=ranks, cluster=cluster, assume=assume)
     found = search(task, layout, ranks=ranks, cluster=cluster, assume=assume)
-    engine = plan_engine(task, task.engine, GPUS[cluster.gpu], assume) if task.engine else None
+    engine = plan_engine(task.engine, GPUS[cluster.gpu], assume) if task.engine else None
     if json:
         print(to_json(build_values(task, plan, found, engine, cluster=cluster, assume=assume, top=top)))
     else:
@@ -180,7 +233,11 @@ def _plan_demo() -> None:
 
 
 def _commands() -> dict[str, Command]:
-    commands: dict[str, Command] = {"demo": _plan_demo}
+    engines = partial(
+        plan_generation, config=GenerationConfig(), cluster=ClusterConfig(), assume=AssumeConfig()
+    )
+    engines.__doc__ = plan_generation.__doc__
+    commands: dict[str, Command] = {"demo": _plan_demo, "generate": engines}
     recipes: list[tuple[Callable[..., None], dict]] = [(plan_sft, SFT_RECIPES), (plan_rl, RL_RECIPES)]
     for command, configs in recipes:
         for name, config in configs.items():
@@ -204,6 +261,7 @@ PLAN = CommandGroup(
       omr plan qwen2_5_vl_7b_sft
       omr plan qwen2_5_vl_7b_sft --processes 64 --cluster.nodes 8 --cluster.gpu h200
       omr plan openmmreasoner_gspo --assume.rollout_tokens 6000 --json
+      omr plan generate --questions 24842 --num_engines 8
     """,
     commands=_commands(),
     kind="recipe",

@@ -27,7 +27,7 @@ def openmmreasoner_gspo() -> RLConfig:
     count in the mean. --algorithm.drop_equal_groups True, our default elsewhere, leaves them out.
 
     Six machines train and two generate. By `omr plan`, a step takes 142 s so, 107 of them until the longest response
-    ends, however many engines there are; with 8 engines it takes 141 s, with 24 146 s and with 32 151 s. Eight would
+    ends, however many engines there are; with 8 engines it takes 140 s, with 24 145 s and with 32 151 s. Eight would
     be too few as responses grow: at 6,000 tokens 16 are the fastest, at 10,000 they take 0.57 of the time of eight.
     """
     return RLConfig(

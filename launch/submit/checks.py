@@ -19,8 +19,8 @@ from megatron_omr.config import ComputeConfig, ParallelConfig, SFTConfig
 from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
+from megatron_omr.plan.engines import find_engine_problem, plan_engine
 from megatron_omr.plan.gpus import GPUS
-from megatron_omr.plan.memory import find_engine_problem, plan_engine
 from megatron_omr.plan.search import count_replicas, plan_layout
 from megatron_omr.plan.task import Layout, Task
 from rl.config import EvalConfig, RLConfig
@@ -96,7 +96,7 @@ def check_memory(task: Task, layout: Layout, ranks: int, cluster: ClusterFile, s
         plan = plan_layout(task, layout, ranks=ranks, cluster=site, assume=AssumeConfig())
         problem = plan.problem
         if task.engine and not problem:
-            engine = plan_engine(task, task.engine, GPUS[cluster.gpu], AssumeConfig())
+            engine = plan_engine(task.engine, GPUS[cluster.gpu], AssumeConfig())
             problem = find_engine_problem(task.engine, engine)
     except ValueError as mistake:  # no FP8 on this GPU
         return Check(name="memory", state="wrong", text=str(mistake))

@@ -107,3 +107,35 @@ class AssumeConfig:
         for name in ("fp8_speedup", "sync_gbytes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"assume.{name}={getattr(self, name)} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Engines that only generate: an evaluation, or teachers of `omr data distill`."""
+
+    shape: str = "Qwen2.5-VL-7B-Instruct"
+    """Published shape of the model, in BF16."""
+    questions: int = 1_000
+    """Questions to answer."""
+    n: int = 1
+    """Responses to each; their mean length is assume.rollout_tokens."""
+    max_tokens: int = 49_152
+    """Longest response: generation takes at least as long as one of this length."""
+    num_engines: int = 8
+    """Engines that share the questions."""
+    tp: int = 1
+    """GPUs of an engine."""
+    max_model_len: int = 4_096 + 49_152
+    """Most tokens of a question with its response."""
+    max_num_seqs: int = 1_024
+    """Most responses that an engine decodes at once."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that an engine takes."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "", questions=1, n=1, max_tokens=1, num_engines=1, tp=1, max_num_seqs=1)
+        check_at_least(self, "", max_model_len=self.max_tokens)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0 and at most 1"
+            )

@@ -13,8 +13,8 @@ from megatron_omr.flops import (
     vision_layers_flops,
 )
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
+from megatron_omr.plan.engines import plan_engine, time_generation
 from megatron_omr.plan.gpus import GPUS, Gpu
-from megatron_omr.plan.memory import cache_bytes, plan_engine
 from megatron_omr.plan.task import Layout, Task, count_micro_batches, list_chunks, padded_tokens
 from megatron_omr.plan.weights import Chunk, list_own
 
@@ -102,7 +102,10 @@ def plan_time(
     parallel, stages = layout.parallel, list_chunks(task.model, layout.parallel)
     slowest = max((_time_pack(site, chunks) for chunks in stages), key=lambda pack: pack.total)
     reduce, adam = max((_time_update(site, chunks, dp * parallel.cp) for chunks in stages), key=sum)
-    generate, sync = _time_engines(task, site.gpu, assume)
+    generate = sync = 0.0
+    if engine := task.engine:
+        generate = time_generation(engine, site.gpu, assume)
+        sync = plan_engine(engine, site.gpu, assume).sent / (assume.sync_gbytes * 1e9)
     updates = packs * task.num_updates
     # micro-batches in which a stage waits for the others
     waiting = (parallel.pp - 1) / len(stages[0]) * task.num_updates * slowest.total
@@ -121,7 +124,7 @@ def plan_time(
         mfu=0.0,
         bubble=0.0,
     )
-    gpus = dp * parallel.model_parallel_size + (task.engine.num_gpus if task.engine else 0)
+    gpus = dp * parallel.model_parallel_size + task.engine_gpus
     mfu = _model_flops(task) / (time.total * gpus * site.gpu.peak)
     return replace(time, mfu=mfu, bubble=waiting / time.train)
 
@@ -232,24 +235,3 @@ def _time_update(site: _Site, chunks: tuple[Chunk, ...], ranks: int) -> tuple[fl
     # three states are read and written, and gradients read
     adam = 28 * (others / ranks + experts / holders) / (site.gpu.hbm * site.assume.hbm_efficiency)
     return reduce, adam
-
-
-def _time_engines(task: Task, gpu: Gpu, assume: AssumeConfig) -> tuple[float, float]:
-    """Returns the seconds in which the engines generate, and in which they get the new weights."""
-    engine = task.engine
-    if engine is None:
-        return 0.0, 0.0
-    memory = plan_engine(task, engine, gpu, assume)
-    each = engine.rollouts / engine.num_engines
-    context = engine.prompt_tokens + engine.response_tokens / 2
-    held = max(
-        1.0, min(engine.max_num_seqs, each, memory.tokens / (engine.prompt_tokens + engine.response_tokens))
-    )
-    bandwidth = gpu.hbm * assume.hbm_efficiency
-    talk = 2 * task.model.num_layers * assume.all_reduce_us * 1e-6 * (engine.tp > 1)
-    alone = memory.weights / bandwidth + talk  # a token of one response
-    step = alone + held * context * cache_bytes(task.model, task.element, tp=engine.tp) / bandwidth
-    all_at_once = each * engine.response_tokens / held * step
-    prompts = each * engine.prompt_tokens * 2 * memory.weights / task.element
-    prefill = prompts / (gpu.peak * assume.language_efficiency)
-    return prefill + max(all_at_once, engine.longest * alone), memory.sent / (assume.sync_gbytes * 1e9)

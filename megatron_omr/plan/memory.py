@@ -5,7 +5,7 @@ All ranks of a stage hold the same, but for rounding. What is exact, what is ass
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 
 from megatron_omr.config import ParallelConfig
@@ -23,7 +23,7 @@ from megatron_omr.plan.activations import (
 )
 from megatron_omr.plan.config import AssumeConfig
 from megatron_omr.plan.gpus import GIB, Gpu
-from megatron_omr.plan.task import EngineTask, Layout, Task, count_micro_batches, list_chunks
+from megatron_omr.plan.task import Layout, Task, count_micro_batches, list_chunks
 from megatron_omr.plan.weights import (
     Chunk,
     StaticBytes,
@@ -175,87 +175,6 @@ def count_patches(task: Task, assume: AssumeConfig, *, cp: int) -> tuple[float, 
     share = assume.max_image_share * task.pack_tokens * vision.spatial_merge_size**2
     usual = task.work.patches / task.work.tokens * task.pack_tokens / cp
     return max(share / cp, largest, usual), usual
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineMemory:
-    """Bytes of each GPU of an engine."""
-
-    weights: float
-    working: float
-    cache: float  # keys and values
-    tokens: float  # that the caches of its GPUs hold
-    sent: float  # bytes of the whole model, which the trainer sends
-    lacks: float = 0.0  # where it takes turns with the trainer, for what that leaves on the GPU
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.working + self.cache
-
-
-def plan_engine(task: Task, engine: EngineTask, gpu: Gpu, assume: AssumeConfig) -> EngineMemory:
-    """Returns how an engine divides its share of each GPU; a cache below 0 means that the weights do not fit.
-
-    Raises:
-        ValueError: vLLM cannot divide the model by engine.tp.
-    """
-    _check_engine(task.model, engine.tp)
-    sent, weights = (_weight_bytes(task, tp) for tp in (1, engine.tp))
-    working = assume.engine_gib * GIB
-    cache = engine.utilization * gpu.memory_gib * GIB - weights - working
-    tokens = cache / cache_bytes(task.model, task.element, tp=engine.tp)
-    left = (1 - engine.utilization) * gpu.memory_gib - assume.reserve_gib
-    return EngineMemory(
-        weights=weights,
-        working=working,
-        cache=cache,
-        tokens=tokens,
-        sent=sent,
-        lacks=max(0.0, -left * GIB) * engine.takes_turns,
-    )
-
-
-def _weight_bytes(task: Task, tp: int) -> float:
-    """Returns the bytes of the whole model on one of `tp` GPUs, each with a key-value head at least."""
-    model = replace(task.model, num_kv_heads=max(task.model.num_kv_heads, tp))
-    return task.element * sum(p.size for p in list_parameters(model, _whole(model), tp=tp, pp=1))
-
-
-def _check_engine(model: ModelConfig, tp: int) -> None:
-    """Raises ValueError where vLLM cannot divide the model; key-value heads it repeats where they are fewer."""
-    limits = {
-        "num_attention_heads": model.num_heads,
-        "num_key_value_heads": max(model.num_kv_heads, tp),
-        "intermediate_size": model.intermediate_size,
-        "vision_config.num_heads": model.vision.num_heads,
-        "vision_config.intermediate_size": model.vision.intermediate_size,
-    }
-    for name, value in limits.items():
-        if value % tp:
-            raise ValueError(f"engine.tp={tp} must divide {name}={value}; use a smaller one")
-
-
-def find_engine_problem(engine: EngineTask, memory: EngineMemory) -> str:
-    """Returns why vLLM would not start an engine; empty where it would."""
-    if memory.lacks:
-        return f"what the trainer leaves on its GPU needs {memory.lacks / GIB:.1f} GiB more"
-    if memory.cache <= 0:
-        return f"the weights leave {memory.cache / GIB:.1f} GiB for keys and values"
-    if memory.tokens < engine.max_model_len:
-        return (
-            f"keys and values of {memory.tokens:,.0f} tokens do not hold one response of "
-            f"engine.max_model_len={engine.max_model_len:,}"
-        )
-    return ""
-
-
-def cache_bytes(model: ModelConfig, element: int, *, tp: int) -> float:
-    """Returns the bytes of one token's keys and values on one of the `tp` GPUs of an engine."""
-    return 2 * model.num_layers * max(model.num_kv_heads // tp, 1) * model.head_dim * element
-
-
-def _whole(model: ModelConfig) -> Chunk:
-    return Chunk(num_layers=model.num_layers, first=True, last=True)
 
 
 def find_problem(stages: list[MemoryParts], gpu: Gpu) -> str:

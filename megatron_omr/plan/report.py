@@ -9,8 +9,9 @@ from typing import Any
 from data_pipeline.tables import text_table
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
 from megatron_omr.plan.duration import StepTime
+from megatron_omr.plan.engines import EngineMemory, EngineTask, find_engine_problem
 from megatron_omr.plan.gpus import GIB, GPUS
-from megatron_omr.plan.memory import EngineMemory, MemoryParts, find_engine_problem
+from megatron_omr.plan.memory import MemoryParts
 from megatron_omr.plan.search import Plan
 from megatron_omr.plan.task import Task
 
@@ -43,9 +44,11 @@ def write_report(
         "",
         text_table(*_memory_table(plan.memory)),
     ]
-    if engine is not None:
-        lines += ["", _describe_engine(task, engine, cluster), *_describe_turns(task, plan)]
+    if engine is not None and task.engine is not None:
+        described = describe_engine(task.engine, engine) + _describe_sent(task.engine, engine, cluster)
+        lines += ["", described, *_describe_turns(task, plan)]
     lines += ["", text_table(*_time_table(plan.time)), "", _describe_speed(task, plan, cluster)]
+    lines += [describe_run(task.steps * plan.time.total, _count_gpus(task, plan), f"{task.steps:,} steps")]
     fitting = [p for p in found if not p.problem]
     lines += [
         "",
@@ -95,8 +98,7 @@ def _time_table(time: StepTime) -> tuple[list[str], list[list[str]]]:
 
 
 def _describe_speed(task: Task, plan: Plan, cluster: ClusterConfig) -> str:
-    ranks = plan.dp * plan.layout.parallel.model_parallel_size
-    gpus = ranks + (task.engine.num_gpus if task.engine else 0)
+    gpus = _count_gpus(task, plan)
     idle = cluster.num_gpus - gpus
     text = (
         f"{task.work.tokens / plan.time.total / gpus:,.0f} tokens/s a GPU, MFU {plan.time.mfu:.1%}, "
@@ -105,19 +107,34 @@ def _describe_speed(task: Task, plan: Plan, cluster: ClusterConfig) -> str:
     return text + (f"; {idle} of {cluster.num_gpus} GPUs are idle" if idle else "")
 
 
-def _describe_engine(task: Task, engine: EngineMemory, cluster: ClusterConfig) -> str:
-    assert task.engine is not None
-    if problem := find_engine_problem(task.engine, engine):
+def _count_gpus(task: Task, plan: Plan) -> int:
+    return plan.dp * plan.layout.parallel.model_parallel_size + task.engine_gpus
+
+
+def describe_run(seconds: float, gpus: int, what: str) -> str:
+    """Returns how long all of it takes, and on how many GPUs."""
+    hours, total = (
+        f"{value:,.{1 if value < 10 else 0}f}" for value in (seconds / 3600, seconds * gpus / 3600)
+    )
+    return f"{what}: {hours} hours on {gpus} GPU{'s' * (gpus > 1)}, {total} GPU hours"
+
+
+def describe_engine(engine: EngineTask, memory: EngineMemory) -> str:
+    """Returns how an engine divides its GPU, or why it does not start."""
+    if problem := find_engine_problem(engine, memory):
         return f"engine: does not fit: {problem}; see engine.gpu_memory_utilization"
-    text = (
-        f"engine: {engine.weights / GIB:.1f} GiB of weights{' a GPU' * (task.engine.tp > 1)}, "
-        f"{engine.working / GIB:.1f} working, {engine.cache / GIB:.1f} of keys and values = "
-        f"{engine.tokens:,.0f} tokens, {engine.tokens / task.engine.max_model_len:,.0f} responses of full length "
+    return (
+        f"engine: {memory.weights / GIB:.1f} GiB of weights{' a GPU' * (engine.tp > 1)}, "
+        f"{memory.working / GIB:.1f} working, {memory.cache / GIB:.1f} of keys and values = "
+        f"{memory.tokens:,.0f} tokens, {memory.tokens / engine.max_model_len:,.0f} responses of full length "
         "at once"
     )
-    if cluster.nodes > 1:  # a few buckets at a time
-        return text
-    return f"{text}; weights in shared memory take {engine.sent / GIB:.1f} GiB of the host's"
+
+
+def _describe_sent(engine: EngineTask, memory: EngineMemory, cluster: ClusterConfig) -> str:
+    if cluster.nodes > 1 or find_engine_problem(engine, memory):  # over a network a few buckets at a time
+        return ""
+    return f"; weights in shared memory take {memory.sent / GIB:.1f} GiB of the host's"
 
 
 def _describe_turns(task: Task, plan: Plan) -> list[str]:
@@ -184,6 +201,8 @@ def build_values(
         "cluster": asdict(cluster),
         "gpu_bytes": GPUS[cluster.gpu].memory_gib * GIB,
         "work": asdict(task.work),
+        "steps": task.steps,
+        "gpu_hours": task.steps * plan.time.total * _count_gpus(task, plan) / 3600,
         "plan": _plan_values(plan),
         "engine": None if engine is None else _engine_values(task, engine),
         "layouts": [_plan_values(p) for p in found[:top]],

@@ -1,4 +1,4 @@
-"""What the planner is asked: the work of an optimizer step, the engines beside it, and a layout. Pure arithmetic."""
+"""What the planner is asked: the work of an optimizer step, and a layout. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from megatron_omr.config import ComputeConfig, ParallelConfig, Part
 from megatron_omr.dtypes import Precision
 from megatron_omr.model.stages import split_layers
 from megatron_omr.model_config import ModelConfig
+from megatron_omr.plan.engines import EngineTask
 from megatron_omr.plan.weights import Chunk
 
 
@@ -79,27 +80,6 @@ def count_work(
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineTask:
-    """What the engines of an RL run do in a step."""
-
-    num_engines: int
-    tp: int  # GPUs of an engine
-    utilization: float  # of a GPU's memory
-    max_model_len: int
-    max_num_seqs: int
-    rollouts: float
-    prompt_tokens: float
-    response_tokens: float
-    longest: float  # tokens of the longest response of a step
-    takes_turns: bool = False  # on the trainer's GPUs
-
-    @property
-    def num_gpus(self) -> int:
-        """GPUs beside the trainer's."""
-        return 0 if self.takes_turns else self.num_engines * self.tp
-
-
-@dataclass(frozen=True, kw_only=True)
 class Task:
     """What a recipe trains, as far as memory and time depend on it."""
 
@@ -111,9 +91,15 @@ class Task:
     max_pixels: int  # of one image
     work: StepWork
     with_entropy: bool
+    steps: int  # of the whole run
     num_updates: int = 1  # optimizer steps that divide the work
     engine: EngineTask | None = None
     reference: Literal["none", "host", "device"] = "none"  # where that of a KL penalty waits
+
+    @property
+    def engine_gpus(self) -> int:
+        """GPUs beside the trainer's."""
+        return self.engine.num_gpus if self.engine else 0
 
     @property
     def element(self) -> int:

@@ -16,8 +16,9 @@ from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
 from megatron_omr.config import SFTConfig
 from megatron_omr.plan.config import AssumeConfig, ClusterConfig
+from megatron_omr.plan.engines import plan_engine
 from megatron_omr.plan.gpus import GPUS
-from megatron_omr.plan.memory import count_patches, plan_engine
+from megatron_omr.plan.memory import count_patches
 from megatron_omr.plan.search import plan_layout
 from rl.config import RLConfig, RolloutConfig
 from rl.placement.plan import Node, build_plan
@@ -45,7 +46,7 @@ def check_rl_fits(config: RLConfig, cluster: ClusterConfig, shape: str) -> None:
     plan = plan_layout(task, build_layout(config), ranks=config.trainers, cluster=cluster, assume=ASSUME)
     assert not plan.problem
     assert task.engine is not None and config.trainers + task.engine.num_gpus == cluster.num_gpus
-    engine = plan_engine(task, task.engine, GPUS[cluster.gpu], ASSUME)
+    engine = plan_engine(task.engine, GPUS[cluster.gpu], ASSUME)
     assert engine.tokens > config.engine.max_model_len
     nodes = [Node(address=str(number), gpus=cluster.gpus_per_node) for number in range(cluster.nodes)]
     placed = build_plan(nodes, config)
@@ -85,7 +86,7 @@ def test_an_engine_of_several_gpus_holds_more_and_is_faster_alone():
         recipe = RL_RECIPES["openmmreasoner_32b_gspo"]()
         config = replace(recipe, engine=replace(recipe.engine, tp=tp, num_engines=32 // tp))
         task = build_rl_task(config, ASSUME, shape=RECIPE_SITES["openmmreasoner_32b_gspo"].shape)
-        return plan_engine(task, task.engine, GPUS["h100"], ASSUME)
+        return plan_engine(task.engine, GPUS["h100"], ASSUME)
 
     one, two, four = plan(1), plan(2), plan(4)
     assert one.sent == one.weights == four.sent

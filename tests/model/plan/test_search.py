@@ -34,6 +34,7 @@ def make_task(name: str = "7B", *, samples: int = 2_048, **changes) -> Task:
         pack_tokens=61_440,
         max_pixels=4_194_304,
         work=work,
+        steps=1,
         with_entropy=False,
     )
     return replace(task, **changes)
