@@ -119,6 +119,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
         *(
             "config",
             "recipes",
+            "published",
             "arguments",
             "ranks",
             "doctor",

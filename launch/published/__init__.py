@@ -1,0 +1,1 @@
+"""Numbers of papers, as reference beside those of a run."""
