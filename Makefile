@@ -17,7 +17,7 @@ SHELL_SCRIPTS := $(wildcard .ci/run slurm/*.sh slurm/*.sbatch)
 
 help:
 	@echo "make demo         the whole recipe on this machine, to a report in runs/demo"
-	@echo "make test         all tests: the light ones on two cores, then those that need Ray, vLLM or several ranks"
+	@echo "make test         all tests on two cores: the light ones, then those that need Ray, vLLM or several ranks"
 	@echo "make test-latest  the tests of training, data and RL on the newest Megatron-Core and Python 3.12"
 	@echo "make test-peers   losses and advantages against verl's and TRL's"
 	@echo "make test-gpu     the tests that need a GPU, with the python that PYTHON names"
@@ -34,12 +34,13 @@ setup:
 demo: setup
 	$(BIN)/omr demo
 
-# First, on two cores, the tests that may run side by side, then the others one by one. pytest's code 2 is Ctrl-C or a
-# file that does not import; code 5 that PYTEST= selects nothing of a part: a mistake where it is so in both.
+# First the light tests, which end in minutes, then the others, those of a file and of files that share something one by
+# one (tests/helpers/side_by_side.py). pytest's code 2 is Ctrl-C or a file that does not import; code 5 that PYTEST=
+# selects nothing of a part: a mistake where it is so in both.
 test: setup
 	@$(BIN)/python -m pytest --part light -n 2 --dist loadfile $(PYTEST); light=$$?; \
 	if [ $$light -eq 2 ]; then exit 2; fi; \
-	$(BIN)/python -m pytest --part heavy $(PYTEST); heavy=$$?; \
+	$(BIN)/python -m pytest --part heavy -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST); heavy=$$?; \
 	case "$$light $$heavy" in "0 0" | "0 5" | "5 0") ;; *) \
 		echo "make test: failed (light tests: exit code $$light, heavy tests: $$heavy)"; exit 1 ;; esac
 

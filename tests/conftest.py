@@ -15,11 +15,13 @@ os.environ.setdefault(
 )  # what tests write is kept for three sessions
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests would leave engines no time beside them
 
 import pytest
 
 from data_pipeline.scratch import scratch_folder
 from tests.helpers.browser import start_browser
+from tests.helpers.side_by_side import check_shared, name_scope, order_items
 from tests.helpers.slurm_cluster import SlurmCluster, skip_without_slurm, start_slurm
 
 _scratch = ExitStack()
@@ -33,13 +35,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the other part of the tests; `-m` and `-k` stay free for a selection of one's own."""
+    check_shared(items)
     parts: dict[str, list[pytest.Item]] = {"light": [], "heavy": []}
     for item in items:
         alone = item.get_closest_marker("heavy") or item.get_closest_marker("gpu")
         parts["heavy" if alone else "light"].append(item)
     if part := config.getoption("part"):
-        items[:] = parts.pop(part)
+        items[:] = order_items(parts.pop(part))
         config.hook.pytest_deselected(items=[item for others in parts.values() for item in others])
+
+
+@pytest.hookimpl(optionalhook=True)  # GPU machines may lack pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Makes `--dist loadfile` keep also those files together that share what is costly."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class SharingScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return name_scope(nodeid)
+
+    return SharingScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_configure() -> None:

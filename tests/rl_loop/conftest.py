@@ -28,7 +28,7 @@ def sft_rank(config: SFTConfig) -> None:
 
 
 @pytest.fixture(scope="session")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
+def rl_config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
     """A policy that knows the form of a response and sometimes the answer, after a minute of SFT."""
     from megatron_omr.tiny import create_tiny_model
 
@@ -77,14 +77,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
 
 
 @pytest.fixture(scope="session")
-def sampling_config(config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
+def sampling_config(rl_config: RLConfig, tmp_path_factory: pytest.TempPathFactory) -> RLConfig:
     """The same with dynamic sampling, which carries groups over, and held-out accuracy."""
     held_out = tmp_path_factory.mktemp("rl") / "held_out"
     kinds = ("largest", "smallest")
     write_shards(digit_samples("test", 16, seed=9, cell=28, kinds=kinds, num_digits=(2, 2)), held_out)
     dynamic = DynamicSamplingConfig(enabled=True, oversampling=2.0, max_tries=4)
     return replace(
-        config,
+        rl_config,
         prompts_per_step=3,
         algorithm=AlgorithmConfig(dynamic_sampling=dynamic),
         held_out=HeldOutConfig(shards=str(held_out), every=2, at_start=True, n=2),

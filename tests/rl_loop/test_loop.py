@@ -34,7 +34,7 @@ pytestmark = [
 ]  # against hangs; a test takes 2 minutes
 
 
-def test_weights_train_and_engines_follow(finished: Path, config: RLConfig) -> None:
+def test_weights_train_and_engines_follow(finished: Path, rl_config: RLConfig) -> None:
     seen = rows(finished)
     assert [row["step"] for row in seen] == [0, 1, 2, 3]
     assert [row["policy_version"] for row in seen] == [0, 1, 2, 3]
@@ -44,13 +44,13 @@ def test_weights_train_and_engines_follow(finished: Path, config: RLConfig) -> N
     assert all(row["mismatch"] < 1e-5 for row in seen), "of responses that share a prompt"
     for row in rows(finished, "rollouts"):
         for scored in row["responses"]:
-            shorter = 1 - scored["response_len"] / config.sampling.max_tokens
+            shorter = 1 - scored["response_len"] / rl_config.sampling.max_tokens
             own = pytest.approx(scored["accuracy"] * shorter)
             assert scored["parts"] == {**{n: scored[n] for n in ("accuracy", "format")}, "shortness": own}
             assert scored["reward"] == pytest.approx(0.9 * scored["accuracy"] + 0.1 * scored["format"])
     assert all(0 <= row["reward_shortness"] <= row["reward_accuracy"] for row in seen)
     assert len(list((finished / "rewards").glob("shortness-*.py"))) == 1
-    before = Path(config.model, "model.safetensors").read_bytes()
+    before = Path(rl_config.model, "model.safetensors").read_bytes()
     assert (finished / "hf" / "model.safetensors").read_bytes() != before
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     assert {row["step"] for row in rows(finished, "rollouts")} == {0, 1, 2, 3}
@@ -124,7 +124,7 @@ def test_stop_resume_and_a_killed_engine_change_nothing(
     assert responses(run) == responses(finished)
 
 
-def test_killed_trainer_ends_the_run_with_its_name(config: RLConfig, tmp_path: Path) -> None:
+def test_killed_trainer_ends_the_run_with_its_name(rl_config: RLConfig, tmp_path: Path) -> None:
     """After a checkpoint, whose writer must not hold the sockets that tell the others.
 
     Its groups were generated one step ahead: they are of the weights before, and engines go on while a trainer dies.
@@ -144,7 +144,11 @@ def test_killed_trainer_ends_the_run_with_its_name(config: RLConfig, tmp_path: P
     with pytest.raises(RankError, match=r"trainer rank \d .*SIGKILL"):
         run_rl(
             replace(
-                config, run=str(run), steps=1000, rollout=RolloutConfig(mode="one_step_off"), algorithm=token
+                rl_config,
+                run=str(run),
+                steps=1000,
+                rollout=RolloutConfig(mode="one_step_off"),
+                algorithm=token,
             )
         )
     assert time.monotonic() - killed_at[0] < 60  # seen: 6 s; before, the others waited for ever
@@ -155,7 +159,7 @@ def test_killed_trainer_ends_the_run_with_its_name(config: RLConfig, tmp_path: P
     assert not find_processes("ray::TrainerProcess") and not find_processes("ray::Engine")
 
 
-def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None:
+def test_grpo_with_several_minibatches(rl_config: RLConfig, tmp_path: Path) -> None:
     """GRPO with off-policy mini-batches needs no other change; weights come by broadcasts here, after each step.
 
     Each group has its solution, and a penalty for leaving the first weights.
@@ -170,9 +174,11 @@ def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None
         kl=KLConfig(coefficient=0.01),
         solution=SolutionConfig(enabled=True),
     )
-    engine = replace(config.engine, weight_transfer="collective")
+    engine = replace(rl_config.engine, weight_transfer="collective")
     run_rl(
-        replace(config, run=str(tmp_path), steps=2, prompts_per_step=24, algorithm=algorithm, engine=engine)
+        replace(
+            rl_config, run=str(tmp_path), steps=2, prompts_per_step=24, algorithm=algorithm, engine=engine
+        )
     )
     row, after = rows(tmp_path)
     assert after["mismatch_mean"] < 1e-5  # between engine and trainer, with the weights of the first step
@@ -187,7 +193,7 @@ def test_grpo_with_several_minibatches(config: RLConfig, tmp_path: Path) -> None
 
 
 def test_run_without_signal_checkpoints_resumes_and_says_why(
-    config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    rl_config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Prompts that are too hard, for a judge, too: no optimizer step before the checkpoints."""
     from rl.loop import run_rl
@@ -197,8 +203,10 @@ def test_run_without_signal_checkpoints_resumes_and_says_why(
     with AddingTeacher() as judge:
         judge.respond = lambda number, total: "Analysis: x\nJudgment: Different"
         for steps in (1, 2):
-            asked = replace(config.reward, use_judge=True, judge=JudgeConfig(base_url=judge.url))
-            hard = replace(config, shards=str(tmp_path / "hard"), steps=steps, prompts_per_step=2, trainers=1)
+            asked = replace(rl_config.reward, use_judge=True, judge=JudgeConfig(base_url=judge.url))
+            hard = replace(
+                rl_config, shards=str(tmp_path / "hard"), steps=steps, prompts_per_step=2, trainers=1
+            )
             run_rl(replace(hard, run=str(tmp_path), reward=asked))
     assert [row["groups_kept"] for row in rows(tmp_path)] == [0, 0]
     assert len(judge.questions) == len(set(judge.questions)) == len(rows(tmp_path, "judge")) > 0
@@ -207,12 +215,12 @@ def test_run_without_signal_checkpoints_resumes_and_says_why(
     said = [message for message in caplog.messages if "nothing was learned" in message]
     assert [message.partition(":")[0] for message in said] == ["step 1", "step 2"]
     assert all("2 prompts had equal accuracy (0 all right, 2 all wrong)" in message for message in said)
-    weights, base = (load_file(f / "model.safetensors") for f in (tmp_path / "hf", Path(config.model)))
+    weights, base = (load_file(f / "model.safetensors") for f in (tmp_path / "hf", Path(rl_config.model)))
     assert all(torch.equal(weights[name], base[name]) for name in base)
 
 
 def test_asynchronous_run_uses_every_prompt_as_often_and_skips_bad_ones_also_after_a_stop(
-    config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    rl_config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Six steps of three prompts ask the six good ones three times; the bad ones, each for another cause, are named.
 
@@ -224,14 +232,16 @@ def test_asynchronous_run_uses_every_prompt_as_often_and_skips_bad_ones_also_aft
     bad = bad_questions(good[0])
     write_shards([*(sample for sample, _ in bad.values()), *good], tmp_path / "shards")
     run, others = tmp_path / "run", set(psutil.Process().children(recursive=True))
-    config = replace(config, run=str(run), shards=str(tmp_path / "shards"), prompts_per_step=3, trainers=1)
+    rl_config = replace(
+        rl_config, run=str(run), shards=str(tmp_path / "shards"), prompts_per_step=3, trainers=1
+    )
     algorithm = AlgorithmConfig(drop_equal_groups=False, correction="sequence")
-    config = replace(config, steps=6, algorithm=algorithm, rollout=RolloutConfig(mode="async"))
+    rl_config = replace(rl_config, steps=6, algorithm=algorithm, rollout=RolloutConfig(mode="async"))
     threading.Thread(target=stop_all, args=(run, others), daemon=True).start()
     with pytest.raises(SystemExit, match=str(RESUMABLE)):
-        run_rl(config)
+        run_rl(rl_config)
     stopped_after = len(rows(run))
-    run_rl(config)
+    run_rl(rl_config)
     seen, trained = rows(run), [[group["id"] for group in row["groups"]] for row in rows(run, "trained")]
     assert stopped_after < len(seen) == 6
     epochs = [sorted(trained[step] + trained[step + 1]) for step in (0, 2, 4)]
@@ -246,13 +256,13 @@ def test_asynchronous_run_uses_every_prompt_as_often_and_skips_bad_ones_also_aft
     assert named == bad.keys()
 
 
-def test_disagreement_stops_before_anything_is_trained(config: RLConfig, tmp_path: Path) -> None:
+def test_disagreement_stops_before_anything_is_trained(rl_config: RLConfig, tmp_path: Path) -> None:
     from ray.exceptions import RayError
 
     from rl.loop import run_rl
 
     with pytest.raises(RuntimeError, match="engine and trainer disagree.*Nothing was trained") as stopped:
-        run_rl(replace(config, run=str(tmp_path), max_mismatch=1e-12))
+        run_rl(replace(rl_config, run=str(tmp_path), max_mismatch=1e-12))
     assert not isinstance(stopped.value, RayError)
     assert not (tmp_path / "checkpoints").exists() and rows(tmp_path) == []
     assert str(stopped.value).endswith("the same weights are sent again: inputs or numerics do")
