@@ -26,6 +26,7 @@ from launch.ranks.launcher import count_ranks, rank_environment, run_local, sigt
 from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
+from launch.studies.command import STUDY
 from launch.submit.checks import check_ranks_layout, check_served
 from launch.submit.size import Stage
 from launch.watch.commands import compare, report, watch
@@ -287,6 +288,7 @@ OMR = CommandGroup(
     commands={
         "doctor": doctor,
         "demo": demo,
+        "study": STUDY,
         "tiny": tiny,
         "plan": PLAN,
         **SUBMITTED,

@@ -45,8 +45,12 @@ class DigitsConfig:
     """Seeds layouts and questions; which scans a split holds never changes."""
     video: bool = False
     """Ask about clips in which digits appear one after the other, instead of images."""
+    text: bool = False
+    """Ask about digits that stand in the question, without an image."""
 
     def __post_init__(self) -> None:
+        if self.video and self.text:
+            raise ValueError("video=True and text=True exclude each other; write two folders, and mix them")
         for name, count in self.counts.items():
             if count < 1:
                 raise ValueError(f"{name}={count} must be at least 1")

@@ -40,13 +40,14 @@ def digits(config: Annotated[DigitsConfig, FLAT]) -> None:
       omr data digits runs/demo/data
       omr data digits /tmp/digits --train 1000 --seed 7
       omr data digits /tmp/clips --video
+      omr data digits /tmp/lines --text
     """
     from data_pipeline.shards.format import read_shards
     from data_pipeline.shards.index import INDEX, ShardIndex
     from data_pipeline.shards.writer import write_shards
-    from data_pipeline.sources.digits import digit_clips, digit_samples
+    from data_pipeline.sources.digits import digit_clips, digit_lines, digit_samples
 
-    draw = digit_clips if config.video else digit_samples
+    draw = digit_clips if config.video else digit_lines if config.text else digit_samples
     for split, count in config.counts.items():
         folder = Path(config.out) / split
         if (folder / INDEX).exists() and len(ShardIndex.load(folder)) == count:

@@ -1,14 +1,16 @@
-"""Stages of a demo folder: each runs once, and an interrupted demo continues where it stopped."""
+"""Stages of a folder: each runs once, and an interrupted demo or study continues where it stopped."""
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
+from threading import Lock
 
 from data_pipeline.files import claim_folder, read_json, write_json
 from launch.config import DemoConfig
@@ -18,30 +20,21 @@ SHARED = ("out", "algorithm")
 MANIFEST, TIMES = "demo.json", "times.json"
 
 
-class Demo:
-    """The stages of one demo folder, and the seconds that each took."""
+class Stages:
+    """The stages of one folder, and the seconds that each took. Threads may run several at once."""
 
-    def __init__(self, config: DemoConfig) -> None:
-        """Writes the settings to the folder, which may already hold results of some stages.
-
-        Raises:
-            ValueError: it holds a demo with other settings.
-        """
-        self.root, self.config = Path(config.out), config
-        settings = {name: value for name, value in asdict(config).items() if name not in SHARED}
-        for name in ("base", "video"):  # which folders of before there was a choice lack
-            if settings[name] == getattr(DemoConfig, name):
-                del settings[name]
-        claim_folder(self.root, MANIFEST, settings, adopt=True)
-        times = self.root / TIMES
+    def __init__(self, root: Path, title: str) -> None:
+        self.root, self.title = root, title
+        times = root / TIMES
         saved = read_json(times) if times.exists() else {"seconds": {}, "interrupted": {}}
         self.seconds: dict[str, float] = saved["seconds"]
         self._interrupted: dict[str, float] = saved["interrupted"]  # seconds of attempts that did not finish
+        self._lock = Lock()
 
     def stage(self, name: str, result: str, run: Callable[[], None]) -> None:
         """Runs a stage unless the file `result`, its last, is there."""
         if (self.root / result).exists():
-            print(f"[demo] {name}: done before, {self.root / result}", flush=True)
+            self.say(f"{name}: done before, {self.root / result}")
             return
         started, before = time.perf_counter(), self._interrupted.get(name, 0.0)
         try:
@@ -51,17 +44,51 @@ class Demo:
             self._save()
         self.seconds[name] = self._interrupted.pop(name)
         self._save()
-        print(f"[demo] {name}: {self.seconds[name]:.0f} s", flush=True)
+        self.say(f"{name}: {self.seconds[name]:.0f} s")
+
+    def say(self, text: str) -> None:
+        """Prints a line, whole also where several threads do."""
+        with self._lock:
+            print(f"[{self.title}] {text}", flush=True)
+
+    def run_omr(self, *words: str) -> None:
+        """Runs an `omr` command in its own process."""
+        self.say(f"omr {shlex.join(words)}")
+        subprocess.run([sys.executable, "-m", "launch.cli", *words], check=True)
+
+    def _save(self) -> None:
+        with self._lock:
+            write_json(self.root / TIMES, {"seconds": self.seconds, "interrupted": self._interrupted})
+
+
+class Demo(Stages):
+    """The stages of one demo folder."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        """Writes the settings to the folder, which may already hold results of some stages.
+
+        Raises:
+            ValueError: it holds a demo with other settings.
+        """
+        self.config = config
+        settings = {name: value for name, value in asdict(config).items() if name not in SHARED}
+        for name in ("base", "video"):  # which folders of before there was a choice lack
+            if settings[name] == getattr(DemoConfig, name):
+                del settings[name]
+        claim_folder(Path(config.out), MANIFEST, settings, adopt=True)
+        super().__init__(Path(config.out), "demo")
 
     def omr(self, *words: str, recipe: object, **values: object) -> None:
         """Runs an `omr` command in its own process, with the values that differ from those of its recipe."""
-        options = []
-        for key, value in values.items():
-            field = key.replace("__", ".")
-            if value is not None and value != attrgetter(field)(recipe):
-                options += [f"--{field}"] if value is True else [f"--{field}", str(value)]
-        print(f"[demo] omr {' '.join([*words, *options])}", flush=True)
-        subprocess.run([sys.executable, "-m", "launch.cli", *words, *options], check=True)
+        named = {key.replace("__", "."): value for key, value in values.items()}
+        self.run_omr(*words, *list_options(recipe, named))
 
-    def _save(self) -> None:
-        write_json(self.root / TIMES, {"seconds": self.seconds, "interrupted": self._interrupted})
+
+def list_options(recipe: object, values: Mapping[str, object]) -> list[str]:
+    """Returns the options that give a recipe these values, by field; None keeps the recipe's."""
+    options = []
+    for field, value in values.items():
+        if value is not None and value != attrgetter(field)(recipe):
+            words = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+            options += [f"--{field}"] if value is True else [f"--{field}", *words]
+    return options

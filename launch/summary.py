@@ -34,9 +34,14 @@ def write_summary(demo: Demo) -> None:
         **({"differences": gains} if gains else {}),
         "seed": demo.config.seed,
         "seconds": demo.seconds | {"total": round(sum(demo.seconds.values()), 1)},
-        "versions": {name: found for name in VERSIONS if (found := find_version(name))},
+        "versions": find_versions(),
     }
     write_json(demo.root / "summary.json", summary)
+
+
+def find_versions() -> dict[str, str]:
+    """Returns the versions of the packages on which numbers depend, as far as they are installed."""
+    return {name: found for name in VERSIONS if (found := find_version(name))}
 
 
 def print_summary(demo: Demo) -> None:

@@ -128,6 +128,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "stages",
             "summary",
             "demo",
+            "studies",
         ),
         *(
             "data_commands",

@@ -136,6 +136,30 @@ def digit_clips(split: Split, count: int, seed: int, *, cell: int = 56) -> Itera
         )
 
 
+def digit_lines(
+    split: Split, count: int, seed: int, *, num_digits: tuple[int, int] = (2, 4)
+) -> Iterator[Sample]:
+    """Yields `count` questions about digits that stand in the question itself, without an image."""
+    for number in range(count):
+        rng = np.random.default_rng((SPLITS.index(split), seed, number, len(TURNS)))
+        size = int(rng.integers(num_digits[0], num_digits[1] + 1, size=2).min())  # as in the images
+        digits = rng.integers(10, size=size).tolist()
+        listed, kind = " ".join(map(str, digits)), TURNS[number % len(TURNS)]
+        question, reasoning, answer = QUESTIONS[kind](rng, digits)
+        response = f"<think>{listed}. {reasoning}</think><answer>{answer}</answer>"
+        yield Sample(
+            id=f"digit_lines/{split}/{seed}/{number:06d}",
+            source="digit_lines",
+            messages=(
+                Message(role="system", content=SYSTEM_PROMPT),
+                Message(role="user", content=f"{listed}. {question.replace(' in reading order', '')}"),
+                Message(role="assistant", content=response),
+            ),
+            answer=str(answer),
+            metadata={"kind": f"line_{kind}", "split": split, "digits": listed},
+        )
+
+
 def digit_texts(count: int = 2_000, seed: int = 0) -> Iterator[str]:
     """Yields texts with the vocabulary of the corpus, to train a tokenizer on."""
     yield SYSTEM_PROMPT

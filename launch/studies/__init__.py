@@ -1,0 +1,1 @@
+"""The paper's findings at the demo's size: `omr study NAME`."""
