@@ -33,7 +33,14 @@ FOLDERS = (
     "docs",
     "slurm",
 )
-VALUES = {"CORPUS": "messages", "RECIPE": "own", "N": "1", "$TEACHER": "http://teacher/v1", "...": "--seed=1"}
+VALUES = {
+    "CORPUS": "messages",
+    "RECIPE": "own",
+    "NAME": "rollouts",
+    "N": "1",
+    "$TEACHER": "http://teacher/v1",
+    "...": "--seed=1",
+}
 page_of_docs = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

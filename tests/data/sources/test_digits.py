@@ -18,6 +18,7 @@ from data_pipeline.sources.digits import (
     SPLITS,
     TURNS,
     digit_clips,
+    digit_lines,
     digit_samples,
     digit_texts,
     scan_splits,
@@ -119,6 +120,19 @@ def test_texts_cover_the_words_of_every_split():
         for sample in digit_samples(split, 60, 9):
             text = sample.messages[1].content.replace(IMAGE_MARK, "") + sample.messages[2].content
             assert set(re.findall(r"[a-z]+", text.lower())) <= known
+
+
+def test_lines_hold_their_digits_and_no_image():
+    samples = list(digit_lines("train", 200, 4))
+    assert [sample.id for sample in samples[:3]] == [sample.id for sample in digit_lines("train", 3, 4)]
+    for sample in samples:
+        reading, _, question = sample.messages[1].content.partition(". ")
+        digits, kind = [int(word) for word in reading.split()], str(sample.metadata["kind"])
+        assert 2 <= len(digits) <= 4 and digits == _numbers(sample, "digits") and not sample.images
+        assert int(sample.answer) == _oracle(kind.removeprefix("line_"), question, digits)
+        assert sample.messages[2].content.startswith(f"<think>{reading}. ")
+        assert sample.messages[2].content.endswith(f"</think><answer>{sample.answer}</answer>")
+    assert {str(sample.metadata["kind"]) for sample in samples} == {f"line_{kind}" for kind in QUESTIONS}
 
 
 def _numbers(sample: Sample, field: str) -> list[int]:
