@@ -110,7 +110,7 @@ setup(
         include=[f"{name}*" for name in ("data_pipeline", "megatron_omr", "rl", "launch")]
     ),
     package_data={
-        "data_pipeline.benchmarks": ["charxiv_prompts.json", "published.json"],
+        "data_pipeline.benchmarks": ["charxiv_prompts.json"],
         "launch": ["clusters/*.toml"],
         "launch.report": ["templates/*"],
         "launch.watch": ["templates/*"],
