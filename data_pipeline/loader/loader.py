@@ -122,13 +122,28 @@ class Loader:
         return -(-sum(source.count for source in self._index.sources) // self._config.global_batch_size)
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
-        with closing(self._ahead() if self._config.num_workers else self._in_line()) as steps:
-            read = partial(next, steps)  # where another rank reads, it is never called, and no thread starts
-            while True:
-                batches, record = self._peers.share(read) if self._peers else read()
+        order = iterate_draws(self._index, self._config.seed, self._epoch, self._position)
+        with closing(self._read(self._cut(order))) as steps:
+            for batches, record in steps:
                 self._bad.merge(record.bad)
                 self._bad.check()
                 self._epoch, self._position = record.epoch, record.position
+                yield batches
+
+    def read_once(self, limit: int = 0) -> Iterator[list[PackedBatch]]:
+        """Yields the first samples of the order once, in as many steps on every rank; the state stays as it is.
+
+        Args:
+            limit: most samples; 0 is those of an epoch.
+        """
+        epoch = sum(source.count for source in self._index.sources)
+        count, size = min(limit or epoch, epoch), self._config.global_batch_size
+        order = islice(iterate_draws(self._index, self._config.seed), count)
+        bad = self._new_budget()
+        with closing(self._read(self._cut(order))) as steps:
+            for batches, record in islice(steps, -(-count // size)):
+                bad.merge(record.bad)
+                bad.check()
                 yield batches
 
     def state_dict(self) -> dict[str, int | str]:
@@ -150,28 +165,37 @@ class Loader:
                 )
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
-    def _steps(self) -> Iterator[Step]:
-        order = iterate_draws(self._index, self._config.seed, self._epoch, self._position)
-        while True:
-            yield tuple(islice(order, self._config.global_batch_size))
+    def _cut(self, order: Iterator[Draw]) -> Iterator[Step]:
+        """Yields the steps of an order; of one that ends, the last may be short."""
+        while step := tuple(islice(order, self._config.global_batch_size)):
+            yield step
 
-    def _in_line(self) -> Generator[Packed]:
-        for step in self._steps():
+    def _read(self, steps: Iterator[Step]) -> Generator[Packed]:
+        """Yields this rank's micro-batches of the steps, which it reads or gets from a peer."""
+        with closing(self._ahead(steps) if self._config.num_workers else self._in_line(steps)) as packed:
+            read = partial(next, packed)  # where another rank reads, it is never called, and no thread starts
+            while True:
+                yield self._peers.share(read) if self._peers else read()
+
+    def _in_line(self, steps: Iterator[Step]) -> Generator[Packed]:
+        for step in steps:
             refs = self._share(step)
             yield self._pack(step, refs, [partial(self._encode, ref) for ref in refs])
 
-    def _ahead(self) -> Generator[Packed]:
+    def _ahead(self, steps: Iterator[Step]) -> Generator[Packed]:
         """Yields the same as _in_line; threads share the samples of a step, `prefetch` steps ahead of the consumer."""
         pool = ThreadPoolExecutor(self._config.num_workers, thread_name_prefix="loader")
         pending: deque[Future[Packed]] = deque()
         try:
-            for step in self._steps():
+            for step in steps:
                 refs = self._share(step)
                 encoded = [pool.submit(self._encode, ref).result for ref in refs]
                 # no deadlock: it waits only for tasks that started before it
                 pending.append(pool.submit(self._pack, step, refs, encoded))
                 if len(pending) > self._config.prefetch:
                     yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -30,6 +30,7 @@ from data_pipeline.loader.config import LoaderConfig, MixConfig
 from data_pipeline.loader.cost import CostModel
 from data_pipeline.loader.loader import Loader
 from data_pipeline.loader.mixture import mix
+from data_pipeline.loader.order import iterate_draws
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.index import ShardIndex, rows_path
 from data_pipeline.shards.writer import finish_shards, write_part, write_shards
@@ -78,6 +79,25 @@ def test_steps_do_not_depend_on_the_number_of_ranks(config, encoder):
     assert (
         take(config, encoder, 6) == take(config, encoder, 6, dp_size=2) == take(config, encoder, 6, dp_size=4)
     )
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0, 5), (26, 3), (999, 5)])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_samples_are_read_once_and_the_state_stays(config, encoder, num_workers, limit, steps) -> None:
+    """In the middle of a run, by one rank and by five, of which the last step has a sample for two."""
+    threaded = replace(config, num_workers=num_workers)
+    draws = islice(iterate_draws(ShardIndex.load(config.shards), config.seed), NUM_SAMPLES)
+    order = [draw.ref.id for draw in draws]
+    for dp_size in (1, 5):
+        loaders = [Loader(threaded, encoder, dp_rank=rank, dp_size=dp_size) for rank in range(dp_size)]
+        runs = [iter(loader) for loader in loaders]
+        first = _ids(tuple(map(next, runs)))
+        for _ in range(2):
+            parts = list(zip(*(loader.read_once(limit) for loader in loaders), strict=True))
+            found = [name for part in parts for name in _ids(part) if name]  # without blanks
+            assert len(parts) == steps and sorted(found) == sorted(order[: limit or NUM_SAMPLES])
+        assert loaders[0].state_dict()["position"] == BATCH
+        assert sorted(first + _ids(tuple(map(next, runs)))) == sorted(order[: 2 * BATCH])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -267,8 +287,8 @@ def test_a_video_costs_what_its_pairs_of_frames_do(encoder, tmp_path) -> None:
     (batch,) = next(iter(loader))
     patches = batch.image_grid_thw.prod(dim=1).tolist()
     assert len(patches) == 1 + 3 + 1 and batch.frames is not None and batch.frames.tolist() == [1, 2, 2, 1, 2]
-    (step,) = islice(loader._steps(), 1)
-    assert loader._estimate_cost(step[0]) == pytest.approx(cost.images(patches))
+    draw = next(iterate_draws(ShardIndex.load(config.shards), config.seed))
+    assert loader._estimate_cost(draw) == pytest.approx(cost.images(patches))
 
 
 def test_bad_samples_are_skipped_counted_and_logged(encoder, tmp_path, caplog):
