@@ -20,7 +20,7 @@ def run_demo(config: DemoConfig) -> None:
     data, model, sft = (f"{config.out}/{name}" for name in ("data", "model", "sft"))
     demo.stage("data", "data/test/index.json", lambda: write_questions(demo, data))
     demo.stage("model", "model/preprocessor_config.json", lambda: build_model(model, config))
-    demo.stage("sft", "sft/hf/config.json", lambda: fine_tune(demo, sft, model, f"{data}/train"))
+    demo.stage("sft", "sft/hf/config.json", lambda: fine_tune(demo, sft, model, data))
     demo.stage("eval sft", "eval/sft/summary.json", lambda: evaluate(demo, "sft", f"{data}/test"))
     demo.stage(rl, f"{rl}/hf/config.json", lambda: reinforce(demo, rl, f"{sft}/hf", f"{data}/train"))
     demo.stage(f"eval {rl}", f"eval/{rl}/summary.json", lambda: evaluate(demo, rl, f"{data}/test"))
@@ -44,11 +44,12 @@ def build_model(out: str, config: DemoConfig) -> None:
     create_tiny_model(out, digit_texts(seed=config.seed), config=TINY_BASES[config.base], seed=config.seed)
 
 
-def fine_tune(demo: Demo, run: str, model: str, shards: str) -> None:
-    """Trains the model on the worked responses to the training questions."""
+def fine_tune(demo: Demo, run: str, model: str, data: str) -> None:
+    """Trains the model on the worked responses to the training questions, and validates on others."""
     recipe, seed = sft_recipes.demo(), demo.config.seed
     values = {"run": run, "model": model, "steps": demo.config.sft_steps, "seed": seed}
-    demo.omr("sft", "demo", recipe=recipe, loader__shards=shards, loader__seed=seed, **values)
+    values |= {"loader__shards": f"{data}/train", "validation__shards": f"{data}/validation"}
+    demo.omr("sft", "demo", recipe=recipe, loader__seed=seed, **values)
 
 
 def reinforce(demo: Demo, stage: str, model: str, shards: str) -> None:

@@ -176,6 +176,21 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Loss on samples that are not trained on, while SFT runs. It changes nothing of the training."""
+
+    shards: str = ""
+    """Held-out shards, or a mixture: a folder, or an address; nothing is measured without it."""
+    every: int = 100
+    """Steps from one measurement to the next. The first is before the first step, the last after the last."""
+    limit: int = 0
+    """Most samples, always the same: the first in the order of loader.seed; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "validation.", every=1, limit=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Megatron's distributed checkpoints under RUN/checkpoints."""
 
@@ -244,6 +259,7 @@ class SFTConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     fault: FaultConfig = field(default_factory=FaultConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -26,10 +26,11 @@ from megatron_omr.train.run_folder import list_checkpoints
 from megatron_omr.train.step import MicroBatch, summarize_step, train_step
 from megatron_omr.train.stop import exit_resumable
 from megatron_omr.train.trainer import Trainer, build_trainer, unwrap_chunks
+from megatron_omr.validation.held_out import Validation
 
 log = logging.getLogger(__name__)
 
-SHOWN = ("loss", "tokens_per_second", "mfu")
+SHOWN = ("loss", "validation_loss", "tokens_per_second", "mfu")
 
 
 def run_sft(config: SFTConfig, *, rank: int, world_size: int, init_method: str) -> None:
@@ -74,11 +75,13 @@ def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, se
     """Runs and saves steps until `config.steps`, or until a rank is asked to stop; returns the steps done."""
     loader = build_loader(config, trainer)
     loss = SFT_LOSSES[config.loader.loss_mean]
+    validation = Validation(config, trainer, session.heart)
     step, bad_steps, empty_steps = resume(trainer, loader, Path(config.run))
     too_many_empty = min(config.steps, 2 * loader.steps_per_epoch)  # these hold a whole epoch
     metrics = open_log(config, first_step=step) if trainer.ranks.is_logger else None
     with closing(metrics) if metrics is not None else nullcontext():
         for batches in islice(loader, max(0, config.steps - step)):
+            measured = validation.measure(step)
             started = time.perf_counter()
             session.heart.enter(f"step {step}", is_limited=True)  # and reading the next batches
             checkpoints.check()
@@ -89,11 +92,13 @@ def train(config: SFTConfig, trainer: Trainer, checkpoints: CheckpointWriter, se
                 result.work.num_learned, limit=too_many_empty, cases=lambda: loader.first_skipped
             )
             skipped, stops = exchange(loader, trainer.ranks, session.stop)
+            seconds, step = time.perf_counter() - started, step + 1
+            if step == config.steps:
+                measured = validation.measure(step)
             if metrics is not None:
-                values = summarize_step(result, time.perf_counter() - started, trainer.ranks.world_size)
+                values = summarize_step(result, seconds, trainer.ranks.world_size) | skipped | measured
                 values |= {"bad_steps": bad_steps.total, "checkpoint_pause": checkpoints.take_pause()}
-                metrics.write(step, values | skipped, show=SHOWN, expert_load=result.expert_load)
-            step += 1
+                metrics.write(step - 1, values, show=SHOWN, expert_load=result.expert_load)
             if stops or step % config.checkpoint.every == 0 or step == config.steps:
                 session.heart.enter("save")
                 counts = {"bad_steps": asdict(bad_steps), "empty_steps": asdict(empty_steps)}

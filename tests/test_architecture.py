@@ -84,6 +84,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "convert_folders",
             "parity",
             "session",
+            "validation",
             "sft",
         ),
     ],

@@ -12,14 +12,14 @@ from statistics import fmean
 from data_pipeline.files import to_json
 from launch.config import RL_STAGES
 from launch.report.charts import Interval
-from launch.report.curves import Curve
+from launch.report.curves import EXACT, Curve
 from launch.report.lines import Line, draw_lines, smooth
 from launch.report.load import Metrics, load_metrics, load_score
 from launch.report.page import Figure
 
 SEEDS = ("seed", "loader.seed")
 PLACES = ("run", "model", "shards", "loader.shards", "held_out.shards")
-ASIDE = ("checkpoint.", "fault.", "log.")
+ASIDE = ("checkpoint.", "fault.", "log.", "validation.")
 """Beginnings of fields that change nothing of what is learned."""
 
 
@@ -56,8 +56,9 @@ class Configuration:
         """
         logged = [points for run in self.runs if (points := run.curve(curve, key))]
         if len(logged) < 2:
-            return Line(name=self.name, points=logged[0] if logged else (), place=place)
-        lines = [dict(smooth(points)) for points in logged]
+            points = logged[0] if logged else ()
+            return Line(name=self.name, points=points, place=place, is_exact=key in EXACT)
+        lines = [dict(points if key in EXACT else smooth(points)) for points in logged]
         shared = sorted(set.intersection(*(set(line) for line in lines)))
         values = [(step, [line[step] for line in lines]) for step in shared]
         return Line(

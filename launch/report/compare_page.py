@@ -75,10 +75,11 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 def list_curves(configurations: Sequence[Configuration]) -> list[Curve]:
     """Returns the charts of a comparison, each of the first metric of its curve."""
     logged = [run.metrics.logged for each in configurations for run in each.runs if run.metrics]
+    losses = [_of(LOSS, key, name) for key, name in LOSS.metrics.items()]
     passes = _choose_passes([set(pass_curve(each).metrics) for each in logged])
     return [
         *(REWARD, ACCURACY, HELD_OUT._replace(caption="While training.")),
-        *([] if any("reward" in each for each in logged) else [LOSS]),  # RL's says nothing
+        *([] if any("reward" in each for each in logged) else losses),  # RL's says nothing
         *(ENTROPY, LENGTH, TRUNCATED, CLIP),
         *(_of(RATIO, key, name) for key, name in RATIOS.items()),
         *(_of(passes, key, name) for key, name in passes.metrics.items()),

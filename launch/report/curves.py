@@ -11,6 +11,9 @@ from launch.report.lines import Line, draw_lines
 from launch.report.load import Metrics
 from launch.report.page import Figure
 
+VALIDATION_LOSS = "validation_loss"
+EXACT = (VALIDATION_LOSS,)
+"""Metrics that are always of the same samples, so that their lines are not smoothed."""
 NOT_PARTS = ("reward_timeouts", "reward_errors")
 """Beginnings of metrics that are no part of the reward: responses whose score failed."""
 
@@ -142,7 +145,12 @@ KL = Curve(
     {"policy_kl": "update", "reference_kl": "reference"},
 )
 GRAD_NORM = Curve("grad-norm", "Gradient norm", "Before clipping.", {"grad_norm": ""}, log=True)
-LOSS = Curve("loss", "Loss", "Cross-entropy per response token, in nats.", {"loss": ""})
+LOSS = Curve(
+    "loss",
+    "Loss",
+    "Cross-entropy per response token, in nats; validation: of samples that are not trained on.",
+    {"loss": "training", VALIDATION_LOSS: "validation"},
+)
 
 
 def learning_curves(metrics: Metrics) -> list[Curve]:
@@ -193,6 +201,7 @@ def draw_curve(
             points=curve.points(metrics, key),
             raw=curve.extremes(metrics, key),
             band=_interval(metrics) if curve is HELD_OUT else (),
+            is_exact=key in EXACT,
         )
         for key, name in curve.metrics.items()
     ]

@@ -41,13 +41,14 @@ MAX_RAW = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A named curve. One with a band is drawn as it is, others are smoothed."""
+    """A named curve. One with a band, or without noise, is drawn as it is; others are smoothed."""
 
     name: str
     points: tuple[tuple[int, float], ...]  # (step, value): ascending steps, finite values
     band: tuple[tuple[int, float, float], ...] = ()  # (step, low, high)
     place: int | None = None  # of its style; by default its own among the lines
     raw: tuple[tuple[int, float], ...] = ()  # what the points are means of; by default the points
+    is_exact: bool = False  # without noise: drawn as it is, too
 
     @property
     def faint(self) -> tuple[tuple[int, float], ...]:
@@ -78,7 +79,9 @@ def draw_lines(
     """
     styles = {id(line): line_style(i if line.place is None else line.place) for i, line in enumerate(lines)}
     lines = [line for line in lines if line.points]
-    drawn = [line if line.band else replace(line, points=smooth(line.points)) for line in lines]
+    drawn = [
+        line if line.band or line.is_exact else replace(line, points=smooth(line.points)) for line in lines
+    ]
     ends = [f"{line.name if names else ''} {format_number(line.points[-1][1])}".strip() for line in drawn]
     right = RIGHT - 7.2 * max(map(len, ends)) - 4
     x = step_scale([step for line in lines for step, _ in line.points], right)

@@ -156,7 +156,8 @@ def check_inputs(config: object, login: Login, base: str) -> Iterator[Check]:
 def list_inputs(config: object) -> list[tuple[str, str]]:
     """Returns the inputs of a command, by the names of their options."""
     if isinstance(config, SFTConfig):
-        return [("model", config.model), ("loader.shards", config.loader.shards)]
+        named = [("loader.shards", config.loader.shards), ("validation.shards", config.validation.shards)]
+        return [(field, place) for field, place in [("model", config.model), *named] if place]
     if isinstance(config, RLConfig | EvalConfig):
         held_out = config.held_out.shards if isinstance(config, RLConfig) else ""
         named = [("model", config.model), ("shards", config.shards), ("held_out.shards", held_out)]

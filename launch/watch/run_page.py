@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 from launch.report.axes import format_number, format_seconds, format_span
-from launch.report.curves import draw_curve
+from launch.report.curves import VALIDATION_LOSS, draw_curve
 from launch.report.page import Section, ShownImage, Tile, build_environment, png_image
 from launch.report.sections import (
     IDLE,
@@ -183,7 +183,9 @@ def make_tiles(run: Snapshot, progress: Progress) -> list[Tile]:
         )
         tiles += [Tile(f"{row['reward_accuracy']:.1%}", "accuracy", more)] if "reward_accuracy" in row else []
     elif "loss" in row:
-        tiles.append(Tile(format_number(row["loss"]), "loss", "nats per response token"))
+        held_out = run.metrics.points(VALIDATION_LOSS) if run.metrics else ()
+        more = f"validation {format_number(held_out[-1][1])}" if held_out else "nats per response token"
+        tiles.append(Tile(format_number(row["loss"]), "loss", more))
     if progress.step_seconds is not None:
         speed = f"{format_number(row['tokens_per_second'])} tokens/s" if "tokens_per_second" in row else ""
         tiles.append(Tile(format_seconds(progress.step_seconds), "a step", speed))

@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "max_mismatch",
     "warn_mismatch",
     "rollout.placement",
+    "validation",
     "held_out",
     "reward.max_errors",
     "reward.judge.base_url",

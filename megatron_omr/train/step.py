@@ -7,7 +7,7 @@ grad = sum_r sum_m d loss_sum[r, m] / sum_r sum_m count[r, m].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -130,6 +130,18 @@ def forward_logprobs(
     micro_batches = [MicroBatch(packed=batch, loss=keep) for batch in batches]
     _run(trainer, micro_batches, temperature=temperature, forward_only=True)
     return logprobs
+
+
+@torch.no_grad()
+def forward_loss(trainer: Trainer, steps: Iterable[Sequence[MicroBatch]]) -> float:
+    """Returns the global mean loss of all micro-batches of all steps; 0 on ranks without the last pipeline stage.
+
+    Every rank must pass as many steps, each with at least one micro-batch. No weight, gradient or count changes.
+    """
+    outputs: list[LossOutput] = []
+    for micro_batches in steps:
+        outputs += _run(trainer, micro_batches, temperature=1.0, forward_only=True)
+    return _global_means(trainer.ranks, outputs)["loss"] if trainer.ranks.is_last_stage else 0.0
 
 
 def _run(

@@ -13,6 +13,7 @@ from data_pipeline.files import read_json
 from data_pipeline.verify.record import read_responses
 from launch.config import DemoConfig
 from launch.demo import run_demo
+from launch.recipes import sft as sft_recipes
 from launch.report.compare_page import write_comparison
 from tests.helpers.browser import ParsedPage
 from tests.helpers.page_watcher import watching
@@ -40,6 +41,10 @@ def test_tiny_demo_runs_from_data_to_report(tmp_path: Path, capfd: pytest.Captur
         assert all(record.answer and record.decided_by for record in records)
     for name, steps in (("sft", 2), ("rl", 2)):
         assert len((root / name / "metrics.jsonl").read_text().splitlines()) == steps
+    for line in (
+        (root / "sft/metrics.jsonl").read_text().splitlines()
+    ):  # before the first step and after the last
+        assert json.loads(line)["validation_samples"] == sft_recipes.demo().validation.limit
     page = (root / "report.html").read_text()
     for part in ("accuracy", "supervised-fine-tuning", "reinforcement-learning", "speed", "rollouts"):
         assert f'id="{part}"' in page

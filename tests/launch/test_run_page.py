@@ -175,6 +175,16 @@ def test_sft_only_run_leaves_out_the_rest(tmp_path):
     assert "2 steps of supervised fine-tuning" in parsed.text
 
 
+def test_validation_loss_is_drawn_beside_that_of_training_as_it_was_measured(tmp_path):
+    """A smoothed line would end at the mean of its last points."""
+    rows = [
+        sft_row(step) | ({"validation_loss": 2.5 - step / 10} if step % 3 == 0 else {}) for step in range(10)
+    ]
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    page = write_report(tmp_path).read_text()
+    assert re.search(r">training [\d.]+<", page) and ">validation 1.6<" in page
+
+
 def test_rl_run_without_its_shards_has_placeholders(tmp_path):
     run = write_run(tmp_path / "demo")
     shutil.rmtree(run / "shards")

@@ -16,7 +16,14 @@ from data_pipeline.shards.config import ShardConfig
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.types import Message
-from megatron_omr.config import CheckpointConfig, LogConfig, OptimConfig, ParallelConfig, SFTConfig
+from megatron_omr.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+    SFTConfig,
+    ValidationConfig,
+)
 from tests.helpers.bad_samples import thin_image, with_question
 from tests.helpers.ranks import run_ranks
 from tests.helpers.sft_runs import read_metrics, sft_rank
@@ -84,6 +91,36 @@ def test_another_layout_continues_from_the_checkpoint(
             # layouts sum in another order; 1e-7 and 5e-7 were seen
             assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
             assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+
+
+def test_validation_changes_no_bit_of_a_run_and_goes_on_when_it_resumes(
+    finished: Path, config: SFTConfig, tmp_path: Path
+) -> None:
+    """Measured before the first step, every three steps and at the end; the resumed run measures as the whole one."""
+    shards = tmp_path / "held_out"
+    write_shards(digit_samples("validation", 7, seed=5, cell=28), shards, ShardConfig(samples_per_shard=4))
+    validated = replace(config, validation=ValidationConfig(shards=str(shards), every=3))
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_ranks(sft_rank, 2, replace(validated, run=str(whole)))
+    (resumed / "checkpoints").mkdir(parents=True)
+    (resumed / "checkpoints" / "step-00000006").symlink_to(whole / "checkpoints" / "step-00000006")
+    run_ranks(sft_rank, 2, replace(validated, run=str(resumed)))
+    weights = "hf/model.safetensors"
+    assert (
+        (whole / weights).read_bytes()
+        == (resumed / weights).read_bytes()
+        == (finished / weights).read_bytes()
+    )
+    rows, plain, after = read_metrics(whole), read_metrics(finished), read_metrics(resumed)
+    assert [(row["loss"], row["grad_norm"]) for row in rows] == [(r["loss"], r["grad_norm"]) for r in plain]
+    measured = [(row["step"], row.get("validation_step"), row.get("validation_loss")) for row in rows]
+    assert [(step, of) for step, of, _ in measured if of is not None] == [(0, 0), (3, 3), (6, 6), (7, 8)]
+    losses = [loss for _, _, loss in measured if loss is not None]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.2
+    assert [(row["validation_step"], row["validation_loss"]) for row in after] == [
+        (of, loss) for _, of, loss in measured[6:]
+    ]
+    assert {row["validation_samples"] for row in after} == {7}
 
 
 def test_incomplete_checkpoint_is_an_error(config: SFTConfig, tmp_path: Path) -> None:

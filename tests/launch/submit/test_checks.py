@@ -17,7 +17,7 @@ from launch.submit.code import find_code
 from launch.submit.config import ClusterFile
 from launch.submit.login import Login
 from launch.submit.size import Size
-from megatron_omr.config import ParallelConfig
+from megatron_omr.config import ParallelConfig, ValidationConfig
 from megatron_omr.plan.shapes import CONFIGS
 from rl.config import HeldOutConfig
 from rl.rewards.config import RewardConfig
@@ -74,6 +74,9 @@ def test_missing_inputs_are_named_and_addresses_are_not_looked_at(tmp_path: Path
     assert shards.text == f"loader.shards=data/none is not there: no {tmp_path}/data/none"
     far = replace(config, loader=replace(config.loader, shards="s3://bucket/shards"))
     assert [check.state for check in check_inputs(far, Login(), str(tmp_path))] == ["ok", "unknown"]
+    validated = replace(far, validation=ValidationConfig(shards="data/held"))
+    *_, wrong = check_inputs(validated, Login(), str(tmp_path))
+    assert "validation.shards=data/held is not there" in wrong.text
     held_out = HeldOutConfig(shards="data/held")
     rl = replace(RL_RECIPES["demo"](), held_out=held_out)
     assert "held_out.shards=data/held is not there" in list(check_inputs(rl, Login(), str(tmp_path)))[-1].text

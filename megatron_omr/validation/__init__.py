@@ -1,0 +1,1 @@
+"""Measures a model on held-out samples while it is trained."""
