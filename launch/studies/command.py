@@ -36,7 +36,7 @@ def _commands() -> dict[str, Command]:
     bound: dict[str, Command] = {}
     for name, study in STUDIES.items():
         bound[name] = partial(run_named, name=name)
-        bound[name].__doc__ = f"{study.summary}\n\n{study.finding}"
+        bound[name].__doc__ = f"{study.summary} About {study.minutes} minutes.\n\nThe paper: {study.finding}"
     return bound
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from launch.studies.study import Claim
+from launch.studies.study import Claim, Study
 
 Verdict = Literal["shows", "is reversed", "is not decided"]
 Accuracies = Mapping[int, Mapping[str, float]]
@@ -76,13 +76,12 @@ def judge(gain: Gain) -> Verdict:
     return "is not decided"
 
 
-def describe(claim: Claim, titles: Mapping[str, str], gain: Gain) -> str:
+def describe(study: Study, claim: Claim, gain: Gain) -> str:
     """Returns the sentence that says whether the paper's direction shows at this size."""
     seeds = ", ".join(f"{100 * value:+.1f}" for value in gain.by_seed.values())
     found = f"{100 * gain.value:+.1f} {format_interval(gain.ci95)} points, by seed {seeds}"
-    direction = (
-        f"The paper's direction, {titles[claim.better]} above {titles[claim.worse]} ({claim.points:+.1f})"
-    )
+    better, worse = study.cell(claim.better).title, study.cell(claim.worse).title
+    direction = f"The paper's direction, {better} above {worse} ({study.read_points(claim):+.1f})"
     return f"{direction}, {judge(gain)} at this size: {found}."
 
 

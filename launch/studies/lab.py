@@ -42,7 +42,7 @@ class Lab(Stages):
         self.config, self.size = config, config.size
         self._shown: set[str] = set()  # stages that a dry run has printed
         if not config.dry_run:
-            claim_folder(Path(config.out), MANIFEST, asdict(config.size), adopt=True)
+            claim_folder(Path(config.out), MANIFEST, asdict(config.size))
         super().__init__(Path(config.out), "study")
 
     def share(self, cell: Cell, seed: int) -> None:

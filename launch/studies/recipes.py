@@ -1,7 +1,9 @@
-"""The studies: `omr study NAME` runs STUDIES[NAME]. Numbers of the paper are those of its tables 2 to 7."""
+"""The studies: `omr study NAME` runs STUDIES[NAME]. The paper's rows are reference data."""
 
 from __future__ import annotations
 
+from launch.published.openmmreasoner import ANSWER_SAMPLING, BASE, DOMAINS, FILTERS, RL_ALGORITHMS, TEACHERS
+from launch.published.table import PaperRow
 from launch.studies.study import Cell, Claim, Rl, Sft, Study
 
 FOUR_MINIBATCHES = {"algorithm.num_minibatches": 4}
@@ -11,55 +13,76 @@ LENGTH = {"min_words": 4}
 NOT_TOO_EASY = {"max_pass_rate": 0.99}
 """Questions that the teacher answered right eight times of eight are dropped."""
 
-OF_THREE = "mean of MathVision, MathVerse and MathVista"
-OF_TWELVE = "mean of the twelve columns"
 
-BASE = Cell(name="base", title="base model", paper="45.3", training=None)
-X8 = Cell(name="x8", title="×8", paper="55.2", training=Sft())
-UNFILTERED = Cell(name="x8", title="×8, all", paper="55.2", training=Sft())
-GSPO = Cell(
-    name="gspo", title="GSPO, n 8, T 1.0, shuffled", paper="51.6", training=Rl(values=FOUR_MINIBATCHES)
-)
+def _rl_row(row: str, start: str = "x8+ImgTxt") -> PaperRow:
+    return RL_ALGORITHMS.rows[f"{start} / {row}"]
+
+
+def _base(paper: PaperRow) -> Cell:
+    return Cell(name="base", title="base model", paper=paper, training=None)
+
+
+def _x8(title: str, paper: PaperRow) -> Cell:
+    return Cell(name="x8", title=title, paper=paper, training=Sft())
+
+
+def _gspo(title: str, paper: PaperRow) -> Cell:
+    return Cell(name="gspo", title=title, paper=paper, training=Rl(values=FOUR_MINIBATCHES))
+
+
+NOT_TUNED = _base(TEACHERS.rows[BASE])
+COLD_START = _base(_rl_row("SFT"))
 
 
 def answer_diversity() -> Study:
     """Builds ×1 to ×8: more right responses to the same questions."""
     return Study(
         summary="Answer diversity: 1, 2, 4 or 8 right responses of a teacher to each question.",
-        finding="More responses to the same questions help: ×1 50.5, ×2 52.7, ×4 52.9, ×8 55.2 (tables 2 to 5).",
-        metric=OF_THREE,
+        finding="more right responses to the same questions help.",
+        minutes=36,
+        table=ANSWER_SAMPLING,
         baseline="x1",
         cells=(
-            BASE,
-            Cell(name="x1", title="×1", paper="50.5", training=Sft(kept=1)),
-            Cell(name="x2", title="×2", paper="52.7", training=Sft(kept=2)),
-            Cell(name="x4", title="×4", paper="52.9", training=Sft(kept=4)),
-            X8,
+            NOT_TUNED,
+            *(
+                Cell(
+                    name=f"x{kept}",
+                    title=f"×{kept}",
+                    paper=ANSWER_SAMPLING.rows[f"x{kept}"],
+                    training=Sft(kept=kept),
+                )
+                for kept in (1, 2, 4)
+            ),
+            _x8("×8", ANSWER_SAMPLING.rows["x8"]),
         ),
-        claims=(Claim(better="x8", worse="x1", points=4.7),),
+        claims=(Claim(better="x8", worse="x1"),),
     )
 
 
 def teacher_choice() -> Study:
     """Builds two teachers that are asked once."""
     return Study(
-        summary="Teacher choice: a demo model trained for 400 steps or for 1,000 answers each question once.",
-        finding=(
-            "The stronger teacher teaches more: Qwen2.5-VL-72B 49.8, Qwen3-VL-235B-A22B 50.5, both ×1 (tables 2 to 5)."
-        ),
-        metric=OF_THREE,
+        summary="Teacher choice: a model trained for 400 steps, or for 1,000, answers each question once.",
+        finding="a stronger teacher teaches more.",
+        minutes=26,
+        table=TEACHERS,
         baseline="weak_teacher",
         cells=(
-            BASE,
+            NOT_TUNED,
             Cell(
                 name="weak_teacher",
                 title="weak teacher",
-                paper="49.8",
+                paper=TEACHERS.rows["Qwen2.5-VL-72B"],
                 training=Sft(teacher="weak", asked=1, kept=1),
             ),
-            Cell(name="strong_teacher", title="strong teacher", paper="50.5", training=Sft(asked=1, kept=1)),
+            Cell(
+                name="strong_teacher",
+                title="strong teacher",
+                paper=TEACHERS.rows["Qwen3-VL-235B-Instruct"],
+                training=Sft(asked=1, kept=1),
+            ),
         ),
-        claims=(Claim(better="strong_teacher", worse="weak_teacher", points=0.7),),
+        claims=(Claim(better="strong_teacher", worse="weak_teacher"),),
     )
 
 
@@ -67,16 +90,32 @@ def domain_mixing() -> Study:
     """Builds ×8 with image questions, text questions, and both."""
     return Study(
         summary="Domain mixing: ×8 with worked questions about other images, about digits in the text, or both.",
-        finding="Mathematics of images and of texts, added to ×8, help: none 55.2, both 56.3 (tables 2 to 5).",
-        metric=OF_THREE,
+        finding="mathematics of images and of texts help, added to ×8.",
+        minutes=35,
+        table=DOMAINS,
         baseline="x8",
         cells=(
-            Cell(name="x8", title="×8 alone", paper="55.2", training=Sft()),
-            Cell(name="x8_images", title="+ images", paper="55.6", training=Sft(mixed_with=("images",))),
-            Cell(name="x8_text", title="+ text", paper="55.6", training=Sft(mixed_with=("text",))),
-            Cell(name="x8_both", title="+ both", paper="56.3", training=Sft(mixed_with=("images", "text"))),
+            _x8("×8 alone", DOMAINS.rows["none"]),
+            Cell(
+                name="x8_images",
+                title="+ images",
+                paper=DOMAINS.rows["+ImgMath"],
+                training=Sft(mixed_with=("images",)),
+            ),
+            Cell(
+                name="x8_text",
+                title="+ text",
+                paper=DOMAINS.rows["+TxtMath"],
+                training=Sft(mixed_with=("text",)),
+            ),
+            Cell(
+                name="x8_both",
+                title="+ both",
+                paper=DOMAINS.rows["+both"],
+                training=Sft(mixed_with=("images", "text")),
+            ),
         ),
-        claims=(Claim(better="x8_both", worse="x8", points=1.1),),
+        claims=(Claim(better="x8_both", worse="x8"),),
     )
 
 
@@ -84,14 +123,20 @@ def length_filter() -> Study:
     """Builds ×8 without its shortest responses."""
     return Study(
         summary="Length filter: ×8 without its shortest responses.",
-        finding="Dropping extremely short responses harms ×8: 54.2 against 55.2 (tables 2 to 5).",
-        metric=OF_THREE,
+        finding="dropping extremely short responses harms ×8.",
+        minutes=26,
+        table=FILTERS,
         baseline="x8",
         cells=(
-            UNFILTERED,
-            Cell(name="x8_length", title="length filter", paper="54.2", training=Sft(filters=LENGTH)),
+            _x8("all responses", FILTERS.rows["none"]),
+            Cell(
+                name="x8_length",
+                title="length filter",
+                paper=FILTERS.rows["length"],
+                training=Sft(filters=LENGTH),
+            ),
         ),
-        claims=(Claim(better="x8", worse="x8_length", points=1.0),),
+        claims=(Claim(better="x8", worse="x8_length"),),
     )
 
 
@@ -99,19 +144,20 @@ def difficulty_filter() -> Study:
     """Builds ×8 without the questions that the teacher finds easy."""
     return Study(
         summary="Difficulty filter: ×8 without the questions that the teacher always answers right.",
-        finding="Filtering by the teacher's own accuracy harms ×8: 51.3 against 55.2 (tables 2 to 5).",
-        metric=OF_THREE,
+        finding="filtering questions by the accuracy of sampled responses harms ×8.",
+        minutes=26,
+        table=FILTERS,
         baseline="x8",
         cells=(
-            UNFILTERED,
+            _x8("all questions", FILTERS.rows["none"]),
             Cell(
                 name="x8_difficulty",
                 title="difficulty filter",
-                paper="51.3",
+                paper=FILTERS.rows["difficulty"],
                 training=Sft(filters=NOT_TOO_EASY),
             ),
         ),
-        claims=(Claim(better="x8", worse="x8_difficulty", points=3.9),),
+        claims=(Claim(better="x8", worse="x8_difficulty"),),
     )
 
 
@@ -119,19 +165,17 @@ def algorithms() -> Study:
     """Builds RL by GSPO, GRPO and DAPO."""
     return Study(
         summary="Algorithms: GSPO, GRPO and DAPO.",
-        finding="GSPO is best: GSPO 54.3, GRPO 51.1, DAPO 48.9, with 16 rollouts (table 7).",
-        metric=OF_TWELVE,
+        finding="GSPO is best, GRPO second, and DAPO falls below its start, with 16 rollouts.",
+        minutes=41,
+        table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(
-            Cell(name="base", title="base model", paper="49.4", training=None),
-            Cell(name="gspo", title="GSPO", paper="54.3", training=GSPO.training),
-            Cell(name="grpo", title="GRPO", paper="51.1", training=Rl(recipe="demo_grpo")),
-            Cell(name="dapo", title="DAPO", paper="48.9", training=Rl(recipe="demo_dapo")),
+            COLD_START,
+            _gspo("GSPO", _rl_row("GSPO n16")),
+            Cell(name="grpo", title="GRPO", paper=_rl_row("GRPO n16"), training=Rl(recipe="demo_grpo")),
+            Cell(name="dapo", title="DAPO", paper=_rl_row("DAPO n16"), training=Rl(recipe="demo_dapo")),
         ),
-        claims=(
-            Claim(better="gspo", worse="grpo", points=3.2),
-            Claim(better="gspo", worse="dapo", points=5.4),
-        ),
+        claims=(Claim(better="gspo", worse="grpo"), Claim(better="gspo", worse="dapo")),
     )
 
 
@@ -139,20 +183,21 @@ def rollouts() -> Study:
     """Builds GSPO with 8 and with 16 responses to a question."""
     return Study(
         summary="Rollouts: GSPO with 8 or 16 responses to a question.",
-        finding="16 rollouts are better than 8: GSPO 54.3 against 51.6 (table 7).",
-        metric=OF_TWELVE,
+        finding="16 rollouts are better than 8.",
+        minutes=29,
+        table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(
-            Cell(name="base", title="base model", paper="49.4", training=None),
-            Cell(name="gspo", title="8 rollouts", paper="51.6", training=GSPO.training),
+            COLD_START,
+            _gspo("8 rollouts", _rl_row("GSPO n8")),
             Cell(
                 name="gspo_n16",
                 title="16 rollouts",
-                paper="54.3",
+                paper=_rl_row("GSPO n16"),
                 training=Rl(values=FOUR_MINIBATCHES | {"sampling.n": 16}),
             ),
         ),
-        claims=(Claim(better="gspo_n16", worse="gspo", points=2.7),),
+        claims=(Claim(better="gspo_n16", worse="gspo"),),
     )
 
 
@@ -160,20 +205,21 @@ def temperature() -> Study:
     """Builds GSPO at temperatures 1.0 and 1.4."""
     return Study(
         summary="Temperature: GSPO with responses sampled at 1.0 or at 1.4.",
-        finding="At 1.4 GSPO collapses: 7.4 against 51.0 at 1.0, from the ×8 start (table 7).",
-        metric=OF_TWELVE,
+        finding="at a temperature of 1.4 GSPO collapses.",
+        minutes=26,
+        table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(
-            Cell(name="base", title="base model", paper="49.2", training=None),
-            Cell(name="gspo", title="temperature 1.0", paper="51.0", training=GSPO.training),
+            _base(_rl_row("SFT", start="x8")),
+            _gspo("temperature 1.0", _rl_row("GSPO n16", start="x8")),
             Cell(
                 name="gspo_t1.4",
                 title="temperature 1.4",
-                paper="7.4",
+                paper=_rl_row("GSPO n16 T1.4", start="x8"),
                 training=Rl(values=FOUR_MINIBATCHES | {"sampling.temperature": 1.4}),
             ),
         ),
-        claims=(Claim(better="gspo", worse="gspo_t1.4", points=43.6),),
+        claims=(Claim(better="gspo", worse="gspo_t1.4"),),
     )
 
 
@@ -181,20 +227,21 @@ def curriculum() -> Study:
     """Builds GSPO with questions in random order, and with easy ones first."""
     return Study(
         summary="Curriculum: GSPO with questions in random order, or easy ones first.",
-        finding="Easy questions first are worse: GSPO 52.5 against 54.3 in random order (table 7).",
-        metric=OF_TWELVE,
+        finding="easy questions first are worse than a random order.",
+        minutes=30,
+        table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(
-            Cell(name="base", title="base model", paper="49.4", training=None),
-            Cell(name="gspo", title="random order", paper="54.3", training=GSPO.training),
+            COLD_START,
+            _gspo("random order", _rl_row("GSPO n16")),
             Cell(
                 name="gspo_easy_first",
                 title="easy first",
-                paper="52.5",
+                paper=_rl_row("GSPO n16 curriculum"),
                 training=Rl(values=FOUR_MINIBATCHES | {"prompts.order": "easy_first"}, scored=True),
             ),
         ),
-        claims=(Claim(better="gspo", worse="gspo_easy_first", points=1.8),),
+        claims=(Claim(better="gspo", worse="gspo_easy_first"),),
     )
 
 

@@ -18,8 +18,9 @@ from rl.evaluation.answers import RESPONSES
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """A cell's evaluations that are done."""
+    """A cell's evaluations that are done, and the paper's mean."""
 
+    paper: float
     accuracy: dict[int, float]
     tokens: dict[int, float]
     against_baseline: Gain | None
@@ -48,12 +49,12 @@ class Results:
 def collect(study: Study, lab: Lab) -> Results:
     """Reads the evaluations that are done, and compares them."""
     accuracies = {cell.name: _read_accuracies(lab, cell) for cell in study.cells}
-    titles = {cell.name: cell.title for cell in study.cells}
     cells = {}
     for cell in study.cells:
         found = accuracies[cell.name]
         against = None if cell.name == study.baseline else compare_cells(found, accuracies[study.baseline])
         cells[cell.name] = CellResult(
+            paper=cell.paper_mean,
             accuracy={seed: fmean(by_id.values()) for seed, by_id in found.items()},
             tokens={seed: _read_summary(lab, cell, seed)["length"]["mean"] for seed in found},
             against_baseline=against,
@@ -65,10 +66,10 @@ def collect(study: Study, lab: Lab) -> Results:
         ClaimResult(
             better=claim.better,
             worse=claim.worse,
-            paper=claim.points,
+            paper=study.read_points(claim),
             gain=gain,
             verdict=judge(gain),
-            sentence=describe(claim, titles, gain),
+            sentence=describe(study, claim, gain),
         )
         for claim, gain in gains
         if gain is not None
@@ -107,9 +108,9 @@ def format_text(study: Study, results: Results) -> str:
     """Returns the paper's finding, the table and the sentences, in Markdown."""
     baseline = study.cell(study.baseline).title
     lines = [
-        f"{study.finding}",
+        f"The paper ({study.table.source}, means of {len(study.table.columns)} columns): {study.finding}",
         "",
-        f"| cell | held-out accuracy | seeds | against {baseline} | tokens | paper: {study.metric} |",
+        f"| cell | held-out accuracy | seeds | against {baseline} | tokens | paper |",
         "|---|---|---|---|---|---|",
         *(_row(cell, results.cells[cell.name]) for cell in study.cells),
         "",
@@ -120,11 +121,11 @@ def format_text(study: Study, results: Results) -> str:
 
 def _row(cell: Cell, found: CellResult) -> str:
     if not found.accuracy:
-        return f"| {cell.title} | | | | | {cell.paper} |"
+        return f"| {cell.title} | | | | | {found.paper:.1f} |"
     gain, seeds = found.against_baseline, ", ".join(f"{100 * each:.1f}" for each in found.accuracy.values())
     against = f"{100 * gain.value:+.1f} {format_interval(gain.ci95)}" if gain else ""
     tokens = f"{fmean(found.tokens.values()):.1f}"
     return (
         f"| {cell.title} | {100 * fmean(found.accuracy.values()):.1f} % | {seeds} | {against} | {tokens} "
-        f"| {cell.paper} |"
+        f"| {found.paper:.1f} |"
     )

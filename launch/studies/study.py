@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from launch.published.table import PaperRow, PaperTable
+
 Teacher = Literal["weak", "strong"]
 Domain = Literal["images", "text"]
 
@@ -50,18 +52,22 @@ class Cell:
 
     name: str
     title: str
-    paper: str
-    """The paper's row, and its value; "–" where it has none."""
+    paper: PaperRow
     training: Training
+
+    @property
+    def paper_mean(self) -> float:
+        """The mean that the paper prints, in percent."""
+        assert self.paper.printed_mean is not None, self.paper.name
+        return self.paper.printed_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The paper's finding about two cells: `better` scores above `worse`, by `points` there."""
+    """The paper's finding about two cells: `better` scores above `worse`."""
 
     better: str
     worse: str
-    points: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +77,11 @@ class Study:
     summary: str
     """First line of the help."""
     finding: str
-    """What the paper found, and in which table."""
-    metric: str
-    """What the paper's numbers are."""
+    """What the paper found."""
+    minutes: int
+    """On two idle cores, alone in its folder."""
+    table: PaperTable
+    """The paper's, whose means of all columns are compared."""
     baseline: str
     """Name of the cell with which the table compares the others."""
     cells: tuple[Cell, ...]
@@ -87,3 +95,7 @@ class Study:
 
     def cell(self, name: str) -> Cell:
         return next(cell for cell in self.cells if cell.name == name)
+
+    def read_points(self, claim: Claim) -> float:
+        """Returns how far the better cell is above the worse in the paper, in percentage points."""
+        return self.cell(claim.better).paper_mean - self.cell(claim.worse).paper_mean

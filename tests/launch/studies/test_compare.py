@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from launch.studies.compare import Gain, bootstrap_crossed, compare_cells, describe, judge
-from launch.studies.study import Claim
+from launch.studies.recipes import STUDIES
 
 
 def test_interval_of_one_seed_is_the_percentile_bootstrap_of_scipy() -> None:
@@ -60,8 +60,8 @@ def test_verdict_needs_interval_and_every_seed(
 
 def test_sentence() -> None:
     gain = Gain(value=0.031, ci95=(0.010, 0.052), by_seed={42: 0.04, 7: 0.022})
-    claim = Claim(better="x8", worse="x1", points=4.7)
-    assert describe(claim, {"x8": "×8", "x1": "×1"}, gain) == (
+    study = STUDIES["answer_diversity"]
+    assert describe(study, study.claims[0], gain) == (
         "The paper's direction, ×8 above ×1 (+4.7), shows at this size: "
         "+3.1 [+1.0, +5.2] points, by seed +4.0, +2.2."
     )
