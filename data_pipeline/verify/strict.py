@@ -45,7 +45,7 @@ _FUNCTIONS = frozenset(
     ["sqrt", "sin", "cos", "tan", "cot", "log", "exp", "degrees", "matrix", "pmatrix", "bmatrix", "array"]
 )
 _MATH = re.compile(r"sin|cos|tan|log|ln|[\d\\^_+*/=<>()-]|^[A-Za-z]{1,2}$")
-_APART = re.compile(r"\d[ ~]+\d|:0\d")
+_APART = re.compile(r"\d[ ~]+(?:by[ ~]+)?\d|:0\d")
 _RANK = ("exact", "choice", "number", "math", "undecided")
 
 
@@ -150,7 +150,7 @@ def _compare_expressions(given: str, wanted: str, decimals: int | None, is_equal
         return "none"
     given, wanted = to_latex(given), to_latex(wanted)
     if _APART.search(given) or _APART.search(wanted):
-        return "none"  # a parser would multiply the numbers in "3 5", and divide the times in 9:05
+        return "none"  # a parser would multiply the numbers in "3 5" and "2 by 1", and divide 9 by 05 in 9:05
     if is_equal is None:
         return "undecided"
     return "math" if is_equal(given, wanted, decimals) else "none"

@@ -126,10 +126,13 @@ def test_empty_answer_is_never_right():
         ("(x, y) = (1, 2)", "(1, 2)", True),
         ("4:6", "2:3", True),
         ("3:30", "1:10", False),  # two times of day
+        ("1 by 2", "1 by 2", True),
+        ("\\boxed{2 by 1}", "1 by 2", False),  # rows and columns
+        ("by + ax = c", "ax + by = c", True),
         ("Yes, it is", "yes", True),
         ("yes, no", "yes", False),
         ("The Great Wall", "great wall", True),
     ],
 )
 def test_lists_names_and_words(given, reference, is_right):
-    assert (check_text(tagged(given), reference).accuracy == 1) == is_right
+    assert (check_answer(tagged(given), reference).accuracy == 1) == is_right
