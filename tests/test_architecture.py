@@ -109,6 +109,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "placement",
             "trainer_group",
             "evaluation",
+            "results",
             "parity",
             "held_out",
             "learning",

@@ -87,6 +87,20 @@ def grounding(results: Sequence[QuestionResult], threshold: float = 0.5) -> Numb
     return {f"acc@{threshold:g}": _mean(hits), "mean_iou": _mean([result.accuracy for result in results])}
 
 
+def list_units(results: Sequence[QuestionResult]) -> list[list[QuestionResult]]:
+    """Returns the parts of which the first number of each metric here is the mean: questions, or groups of them.
+
+    A group counts as one, as its questions are not independent of each other. Problems of We-Math that lack a step are
+    left out, as they are in the metric.
+    """
+    alone = [[result] for result in results if "group" not in result.metadata]
+    groups = _group(results, "group").values()
+    return [*alone, *(group for group in groups if "step" not in group[0].metadata or _read_problem(group))]
+
+
+GROUPED: frozenset[Metric] = frozenset({worst_of_variants, knowledge_steps})
+"""Metrics that need the metadata `group` of questions."""
+
 _Problem = tuple[QuestionResult, list[QuestionResult]]
 """The question of the whole problem, and those of its steps."""
 

@@ -146,13 +146,18 @@ def _card(sample: Sample) -> dict[str, object]:
     asked = next((turn for turn in sample.messages if turn.role == "user"), None)
     return {
         "sample": sample,
-        "images": [
-            *(_image(data, number, len(sample.images)) for number, data in enumerate(sample.images, 1)),
-            *(_strip(video, number) for number, video in enumerate(sample.videos, 1)),
-        ],
+        "images": show_images(sample),
         "question": shorten(asked.content, MAX_TEXT) if asked else "",
         "turns": [turn for turn in sample.messages if turn is not asked],
     }
+
+
+def show_images(sample: Sample) -> list[ShownImage]:
+    """Returns the images of a sample, drawn anew, then a strip of frames of each of its videos."""
+    return [
+        *(_image(data, number, len(sample.images)) for number, data in enumerate(sample.images, 1)),
+        *(_strip(video, number) for number, video in enumerate(sample.videos, 1)),
+    ]
 
 
 def _strip(video: Video, number: int) -> ShownImage:

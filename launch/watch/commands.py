@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from tyro.conf import Positional
+
+from data_pipeline.files import write_json
 
 
 def report(run: Positional[Path]) -> None:
@@ -24,23 +28,55 @@ def report(run: Positional[Path]) -> None:
     print(write_report(run))
 
 
-def compare(runs: Positional[tuple[Path, ...]], *, out: Path = Path("compare.html")) -> None:
-    """Write a page with the curves of several runs side by side, and how they differ: omr compare RUN RUN ...
+def compare(
+    folders: Positional[tuple[Path, ...]],
+    *,
+    out: Path = Path("compare.html"),
+    json: Path | None = None,
+    seed: int = 42,
+) -> None:
+    """Write a page with several runs, or several evaluations, side by side: omr compare FOLDER FOLDER ...
 
-    Runs that differ in nothing but their seed become one line with a band. A demo's folder stands for all of its RL
-    runs. Runs may be unfinished.
+    Of runs: their curves, and how they differ. Runs that differ in nothing but their seed become one line with a
+    band. A demo's folder stands for all of its RL runs. Runs may be unfinished.
+
+    Of evaluations, each with the first: differences on the questions that both asked, with intervals and McNemar's
+    test, by benchmark and in the mean; the questions that turned. They must have been scored by the same rules. The
+    table is printed, too.
 
     Args:
-        runs: Folders of runs, of RL or of SFT.
+        folders: Folders of runs, of RL or of SFT; or of evaluations, on one benchmark or on several.
         out: File to write.
+        json: Of evaluations: file for all numbers and the ids of the questions that turned.
+        seed: Of evaluations: seed of the bootstrap, and of the examples on the page.
 
     Examples:
       omr compare runs/openmmreasoner_gspo runs/openmmreasoner_grpo
       omr compare runs/demo runs/demo7 --out seeds.html
+      omr compare runs/demo/eval/sft runs/demo/eval/rl --json gain.json
     """
+    from rl.results.stored import is_evaluation
+
+    if folders and all(map(is_evaluation, folders)):
+        _compare_evaluations(folders, out, json, seed)
+        return
+    if json:
+        raise ValueError(
+            f"--json={json} holds the numbers of evaluations, and {folders[0]} is a run; leave it out"
+        )
     from launch.report.compare_page import write_comparison
 
-    print(write_comparison(runs, out))
+    print(write_comparison(folders, out))
+
+
+def _compare_evaluations(folders: Sequence[Path], out: Path, json: Path | None, seed: int) -> None:
+    from launch.report.evaluations.compare_page import compare_folders, describe_comparison, write_page_of
+
+    evaluations, comparisons = compare_folders(folders, seed)
+    print("\n\n".join(map(describe_comparison, comparisons)))
+    if json:
+        write_json(json, [asdict(each) for each in comparisons])
+    print(write_page_of(evaluations, comparisons, out, seed))
 
 
 def watch(runs: Positional[tuple[Path, ...]], *, port: int = 8421, host: str = "127.0.0.1") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 Interval = tuple[float, float]
 
@@ -39,12 +40,21 @@ def score_accuracies(accuracies: Sequence[float], seed: int) -> Score:
 
 def bootstrap_ci95(values: Sequence[float], *, seed: int = 0) -> Interval:
     """Returns the 95 % percentile bootstrap interval of the mean."""
-    data, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    return interval95(bootstrap_means(values, np.random.default_rng(seed)))
+
+
+def bootstrap_means(values: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Returns the means of RESAMPLES resamples of the values."""
+    data = np.asarray(values, dtype=np.float64)
     blocks = (
         rng.integers(len(data), size=(RESAMPLES_AT_ONCE, len(data)))
         for _ in range(0, RESAMPLES, RESAMPLES_AT_ONCE)
     )
-    means = np.concatenate([data[block].mean(axis=1) for block in blocks])
+    return np.concatenate([data[block].mean(axis=1) for block in blocks])
+
+
+def interval95(means: NDArray[np.float64]) -> Interval:
+    """Returns the 2.5 and 97.5 % quantiles of the means of resamples."""
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

@@ -1,0 +1,1 @@
+"""Pages about evaluations: one with its failures and budgets, several side by side."""

@@ -1,0 +1,1 @@
+"""Evaluations on disk: compared question by question, and cut at token budgets."""

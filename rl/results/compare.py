@@ -1,0 +1,213 @@
+"""Compares two evaluations on the questions that both asked, benchmark by benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.benchmarks.metrics import (
+    GROUPED,
+    Metric,
+    Numbers,
+    QuestionResult,
+    list_units,
+    mean_accuracy,
+)
+from rl.evaluation.intervals import Difference, Score, score_accuracies
+from rl.results.paired import McNemar, average_differences, bootstrap_difference, run_mcnemar
+from rl.results.stored import Metadata, Records, StoredEvaluation, mean_tokens, read_metadata
+
+SCORING = (
+    "reward.correct_by",
+    "reward.use_judge",
+    "reward.checker.mode",
+    "reward.checker.deadline",
+    "reward.judge.",
+)
+"""Settings that decide the score of a response: names, and beginnings of names."""
+RIGHT = 0.5
+"""Accuracy from which on a question counts as right: the mean of its responses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkComparison:
+    """Two evaluations on one benchmark; all numbers are of the questions that both asked."""
+
+    metric: str  # its first number, as published
+    questions: int
+    only_before: int  # questions that are left out, as one side alone asked them
+    only_after: int
+    units: int  # that the bootstrap resamples: questions, or groups of them
+    before: Score
+    after: Score
+    tokens_before: float  # mean of the responses
+    tokens_after: float
+    difference: Difference  # after less before
+    mcnemar: McNemar | None  # None with several responses to a question
+    gained: tuple[str, ...]  # ids of questions that turned right
+    lost: tuple[str, ...]
+    other_settings: tuple[str, ...]  # that differ, none of which decides a score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two evaluations, on one benchmark or several."""
+
+    before: str
+    after: str
+    benchmarks: Mapping[str, BenchmarkComparison]
+    mean: Difference | None  # over benchmarks, each of equal weight; None with one
+    only_before: tuple[str, ...]  # benchmarks of one side alone
+    only_after: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+Evaluations = Mapping[str, StoredEvaluation]
+
+
+def compare_evaluations(
+    before: Evaluations, after: Evaluations, names: tuple[str, str], *, seed: int = 42
+) -> Comparison:
+    """Compares the benchmarks that both have; two single evaluations are compared whatever their names.
+
+    Raises:
+        ValueError: they have no benchmark or no question in common, were scored by different rules, or their questions
+            have different references.
+    """
+    if len(before) == len(after) == 1:
+        name = next(iter(after))
+        before = {name: next(iter(before.values()))}
+    shared = [name for name in before if name in after]
+    if not shared:
+        raise ValueError(
+            f"{names[0]} has {', '.join(before)} and {names[1]} has {', '.join(after)}: nothing in common; compare "
+            "evaluations of the same benchmarks"
+        )
+    notes: list[str] = []
+    found, parts = {}, []
+    for number, name in enumerate(shared):
+        found[name], means = _compare_one(before[name], after[name], (seed, number), notes)
+        parts.append((found[name].difference, means))
+    return Comparison(
+        before=names[0],
+        after=names[1],
+        benchmarks=found,
+        mean=average_differences(parts) if len(parts) > 1 else None,
+        only_before=tuple(name for name in before if name not in after),
+        only_after=tuple(name for name in after if name not in before),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _compare_one(
+    before: StoredEvaluation, after: StoredEvaluation, seed: tuple[int, int], notes: list[str]
+) -> tuple[BenchmarkComparison, NDArray[np.float64]]:
+    """Returns the comparison, and the resampled means of its difference."""
+    _check_scoring(before, after)
+    shared = [name for name in before.questions if name in after.questions]
+    _check_references(before, after, shared)
+    metric, metadata = _choose_metric(before, after, notes)
+    old, new = (
+        [_read_result(each.questions[name], metadata.get(name, {})) for name in shared]
+        for each in (before, after)
+    )
+    values = [[_first(metric(unit))[1] for unit in list_units(results)] for results in (old, new)]
+    if not values[0]:
+        raise ValueError(
+            f"{after.name}: no group of questions was asked whole by both sides; compare larger subsets"
+        )
+    difference, means = bootstrap_difference([b - a for a, b in zip(*values, strict=True)], seed)
+    right = [[result.accuracy >= RIGHT for result in results] for results in (old, new)]
+    gained = tuple(name for name, a, b in zip(shared, *right, strict=True) if b and not a)
+    lost = tuple(name for name, a, b in zip(shared, *right, strict=True) if a and not b)
+    is_single = all(len(result.accuracies) <= 1 for result in (*old, *new))
+    compared = BenchmarkComparison(
+        metric=_first(metric(new))[0],
+        questions=len(shared),
+        only_before=len(before.questions) - len(shared),
+        only_after=len(after.questions) - len(shared),
+        units=len(values[0]),
+        before=score_accuracies(values[0], seed[0]),
+        after=score_accuracies(values[1], seed[0]),
+        tokens_before=mean_tokens(before.list_responses(shared)),
+        tokens_after=mean_tokens(after.list_responses(shared)),
+        difference=difference,
+        mcnemar=run_mcnemar(len(gained), len(lost)) if is_single else None,
+        gained=gained,
+        lost=lost,
+        other_settings=tuple(_list_other_settings(before, after)),
+    )
+    return compared, means
+
+
+def _choose_metric(
+    before: StoredEvaluation, after: StoredEvaluation, notes: list[str]
+) -> tuple[Metric, Mapping[str, Metadata]]:
+    """Returns the benchmark's metric, with the questions' metadata where it groups by them; else plain accuracy."""
+    if not after.benchmark:
+        return mean_accuracy, {}
+    metric = after.benchmark.metric
+    if metric not in GROUPED:
+        return metric, {}
+    for evaluation in (before, after):
+        try:
+            return metric, read_metadata(evaluation)
+        except ValueError as error:
+            problem = error
+    notes.append(
+        f"{after.name} is compared by plain accuracy, not by its metric, which groups questions: {problem}."
+    )
+    return mean_accuracy, {}
+
+
+def _read_result(records: Records, metadata: Metadata) -> QuestionResult:
+    accuracies = tuple(record.accuracy for record in records if not record.fault)
+    return QuestionResult(metadata=metadata, accuracies=accuracies)
+
+
+def _first(numbers: Numbers) -> tuple[str, float]:
+    """Returns the name and the value of the number that tables print first."""
+    return next(iter(numbers.items()))
+
+
+def _check_scoring(before: StoredEvaluation, after: StoredEvaluation) -> None:
+    """Raises ValueError where the two were scored by different rules."""
+    if names := [name for name in _list_differing(before, after) if name.startswith(SCORING)]:
+        raise ValueError(
+            f"{before.folder} and {after.folder} were scored by different rules: {_say(before, after, names)}; "
+            "evaluate one of them again with the settings of the other"
+        )
+
+
+def _check_references(before: StoredEvaluation, after: StoredEvaluation, shared: Sequence[str]) -> None:
+    """Raises ValueError where no question is shared, or one has two references."""
+    if not shared:
+        raise ValueError(
+            f"{before.folder} and {after.folder} have no question in common: {next(iter(before.questions))} and "
+            f"{next(iter(after.questions))}, for example; compare evaluations of the same shards"
+        )
+    for name in shared:
+        answers = [each.questions[name][0].answer for each in (before, after)]
+        if answers[0] != answers[1]:
+            raise ValueError(
+                f"the reference of question {name} is {answers[0]!r} in {before.folder} and {answers[1]!r} in "
+                f"{after.folder}; evaluate both on the same shards"
+            )
+
+
+def _list_other_settings(before: StoredEvaluation, after: StoredEvaluation) -> list[str]:
+    """Returns the settings that differ, but for the model's, each with both values."""
+    names = [name for name in _list_differing(before, after) if name != "model"]
+    return [_say(before, after, [name]) for name in names]
+
+
+def _list_differing(before: StoredEvaluation, after: StoredEvaluation) -> list[str]:
+    names = sorted({*before.settings, *after.settings})
+    return [name for name in names if before.settings.get(name) != after.settings.get(name)]
+
+
+def _say(before: StoredEvaluation, after: StoredEvaluation, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {before.settings.get(name)} and {after.settings.get(name)}" for name in names)
