@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from inspect import cleandoc
@@ -13,6 +14,8 @@ from typing import TypeAlias, TypeVar
 import tyro
 
 from data_pipeline.config import check_address
+from data_pipeline.curate.config import CurateConfig
+from data_pipeline.distill.config import DistillConfig
 
 T = TypeVar("T")
 
@@ -118,6 +121,7 @@ def _call(
 ) -> None:
     for word in words:
         check_address(word)
+    command = _add_teachers(command, words)
     markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     try:
         tyro.cli(
@@ -127,6 +131,27 @@ def _call(
         if examples and not leave.code:
             print(f"examples:\n{examples}")
         raise
+
+
+def _add_teachers(command: Callable[..., None], words: Sequence[str]) -> Callable[..., None]:
+    """Returns the command with as many teachers as the words number; a further one begins as the last, but its name.
+
+    tyro gives a tuple of configs as many entries as its default has.
+    """
+    config = command.keywords.get("config") if isinstance(command, partial) else None
+    if not isinstance(config, CurateConfig | DistillConfig):
+        return command
+    numbers = [int(number) for word in words for number in re.findall(r"^--teachers\.(\d{1,2})\.", word)]
+    known, count = config.teachers, max(numbers, default=0) + 1
+    if count <= len(known):
+        return command
+    names = [
+        *(teacher.name or str(number) for number, teacher in enumerate(known)),
+        *map(str, range(len(known), count)),
+    ]
+    models = known + known[-1:] * (count - len(known))
+    teachers = tuple(replace(model, name=name) for model, name in zip(models, names, strict=True))
+    return partial(command, config=replace(config, teachers=teachers))
 
 
 def _preset(default: str, words: Sequence[str], prog: str) -> tuple[str, Sequence[str]]:

@@ -217,22 +217,22 @@ def dedup(config: Annotated[DedupRunConfig, FLAT]) -> None:
 
 
 def distill(config: Annotated[DistillConfig, FLAT]) -> None:
-    """Ask a served teacher k times per question, keep the right responses: omr data distill SHARDS OUT.
+    """Ask served teachers k times per question, keep the right responses: omr data distill SHARDS OUT.
 
     OUT/responses holds every response with its verdict, OUT/shards the right ones as samples to learn from. Any
     server that speaks OpenAI's chat completions will do. The same command continues, and asks only for what is
-    missing; see docs/distill.md.
+    missing. --teachers.1.FIELD adds a second teacher; see docs/distill.md.
 
     Examples:
-      omr data distill shards/mine runs/distilled --teacher.server.base_url http://127.0.0.1:8000/v1
-      omr data distill shards/mine runs/distilled --teacher.k 8 --per_question 4 --teacher.server.concurrency 256
-      omr data distill shards/mine runs/distilled --teacher.judge.base_url http://127.0.0.1:8001/v1
+      omr data distill shards/mine runs/distilled --teachers.0.server.base_url http://127.0.0.1:8000/v1
+      omr data distill shards/mine runs/distilled --teachers.0.k 8 --per_question 4 --teachers.0.server.concurrency 256
+      omr data distill shards/mine runs/distilled --teachers.0.judge.base_url http://127.0.0.1:8001/v1
+      omr data distill shards/mine runs/distilled --assign.way cascade --teachers.1.server.base_url http://HOST/v1
     """
-    from data_pipeline.distill.asking import ask_questions
     from data_pipeline.distill.distill import write_distilled
-    from data_pipeline.distill.responses import stats_table
+    from data_pipeline.distill.teachers import ask_teachers, teachers_table
 
-    print(stats_table(ask_questions(config.ask)))
+    print(teachers_table(config, ask_teachers(config)))
     index = write_distilled(config)
     print(f"{len(index)} samples in {index.folder}")
 
@@ -388,7 +388,7 @@ DATA = CommandGroup(
         "import": CommandGroup(doc=import_rows.__doc__ or "", commands=_imports, kind="corpus"),
         "benchmark": CommandGroup(doc=import_benchmark.__doc__ or "", commands=_benchmarks, kind="benchmark"),
         "dedup": presets(dedup, _DEDUP),
-        "distill": distill,
+        "distill": with_config(distill, DistillConfig(shards=MISSING, out=MISSING)),
         "score": with_config(score, AskConfig(shards=MISSING, out=MISSING, teacher=TeacherConfig(k=4))),
         "select": presets(select, _SELECT),
         "split": split,

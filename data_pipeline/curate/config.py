@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.config import WorkConfig, check_at_least
-from data_pipeline.distill.config import TeacherConfig
+from data_pipeline.distill.config import AssignConfig, Keep, TeacherConfig
 from data_pipeline.select.config import DedupConfig, FilterConfig
 from data_pipeline.shards.config import ShardConfig
 from data_pipeline.sources.config import RowsConfig
@@ -27,7 +27,7 @@ class SourceConfig:
     """Its adapter (see `omr data import`), or `shards` where rows.path holds shards already."""
     rows: RowsConfig
     responses: Literal["keep", "distill"] = "keep"
-    """Keep the responses of the corpus, or ask the teacher its questions and keep right responses."""
+    """Keep the responses of the corpus, or ask the teachers its questions and keep right responses."""
     max_bad_samples: int | float = 0.05
     """Rows that do not fit are dropped and counted; past this many (50) or this share (0.05) it stops."""
 
@@ -41,18 +41,21 @@ class CurateConfig:
     sources: tuple[SourceConfig, ...]
     """The corpora. Of two duplicates the question in the earlier corpus is kept."""
     questions: FilterConfig = field(default_factory=FilterConfig)
-    """Filters of questions, before the teacher is asked."""
+    """Filters of questions, before a teacher is asked."""
     deduplicate: bool = True
     """Drop questions that duplicate others, or a benchmark's."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
     against: tuple[str, ...] = ()
     """Folders of evaluation benchmarks as shards."""
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    """The model that answers the questions of sources with responses=distill."""
+    teachers: tuple[TeacherConfig, ...] = field(default_factory=lambda: (TeacherConfig(),))
+    """The models that answer the questions of sources with responses=distill, in the order of a cascade."""
+    assign: AssignConfig = field(default_factory=AssignConfig)
     per_question: int = 8
-    """Right responses of the teacher to keep of each question: 1, 2, 4 or 8 give the paper's x1 to x8."""
+    """Right responses of the teachers to keep of each question: 1, 2, 4 or 8 give the paper's x1 to x8."""
+    keep: Keep = "first"
+    """Which ones: the first, those with the likeliest answer, or the likeliest as a whole."""
     difficulty: bool = False
-    """Ask a student as well, for the pass rates that a filter of `responses` needs."""
+    """Ask a student before, for the pass rates that `assign` or a filter of `responses` needs."""
     student: TeacherConfig = field(default_factory=lambda: TeacherConfig(k=4))
     """The model whose pass rates say how difficult a question is."""
     responses: FilterConfig = field(default_factory=FilterConfig)
@@ -84,6 +87,11 @@ class CurateConfig:
             )
         if self.against and not self.deduplicate:
             raise ValueError("against names benchmarks, but deduplicate is off; turn it on to refuse them")
+        self.assign.check(self.teachers)
         rates = (self.responses.min_pass_rate, self.responses.max_pass_rate)
-        if self.difficulty and rates == (None, None):
-            raise ValueError("difficulty asks a student, but no filter of responses uses pass rates; set one")
+        if self.difficulty and rates == (None, None) and not self.assign.needs_pass_rates:
+            raise ValueError(
+                "difficulty asks a student, but neither assign nor a filter of responses uses pass rates; set one"
+            )
+        if self.assign.needs_pass_rates and not self.difficulty:
+            raise ValueError("assign needs a student's pass rates, but difficulty is off; turn it on")

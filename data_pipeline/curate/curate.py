@@ -1,10 +1,10 @@
-"""Curation on one page: corpora -> questions -> a teacher's responses -> the right and wanted ones -> a mixture.
+"""Curation on one page: corpora -> questions -> teachers' responses -> the right and wanted ones -> a mixture.
 
     out/raw/NAME           the corpus as samples in shards
     out/dedup              lists of questions that duplicate others, or a benchmark's
     out/filtered/NAME      the other questions, as far as they pass the filters of questions
-    out/distilled/NAME     a teacher's responses to them, each checked
-    out/difficulty/NAME    a student's responses, for pass rates
+    out/difficulty/NAME    a student's responses to them, for pass rates
+    out/distilled/NAME     the teachers' responses, each checked
     out/selected/NAME      responses that are right and pass the filters of responses
     out/mixed              the mixture that training reads
     out/funnel.json        counts of each source after each stage
@@ -21,7 +21,7 @@ from pathlib import Path
 from data_pipeline.curate.config import CurateConfig, SourceConfig
 from data_pipeline.curate.funnel import FUNNEL, Funnel, FunnelRow
 from data_pipeline.curate.stages import (
-    ask_teacher,
+    ask_teachers,
     check_sources,
     dedup_sources,
     filter_questions,
@@ -36,7 +36,7 @@ def curate(config: CurateConfig) -> Funnel:
     """Runs all stages; returns the counts that funnel.json holds as well.
 
     Raises:
-        ValueError: a source cannot be read, `config.out` holds another curation, or the teacher does not respond.
+        ValueError: a source cannot be read, `config.out` holds another curation, or a teacher does not respond.
     """
     check_sources(config)
     before = Funnel.load(Path(config.out) / FUNNEL)  # a report shows all stages while this runs again
@@ -54,9 +54,9 @@ def curate(config: CurateConfig) -> Funnel:
     if config.deduplicate:
         dedup_sources(config)
     run(filter_questions)
-    run(ask_teacher, only="distill")
     if config.difficulty:
         run(measure_difficulty)
+    run(ask_teachers, only="distill")
     run(select_responses)
     for row in mix_sources(config):
         funnel = funnel.with_row(row)

@@ -7,12 +7,34 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.files import write_json
 from data_pipeline.tables import text_table
 
 FUNNEL = "funnel.json"
 STAGES = ("raw", "filtered", "distilled", "verified", "selected", "mixed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRow:
+    """What one teacher was asked, what came of it, and what it cost."""
+
+    teacher: str
+    questions: int  # that it was asked
+    solved: int  # with a response of its that was kept
+    responses: int  # that came
+    right: int  # of them
+    prompt_len: int  # tokens of all prompts
+    response_len: int  # tokens of all responses
+    cost: float  # 0 where no price is set
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "teacher" and not (type(value) in (int, float) and value >= 0):
+                raise ValueError(
+                    f"funnel {name}={value!r} of teacher {self.teacher!r} must be a number from 0 on"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +46,7 @@ class FunnelRow:
     count: int  # samples that the stage kept
     dropped: Mapping[str, int] = field(default_factory=dict)  # by the stage, by reason
     digest: str = ""  # of these samples
+    teachers: tuple[TeacherRow, ...] = ()  # in the order of their settings
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -48,7 +71,7 @@ class Funnel:
         if not path.is_file():
             return cls()
         try:
-            rows = tuple(FunnelRow(**row) for row in json.loads(path.read_text())["rows"])
+            rows = tuple(map(_read_row, json.loads(path.read_text())["rows"]))
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a funnel ({error!r}); delete it and run again") from error
         return cls(rows=rows)
@@ -77,8 +100,19 @@ class Funnel:
             counts.setdefault(row.stage, Counter()).update(row.dropped)
         return {stage: dict(reasons.most_common()) for stage, reasons in counts.items() if reasons}
 
+    def teachers(self) -> list[TeacherRow]:
+        """Returns the sums over all sources, by teacher."""
+        found: dict[str, TeacherRow] = {}
+        for row in (each for stage in self.rows for each in stage.teachers):
+            known = asdict(found[row.teacher]) if row.teacher in found else {}
+            sums = {
+                name: value + known.get(name, 0) for name, value in asdict(row).items() if name != "teacher"
+            }
+            found[row.teacher] = replace(row, **sums)
+        return list(found.values())
+
     def table(self) -> str:
-        """Returns a line per source and a column per stage; then a line per stage with what it dropped."""
+        """Returns a line per source and a column per stage, what stages dropped, and a line per teacher."""
         totals = self.totals
         counts = {(row.source, row.stage): row.count for row in self.rows}
         names = dict.fromkeys(row.source for row in self.rows)
@@ -89,4 +123,22 @@ class Funnel:
             f"{stage} dropped " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
             for stage, reasons in self.dropped().items()
         ]
-        return "\n".join([text_table(["source", *totals], cells), *drops])
+        tables = [text_table(["source", *totals], cells), *drops]
+        if teachers := self.teachers():
+            tables.append(text_table(TEACHER_HEADS, [teacher_cells(row) for row in teachers]))
+        return "\n".join(tables)
+
+
+TEACHER_HEADS = ["teacher", "questions", "solved", "responses", "right", "tokens in", "tokens out", "cost"]
+
+
+def teacher_cells(row: TeacherRow) -> list[str]:
+    """Returns a teacher's row of a table with these heads."""
+    counts = (row.questions, row.solved, row.responses, row.right, row.prompt_len, row.response_len)
+    return [row.teacher, *(f"{count:,}" for count in counts), f"{row.cost:,.2f}" if row.cost else "–"]
+
+
+def _read_row(row: dict[str, Any]) -> FunnelRow:
+    fields = dict(row)
+    teachers = tuple(TeacherRow(**teacher) for teacher in fields.pop("teachers", ()))
+    return FunnelRow(**fields, teachers=teachers)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from data_pipeline.config import WorkConfig
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
-from data_pipeline.curate.funnel import FunnelRow
+from data_pipeline.curate.funnel import FunnelRow, TeacherRow
 from data_pipeline.distill.asking import ask_questions
-from data_pipeline.distill.config import AskConfig, TeacherConfig
-from data_pipeline.distill.responses import ResponseStats, read_shard_responses, responses_digest
+from data_pipeline.distill.config import AskConfig, DistillConfig
+from data_pipeline.distill.distill import build_kept
+from data_pipeline.distill.responses import add_stats, read_shard_responses, responses_digest
 from data_pipeline.distill.scoring import add_pass_rates, compute_pass_rates
-from data_pipeline.distill.teacher import build_samples
+from data_pipeline.distill.teachers import ask_teachers as ask_all
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import DedupRunConfig, SelectConfig
@@ -94,30 +95,60 @@ def filter_questions(config: CurateConfig, source: SourceConfig) -> list[FunnelR
     return _rows("filtered", source, report.index, report.dropped)
 
 
-def ask_teacher(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """Asks the teacher the questions, and checks its responses."""
-    found, name = _ask(config, source, "distilled", config.teacher), source.name
-    digest = _responses_digest(config, source, "distilled")
-    return [
-        FunnelRow(stage="distilled", source=name, count=found.received, dropped=found.failed),
-        FunnelRow(stage="verified", source=name, count=found.kept, dropped=found.rejected, digest=digest),
-    ]
-
-
 def measure_difficulty(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Asks the student the questions, for their pass rates."""
-    _ask(config, source, "difficulty", config.student)
+    asked = AskConfig(
+        shards=_folder(config, "filtered", source),
+        out=_folder(config, "difficulty", source),
+        teacher=config.student,
+        work=_asking(config),
+    )
+    ask_questions(asked)
     return []
 
 
+def ask_teachers(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
+    """Asks the teachers the questions that are theirs, and checks their responses."""
+    wanted = _distill(config, source)
+    stats = ask_all(wanted, partial(_pass_rates, config, source) if config.difficulty else None)
+    by_teacher = {name: add_stats(found.values()) for name, found in stats.items()}
+    total, digest = add_stats(by_teacher.values()), _responses_digest(config, source)
+    asked = tuple(
+        TeacherRow(
+            teacher=name,
+            questions=found.questions,
+            solved=found.solved,
+            responses=found.received,
+            right=found.right,
+            prompt_len=found.prompt_len,
+            response_len=found.response_len,
+            cost=teacher.cost(found.prompt_len, found.response_len),
+        )
+        for teacher, (name, found) in zip(config.teachers, by_teacher.items(), strict=True)
+    )
+    return [
+        FunnelRow(
+            stage="distilled",
+            source=source.name,
+            count=total.received,
+            dropped=total.failed,
+            teachers=asked,
+        ),
+        FunnelRow(
+            stage="verified", source=source.name, count=total.kept, dropped=total.rejected, digest=digest
+        ),
+    ]
+
+
 def select_responses(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
-    """Selects from the teacher's right responses, or the corpus' own, those that pass the filters."""
+    """Selects from the teachers' right responses, or the corpus' own, those that pass the filters."""
     settings: dict[str, object] = {"filters": asdict(config.responses)}
     if source.responses == "distill":
-        settings["per_question"] = config.per_question
-        settings["responses"] = _responses_digest(config, source, "distilled")
+        settings |= {"per_question": config.per_question, "keep": config.keep}
+        settings["responses"] = _responses_digest(config, source)
     if config.difficulty:
-        settings["difficulty"] = _responses_digest(config, source, "difficulty")
+        questions = ShardIndex.load(_folder(config, "filtered", source))
+        settings["difficulty"] = responses_digest([_folder(config, "difficulty", source)], questions)
     report = run_stage(
         partial(_select_samples, config, source),
         _folder(config, "filtered", source),
@@ -134,15 +165,13 @@ def _select_samples(
     config: CurateConfig, source: SourceConfig, samples: Iterator[Sample], drop: Drop, shard: int
 ) -> Iterator[Sample]:
     """Yields the selected samples of one shard."""
-    questions = ShardIndex.load(_folder(config, "filtered", source))
     if source.responses == "distill":
-        responses = read_shard_responses(_folder(config, "distilled", source), questions, shard)
-        samples = build_samples(samples, responses, config.per_question, drop)
+        samples = build_kept(_distill(config, source), samples, drop, shard)
     elif config.responses.correct:  # a teacher's responses were checked when they came
         samples = add_verdicts(samples)
     if config.difficulty:
-        responses = read_shard_responses(_folder(config, "difficulty", source), questions, shard)
-        samples = add_pass_rates(samples, compute_pass_rates(responses), drop)
+        questions = ShardIndex.load(_folder(config, "filtered", source))
+        samples = add_pass_rates(samples, _pass_rates(config, source, questions, shard), drop)
     return apply_filters(samples, build_filters(config.responses), drop)
 
 
@@ -176,20 +205,31 @@ def _rows(stage: str, source: SourceConfig, index: ShardIndex, dropped: dict[str
     return [FunnelRow(stage=stage, source=source.name, count=count, dropped=dropped, digest=digest)]
 
 
-def _ask(config: CurateConfig, source: SourceConfig, stage: str, model: TeacherConfig) -> ResponseStats:
-    asked = AskConfig(
+def _distill(config: CurateConfig, source: SourceConfig) -> DistillConfig:
+    """Returns what the teachers are asked of a source."""
+    return DistillConfig(
         shards=_folder(config, "filtered", source),
-        out=_folder(config, stage, source),
-        teacher=model,
-        # on one machine a single process keeps the server busiest
-        work=config.work if config.work.executor == "ray" else WorkConfig(),
+        out=_folder(config, "distilled", source),
+        per_question=config.per_question,
+        keep=config.keep,
+        teachers=config.teachers,
+        assign=config.assign,
+        work=_asking(config),
     )
-    total = ResponseStats()
-    for found in ask_questions(asked).values():
-        total.merge(found)
-    return total
 
 
-def _responses_digest(config: CurateConfig, source: SourceConfig, stage: str) -> str:
-    questions = ShardIndex.load(_folder(config, "filtered", source))
-    return responses_digest(_folder(config, stage, source), questions)
+def _asking(config: CurateConfig) -> WorkConfig:
+    # on one machine a single process keeps the server busiest
+    return config.work if config.work.executor == "ray" else WorkConfig()
+
+
+def _pass_rates(
+    config: CurateConfig, source: SourceConfig, index: ShardIndex, number: int
+) -> dict[str, float]:
+    """Returns the student's pass rates of the questions of a shard."""
+    return compute_pass_rates(read_shard_responses(_folder(config, "difficulty", source), index, number))
+
+
+def _responses_digest(config: CurateConfig, source: SourceConfig) -> str:
+    wanted = _distill(config, source)
+    return responses_digest([ask.out for ask in wanted.asks], ShardIndex.load(wanted.shards))

@@ -1,6 +1,6 @@
-"""Asks a served teacher all questions of some shards, in as many runs as it takes.
+"""Asks served teachers the questions of some shards, in as many runs as it takes.
 
-One event loop goes through the shards, so that the server stays busy between them. Each response is written as it
+One event loop goes through the shards, so that the servers stay busy between them. Each response is written as it
 comes (response_log.py). A shard with all its responses is checked, judged where a judge is configured, and sorted.
 The same command continues after a kill, and asks only for what is missing.
 """
@@ -8,8 +8,9 @@ The same command continues after a kill, and asks only for what is missing.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from data_pipeline.distill.checking import check_responses, judge_response
 from data_pipeline.distill.config import AskConfig
+from data_pipeline.distill.likelihood import mean_answer_logprob, mean_logprob
 from data_pipeline.distill.response_log import Key, ResponseLog
 from data_pipeline.distill.responses import (
     ResponseStats,
@@ -45,22 +47,51 @@ DECISIVE = ("temperature", "top_p", "max_tokens", "seed", "system_prompt", "extr
 CHUNK = 512  # responses in memory while a shard is checked
 
 
-def ask_questions(config: AskConfig) -> dict[str, ResponseStats]:
-    """Asks for `config.teacher.k` responses to each question, and checks them; returns the counts by source.
+def all_questions(index: ShardIndex, number: int) -> Collection[str]:
+    """Returns the ids of the `number`-th shard."""
+    return index.rows(number).ids
 
-    One run goes through all shards. Several `config.work.workers` divide the shards, and each keeps
-    `config.teacher.server.concurrency` requests of its own in flight.
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One teacher, and the questions that it is asked."""
+
+    config: AskConfig
+    wanted: Callable[[ShardIndex, int], Collection[str]] = all_questions
+    """Returns their ids in a shard; a module's function, or a functools.partial of one, because it is pickled."""
+
+    def questions(self, index: ShardIndex, number: int) -> frozenset[str]:
+        return frozenset(self.wanted(index, number))
+
+
+def ask_questions(config: AskConfig) -> dict[str, ResponseStats]:
+    """Asks one teacher all questions; as ask_together."""
+    return ask_together([Asked(config=config)])[0]
+
+
+def ask_together(asked: Sequence[Asked]) -> list[dict[str, ResponseStats]]:
+    """Asks each teacher its questions of the same shards, all at once, and checks the responses.
+
+    One run goes through all shards. Several `work.workers` divide the shards, and each keeps
+    `teacher.server.concurrency` requests of its own to each teacher in flight.
+
+    Returns:
+        For each teacher the counts by source.
 
     Raises:
-        ValueError: the folder holds responses of other settings, the server is down or refuses every request, or
-            more requests failed than `config.teacher.max_failures` allows.
+        ValueError: a folder holds responses of other settings, a server is down or refuses every request, or more
+            requests to a teacher failed than its `max_failures` allows.
     """
-    index = ShardIndex.load(config.shards)
+    index, work = ShardIndex.load(asked[0].config.shards), asked[0].config.work
     numbers = range(len(index.shards))
-    runs = min(len(numbers), config.work.workers or len(numbers))
-    run_parts(partial(ask_shards, config), [numbers[first::runs] for first in range(runs)], work=config.work)
-    stats = read_stats(config.out, index)
-    budget = _budget(config)
+    runs = min(len(numbers), work.workers or len(numbers))
+    run_parts(partial(ask_shards, asked), [numbers[first::runs] for first in range(runs)], work=work)
+    return [_count_all(one.config, index) for one in asked]
+
+
+def _count_all(config: AskConfig, index: ShardIndex) -> dict[str, ResponseStats]:
+    """Returns the counts of all shards; raises ValueError if too many requests failed in them together."""
+    stats, budget = read_stats(config.out, index), _budget(config)
     for found in stats.values():
         budget.seen += found.asked
         for reason, count in found.failed.items():
@@ -69,42 +100,86 @@ def ask_questions(config: AskConfig) -> dict[str, ResponseStats]:
     return stats
 
 
-def ask_shards(config: AskConfig, numbers: Sequence[int]) -> None:
-    """Asks the questions of these shards, as far as responses are missing; raises as ask_questions."""
-    index, manifest = ShardIndex.load(config.shards), Path(config.out) / MANIFEST
+def ask_shards(asked: Sequence[Asked], numbers: Sequence[int]) -> None:
+    """Asks the questions of these shards, as far as responses are missing; raises as ask_together."""
+    index = ShardIndex.load(asked[0].config.shards)
+    todo = [(one, missing) for one in asked if (missing := _find_missing(one, index, numbers))]
+    if todo:
+        try:
+            asyncio.run(_ask_all(todo, index))
+        except ExceptionGroup as group:  # of a task that failed, after which the others were cancelled
+            raise _first(group) from None
+
+
+def _find_missing(one: Asked, index: ShardIndex, numbers: Sequence[int]) -> list[int]:
+    """Returns the shards with something to ask or to check. Where all are without a question, they are finished."""
+    config, manifest = one.config, Path(one.config.out) / MANIFEST
     if manifest.exists():
         _claim(config, index, config.teacher.server.model or read_json(manifest)["model"])
-    missing = [number for number in numbers if not _is_complete(config, index, number)]
-    if missing:
-        try:
-            asyncio.run(_ask(config, index, missing))
-        except ExceptionGroup as group:  # of a task that failed, after which the others were cancelled
-            raise group.exceptions[0] from None
+    missing = [number for number in numbers if not _is_complete(one, index, number)]
+    if any(one.questions(index, number) or _is_begun(config, number) for number in missing):
+        return missing
+    for number in missing:  # no server need be there
+        log, ids = ResponseLog(responses_path(config.out, number)), index.rows(number).ids
+        asked = {"k": config.teacher.k, "questions": digest_questions(frozenset(), ids)}
+        log.finish((), sha256=index.shards[number].sha256, checker=config.teacher.checked_by, **asked)
+    return []
 
 
-async def _ask(config: AskConfig, index: ShardIndex, numbers: Sequence[int]) -> None:
-    teacher = config.teacher
-    total = teacher.k * sum(index.shards[number].count for number in numbers)
+def _is_begun(config: AskConfig, number: int) -> bool:
+    path = responses_path(config.out, number)
+    return any(file.exists() and file.stat().st_size > 0 for file in (path, path.with_suffix(".log")))
+
+
+def _first(error: Exception) -> Exception:
+    """Returns the first of grouped errors."""
+    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
+
+
+async def _ask_all(todo: Sequence[tuple[Asked, Sequence[int]]], index: ShardIndex) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for one, numbers in todo:
+            tasks.create_task(_ask(one, index, numbers))
+
+
+async def _ask(one: Asked, index: ShardIndex, numbers: Sequence[int]) -> None:
+    config, teacher = one.config, one.config.teacher
+    total = teacher.k * sum(len(one.questions(index, number)) for number in numbers)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(ChatClient(teacher.server))
         judge = await stack.enter_async_context(Judge(teacher.judge)) if teacher.judge.server else None
         _claim(config, index, client.model)
         write_json(Path(config.out) / "config.json", asdict(config), shared=True)
         pool = stack.enter_context(VerifyPool(teacher.checker))
-        bar = tqdm(total=total, desc="ask", unit=" responses", disable=None, dynamic_ncols=True)
-        run = _Run(config, index, client, judge, pool, stack.enter_context(bar), _budget(config))
+        name = f"ask {teacher.name}".strip()
+        bar = tqdm(total=total, desc=name, unit=" responses", disable=None, dynamic_ncols=True)
+        run = _Run(one, index, client, judge, pool, stack.enter_context(bar), _budget(config))
         await run.ask(numbers)
 
 
 def _claim(config: AskConfig, index: ShardIndex, model: str) -> None:
     """Makes `config.out` the folder of this model's responses to these questions, or finds that it is."""
-    wanted = {"shards": index.digest, "model": model, **{f: getattr(config.teacher, f) for f in DECISIVE}}
-    claim_folder(Path(config.out), MANIFEST, wanted, shared=True)
+    folder, teacher = Path(config.out), config.teacher
+    wanted = {"shards": index.digest, "model": model, **{f: getattr(teacher, f) for f in DECISIVE}}
+    is_idle = {path.name for path in folder.glob("*")} == {"responses"} and not any(
+        path.stat().st_size for path in folder.glob("responses/*.jsonl")
+    )  # of a teacher that had no question until now
+    claim_folder(folder, MANIFEST, wanted, adopt=is_idle, shared=True)
 
 
-def _is_complete(config: AskConfig, index: ShardIndex, number: int) -> bool:
-    summary, teacher = ShardSummary.load(config.out, index, number), config.teacher
+def digest_questions(wanted: Collection[str], ids: Sequence[str]) -> str:
+    """Names the questions of a shard that are asked; "" where they are all of `ids`."""
+    if len(wanted) == len(ids):
+        return ""
+    digest = hashlib.sha256("\n".join(id for id in ids if id in wanted).encode())
+    return digest.hexdigest()[:16]
+
+
+def _is_complete(one: Asked, index: ShardIndex, number: int) -> bool:
+    summary, teacher = ShardSummary.load(one.config.out, index, number), one.config.teacher
     if summary is None or summary.k < teacher.k or summary.checker != teacher.checked_by:
+        return False
+    if summary.questions != digest_questions(one.questions(index, number), index.rows(number).ids):
         return False
     return not (teacher.ask_failed_again and summary.failed)
 
@@ -113,8 +188,8 @@ def _budget(config: AskConfig) -> ErrorBudget:
     return ErrorBudget(
         limit=config.teacher.max_failures,
         option="teacher.max_failures",
-        fix="fix what they name and continue with --teacher.ask_failed_again, or raise the limit",
-        records="requests",
+        fix="fix what they name and continue with its ask_failed_again, or raise the limit",
+        records=f"requests to {name}" if (name := config.teacher.name) else "requests",
     )
 
 
@@ -123,7 +198,8 @@ class _Shard:
     """A shard whose questions are being asked."""
 
     sha256: str
-    refs: dict[str, SampleRef]
+    refs: dict[str, SampleRef]  # of all questions
+    questions: str  # digest of those that are asked
     log: ResponseLog
     missing: set[Key]
 
@@ -136,7 +212,7 @@ _Job = tuple[_Shard, Sample, int]
 class _Run:
     """Tasks take jobs from one iterator; the one that records a shard's last response starts its check."""
 
-    config: AskConfig
+    asked: Asked
     index: ShardIndex
     client: ChatClient
     judge: Judge | None
@@ -147,6 +223,10 @@ class _Run:
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     tokens: int = 0
     kept: int = 0
+
+    @property
+    def config(self) -> AskConfig:
+        return self.asked.config
 
     async def ask(self, numbers: Sequence[int]) -> None:
         """Asks for all missing responses of these shards, and checks the shards."""
@@ -191,10 +271,12 @@ class _Run:
         log = ResponseLog(responses_path(self.config.out, number))
         self.logs.add(log)
         again = log.failed if teacher.ask_failed_again else set()
-        keys = {(id, rollout) for id in refs for rollout in range(teacher.k)}
+        wanted = self.asked.questions(self.index, number)
+        keys = {(id, rollout) for id in wanted for rollout in range(teacher.k)}
         missing = {key for key in keys if key not in log or key in again}
         self.bar.update(len(keys) - len(missing))
-        return _Shard(sha256=row.sha256, refs=refs, log=log, missing=missing)
+        questions = digest_questions(wanted, rows.ids)
+        return _Shard(sha256=row.sha256, refs=refs, questions=questions, log=log, missing=missing)
 
     async def _work(self, jobs: Iterator[_Job]) -> None:
         for shard, sample, rollout in jobs:
@@ -213,13 +295,15 @@ class _Run:
             source=sample.source,
             kind=str(sample.metadata.get("kind", "")),
             answer=sample.answer,
-            teacher=self.client.model,
+            teacher=self.config.teacher.name or self.client.model,
             response=reply.text,
             finish_reason=reply.finish_reason,
             prompt_len=reply.prompt_len,
             response_len=reply.response_len,
             seconds=round(reply.seconds, 3),
             attempts=reply.attempts,
+            answer_logprob=mean_answer_logprob(reply.tokens),
+            mean_logprob=mean_logprob(reply.tokens),
         )
 
     def _record(self, shard: _Shard, response: TeacherResponse) -> None:
@@ -250,7 +334,8 @@ class _Run:
             checked = await asyncio.to_thread(check_responses, self.pool, unchecked, checker)
             await asyncio.gather(*(self._log_checked(shard, response) for response in checked))
         groups = (list(group) for _, group in groupby(map(log.read, keys), lambda response: response.id))
-        summary = await asyncio.to_thread(log.finish, groups, sha256=shard.sha256, k=k, checker=checker)
+        asked = {"k": k, "questions": shard.questions}
+        summary = await asyncio.to_thread(log.finish, groups, sha256=shard.sha256, checker=checker, **asked)
         self.logs.remove(log)
         self.kept += sum(found.kept for found in summary.stats.values())
 

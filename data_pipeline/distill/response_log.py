@@ -64,7 +64,13 @@ class ResponseLog:
         return sorted(self._offsets, key=lambda key: (order[key[0]], key[1]))
 
     def finish(
-        self, groups: Iterable[Sequence[TeacherResponse]], *, sha256: str, k: int, checker: str
+        self,
+        groups: Iterable[Sequence[TeacherResponse]],
+        *,
+        sha256: str,
+        k: int,
+        checker: str,
+        questions: str = "",
     ) -> ShardSummary:
         """Replaces the log by the checked responses, question by question; then the shard is complete."""
         stats: dict[str, ResponseStats] = {}
@@ -76,7 +82,13 @@ class ResponseLog:
                 failed += sum(response.is_failed or response.reason == "not_judged" for response in group)
                 digest.update(to_json([response.decisive for response in group]).encode())
         summary = ShardSummary(
-            sha256=sha256, k=k, checker=checker, failed=failed, digest=digest.hexdigest(), stats=stats
+            sha256=sha256,
+            k=k,
+            checker=checker,
+            questions=questions,
+            failed=failed,
+            digest=digest.hexdigest(),
+            stats=stats,
         )
         write_json(summary_path(self._path), asdict(summary))
         self._log.unlink()

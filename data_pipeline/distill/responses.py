@@ -10,8 +10,10 @@ Files are named by the shard's number in the index, because the sources of a mix
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 
 from data_pipeline.files import read_json
@@ -24,10 +26,12 @@ from data_pipeline.verify.record import ScoredResponse, read_responses
 class TeacherResponse(ScoredResponse):
     """One response of a teacher to one question, or the reason why there is none."""
 
-    teacher: str = ""  # the model
+    teacher: str = ""  # its name among several, or the model
     prompt_len: int = 0  # tokens
     seconds: float = 0.0
     attempts: int = 0
+    answer_logprob: float | None = None  # mean over the tokens of its answer; None where it was not asked for
+    mean_logprob: float | None = None  # mean over all of its tokens
     checker: str = ""  # whose verdict it is; "" before the check
     reason: str = ""  # why it is not kept: truncated, no_think, no_answer, wrong, ..., or why none came
     detail: str = ""  # a failure in words, or what the judge said
@@ -44,7 +48,8 @@ class TeacherResponse(ScoredResponse):
     def decisive(self) -> list[object]:
         """The fields that scores and samples are made of."""
         kept = None if self.reason else self.response
-        return [*self.key, self.is_failed, self.accuracy, self.decided_by, kept]
+        likelihood = [self.answer_logprob, self.mean_logprob]
+        return [self.teacher, *self.key, self.is_failed, self.accuracy, self.decided_by, kept, *likelihood]
 
 
 @dataclass(kw_only=True)
@@ -100,6 +105,7 @@ class ShardSummary:
     sha256: str  # of the shard with the questions
     k: int
     checker: str
+    questions: str = ""  # a digest of those that were asked; "" where all were
     failed: int  # responses that did not come, or were not judged
     digest: str  # of the verdicts and the kept responses
     stats: dict[str, ResponseStats]
@@ -142,6 +148,17 @@ def read_shard_responses(out: str | Path, index: ShardIndex, number: int) -> Ite
     yield from read_responses(path, TeacherResponse)
 
 
+def merge_responses(outs: Sequence[str], index: ShardIndex, number: int) -> Iterator[TeacherResponse]:
+    """Yields the checked responses of several folders to the `number`-th shard: by question, rollout and folder.
+
+    Raises:
+        ValueError: responses are missing, or are to other questions.
+    """
+    places = {id: place for place, id in enumerate(index.rows(number).ids)}
+    streams = [read_shard_responses(out, index, number) for out in outs]
+    return heapq.merge(*streams, key=lambda response: (places[response.id], response.rollout))
+
+
 def read_stats(out: str | Path, index: ShardIndex) -> dict[str, ResponseStats]:
     """Returns the counts by source of the shards that are complete."""
     total: dict[str, ResponseStats] = {}
@@ -149,13 +166,13 @@ def read_stats(out: str | Path, index: ShardIndex) -> dict[str, ResponseStats]:
         summary = ShardSummary.load(out, index, number)
         for source, found in summary.stats.items() if summary else ():
             total.setdefault(source, ResponseStats()).merge(found)
-    return total
+    return dict(sorted(total.items()))
 
 
-def responses_digest(out: str | Path, index: ShardIndex) -> str:
-    """Returns a digest of the checked responses to all shards of `index`; raises ValueError if some are missing."""
+def responses_digest(outs: Sequence[str], index: ShardIndex) -> str:
+    """Returns a digest of the checked responses in these folders; raises ValueError if some are missing."""
     digest = hashlib.sha256()
-    for number, shard in enumerate(index.shards):
+    for out, (number, shard) in product(outs, enumerate(index.shards)):
         summary = ShardSummary.load(out, index, number)
         if summary is None:
             raise ValueError(f"{out} lacks responses to {shard.file}; ask again: it continues")
@@ -163,17 +180,37 @@ def responses_digest(out: str | Path, index: ShardIndex) -> str:
     return digest.hexdigest()[:16]
 
 
-def stats_table(stats: Mapping[str, ResponseStats]) -> str:
-    """Returns a line per source and one for all, then the reasons of failed and of rejected responses."""
+def add_stats(stats: Iterable[ResponseStats]) -> ResponseStats:
+    """Returns the sum of the counts."""
     total = ResponseStats()
-    for found in stats.values():
+    for found in stats:
         total.merge(found)
+    return total
+
+
+def stats_table(
+    stats: Mapping[str, ResponseStats], first: str = "source", costs: Mapping[str, float] | None = None
+) -> str:
+    """Returns a line per source and one for all, then the reasons of failed and of rejected responses.
+
+    Args:
+        first: head of the first column, where the lines are of something else than sources.
+        costs: a last column, where a price is known.
+    """
+    total, costs = add_stats(stats.values()), costs or {}
     columns = ["questions", "solved", "asked", "received", "right", "kept", "prompt_len", "response_len"]
+    priced = ["cost"] if any(costs.values()) else []
+    spent = {**costs, "all": sum(costs.values())}
     rows = [
-        [source, *(f"{getattr(found, name):,}" for name in columns), f"{found.seconds / 3600:.2f}"]
-        for source, found in [*sorted(stats.items()), ("all", total)]
+        [
+            name,
+            *(f"{getattr(found, column):,}" for column in columns),
+            f"{found.seconds / 3600:.2f}",
+            *(f"{spent[name]:,.2f}" for _ in priced),
+        ]
+        for name, found in [*stats.items(), ("all", total)]
     ]
-    lines = [text_table(["source", *columns, "hours"], rows)]
+    lines = [text_table([first, *columns, "hours", *priced], rows)]
     for name, counts in (("failed", total.failed), ("not kept", total.rejected)):
         reasons = sorted(counts.items(), key=lambda item: -item[1])
         if reasons:

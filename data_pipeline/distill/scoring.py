@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 from data_pipeline.distill.config import AskConfig
@@ -50,6 +52,17 @@ def read_scores(path: str | Path) -> dict[str, float]:
         raise ValueError(
             f"scores={path} holds no pass rates ({error!r}); give a {SCORES} that `omr data score` wrote"
         ) from error
+
+
+def read_all_scores(paths: Sequence[str]) -> dict[str, float]:
+    """Returns the pass rates in several files, kept between calls until a file changes; raises as read_scores."""
+    return _read_all(tuple((path, Path(path).stat().st_mtime_ns) for path in paths))
+
+
+@lru_cache(maxsize=1)  # a worker processes many shards
+def _read_all(files: tuple[tuple[str, int], ...]) -> dict[str, float]:
+    """Returns the pass rates in files of these paths and times."""
+    return dict(chain.from_iterable(read_scores(path).items() for path, _ in files))
 
 
 def add_pass_rates(

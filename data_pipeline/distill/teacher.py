@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
 
-from data_pipeline.distill.config import TeacherConfig, parse_extra_body
+from data_pipeline.distill.config import Keep, TeacherConfig, parse_extra_body
+from data_pipeline.distill.likelihood import rank_responses
 from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.encode.image_header import MIME_TYPES, image_format
 from data_pipeline.errors import BadSample
@@ -46,6 +47,8 @@ def teacher_request(sample: Sample, rollout: int, teacher: TeacherConfig) -> tup
         "max_tokens": teacher.max_tokens,
         "seed": int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1,  # 31 bits suit every server
     }
+    if teacher.logprobs:
+        body["logprobs"] = True
     if teacher.top_p is not None:
         body["top_p"] = teacher.top_p
     return body | parse_extra_body(teacher.extra_body), key
@@ -130,23 +133,28 @@ def build_samples(
     responses: Iterable[TeacherResponse],
     per_question: int,
     drop: Callable[[Sample, str], None] = lambda sample, reason: None,
+    *,
+    keep: Keep = "first",
+    named: bool = False,
 ) -> Iterator[Sample]:
-    """Yields the first `per_question` kept responses to each sample, as samples `{id}#{rollout}`, in order.
+    """Yields `per_question` kept responses to each sample, as samples `{id}#{rollout}`, the best ones first.
 
     Args:
         responses: those to these samples, in the samples' order.
+        named: they are of teachers with names: the samples are `{id}#{teacher}-{rollout}`.
         drop: is called with each further right response as a sample, and "surplus".
 
     Raises:
-        ValueError: there are kept responses to a sample that is missing, or comes in another order.
+        ValueError: there are kept responses to a sample that is missing, or comes in another order; or their likelihood
+            was not asked for.
     """
     kept = groupby((found for found in responses if not found.reason), lambda response: response.id)
     id, group = next(kept, ("", ()))
     for sample in samples:
         if sample.id != id:
             continue
-        for number, response in enumerate(group):
-            learned = _distilled(sample, response)
+        for number, response in enumerate(rank_responses(group, keep)):
+            learned = _distilled(sample, response, f"{response.teacher}-" if named else "")
             if number < per_question:
                 yield learned
             else:
@@ -159,7 +167,7 @@ def build_samples(
         )
 
 
-def _distilled(sample: Sample, response: TeacherResponse) -> Sample:
+def _distilled(sample: Sample, response: TeacherResponse, name: str) -> Sample:
     lineage = {
         "question": sample.id,
         "teacher": response.teacher,
@@ -167,10 +175,12 @@ def _distilled(sample: Sample, response: TeacherResponse) -> Sample:
         "accuracy": response.accuracy,
         "decided_by": response.decided_by,
     }
+    if response.mean_logprob is not None:
+        lineage |= {"answer_logprob": response.answer_logprob, "mean_logprob": response.mean_logprob}
     learned = build_target(*parse_response(response.response or ""))
     return replace(
         sample,
-        id=f"{sample.id}#{response.rollout}",
+        id=f"{sample.id}#{name}{response.rollout}",
         messages=(
             Message(role="system", content=SYSTEM_PROMPT),
             *question_turns(sample),

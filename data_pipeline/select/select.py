@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from functools import lru_cache, partial
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from data_pipeline.distill.scoring import add_pass_rates, read_scores
+from data_pipeline.distill.scoring import add_pass_rates, read_all_scores
 from data_pipeline.select.config import SelectConfig
 from data_pipeline.select.drop_lists import drop_listed, drop_lists_digest, read_drop_list
 from data_pipeline.select.filters import apply_filters, build_filters, last_response
@@ -65,17 +65,10 @@ def _select_samples(
     if config.duplicates:
         samples = drop_listed(samples, read_drop_list(Path(config.duplicates), corpus, shard), drop)
     if config.scores:
-        rates = _read_scores(tuple((path, Path(path).stat().st_mtime_ns) for path in config.scores))
-        samples = add_pass_rates(samples, rates, drop)
+        samples = add_pass_rates(samples, read_all_scores(config.scores), drop)
     if config.filters.correct:
         samples = add_verdicts(samples)
     return apply_filters(samples, build_filters(config.filters), drop)
-
-
-@lru_cache(maxsize=1)  # a worker processes many shards
-def _read_scores(files: tuple[tuple[str, int], ...]) -> dict[str, float]:
-    """Returns the pass rates in files of these paths and times."""
-    return dict(chain.from_iterable(read_scores(path).items() for path, _ in files))
 
 
 def add_verdicts(samples: Iterable[Sample]) -> Iterator[Sample]:

@@ -15,7 +15,7 @@ import random
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -64,6 +64,7 @@ class Reply:
     response_len: int = 0  # tokens
     seconds: float = 0.0  # of the attempt that succeeded
     attempts: int = 1
+    tokens: tuple[tuple[bytes, float], ...] = ()  # text and log-probability of each token, where asked for
 
 
 class ChatClient:
@@ -228,11 +229,26 @@ def read_reply(content: bytes) -> Reply:
         prompt_len = int(usage.get("prompt_tokens") or 0)
         response_len = int(usage.get("completion_tokens") or 0)
         text = _join_reasoning(text, reasoning)
+        tokens = _read_tokens(choice.get("logprobs"))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise NoResponse("garbage", f"{error!r} in {content[:200]!r}") from error
     if not isinstance(finish_reason, str) or finish_reason in ("abort", "error"):
         raise NoResponse("garbage", f"finish_reason {finish_reason!r}")
-    return Reply(text=text, finish_reason=finish_reason, prompt_len=prompt_len, response_len=response_len)
+    return Reply(
+        text=text,
+        finish_reason=finish_reason,
+        prompt_len=prompt_len,
+        response_len=response_len,
+        tokens=tokens,
+    )
+
+
+def _read_tokens(logprobs: Any) -> tuple[tuple[bytes, float], ...]:
+    """Returns text and log-probability of each token; a token without bytes is the characters that it shows."""
+    return tuple(
+        (bytes(token["bytes"]) if token.get("bytes") else token["token"].encode(), float(token["logprob"]))
+        for token in (logprobs or {}).get("content") or ()
+    )
 
 
 def _join_reasoning(text: object, reasoning: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
-from data_pipeline.distill.config import TeacherConfig
+from data_pipeline.distill.config import AssignConfig, TeacherConfig
 from data_pipeline.select.config import DEDUP_PRESETS, FILTER_PRESETS, FilterConfig
 from data_pipeline.served.config import ServerConfig
 from data_pipeline.shards.config import ShardConfig
@@ -33,7 +33,7 @@ def openmmreasoner_sft(root: str = "corpora") -> CurateConfig:
             corpus("miromind_m1", root),
         ),
         deduplicate=False,
-        teacher=TeacherConfig(k=8, temperature=1.0, max_tokens=16_384),
+        teachers=(TeacherConfig(k=8, temperature=1.0, max_tokens=16_384),),
         per_question=8,
         weights=",".join(f"{name}=1e6" for name in distilled),
         samples=874_357,
@@ -67,7 +67,7 @@ def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
         sources=(corpus("mmfinereason", root, distill=True),),
         questions=FilterConfig(max_images=1),
         writer=ShardConfig(max_pixels=2_048 * 2_048),
-        teacher=TeacherConfig(k=1, temperature=1.0, top_p=0.95, max_tokens=16_384),
+        teachers=(TeacherConfig(k=1, temperature=1.0, top_p=0.95, max_tokens=16_384),),
         per_question=1,
         difficulty=True,
         student=TeacherConfig(
@@ -86,8 +86,43 @@ def mmfinereason_sft_hardest(root: str = "corpora") -> CurateConfig:
     )
 
 
+def mmvistareason_sft(path: str = "./corpora/mmvistareason") -> CurateConfig:
+    """MMVistaReason's 528k: a cascade of three teachers on what a 4B fails 4 times of 4, the likeliest answer of each.
+
+    Published: Qwen3.5-9B solves 354,886 of them, 27B 124,010 of the others, 122B-A10B 48,913 of the rest; right and
+    in form; of several the one with the largest mean log-probability of the answer's tokens.
+    Released: 4 responses each, for the 4B as well, temperature 1, top-p 0.95, top-k 20, presence penalty 1.5, 16,384
+    tokens, thinking off (data_construction of JackieForest/MMVistaReason).
+    Ours: the recipe's system prompt for its own; the rules of the answer checker for a judge of 27B, which
+    --teachers.N.judge.base_url adds. The paper's pool of questions is not one corpus: give yours, as `questions`.
+    The servers listen on ports 8000 to 8002, the 4B's on 8003; teachers are asked in turn, so one at a time will do.
+    """
+    sampling = '{"top_k": 20, "presence_penalty": 1.5, "chat_template_kwargs": {"enable_thinking": false}}'
+
+    def model(port: int, name: str = "") -> TeacherConfig:
+        server = ServerConfig(base_url=f"http://127.0.0.1:{port}/v1")
+        return TeacherConfig(
+            name=name, server=server, k=4, temperature=1.0, top_p=0.95, max_tokens=16_384, extra_body=sampling
+        )
+
+    return CurateConfig(
+        out="data/mmvistareason_sft",
+        sources=(
+            SourceConfig(
+                name="mmvistareason", corpus="questions", rows=RowsConfig(path=path), responses="distill"
+            ),
+        ),
+        difficulty=True,
+        student=model(8003),
+        teachers=tuple(model(8000 + number, name) for number, name in enumerate(("9B", "27B", "122B-A10B"))),
+        assign=AssignConfig(way="cascade", max_pass_rate=0.0),
+        per_question=1,
+        keep="likeliest_answer",
+    )
+
+
 def own(path: str = "./mine.jsonl") -> CurateConfig:
-    """Your own questions, 8 checked responses each: set --sources.0.rows.path and --teacher.server.base_url."""
+    """Your own questions, 8 checked responses each: set --sources.0.rows.path and --teachers.0.server.base_url."""
     return CurateConfig(
         out="data/own",
         sources=(
@@ -109,7 +144,7 @@ def demo(root: str = DEMO_ROOT) -> CurateConfig:
             ),
         ),
         against=(f"{root}/data/test",),
-        teacher=TeacherConfig(k=8, max_tokens=64),
+        teachers=(TeacherConfig(k=8, max_tokens=64),),
     )
 
 
@@ -125,6 +160,7 @@ DATA_RECIPES: dict[str, Callable[..., CurateConfig]] = {
     "openmmreasoner_rl": openmmreasoner_rl,
     "mmfinereason_sft": mmfinereason_sft,
     "mmfinereason_sft_hardest": mmfinereason_sft_hardest,
+    "mmvistareason_sft": mmvistareason_sft,
     "own": own,
     "demo": demo,
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from data_pipeline.curate.funnel import Funnel
+from data_pipeline.curate.funnel import TEACHER_HEADS, Funnel, teacher_cells
 from launch.report.charts import draw_bars
 from launch.report.page import Figure, Table
 
@@ -28,6 +28,12 @@ PUBLISHED = {
         "not all right": 586_000,
         "none right": 123_000,
     },
+    ("MMVistaReason, SFT: kept of each teacher of its cascade", "arXiv 2610.01352"): {
+        "all": 527_809,
+        "Qwen3.5-9B": 354_886,
+        "Qwen3.5-27B": 124_010,
+        "Qwen3.5-122B-A10B": 48_913,
+    },
 }
 """Counts that papers give, by stage."""
 
@@ -40,6 +46,11 @@ def funnel_figures(funnel: Funnel) -> list[Figure]:
     figures = [
         Figure("funnel", "Samples after each stage", f"Of this run; {shares}", ours, table=_by_source(funnel))
     ]
+    if teachers := funnel.teachers():
+        caption = "A question counts for each teacher that was asked it; right are responses, in form or not."
+        rows = [(name, cells) for name, *cells in map(teacher_cells, teachers)]
+        table = Table("Questions, tokens and cost by teacher", TEACHER_HEADS, rows)
+        figures.append(Figure("funnel-teachers", "Teachers", caption, table=table))
     for number, ((name, paper), counts) in enumerate(PUBLISHED.items()):
         chart = _bars(f"Samples after each stage of {name}", list(counts.items()))
         figures.append(Figure(f"funnel-published-{number}", name, f"As published ({paper}); {shares}", chart))

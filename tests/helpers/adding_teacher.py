@@ -27,6 +27,8 @@ class AddingTeacher(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.questions: list[str] = []
         self.respond: Callable[[int, int], str | int] = lambda number, total: right(total)
+        self.logprob: Callable[[int], float] = lambda number: -1.0
+        """Of each token of a response, by how often its question was asked before; a token is a character."""
         self._thread = threading.Thread(target=self.serve_forever)
 
     @property
@@ -58,7 +60,13 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(said, int):
             self._send(said, {"error": {"message": "on demand"}})
         else:
-            self._send(200, {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
+            choice: dict[str, object] = {"message": {"content": said}, "finish_reason": "stop"}
+            if body.get("logprobs"):
+                logprob = self.server.logprob(self.server.questions.count(text) - 1)
+                tokens = [{"token": c, "bytes": list(c.encode()), "logprob": logprob} for c in said]
+                choice["logprobs"] = {"content": tokens}
+            usage = {"prompt_tokens": len(text), "completion_tokens": len(said)}
+            self._send(200, {"choices": [choice], "usage": usage})
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -44,7 +44,7 @@ def test_published_rl_numbers():
 def test_published_data_numbers():
     cold_start, hard = DATA_RECIPES["openmmreasoner_sft"](), DATA_RECIPES["mmfinereason_sft_hardest"]()
     questions = DATA_RECIPES["openmmreasoner_rl"]()
-    assert (cold_start.per_question, cold_start.teacher.k, cold_start.samples) == (8, 8, 874_357)
+    assert (cold_start.per_question, cold_start.teachers[0].k, cold_start.samples) == (8, 8, 874_357)
     assert [source.name for source in cold_start.sources if source.responses == "distill"] == [
         "llava_cot",
         "openvlthinker",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.distill.asking import ask_questions
 from data_pipeline.distill.config import DistillConfig, TeacherConfig
 from data_pipeline.distill.distill import write_distilled
-from data_pipeline.distill.responses import read_shard_responses, responses_path, stats_table
+from data_pipeline.distill.responses import ResponseStats, read_shard_responses, responses_path, stats_table
 from data_pipeline.distill.scoring import write_scores
+from data_pipeline.distill.teachers import ask_teachers
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import SelectConfig
@@ -32,16 +32,22 @@ def config(teacher: AddingTeacher, shards: str, out: Path, **options: object) ->
         checker=CheckerConfig(workers=1),
         **{"k": 2} | options,  # pyright: ignore
     )
-    return DistillConfig(shards=shards, out=str(out), teacher=asked)
+    return DistillConfig(shards=shards, out=str(out), teachers=(asked,))
 
 
 def asking(config: DistillConfig, **changes: object) -> DistillConfig:
     """Returns the config with other fields of the teacher."""
-    return replace(config, teacher=replace(config.teacher, **changes))  # pyright: ignore
+    return replace(config, teachers=(replace(config.teachers[0], **changes),))  # pyright: ignore
+
+
+def ask(config: DistillConfig) -> dict[str, ResponseStats]:
+    """Returns the counts by source of the one teacher."""
+    (stats,) = ask_teachers(config).values()
+    return stats
 
 
 def model(name: str, config: DistillConfig) -> ServerConfig:
-    return replace(config.teacher.server, model=name)
+    return replace(config.teachers[0].server, model=name)
 
 
 def learned(folder: str | Path) -> list[tuple[str, str]]:
@@ -51,7 +57,7 @@ def learned(folder: str | Path) -> list[tuple[str, str]]:
 def test_folder_refuses_other_settings_even_when_complete(teacher: AddingTeacher, tmp_path: Path):
     first, other = write_questions(tmp_path / "a", 10), write_questions(tmp_path / "b", 20)
     wanted = config(teacher, first, tmp_path / "out")
-    ask_questions(wanted.ask)
+    ask(wanted)
     write_distilled(wanted)
     shutil.rmtree(tmp_path / "out/shards")
     changed = {
@@ -64,14 +70,14 @@ def test_folder_refuses_other_settings_even_when_complete(teacher: AddingTeacher
     }
     for name, different in changed.items():
         with pytest.raises(ValueError, match=f"made with other settings: {name} was"):
-            ask_questions(different.ask)
+            ask(different)
     named = asking(wanted, server=model("adder", wanted))
-    assert ask_questions(named.ask), "the name that the server gave is the same model"
+    assert ask(named), "the name that the server gave is the same model"
     asked = len(teacher.questions)
-    assert ask_questions(wanted.ask) and len(teacher.questions) == asked == 8
+    assert ask(wanted) and len(teacher.questions) == asked == 8
     (tmp_path / "out/asked.json").unlink()  # without it, each shard still knows its questions
     for attempt in (
-        lambda: ask_questions(replace(wanted, shards=other).ask),
+        lambda: ask(replace(wanted, shards=other)),
         lambda: list(read_shard_responses(wanted.out, ShardIndex.load(other), 0)),
         lambda: write_distilled(replace(wanted, shards=other)),
     ):
@@ -84,22 +90,22 @@ def test_folder_with_foreign_files_is_refused(teacher: AddingTeacher, tmp_path: 
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"not empty and has no asked\.json"):
-        ask_questions(wanted.ask)
+        ask(wanted)
     assert not teacher.questions
 
 
 def test_samples_with_equal_ids_are_not_asked(teacher: AddingTeacher, tmp_path: Path):
     write_shards([question("same", 1, 1), question("same", 2, 2)], tmp_path / "in")
     with pytest.raises(ValueError, match=r"shard-.*tar holds several .* 'same'.*omr data validate"):
-        ask_questions(config(teacher, str(tmp_path / "in"), tmp_path / "out").ask)
+        ask(config(teacher, str(tmp_path / "in"), tmp_path / "out"))
     assert not teacher.questions
 
 
 def test_several_workers_give_the_same_responses(teacher: AddingTeacher, tmp_path: Path):
     shards = write_questions(tmp_path / "a", 10)
     one, two = (config(teacher, shards, tmp_path / name) for name in ("one", "two"))
-    ask_questions(one.ask)
-    stats = ask_questions(replace(two, work=replace(two.work, workers=2)).ask)
+    ask(one)
+    stats = ask(replace(two, work=replace(two.work, workers=2)))
     assert stats["sums"].kept == 8 and len(teacher.questions) == 16
     index = ShardIndex.load(shards)
     both = [[r for n in range(2) for r in read_shard_responses(c.out, index, n)] for c in (one, two)]
@@ -114,7 +120,7 @@ def test_mixture_is_distilled_and_scored(teacher: AddingTeacher, tmp_path: Path)
     )
     mix(MixConfig(shards=sources, out=str(tmp_path / "mixed")))
     wanted = config(teacher, str(tmp_path / "mixed"), tmp_path / "out", k=1)
-    stats = ask_questions(wanted.ask)
+    stats = ask(wanted)
     assert {name: (found.asked, found.kept) for name, found in stats.items()} == {
         "one": (4, 4),
         "two": (4, 4),
@@ -125,15 +131,15 @@ def test_mixture_is_distilled_and_scored(teacher: AddingTeacher, tmp_path: Path)
     assert [responses_path(wanted.out, n).name for n in range(4)] == [
         path.name for path in sorted((tmp_path / "out/responses").glob("*.jsonl"))
     ]
-    assert write_scores(wanted.ask).read_text().count('"pass_rate": 1.0') == 8
+    assert write_scores(wanted.asks[0]).read_text().count('"pass_rate": 1.0') == 8
 
 
 def test_more_responses_replace_the_samples_of_fewer(
     teacher: AddingTeacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shards, out = write_questions(tmp_path / "a", 10), tmp_path / "out"
-    common = f"""--teacher.server.base_url {teacher.url} --teacher.server.retries 0 --teacher.checker.workers 1
-        --teacher.max_failures 9"""
+    common = f"""--teachers.0.server.base_url {teacher.url} --teachers.0.server.retries 0 --teachers.0.checker.workers 1
+        --teachers.0.max_failures 9"""
 
     def run(options: str) -> tuple[int, str]:
         code = main(["data", "distill", shards, str(out), *common.split(), *options.split()])
@@ -141,16 +147,16 @@ def test_more_responses_replace_the_samples_of_fewer(
 
     teacher.respond = lambda number, total: right(total) if number % 2 else 400
     for options, count, asked in (
-        ("--teacher.k 2", 4, 8),
-        ("--teacher.k 4", 8, 16),
-        ("--teacher.k 4 --per_question 1", 4, 16),
-        ("--teacher.k 4 --teacher.checker.mode released", 8, 16),
+        ("--teachers.0.k 2", 4, 8),
+        ("--teachers.0.k 4", 8, 16),
+        ("--teachers.0.k 4 --per_question 1", 4, 16),
+        ("--teachers.0.k 4 --teachers.0.checker.mode released", 8, 16),
     ):
         code, said = run(options)
         assert (code, len(learned(out / "shards")), len(teacher.questions)) == (0, count, asked)
         assert "refused" in said and f"{count} samples in" in said
     teacher.respond = lambda number, total: right(total)
-    assert run("--teacher.k 4 --teacher.checker.mode released --teacher.ask_failed_again")[0] == 0
+    assert run("--teachers.0.k 4 --teachers.0.checker.mode released --teachers.0.ask_failed_again")[0] == 0
     assert len(learned(out / "shards")) == 16
     names = ["asked.json", "config.json", "responses", "shards", "stats.json"]
     assert sorted(path.name for path in out.iterdir()) == names
@@ -160,7 +166,7 @@ def test_more_responses_replace_the_samples_of_fewer(
     )  # the output of another command stays, and the table is printed all the same
     select(SelectConfig(shards=shards, out=str(out / "shards")))
     before = learned(out / "shards")
-    code, said = run("--teacher.k 4")
+    code, said = run("--teachers.0.k 4")
     assert code == 2 and "response_len" in said and learned(out / "shards") == before
 
 
@@ -168,7 +174,7 @@ def test_failures_and_rejections_are_counted_apart(teacher: AddingTeacher, tmp_p
     said = [right(0), 400, "no idea", "<think>.</think><answer>0</answer>"]
     teacher.respond = lambda number, total: right(total) if number > 3 else said[number]
     wanted = config(teacher, write_questions(tmp_path / "a", 10), tmp_path / "out", k=6, max_failures=9)
-    stats = ask_questions(wanted.ask)
+    stats = ask(wanted)
     found = stats["sums"]
     assert found.failed == {"refused": 4} and found.rejected == {"wrong": 8, "no_think": 4}
     assert found.asked == found.received + sum(found.failed.values()) == 24
@@ -186,7 +192,7 @@ def test_failures_above_the_limit_raise_in_every_run_until_asked_again(
         with pytest.raises(
             ValueError, match=r"(?s)4 of 8 .* teacher\.max_failures=0\.25.*refused.*'q0'.*demand"
         ):
-            ask_questions(wanted.ask)
+            ask(wanted)
         assert len(teacher.questions) == 8
-    assert ask_questions(asking(wanted, max_failures=4).ask)["sums"].kept == 4
-    assert ask_questions(asking(wanted, ask_failed_again=True).ask)["sums"].kept == 8
+    assert ask(asking(wanted, max_failures=4))["sums"].kept == 4
+    assert ask(asking(wanted, ask_failed_again=True))["sums"].kept == 8

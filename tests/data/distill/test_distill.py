@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from data_pipeline.distill.asking import ask_questions, ask_shards
+from data_pipeline.distill.asking import Asked, ask_shards
 from data_pipeline.distill.config import DistillConfig, TeacherConfig
 from data_pipeline.distill.distill import write_distilled
 from data_pipeline.distill.responses import (
@@ -29,6 +30,7 @@ from data_pipeline.distill.responses import (
     stats_table,
 )
 from data_pipeline.distill.scoring import add_pass_rates, read_scores
+from data_pipeline.distill.teachers import ask_teachers
 from data_pipeline.files import to_json
 from data_pipeline.served.config import JudgeConfig, ServerConfig
 from data_pipeline.shards.config import ShardConfig
@@ -80,16 +82,17 @@ def config(
     checker = CheckerConfig(workers=1)
     teacher = {"k": 4, "max_tokens": 64, "extra_body": FORM, "checker": checker} | options
     asked = TeacherConfig(server=ServerConfig(**found), **teacher)  # pyright: ignore
-    return DistillConfig(shards=str(shards), out=str(out), teacher=asked)
+    return DistillConfig(shards=str(shards), out=str(out), teachers=(asked,))
 
 
 def asking(config: DistillConfig, **changes: object) -> DistillConfig:
     """Returns the config with other fields of the teacher."""
-    return replace(config, teacher=replace(config.teacher, **changes))  # pyright: ignore
+    return replace(config, teachers=(replace(config.teachers[0], **changes),))  # pyright: ignore
 
 
 def ask(config: DistillConfig) -> dict[str, ResponseStats]:
-    return ask_questions(config.ask)
+    (stats,) = ask_teachers(config).values()
+    return stats
 
 
 def distill(config: DistillConfig) -> ShardIndex:
@@ -98,7 +101,7 @@ def distill(config: DistillConfig) -> ShardIndex:
 
 
 def command(config: DistillConfig) -> list[str]:
-    teacher = config.teacher
+    teacher = config.teachers[0]
     options = {
         "server.base_url": teacher.server.base_url,
         "server.concurrency": teacher.server.concurrency,
@@ -108,7 +111,7 @@ def command(config: DistillConfig) -> list[str]:
         "extra_body": teacher.extra_body,
         "checker.workers": teacher.checker.workers,
     }
-    words = [word for name, value in options.items() for word in (f"--teacher.{name}", str(value))]
+    words = [word for name, value in options.items() for word in (f"--teachers.0.{name}", str(value))]
     return [sys.executable, "-m", "launch.cli", "data", "distill", config.shards, config.out, *words]
 
 
@@ -144,7 +147,7 @@ def test_responses_are_checked_counted_and_written(
     right = {r.key: r for r in responses if r.accuracy}
     assert right, "nothing is right by chance; take another seed"
 
-    stats = json.loads((reference / "stats.json").read_text())
+    (stats,) = json.loads((reference / "stats.json").read_text()).values()
     for source, found in stats.items():
         of_source = [r for r in responses if r.source == source]
         assert (found["questions"], found["asked"], found["received"]) == (6, 24, 24)
@@ -179,6 +182,40 @@ def test_server_gets_the_image_bytes_unchanged(
         assert head == "data:image/png;base64"
         seen[base64.b64decode(data), text["text"]] += 1
     assert seen == Counter((s.images[0], s.messages[1].content.removeprefix(IMAGE_MARK)) for s in samples)
+
+
+def test_likelihood_of_an_answer_is_the_servers_own_when_it_reads_the_response(
+    samples: list[Sample], shards: Path, server: ModelServer, tmp_path: Path
+) -> None:
+    with FlakyProxy(server.url) as proxy:
+        ask(config(proxy, shards, tmp_path, k=1, logprobs=True))
+        first = stored(shards, tmp_path)[:3]
+        bodies = {body["messages"][-1]["content"][-1]["text"]: body for body in proxy.asked}
+    for found, sample in zip(first, samples, strict=False):
+        body = bodies[sample.messages[1].content.removeprefix(IMAGE_MARK)]
+        logprobs = read_logprobs(server, body["messages"], found.response or "")
+        (answer,) = [logprob for token, logprob in logprobs if token == found.extracted][-1:]
+        assert found.answer_logprob == pytest.approx(answer, abs=1e-3)
+        assert found.mean_logprob is not None and found.mean_logprob < 0
+
+
+def read_logprobs(server: ModelServer, messages: list, response: str) -> list[tuple[str, float]]:
+    """Returns text and log-probability of the tokens that the server reads, the response last."""
+    body = {
+        "messages": [*messages, {"role": "assistant", "content": response}],
+        "max_tokens": 1,
+        "prompt_logprobs": 0,
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    }
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        found = json.load(reply)["prompt_logprobs"]
+    return [(each["decoded_token"], each["logprob"]) for row in found if row for each in row.values()]
 
 
 def test_only_missing_responses_are_asked_for(
@@ -320,7 +357,7 @@ def test_killed_run_continues_and_asks_nothing_twice(
     assert len(after) == after.total() == 48 - 16 - len(have)
     assert all(count <= 2 for count in Counter(proxy.seeds).values())
     asked_twice = [seed for seed in after if seed in before]
-    assert 1 <= len(asked_twice) <= 1 + wanted.teacher.server.concurrency, (
+    assert 1 <= len(asked_twice) <= 1 + wanted.teachers[0].server.concurrency, (
         "the torn line and requests in flight"
     )
 
@@ -330,11 +367,11 @@ def test_second_process_on_the_same_shard_is_refused(
 ) -> None:
     with FlakyProxy(server.url, lambda _seen, _body: "late 1") as proxy:
         wanted = config(proxy, shards, tmp_path, server={"concurrency": 1}, k=1)
-        first = threading.Thread(target=ask_shards, args=(wanted.ask, [0]))
+        first = threading.Thread(target=ask_shards, args=([Asked(config=wanted.asks[0])], [0]))
         first.start()
         wait_until(lambda: bool(proxy.asked))
         with pytest.raises(ValueError, match="another process is writing"):
-            ask_shards(wanted.ask, [0])
+            ask_shards([Asked(config=wanted.asks[0])], [0])
         first.join()
     assert len(proxy.asked) == 4
 
@@ -413,7 +450,7 @@ def test_unreachable_server_fails_with_hint(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    options = ["--teacher.server.base_url", url, "--teacher.server.unavailable_timeout", "1"]
+    options = ["--teachers.0.server.base_url", url, "--teachers.0.server.unavailable_timeout", "1"]
     code = main(["data", "distill", str(shards), str(tmp_path), *options])
     error = capsys.readouterr().err
     assert code == 2 and "same command again" in error and error.count("cannot be reached") == 1

@@ -67,8 +67,9 @@ def run_block(name: str, place: Path, server: ModelServer) -> str:
     assert found, f"{PAGE.name} has no block {name!r}"
     lines = found[1].replace("http://127.0.0.1:8000/v1", f"{server.url}/v1").splitlines()
     for number, line in enumerate(lines):
-        if line.startswith(("omr data distill", "omr data score", "omr data curate")):  # for the random model
-            lines[number] += f" --teacher.max_tokens 64 --teacher.extra_body '{FORM}'"
+        if found := re.match("omr data (distill|score|curate)", line):  # for the random model
+            model = "teacher" if found[1] == "score" else "teachers.0"
+            lines[number] += f" --{model}.max_tokens 64 --{model}.extra_body '{FORM}'"
     done = subprocess.run(
         ["bash", "-euc", "\n".join(lines)],
         cwd=place,
@@ -125,7 +126,7 @@ def test_distillation_on_ray_gives_the_same_bytes(
     local = CurateConfig(
         out=str(tmp_path / "local"),
         sources=(SourceConfig(name="digits", corpus=SHARDS, rows=rows, responses="distill"),),
-        teacher=teacher,
+        teachers=(teacher,),
         per_question=2,
         difficulty=True,
         student=replace(teacher, seed=7),

@@ -37,7 +37,7 @@ def test_stats_add_up():
 
 
 def test_table_has_a_line_per_source_and_the_reasons():
-    stats = {name: ResponseStats(questions=1_000, asked=8_000, seconds=1_800.0) for name in "ba"}
+    stats = {name: ResponseStats(questions=1_000, asked=8_000, seconds=1_800.0) for name in "ab"}
     stats["b"].failed = {"timeout": 3, "server": 5}
     lines = stats_table(stats).splitlines()
     assert [line.split()[0] for line in lines] == ["source", "a", "b", "all", "failed:"]

@@ -74,17 +74,17 @@ def test_curation_counts_what_teacher_and_student_left_out(teacher: AddingTeache
     shards = write_questions(tmp_path / "a", 10)
 
     def respond(number: int, total: int) -> str | int:
-        """The teacher asks first, twice; then the student."""
+        """The student is asked first, twice; then the teacher."""
         if number < 2:
-            return [right(total), 400 if total == 11 else right(0)][number]
-        return 400 if total in (13, 14) else right(total)  # all questions of the second shard
+            return 400 if total in (13, 14) else right(total)  # all questions of the second shard
+        return [right(total), 400 if total == 11 else right(0)][number - 2]
 
     teacher.respond = respond
     source = SourceConfig(name="sums", corpus=SHARDS, rows=RowsConfig(path=shards), responses="distill")
     recipe = CurateConfig(
         out=str(tmp_path / "out"),
         sources=(source,),
-        teacher=asked(teacher),
+        teachers=(asked(teacher),),
         student=asked(teacher, seed=7),
         difficulty=True,
         responses=FilterConfig(min_pass_rate=0.5),
@@ -93,6 +93,6 @@ def test_curation_counts_what_teacher_and_student_left_out(teacher: AddingTeache
     assert (rows["distilled"].count, rows["distilled"].dropped) == (7, {"refused": 1})
     assert (rows["verified"].count, rows["verified"].dropped) == (4, {"wrong": 3})
     index = ShardIndex.load(tmp_path / "out/filtered/sums")
-    assert rows["verified"].digest == responses_digest(tmp_path / "out/distilled/sums", index)
+    assert rows["verified"].digest == responses_digest([str(tmp_path / "out/distilled/sums")], index)
     assert ShardSummary.load(tmp_path / "out/distilled/sums", index, 0)
     assert (rows["selected"].count, rows["selected"].dropped) == (2, {"unscored": 2})

@@ -1,0 +1,66 @@
+"""Likelihoods of responses by their tokens, and the responses that are kept by them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data_pipeline.distill.likelihood import mean_answer_logprob, mean_logprob, rank_responses
+from data_pipeline.distill.responses import TeacherResponse
+from data_pipeline.served.client import read_reply
+
+
+def tokens(*texts: str) -> list[tuple[bytes, float]]:
+    """Returns tokens whose log-probabilities are -1, -2, -3, ..."""
+    return [(text.encode(), -float(number)) for number, text in enumerate(texts, 1)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "mean"),
+    [
+        (("<think>x</think>", "<answer>", "4", "2", "</answer>", ""), -3.5),
+        (("I add.", "<ans", "wer>4", "2</", "answer>"), -3.5),  # tokens that hold some of the answer count
+        (("<answer>", " ", "4", " ", "</answer>"), -3.0),  # white space around it does not
+        (("<answer>", "1", "</answer>", "<answer>", "2", "</answer>"), -5.0),  # the last one
+        (("<answer>", "4"), None),
+        (("<answer>", " ", "</answer>"), None),
+        (("no", " tags"), None),
+        ((), None),
+    ],
+)
+def test_likelihood_of_the_answer_is_the_mean_over_its_tokens(texts: tuple[str, ...], mean: float | None):
+    assert mean_answer_logprob(tokens(*texts)) == mean
+
+
+def test_likelihood_of_a_response_does_not_grow_with_its_length():
+    assert mean_logprob(tokens("a")) == -1.0 and mean_logprob([(b"a", -1.0)] * 9) == -1.0
+    assert mean_logprob(()) is None
+
+
+def test_tokens_are_read_from_a_reply():
+    half = "²".encode()
+    rows = [
+        {"token": "a", "logprob": -0.5, "bytes": [97]},
+        {"token": "\ufffd", "logprob": -1, "bytes": list(half[:1])},
+        {"token": "b", "logprob": -2.0},
+    ]
+    choice = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": {"content": rows}}
+    reply = read_reply(json.dumps({"choices": [choice]}).encode())
+    assert reply.tokens == ((b"a", -0.5), (half[:1], -1.0), (b"b", -2.0))
+    for nothing in (None, {}, {"content": None}):
+        assert not read_reply(json.dumps({"choices": [choice | {"logprobs": nothing}]}).encode()).tokens
+
+
+def respond(rollout: int, answer: float | None, mean: float | None) -> TeacherResponse:
+    return TeacherResponse(id="q", rollout=rollout, response="x", answer_logprob=answer, mean_logprob=mean)
+
+
+def test_the_likeliest_come_first_and_equals_in_their_order():
+    found = [respond(0, -3.0, -1.0), respond(1, -1.0, -2.0), respond(2, -1.0, -0.5), respond(3, None, None)]
+    orders = {"first": [0, 1, 2, 3], "likeliest_answer": [1, 2, 0, 3], "likeliest": [2, 0, 1, 3]}
+    for keep, order in orders.items():
+        assert [each.rollout for each in rank_responses(found, keep)] == order  # pyright: ignore
+    assert len(list(rank_responses(found[3:], "likeliest"))) == 1, "one alone needs no likelihood"
+    with pytest.raises(ValueError, match=r"keep=likeliest needs log-probabilities, .* 'q' lack"):
+        rank_responses([found[3], found[3]], "likeliest")
