@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -46,6 +46,9 @@ DECISIVE = ("temperature", "top_p", "max_tokens", "seed", "system_prompt", "extr
 """Fields of the teacher on which its responses depend, besides the model and the questions."""
 CHUNK = 512  # responses in memory while a shard is checked
 
+Questions = Mapping[int, frozenset[str]]
+"""Ids of the questions to ask, by shard."""
+
 
 def all_questions(index: ShardIndex, number: int) -> Collection[str]:
     """Returns the ids of the `number`-th shard."""
@@ -59,9 +62,6 @@ class Asked:
     config: AskConfig
     wanted: Callable[[ShardIndex, int], Collection[str]] = all_questions
     """Returns their ids in a shard; a module's function, or a functools.partial of one, because it is pickled."""
-
-    def questions(self, index: ShardIndex, number: int) -> frozenset[str]:
-        return frozenset(self.wanted(index, number))
 
 
 def ask_questions(config: AskConfig) -> dict[str, ResponseStats]:
@@ -103,7 +103,7 @@ def _count_all(config: AskConfig, index: ShardIndex) -> dict[str, ResponseStats]
 def ask_shards(asked: Sequence[Asked], numbers: Sequence[int]) -> None:
     """Asks the questions of these shards, as far as responses are missing; raises as ask_together."""
     index = ShardIndex.load(asked[0].config.shards)
-    todo = [(one, missing) for one in asked if (missing := _find_missing(one, index, numbers))]
+    todo = [(one.config, missing) for one in asked if (missing := _find_missing(one, index, numbers))]
     if todo:
         try:
             asyncio.run(_ask_all(todo, index))
@@ -111,19 +111,20 @@ def ask_shards(asked: Sequence[Asked], numbers: Sequence[int]) -> None:
             raise _first(group) from None
 
 
-def _find_missing(one: Asked, index: ShardIndex, numbers: Sequence[int]) -> list[int]:
+def _find_missing(one: Asked, index: ShardIndex, numbers: Sequence[int]) -> Questions:
     """Returns the shards with something to ask or to check. Where all are without a question, they are finished."""
     config, manifest = one.config, Path(one.config.out) / MANIFEST
     if manifest.exists():
         _claim(config, index, config.teacher.server.model or read_json(manifest)["model"])
-    missing = [number for number in numbers if not _is_complete(one, index, number)]
-    if any(one.questions(index, number) or _is_begun(config, number) for number in missing):
+    wanted = {number: frozenset(one.wanted(index, number)) for number in numbers}
+    missing = {number: ids for number, ids in wanted.items() if not _is_complete(config, index, number, ids)}
+    if any(ids or _is_begun(config, number) for number, ids in missing.items()):
         return missing
     for number in missing:  # no server need be there
         log, ids = ResponseLog(responses_path(config.out, number)), index.rows(number).ids
         asked = {"k": config.teacher.k, "questions": digest_questions(frozenset(), ids)}
         log.finish((), sha256=index.shards[number].sha256, checker=config.teacher.checked_by, **asked)
-    return []
+    return {}
 
 
 def _is_begun(config: AskConfig, number: int) -> bool:
@@ -136,15 +137,15 @@ def _first(error: Exception) -> Exception:
     return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
-async def _ask_all(todo: Sequence[tuple[Asked, Sequence[int]]], index: ShardIndex) -> None:
+async def _ask_all(todo: Sequence[tuple[AskConfig, Questions]], index: ShardIndex) -> None:
     async with asyncio.TaskGroup() as tasks:
-        for one, numbers in todo:
-            tasks.create_task(_ask(one, index, numbers))
+        for config, questions in todo:
+            tasks.create_task(_ask(config, index, questions))
 
 
-async def _ask(one: Asked, index: ShardIndex, numbers: Sequence[int]) -> None:
-    config, teacher = one.config, one.config.teacher
-    total = teacher.k * sum(len(one.questions(index, number)) for number in numbers)
+async def _ask(config: AskConfig, index: ShardIndex, questions: Questions) -> None:
+    teacher = config.teacher
+    total = teacher.k * sum(map(len, questions.values()))
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(ChatClient(teacher.server))
         judge = await stack.enter_async_context(Judge(teacher.judge)) if teacher.judge.server else None
@@ -153,16 +154,17 @@ async def _ask(one: Asked, index: ShardIndex, numbers: Sequence[int]) -> None:
         pool = stack.enter_context(VerifyPool(teacher.checker))
         name = f"ask {teacher.name}".strip()
         bar = tqdm(total=total, desc=name, unit=" responses", disable=None, dynamic_ncols=True)
-        run = _Run(one, index, client, judge, pool, stack.enter_context(bar), _budget(config))
-        await run.ask(numbers)
+        run = _Run(config, index, client, judge, pool, stack.enter_context(bar), _budget(config))
+        await run.ask(questions)
 
 
 def _claim(config: AskConfig, index: ShardIndex, model: str) -> None:
     """Makes `config.out` the folder of this model's responses to these questions, or finds that it is."""
     folder, teacher = Path(config.out), config.teacher
     wanted = {"shards": index.digest, "model": model, **{f: getattr(teacher, f) for f in DECISIVE}}
+    numbers = range(len(index.shards))
     is_idle = {path.name for path in folder.glob("*")} == {"responses"} and not any(
-        path.stat().st_size for path in folder.glob("responses/*.jsonl")
+        _is_begun(config, number) for number in numbers
     )  # of a teacher that had no question until now
     claim_folder(folder, MANIFEST, wanted, adopt=is_idle, shared=True)
 
@@ -175,11 +177,11 @@ def digest_questions(wanted: Collection[str], ids: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_complete(one: Asked, index: ShardIndex, number: int) -> bool:
-    summary, teacher = ShardSummary.load(one.config.out, index, number), one.config.teacher
+def _is_complete(config: AskConfig, index: ShardIndex, number: int, wanted: Collection[str]) -> bool:
+    summary, teacher = ShardSummary.load(config.out, index, number), config.teacher
     if summary is None or summary.k < teacher.k or summary.checker != teacher.checked_by:
         return False
-    if summary.questions != digest_questions(one.questions(index, number), index.rows(number).ids):
+    if summary.questions != digest_questions(wanted, index.rows(number).ids):
         return False
     return not (teacher.ask_failed_again and summary.failed)
 
@@ -212,7 +214,7 @@ _Job = tuple[_Shard, Sample, int]
 class _Run:
     """Tasks take jobs from one iterator; the one that records a shard's last response starts its check."""
 
-    asked: Asked
+    config: AskConfig
     index: ShardIndex
     client: ChatClient
     judge: Judge | None
@@ -224,25 +226,21 @@ class _Run:
     tokens: int = 0
     kept: int = 0
 
-    @property
-    def config(self) -> AskConfig:
-        return self.asked.config
-
-    async def ask(self, numbers: Sequence[int]) -> None:
-        """Asks for all missing responses of these shards, and checks the shards."""
+    async def ask(self, questions: Questions) -> None:
+        """Asks for all missing responses to these questions, and checks their shards."""
         try:
             async with self.tasks:
-                jobs = self._jobs(numbers)
+                jobs = self._jobs(questions)
                 for _ in range(self.config.teacher.server.concurrency):
                     self.tasks.create_task(self._work(jobs))
         finally:
             for log in self.logs:
                 log.close()
 
-    def _jobs(self, numbers: Sequence[int]) -> Iterator[_Job]:
+    def _jobs(self, questions: Questions) -> Iterator[_Job]:
         """Yields a job for each missing response, shard by shard."""
-        for number in numbers:
-            shard = self._open(number)
+        for number, wanted in questions.items():
+            shard = self._open(number, wanted)
             if not shard.missing:
                 self.tasks.create_task(self._finish(shard))
             for id in shard.refs:
@@ -259,7 +257,7 @@ class _Run:
         else:
             yield from ((shard, sample, rollout) for rollout in rollouts)
 
-    def _open(self, number: int) -> _Shard:
+    def _open(self, number: int, wanted: Collection[str]) -> _Shard:
         row, rows, teacher = self.index.shards[number], self.index.rows(number), self.config.teacher
         refs = {id: rows.ref(row, place) for place, id in enumerate(rows.ids)}
         if len(refs) < row.count:
@@ -271,7 +269,6 @@ class _Run:
         log = ResponseLog(responses_path(self.config.out, number))
         self.logs.add(log)
         again = log.failed if teacher.ask_failed_again else set()
-        wanted = self.asked.questions(self.index, number)
         keys = {(id, rollout) for id in wanted for rollout in range(teacher.k)}
         missing = {key for key in keys if key not in log or key in again}
         self.bar.update(len(keys) - len(missing))
