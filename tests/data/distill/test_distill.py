@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -182,40 +181,6 @@ def test_server_gets_the_image_bytes_unchanged(
         assert head == "data:image/png;base64"
         seen[base64.b64decode(data), text["text"]] += 1
     assert seen == Counter((s.images[0], s.messages[1].content.removeprefix(IMAGE_MARK)) for s in samples)
-
-
-def test_likelihood_of_an_answer_is_the_servers_own_when_it_reads_the_response(
-    samples: list[Sample], shards: Path, server: ModelServer, tmp_path: Path
-) -> None:
-    with FlakyProxy(server.url) as proxy:
-        ask(config(proxy, shards, tmp_path, k=1, logprobs=True))
-        first = stored(shards, tmp_path)[:3]
-        bodies = {body["messages"][-1]["content"][-1]["text"]: body for body in proxy.asked}
-    for found, sample in zip(first, samples, strict=False):
-        body = bodies[sample.messages[1].content.removeprefix(IMAGE_MARK)]
-        logprobs = read_logprobs(server, body["messages"], found.response or "")
-        (answer,) = [logprob for token, logprob in logprobs if token == found.extracted][-1:]
-        assert found.answer_logprob == pytest.approx(answer, abs=1e-3)
-        assert found.mean_logprob is not None and found.mean_logprob < 0
-
-
-def read_logprobs(server: ModelServer, messages: list, response: str) -> list[tuple[str, float]]:
-    """Returns text and log-probability of the tokens that the server reads, the response last."""
-    body = {
-        "messages": [*messages, {"role": "assistant", "content": response}],
-        "max_tokens": 1,
-        "prompt_logprobs": 0,
-        "add_generation_prompt": False,
-        "continue_final_message": True,
-    }
-    request = urllib.request.Request(
-        f"{server.url}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        found = json.load(reply)["prompt_logprobs"]
-    return [(each["decoded_token"], each["logprob"]) for row in found if row for each in row.values()]
 
 
 def test_only_missing_responses_are_asked_for(
