@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from operator import attrgetter
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from data_pipeline.files import claim_folder, read_json, write_json
 from launch.config import DemoConfig
@@ -88,7 +88,15 @@ def list_options(recipe: object, values: Mapping[str, object]) -> list[str]:
     """Returns the options that give a recipe these values, by field; None keeps the recipe's."""
     options = []
     for field, value in values.items():
-        if value is not None and value != attrgetter(field)(recipe):
+        if value is not None and value != _read_field(recipe, field):
             words = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
             options += [f"--{field}"] if value is True else [f"--{field}", *words]
     return options
+
+
+def _read_field(recipe: object, field: str) -> object:
+    """Returns the value of a field such as loader.seed or teachers.0.k."""
+    value: Any = recipe
+    for name in field.split("."):
+        value = value[int(name)] if name.isdigit() else getattr(value, name)
+    return value

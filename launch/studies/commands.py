@@ -47,14 +47,14 @@ def eval_words(out: str, *, model: str, shards: str) -> Words:
 
 def distill_words(questions: str, out: str, *, asked: int, kept: int, url: str | None = None) -> Words:
     """Returns the command that asks a teacher, and keeps right responses; nothing is asked twice."""
-    values = {"per_question": kept, **_teacher_values(asked, url)}
+    values = {"per_question": kept, **_teacher_values("teachers.0", asked, url)}
     return ["data", "distill", questions, out, *list_options(DistillConfig(shards="", out=""), values)]
 
 
 def score_words(questions: str, out: str, *, asked: int, url: str | None = None) -> Words:
     """Returns the command that writes the pass rate of each question."""
     recipe = AskConfig(shards="", out="", teacher=SCORING)
-    return ["data", "score", questions, out, *list_options(recipe, _teacher_values(asked, url))]
+    return ["data", "score", questions, out, *list_options(recipe, _teacher_values("teacher", asked, url))]
 
 
 def select_words(training: Sft, responses: str, out: str) -> Words:
@@ -66,11 +66,11 @@ def select_words(training: Sft, responses: str, out: str) -> Words:
     return ["data", "select", f"{responses}/shards", out, *options]
 
 
-def _teacher_values(asked: int, url: str | None) -> Mapping[str, object]:
-    """Returns the teacher's settings: what the demo's models were trained with."""
+def _teacher_values(teacher: str, asked: int, url: str | None) -> Mapping[str, object]:
+    """Returns the settings of a field that is a teacher: what the demo's models were trained with."""
     return {
-        "teacher.k": asked,
-        "teacher.max_tokens": eval_recipes.demo().sampling.max_tokens,
-        "teacher.system_prompt": SYSTEM_PROMPT,
-        "teacher.server.base_url": url,
+        f"{teacher}.k": asked,
+        f"{teacher}.max_tokens": eval_recipes.demo().sampling.max_tokens,
+        f"{teacher}.system_prompt": SYSTEM_PROMPT,
+        f"{teacher}.server.base_url": url,
     }

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import pytest
 
+from data_pipeline.distill.config import AskConfig, DistillConfig, TeacherConfig
 from data_pipeline.select.config import SelectConfig
 from launch.arguments import FLAT, recipes, run, with_config
 from launch.recipes.rl import RL_RECIPES
@@ -63,6 +64,29 @@ def test_filters_land_in_the_config_of_selection(name: str) -> None:
     assert (config.shards, config.out) == ("responses/shards", "out")
     assert config.filters == type(config.filters)(**training.filters)
     assert bool(config.scores) == training.needs_pass_rates
+
+
+def test_a_teacher_is_scored_and_distilled_with_the_same_settings() -> None:
+    """The second command finds the responses that the first one asked for."""
+    seen = list[TeacherConfig]()
+
+    def score(config: Annotated[AskConfig, FLAT]) -> None:
+        """Keeps its teacher."""
+        seen.append(config.teacher)
+
+    def distill(config: Annotated[DistillConfig, FLAT]) -> None:
+        """Keeps its teacher."""
+        seen.extend(config.teachers)
+
+    url = "http://127.0.0.1:9/v1"
+    asked = commands.score_words("questions", "out", asked=8, url=url)
+    kept = commands.distill_words("questions", "out", asked=8, kept=2, url=url)
+    for command, config, words in (
+        (score, AskConfig(shards="", out="", teacher=commands.SCORING), asked),
+        (distill, DistillConfig(shards="", out=""), kept),
+    ):
+        run(with_config(command, config), ["--shards", words[2], "--out", words[3], *words[4:]])
+    assert seen[0] == seen[1] and (seen[0].k, seen[0].server.base_url) == (8, url)
 
 
 def test_cells_of_one_name_are_one_training() -> None:
