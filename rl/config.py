@@ -182,19 +182,23 @@ class RolloutConfig:
 class HeldOutConfig:
     """Held-out accuracy while RL runs: asked while the trainer trains, so with the weights before that step.
 
-    Defaults are the published validation: every 16 steps one response a question, sampled with top_p 0.7.
+    Defaults are the published validation: every 16 steps one response a question, sampled with top_p 0.7. Published
+    benchmarks are asked in their own way instead: greedily or with top_p 1, with their number of responses.
     """
 
     shards: str = ""
     """Shards with the held-out questions: a folder, or an address; none are asked without it."""
+    benchmarks: tuple[tuple[str, str], ...] = ()
+    """Published benchmarks that are asked, too, each by its name and the shards that `omr data benchmark` wrote of it:
+    amc23 data/amc23 dynamath data/dynamath. Responses have sampling.max_tokens at most."""
     every: int = 16
     """Steps from one measurement to the next: after 16 steps, 32 and so on."""
     at_start: bool = False
     """Also before the first step."""
     limit: int = 0
-    """Questions asked, in the order of the shards; 0 asks all."""
+    """Questions asked of the shards, and of each benchmark, in their order; 0 asks all."""
     n: int = 1
-    """Responses per question, over which its accuracy is averaged."""
+    """Responses per question of the shards, over which its accuracy is averaged."""
     temperature: float = 1.0
     """sampling.temperature, for which the engines were started, or 0, which is greedy."""
     top_p: float = 0.7
@@ -206,10 +210,13 @@ class HeldOutConfig:
                 f"held_out.top_p={self.top_p:g} must be above 0 and at most 1; 1 samples from all tokens"
             )
         check_greedy("held_out", self.temperature, self.n)
+        names = [name for name, _ in self.benchmarks]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"held_out.benchmarks names {', '.join(sorted(twice))} twice; name each once")
 
     def is_due(self, step: int) -> bool:
         """Returns True if the weights after `step` steps are to be measured."""
-        return bool(self.shards) and (step % self.every == 0 if step else self.at_start)
+        return bool(self.shards or self.benchmarks) and (step % self.every == 0 if step else self.at_start)
 
 
 @dataclass(frozen=True, kw_only=True)

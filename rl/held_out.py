@@ -9,20 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
-from functools import partial
+from contextlib import closing
+from itertools import islice
 
-from data_pipeline.errors import BadSample
 from rl.config import RLConfig
-from rl.evaluation.run import check_any
-from rl.evaluation.summary import summarize
-from rl.groups import build_records
-from rl.prompts.stream import load_prompt_limits, read_prompts
+from rl.evaluation.held_out_sets import load_sets, measure
 from rl.rewards.scorer import Scorer
-from rl.rollout.calls import EngineDied
-from rl.rollout.collect import Generate
+from rl.rollout.calls import EngineDied, Request
 from rl.rollout.manager import RolloutManager
-from rl.types import Group, Responses
+from rl.types import Group
 
 log = logging.getLogger(__name__)
 
@@ -37,26 +32,10 @@ class HeldOut:
         """Reads the questions, if there are any.
 
         Raises:
-            ValueError: `config.held_out.shards` has no question that can be asked.
+            ValueError: as load_sets.
         """
         self._config, self._scorer, self._seed = config.held_out, scorer, config.seed
-        self._sampling = replace(
-            config.sampling,
-            n=self._config.n,
-            temperature=self._config.temperature,
-            top_p=self._config.top_p,
-            stages=(),
-        )
-        self._questions = []
-        if shards := self._config.shards:
-            questions = read_prompts(shards, load_prompt_limits(config), self._config.limit)
-            check_any(shards, questions)
-            self._questions = [(replace(prompt, shards=shards), fault) for prompt, fault in questions]
-            for prompt, fault in questions:
-                if fault:
-                    log.warning(
-                        f"held-out question {prompt.ref.id} cannot be asked and counts as wrong: {fault}"
-                    )
+        self._sets = load_sets(config)
         self._is_missed = False
         self._shares_devices = config.rollout.placement == "colocated"
         self._running: Future[dict[str, float]] | None = None
@@ -70,8 +49,7 @@ class HeldOut:
         Where engines share the trainer's devices, it waits until they have answered.
         """
         if self._config.is_due(step) or self._is_missed:
-            generate = self._scorer.scoring(partial(engines.generate, replaces_dead=False))
-            self._running = self._thread.submit(self._measure, generate)
+            self._running = self._thread.submit(self._measure, engines)
             if self._shares_devices:
                 wait([self._running])
 
@@ -97,26 +75,27 @@ class HeldOut:
         self._scorer.drop()
         self._thread.shutdown(cancel_futures=True)
 
-    def _measure(self, generate: Generate) -> dict[str, float]:
-        groups = self._ask(generate)
-        summary = summarize([build_records(group) for group in groups], seed=self._seed)
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        low, high = summary.ci95
-        return {
-            "held_out_accuracy": summary.accuracy,
-            "held_out_low": low,
-            "held_out_high": high,
-            "held_out_len": summary.length.mean,
-            "held_out_truncated": summary.truncated / max(1, len(rollouts)),
-            "held_out_version": min((rollout.oldest_version for rollout in rollouts), default=-1),
-        }
+    def _measure(self, engines: RolloutManager) -> dict[str, float]:
+        groups, found = iter(self._ask(engines)), dict[str, float]()
+        for asked in self._sets:
+            found |= measure(asked, list(islice(groups, len(asked.questions))), seed=self._seed)
+        return found
 
-    def _ask(self, generate: Generate) -> list[Group]:
-        """Returns the scored responses to each question; those that cannot be asked have none, and count as wrong."""
-        prompts = [prompt for prompt, fault in self._questions if not fault]
-        replies = dict(zip(prompts, generate(prompts, self._sampling, SEED), strict=True))
-        found = [(replies.get(prompt, Responses()), fault) for prompt, fault in self._questions]
-        faults = [BadSample(r.fault, r.detail) if r.fault else fault for r, fault in found]
-        asked = zip(self._questions, found, strict=True)
-        groups = self._scorer.collect([(prompt, r.rollouts) for (prompt, _), (r, _) in asked])
-        return [replace(group, fault=fault) for group, fault in zip(groups, faults, strict=True)]
+    def _ask(self, engines: RolloutManager) -> list[Group]:
+        """Returns a group for each question of all sets, in order; those that cannot be asked have no responses.
+
+        All sets are asked at once, so that engines have work while the last responses of one of them end.
+        """
+        questions = [(asked.sampling, *question) for asked in self._sets for question in asked.questions]
+        groups = [Group(prompt=prompt, rollouts=(), rewards=()) for _, prompt, _ in questions]
+        places = [place for place, (_, _, fault) in enumerate(questions) if not fault]
+        requests = [Request(prompt=groups[i].prompt, sampling=questions[i][0], seed=SEED) for i in places]
+        scored: dict[int, Future[Group]] = {}
+        with closing(engines.answer(requests, replaces_dead=False)) as replies:
+            for number, responses in replies:
+                asked = requests[number]
+                most = asked.sampling.max_tokens
+                scored[places[number]] = self._scorer.score(asked.prompt, responses, max_tokens=most)
+        for place, group in scored.items():
+            groups[place] = group.result()
+        return groups

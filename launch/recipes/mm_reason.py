@@ -16,7 +16,7 @@ from data_pipeline.loader.config import LoaderConfig
 from launch.recipes.openmmreasoner import openmmreasoner_gspo
 from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig, SFTConfig
 from rl.algorithms.config import AlgorithmConfig, KLConfig
-from rl.config import RLConfig
+from rl.config import HeldOutConfig, RLConfig
 
 _IMAGE = ImageConfig(min_pixels=65_536, max_pixels=589_824)
 """768 x 768 at most in both papers; both releases say 1,024 at least, and Qwen3-VL's processor raises that to this."""
@@ -78,6 +78,7 @@ def mmfinereason_gspo() -> RLConfig:
         pack_length=8_192 + 16_384,
         engine=replace(recipe.engine, max_model_len=8_192 + 16_384),
         sampling=replace(recipe.sampling, n=16, max_tokens=16_384),
+        held_out=HeldOutConfig(),
         image=_IMAGE,
         optim=replace(recipe.optim, lr=1e-6, warmup_steps=10, weight_decay=0.1),
     )
@@ -128,6 +129,7 @@ def mmvistareason_gspo() -> RLConfig:
         pack_length=4_096 + 16_384,
         engine=replace(recipe.engine, max_model_len=4_096 + 16_384),
         sampling=replace(recipe.sampling, n=8, top_p=0.95, max_tokens=16_384),
+        held_out=HeldOutConfig(),
         reward=replace(recipe.reward, weights=(("accuracy", 1.0),)),
         algorithm=AlgorithmConfig(name="gspo", drop_equal_groups=False, kl=KLConfig(coefficient=0.005)),
         image=_IMAGE,

@@ -14,8 +14,11 @@ from data_pipeline.encode.config import ImageConfig
 from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.config import CheckpointConfig, ComputeConfig, OptimConfig, ParallelConfig
 from rl.algorithms.config import AlgorithmConfig, DynamicSamplingConfig
-from rl.config import EngineConfig, PromptConfig, RLConfig, RolloutConfig, SamplingConfig
+from rl.config import EngineConfig, HeldOutConfig, PromptConfig, RLConfig, RolloutConfig, SamplingConfig
 from rl.rewards.config import RewardConfig
+
+VALIDATION = ("amc23", "aime24", "aime25", "mmmu_val", "mathvision_testmini")
+"""Benchmarks of the paper's validation (its Fig. 5), which does not say which part of MathVision."""
 
 
 def openmmreasoner_gspo() -> RLConfig:
@@ -42,6 +45,7 @@ def openmmreasoner_gspo() -> RLConfig:
         pack_length=33_792,
         engine=EngineConfig(num_engines=16, precision="bf16", max_model_len=32_792, max_num_seqs=1_024),
         sampling=SamplingConfig(n=16, temperature=1.0, top_p=1.0, max_tokens=28_696),
+        held_out=HeldOutConfig(benchmarks=tuple((name, f"data/benchmarks/{name}") for name in VALIDATION)),
         reward=RewardConfig(
             weights=(("accuracy", 0.9), ("format", 0.1)), checker=CheckerConfig(mode="released")
         ),

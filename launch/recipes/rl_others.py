@@ -8,7 +8,7 @@ from data_pipeline.encode.config import ImageConfig
 from launch.recipes.openmmreasoner import openmmreasoner_gspo
 from megatron_omr.config import ComputeConfig, ParallelConfig
 from rl.algorithms.config import AlgorithmConfig, KLConfig, SolutionConfig
-from rl.config import PromptConfig, RLConfig
+from rl.config import HeldOutConfig, PromptConfig, RLConfig
 
 
 def visurf() -> RLConfig:
@@ -50,6 +50,7 @@ def mmr1() -> RLConfig:
         prompts_per_step=512,
         prompts=PromptConfig(weighted_share=0.5),
         sampling=replace(recipe.sampling, n=8, temperature=0.6),
+        held_out=HeldOutConfig(),
         algorithm=AlgorithmConfig(name="grpo", drop_equal_groups=False, kl=KLConfig(coefficient=0.01)),
     )
 

@@ -18,7 +18,7 @@ from launch.report.load import Metrics, load_metrics, load_score
 from launch.report.page import Figure
 
 SEEDS = ("seed", "loader.seed")
-PLACES = ("run", "model", "shards", "loader.shards", "held_out.shards")
+PLACES = ("run", "model", "shards", "loader.shards", "held_out.shards", "held_out.benchmarks")
 ASIDE = ("checkpoint.", "fault.", "log.", "validation.")
 """Beginnings of fields that change nothing of what is learned."""
 
@@ -57,8 +57,8 @@ class Configuration:
         logged = [points for run in self.runs if (points := run.curve(curve, key))]
         if len(logged) < 2:
             points = logged[0] if logged else ()
-            return Line(name=self.name, points=points, place=place, is_exact=key in EXACT)
-        lines = [dict(points if key in EXACT else smooth(points)) for points in logged]
+            return Line(name=self.name, points=points, place=place, is_exact=key.startswith(EXACT))
+        lines = [dict(points if key.startswith(EXACT) else smooth(points)) for points in logged]
         shared = sorted(set.intersection(*(set(line) for line in lines)))
         values = [(step, [line[step] for line in lines]) for step in shared]
         return Line(

@@ -30,6 +30,7 @@ from launch.report.curves import (
     SOLUTIONS,
     TRUNCATED,
     Curve,
+    benchmark_curve,
     pass_curve,
 )
 from launch.report.lines import MAX_LINES, Line, smooth
@@ -75,10 +76,12 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 def list_curves(configurations: Sequence[Configuration]) -> list[Curve]:
     """Returns the charts of a comparison, each of the first metric of its curve."""
     logged = [run.metrics.logged for each in configurations for run in each.runs if run.metrics]
+    benchmarks = benchmark_curve(list(dict.fromkeys(key for each in logged for key in each)))
     losses = [_of(LOSS, key, name) for key, name in LOSS.metrics.items()]
     passes = _choose_passes([set(pass_curve(each).metrics) for each in logged])
     return [
         *(REWARD, ACCURACY, HELD_OUT._replace(caption="While training.")),
+        *(_of(benchmarks, key, name) for key, name in benchmarks.metrics.items()),
         *([] if any("reward" in each for each in logged) else losses),  # RL's says nothing
         *(ENTROPY, LENGTH, TRUNCATED, CLIP),
         *(_of(RATIO, key, name) for key, name in RATIOS.items()),

@@ -12,8 +12,9 @@ from launch.report.load import Metrics
 from launch.report.page import Figure
 
 VALIDATION_LOSS = "validation_loss"
-EXACT = (VALIDATION_LOSS,)
-"""Metrics that are always of the same samples, so that their lines are not smoothed."""
+HELD_OUT_PREFIX = "held_out/"
+EXACT = (VALIDATION_LOSS, HELD_OUT_PREFIX)
+"""Beginnings of metrics that are always of the same samples, so that their lines are not smoothed."""
 NOT_PARTS = ("reward_timeouts", "reward_errors")
 """Beginnings of metrics that are no part of the reward: responses whose score failed."""
 
@@ -52,6 +53,13 @@ HELD_OUT = Curve(
     "Held-out accuracy",
     "While training; the band is its 95% interval.",
     {"held_out_accuracy": ""},
+    ceiling=1.0,
+)
+BENCHMARKS = Curve(
+    "benchmarks",
+    "Held-out benchmarks",
+    "While training; the number that tables print of each.",
+    {},  # what was logged, see benchmark_curve
     ceiling=1.0,
 )
 ENTROPY = Curve("entropy", "Entropy", "Of the policy, per token, in nats.", {"entropy": ""})
@@ -162,6 +170,7 @@ def learning_curves(metrics: Metrics) -> list[Curve]:
     return [
         REWARD._replace(caption=caption, metrics=reward),
         HELD_OUT,
+        benchmark_curve(logged),
         pass_curve(logged),
         LENGTH,
         OUTCOMES,
@@ -185,6 +194,17 @@ def pass_curve(logged: list[str]) -> Curve:
     return Curve("pass", "Pass@k", "Questions with a right one among k responses.", names, ceiling=1.0)
 
 
+def benchmark_curve(logged: list[str]) -> Curve:
+    """Returns the chart of the held-out benchmarks: of each the number that was logged first."""
+    first: dict[str, str] = {}
+    for key in logged:
+        if key.startswith(HELD_OUT_PREFIX):
+            _, name, number = key.split("/", 2)
+            first.setdefault(name, number)
+    names = {f"{HELD_OUT_PREFIX}{name}/{number}": f"{name} {number}" for name, number in first.items()}
+    return BENCHMARKS._replace(metrics=names)
+
+
 def draw_curve(
     curve: Curve, metrics: Metrics | None, prefix: str, limits: Mapping[str, float] = MappingProxyType({})
 ) -> Figure | None:
@@ -201,7 +221,7 @@ def draw_curve(
             points=curve.points(metrics, key),
             raw=curve.extremes(metrics, key),
             band=_interval(metrics) if curve is HELD_OUT else (),
-            is_exact=key in EXACT,
+            is_exact=key.startswith(EXACT),
         )
         for key, name in curve.metrics.items()
     ]

@@ -159,8 +159,10 @@ def list_inputs(config: object) -> list[tuple[str, str]]:
         named = [("loader.shards", config.loader.shards), ("validation.shards", config.validation.shards)]
         return [(field, place) for field, place in [("model", config.model), *named] if place]
     if isinstance(config, RLConfig | EvalConfig):
-        held_out = config.held_out.shards if isinstance(config, RLConfig) else ""
-        named = [("model", config.model), ("shards", config.shards), ("held_out.shards", held_out)]
+        named = [("model", config.model), ("shards", config.shards)]
+        if isinstance(config, RLConfig):
+            named += [("held_out.shards", config.held_out.shards)]
+            named += [(f"held_out.benchmarks {name}", place) for name, place in config.held_out.benchmarks]
         return [(field, place) for field, place in named if place]
     if isinstance(config, ToHfConfig | ToMegatronConfig):
         return [("source", config.source)]

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 
+from data_pipeline.benchmarks.registry import BENCHMARKS
 from launch.config import RL_STAGES, DemoAlgorithm, name_rl_stage
 from launch.recipes.data import DATA_RECIPES
 from launch.recipes.eval import EVAL_RECIPES
@@ -39,6 +40,9 @@ def test_published_rl_numbers():
     assert config.engine.max_model_len == 4_096 + 28_696
     assert (optim.lr, optim.weight_decay, optim.schedule, optim.warmup_steps) == (1e-6, 0.1, "constant", 25)
     assert config.reward.weights == (("accuracy", 0.9), ("format", 0.1))
+    asked = [name for name, _ in config.held_out.benchmarks]
+    assert asked == ["amc23", "aime24", "aime25", "mmmu_val", "mathvision_testmini"]
+    assert asked == [name for name in asked if name in BENCHMARKS] and config.held_out.every == 16
 
 
 def test_published_data_numbers():

@@ -185,6 +185,17 @@ def test_validation_loss_is_drawn_beside_that_of_training_as_it_was_measured(tmp
     assert re.search(r">training [\d.]+<", page) and ">validation 1.6<" in page
 
 
+def test_each_held_out_benchmark_has_a_line_of_the_number_that_tables_print(tmp_path):
+    names = ("dynamath/worst", "dynamath/average", "amc23/avg@8", "amc23/accuracy")
+    rows = [rl_row(step) for step in range(4)]
+    for place in (0, 2):
+        rows[place] |= {f"held_out/{name}": 0.1 + place / 10 for name in names}
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    page = write_report(tmp_path).read_text()
+    assert "chart-rl-benchmarks" in page and page.count(">Held-out benchmarks<") == 1
+    assert ">dynamath worst 0.3<" in page and ">amc23 avg@8 0.3<" in page and "average 0.3<" not in page
+
+
 def test_rl_run_without_its_shards_has_placeholders(tmp_path):
     run = write_run(tmp_path / "demo")
     shutil.rmtree(run / "shards")

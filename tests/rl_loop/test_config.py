@@ -52,6 +52,7 @@ SAMPLES_DYNAMICALLY = AlgorithmConfig(dynamic_sampling=DynamicSamplingConfig(ena
         ),
         (lambda: replace(RL, warn_mismatch=0.2), "warn_mismatch=0.2 must be from 0 to max_mismatch=0.1"),
         (lambda: HeldOutConfig(top_p=1.5), "held_out.top_p=1.5 must be above 0 and at most 1"),
+        (lambda: HeldOutConfig(benchmarks=(("amc23", "a"), ("amc23", "b"))), "names amc23 twice"),
         (lambda: HeldOutConfig(temperature=0, n=4), "held_out.n=4 must be 1 with held_out.temperature=0"),
         (lambda: SamplingConfig(temperature=0), "sampling.n=16 must be 1 with sampling.temperature=0"),
         (

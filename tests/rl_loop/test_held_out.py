@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import pytest
 
@@ -22,11 +23,10 @@ from rl.groups import build_records
 from rl.held_out import HeldOut
 from rl.rewards.scorer import Scorer
 from rl.rollout.calls import EngineCalls
-from rl.rollout.collect import Asked, Generate
 from rl.rollout.manager import RolloutManager
-from rl.types import Group
+from rl.types import Group, Prompt, Responses
 from tests.helpers.bad_samples import bad_questions
-from tests.helpers.echo_engines import EchoEngines
+from tests.helpers.echo_engines import EchoEngine, EchoEngines
 from tests.helpers.groups import make_reward
 
 ENGINE = EngineConfig(num_engines=2, max_model_len=1_500, max_images=1, max_num_seqs=4)
@@ -54,26 +54,17 @@ class Scores:
     """Finds every second response right, and keeps the groups."""
 
     def __init__(self) -> None:
-        self.groups: list[list[Group]] = []
-
-    def scoring(self, generate: Generate) -> Generate:
-        return generate
+        self.groups: list[Group] = []
 
     def drop(self) -> None:
         pass
 
-    def collect(self, asked: Asked) -> list[Group]:
-        self.groups.append(
-            [
-                Group(
-                    prompt=prompt,
-                    rollouts=rollouts,
-                    rewards=tuple(make_reward(number % 2) for number in range(len(rollouts))),
-                )
-                for prompt, rollouts in asked
-            ]
-        )
-        return self.groups[-1]
+    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+        scored = Future[Group]()
+        rewards = tuple(make_reward(number % 2) for number in range(len(responses.rollouts)))
+        self.groups.append(Group(prompt=prompt, rollouts=responses.rollouts, rewards=rewards))
+        scored.set_result(self.groups[-1])
+        return scored
 
 
 @pytest.fixture
@@ -98,19 +89,86 @@ def test_numbers_are_those_of_an_evaluation_of_the_weights_of_the_step(
         held_out.start(step, manager)
         measured.append(held_out.finish())
     assert [found.get("held_out_version") for found in measured] == [0, None, 2, None, 4]
-    assert measured[1] == {} and len(scores.groups) == 3
-    refused = BadSample("image", "torn")
-    groups = [g if g.rollouts else replace(g, fault=refused) for g in scores.groups[0]]
+    assert measured[1] == {} and len(scores.groups) == 3 * 9
+    times = [scores.groups[first : first + 9] for first in (0, 9, 18)]
+    bad = replace(times[0][0], rollouts=(), rewards=(), fault=BadSample("image", "torn"))
+    groups = [*times[0], bad]
     wanted = summarize([build_records(group) for group in groups], seed=config.seed)
     assert measured[2]["held_out_accuracy"] == wanted.accuracy == pytest.approx(0.45)
     assert (measured[2]["held_out_low"], measured[2]["held_out_high"]) == wanted.ci95
     assert (measured[2]["held_out_len"], measured[2]["held_out_truncated"]) == (3, 0)
-    asked = [[(g.prompt, [r.token_ids.tolist() for r in g.rollouts]) for g in gs] for gs in scores.groups]
-    assert asked[0] == asked[1] == asked[2]
-    assert sum(not rollouts for _, rollouts in asked[0]) == 1
-    seeds = {ids[1] for _, rollouts in asked[0] for ids in rollouts}
+    asked = [{g.prompt: [r.token_ids.tolist() for r in g.rollouts] for g in gs} for gs in times]
+    assert asked[0] == asked[1] == asked[2] and len(asked[0]) == 9
+    seeds = {ids[1] for rollouts in asked[0].values() for ids in rollouts}
     assert all(seed < 0 for seed in seeds)  # no step of training has it
-    assert {group.prompt.shards for group in scores.groups[0]} == {config.held_out.shards}
+    assert {group.prompt.shards for group in scores.groups} == {config.held_out.shards}
+
+
+class Recorder(EchoEngine):
+    """Keeps how it was asked."""
+
+    seen: ClassVar[set[tuple[str, int, float, float, int]]] = set()
+
+    def answer(self, prompts: Sequence[Prompt], sampling: SamplingConfig, step_seed: int) -> list[Responses]:
+        for prompt in prompts:
+            values = (sampling.n, sampling.temperature, sampling.top_p, sampling.max_tokens)
+            self.seen.add((Path(prompt.shards).name, *values))
+        return super().answer(prompts, sampling, step_seed)
+
+
+class Knows(Scores):
+    """Finds all responses to some questions right."""
+
+    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+        if prompt.ref.id.startswith("known"):
+            rewards = tuple(make_reward(1.0) for _ in responses.rollouts)
+            scored = Future[Group]()
+            scored.set_result(Group(prompt=prompt, rollouts=responses.rollouts, rewards=rewards))
+            return scored
+        return super().score(prompt, responses, max_tokens=max_tokens)
+
+
+def test_benchmarks_are_asked_and_measured_in_their_own_way(config: RLConfig, tmp_path: Path) -> None:
+    """Two seed questions with two variants each, of which one is wrong; problems that are half right, and a bad one."""
+    samples = list(digit_samples("test", 6, seed=5, cell=28))
+    bad, _ = next(iter(bad_questions(samples[0]).values()))
+    variants = [
+        replace(sample, id=f"{'known' if i else 'new'}/{i}", metadata={"group": str(i // 2)})
+        for i, sample in enumerate(samples[:4])
+    ]
+    for name, questions in {"dynamath": variants, "amc23": [*samples[4:], bad]}.items():
+        write_shards(questions, tmp_path / name)
+    benchmarks = tuple((name, str(tmp_path / name)) for name in ("dynamath", "amc23"))
+    asks = replace(config, held_out=replace(config.held_out, benchmarks=benchmarks))
+    manager = RolloutManager(EchoEngines(kind=Recorder).calls(), ENGINE)
+    manager.update_weights(2)
+    with closing(HeldOut(asks, cast(Scorer, Knows()))) as held_out:
+        held_out.start(2, manager)
+        found = held_out.finish()
+    assert Recorder.seen == {
+        ("test", 2, 1.0, 0.7, 8),
+        ("dynamath", 1, 0.0, 1.0, 8),
+        ("amc23", 8, 1.0, 1.0, 8),
+    }
+    numbers = {name: value for name, value in found.items() if name.startswith("held_out/")}
+    assert numbers["held_out/dynamath/worst"] == 0.5 and numbers["held_out/dynamath/average"] == 0.75
+    assert numbers["held_out/amc23/avg@8"] == pytest.approx(0.5 * 2 / 3)
+    assert numbers["held_out/amc23/pass@8"] == pytest.approx(2 / 3)
+    assert numbers["held_out/amc23/low"] < numbers["held_out/amc23/accuracy"] < numbers["held_out/amc23/high"]
+    assert {numbers[f"held_out/{name}/version"] for name, _ in benchmarks} == {2}
+    assert next(iter(numbers)) == "held_out/dynamath/worst", "the number that tables print is the first"
+    assert found["held_out_accuracy"] == pytest.approx(0.45)
+
+
+def test_benchmarks_that_are_not_there_are_refused_with_the_command_that_writes_them(
+    config: RLConfig, scores: Scores, tmp_path: Path
+) -> None:
+    for pair, message in (
+        (("amc32", "x"), "held_out.benchmarks has 'amc32', and there are .*amc23"),
+        (("amc23", str(tmp_path)), f"holds no shards of amc23; .*omr data benchmark amc23 {tmp_path}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HeldOut(replace(config, held_out=HeldOutConfig(benchmarks=(pair,))), cast(Scorer, scores))
 
 
 def test_training_waits_only_for_what_takes_longer(held_out: HeldOut) -> None:

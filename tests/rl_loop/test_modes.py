@@ -39,7 +39,12 @@ def config(tiny_hf: Path, tmp_path: Path) -> RLConfig:
         engine=EngineConfig(num_engines=2, max_model_len=1_500, max_images=1, max_num_seqs=16),
         sampling=SamplingConfig(n=4, max_tokens=40, stages=((0, 20), (3, 40))),
         prompts=PromptConfig(weighted_share=0.5, refresh=2),
-        held_out=HeldOutConfig(shards=str(tmp_path / "test"), every=2, at_start=True),
+        held_out=HeldOutConfig(
+            shards=str(tmp_path / "test"),
+            benchmarks=(("amc23", str(tmp_path / "test")),),
+            every=2,
+            at_start=True,
+        ),
         reward=RewardConfig(checker=CheckerConfig(workers=1)),
         algorithm=AlgorithmConfig(
             advantage="task_scale",
@@ -68,7 +73,9 @@ def test_run_in_parts_equals_a_whole_one_with_held_out_questions(
     assert mode == "sync" or all(min(step) >= 1 for step in ages[1:])
     seen = rows(config.run)
     assert [row["max_tokens"] for row in seen] == [20] * 3 + [40] * 5
-    assert [row.get("held_out_version") for row in seen] == [0, None, 2, None, 4, None, 6, None]
+    for metric in ("held_out_version", "held_out/amc23/version"):
+        assert [row.get(metric) for row in seen] == [0, None, 2, None, 4, None, 6, None]
+    assert all(0 < row["held_out/amc23/avg@8"] < 1 for row in seen[::2])
     for row, step in zip(seen, ages, strict=True):
         assert row["staleness_max"] == max(step) and (row["stale_tokens"] > 0) == (max(step) > 0)
 
@@ -106,7 +113,8 @@ def test_async_trains_on_the_prompts_of_sync_in_the_same_steps(config: RLConfig,
         for group in row["groups"]
     )
     metrics = rows(config.run)
-    assert [row.get("held_out_version") for row in metrics] == [0, None, None, 3, None, None, 6, None]
+    for metric in ("held_out_version", "held_out/amc23/version"):
+        assert [row.get(metric) for row in metrics] == [0, None, None, 3, None, None, 6, None]
     assert any(row["staleness_mean"] > 0 for row in metrics) and all("seconds_wait" in row for row in metrics)
 
 

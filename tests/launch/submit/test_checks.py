@@ -77,9 +77,11 @@ def test_missing_inputs_are_named_and_addresses_are_not_looked_at(tmp_path: Path
     validated = replace(far, validation=ValidationConfig(shards="data/held"))
     *_, wrong = check_inputs(validated, Login(), str(tmp_path))
     assert "validation.shards=data/held is not there" in wrong.text
-    held_out = HeldOutConfig(shards="data/held")
+    held_out = HeldOutConfig(shards="data/held", benchmarks=(("amc23", "data/amc23"),))
     rl = replace(RL_RECIPES["demo"](), held_out=held_out)
-    assert "held_out.shards=data/held is not there" in list(check_inputs(rl, Login(), str(tmp_path)))[-1].text
+    *_, own, benchmark = check_inputs(rl, Login(), str(tmp_path))
+    assert "held_out.shards=data/held is not there" in own.text
+    assert "held_out.benchmarks amc23=data/amc23 is not there" in benchmark.text
     named = [check.text for check in check_inputs(DATA_RECIPES["own"](), Login(), str(tmp_path))]
     assert named == [f"sources.0.rows.path=./mine.jsonl is not there: no {tmp_path}/mine.jsonl"]
 
