@@ -51,7 +51,11 @@ def measure_fingerprints() -> dict[str, float]:
     with TemporaryDirectory() as folder:
         found.save(Path(folder) / "x.npz")
         size = (Path(folder) / "x.npz").stat().st_size
-    return {"samples_per_second_per_core": round(IMAGES / seconds), "bytes_per_sample": round(size / IMAGES)}
+    return {
+        "samples_per_second_per_core": round(IMAGES / seconds),
+        "ms_per_sample": round(1e3 * seconds / IMAGES, 3),
+        "bytes_per_sample": round(size / IMAGES),
+    }
 
 
 def measure_pass(size: int) -> dict[str, float]:
@@ -65,6 +69,7 @@ def measure_pass(size: int) -> dict[str, float]:
         "seconds_of_wall_time": round(wall, 1),
         "seconds_of_processor_time": round(seconds, 1),
         "samples_per_second_per_core": round(size / seconds),
+        "ms_per_sample": round(1e3 * seconds / size, 3),
         "memory_bytes_per_sample": round(grown / size),
         "planted": len(planted),
         "recall": round(len(found & planted) / len(planted), 4),

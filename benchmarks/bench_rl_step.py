@@ -20,7 +20,7 @@ from statistics import median
 import psutil
 from PIL import Image
 
-from benchmarks.environment import write_result
+from benchmarks.environment import digest_shards, write_result
 from data_pipeline.encode.chat import ChatEncoder
 from data_pipeline.files import to_json
 from data_pipeline.shards.format import read_sample
@@ -173,11 +173,11 @@ def main(arguments: Sequence[str] = ()) -> None:
     write_result(
         "rl_step",
         {
-            "command": f"python -m benchmarks.bench_rl_step {' '.join(arguments)}".strip(),
             "ours": {mode: vars(timing) for mode, timing in ours.items()},
             "trl": {str(size): vars(timing) for size, timing in theirs.items()},
             "ratio": ratios,
         },
+        digest_shards(config.shards),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.environment import write_result
+from benchmarks.environment import digest_shards, write_result
 from data_pipeline.files import read_json
 
 WINDOW = 20
@@ -26,6 +26,7 @@ def summarize(evaluation: Path) -> dict[str, Any]:
     score, before = read_json(evaluation / "summary.json"), read_json(root / "eval/sft/summary.json")
     config, lines = read_json(run / "config.json"), (run / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
+    asked, kept = average(rows, "groups_total"), average(rows, "groups_kept")
     return {
         "seed": config["seed"],
         "algorithm": config["algorithm"]["name"],
@@ -35,12 +36,23 @@ def summarize(evaluation: Path) -> dict[str, Any]:
         "steps": len(rows),
         "after_sft": {"accuracy": before["accuracy"], "ci95": before["ci95"]},
         "after_rl": {"accuracy": score["accuracy"], "ci95": score["ci95"]},
+        "gain": score["accuracy"] - before["accuracy"],
         "train_accuracy": average_ends(rows, "reward_accuracy"),
         "entropy": average_ends(rows, "entropy"),
         "truncated": average_ends(rows, "truncated"),
         "clip_fraction": average(rows, "clip_fraction"),
-        "prompts_asked": average(rows, "groups_total"),
-        "prompts_kept": average(rows, "groups_kept"),
+        "prompts_asked": asked,
+        "prompts_kept": kept,
+        "asked_over_kept": round(asked / kept, 2) if asked and kept else None,
+    }
+
+
+def mean_gains(runs: list[dict]) -> dict[str, float]:
+    """Returns the mean gain of each algorithm, or of each mode where only that differs."""
+    varied = "mode" if len({run["algorithm"] for run in runs}) == 1 else "algorithm"
+    return {
+        name: fmean(run["gain"] for run in runs if run[varied] == name)
+        for name in sorted({r[varied] for r in runs})
     }
 
 
@@ -55,20 +67,21 @@ def average_ends(rows: list[dict], name: str) -> list[float | None]:
     return [average(rows[:WINDOW], name), average(rows[-WINDOW:], name)]
 
 
-def table_row(run: dict) -> str:
-    """Returns a row of the table in Markdown."""
+def table_row(number: int, run: dict, result: str) -> str:
+    """Returns a row of the table in Markdown, with a link to the run's part of the card."""
 
     def percent(score: dict) -> str:
         low, high = score["ci95"]
         return f"{100 * score['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
     clipped = "–" if run["clip_fraction"] is None else f"{100 * run['clip_fraction']:.2g} %"
+    name = run["algorithm"] if run["mode"] == "sync" else f"{run['algorithm']}, {run['mode']}"
     cells = [
-        run["algorithm"] if run["mode"] == "sync" else f"{run['algorithm']}, {run['mode']}",
+        f"[{name}](../../benchmarks/results/{result}.json#/runs/{number})",
         str(run["seed"]),
         percent(run["after_sft"]),
         percent(run["after_rl"]),
-        f"{100 * (run['after_rl']['accuracy'] - run['after_sft']['accuracy']):+.1f}",
+        f"{100 * run['gain']:+.1f}",
         " → ".join(f"{value:.2f}" for value in run["train_accuracy"]),
         " → ".join(f"{value:.3f}" for value in run["entropy"]),
         f"{100 * run['truncated'][1]:.0f} %",
@@ -89,8 +102,13 @@ def main() -> None:
     print("| algorithm | seed | after SFT | after RL | gain | training accuracy | entropy", end="")
     print(" | cut off | clipped | groups learned |")
     print("|---" * 10 + "|")
-    print("\n".join(map(table_row, runs)))
-    print(write_result(options.result, {"runs": runs}))
+    print("\n".join(table_row(number, run, options.result) for number, run in enumerate(runs)))
+    data = digest_shards(*(folder / "data" for folder in options.folders))
+    gains = mean_gains(runs)
+    differences = {f"{name} - sync": gain - gains["sync"] for name, gain in gains.items() if "sync" in gains}
+    print(
+        write_result(options.result, {"runs": runs, "mean_gain": gains, "mean_difference": differences}, data)
+    )
 
 
 if __name__ == "__main__":

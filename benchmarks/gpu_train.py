@@ -24,11 +24,10 @@ from typing import Any, cast
 
 import torch
 
-from benchmarks.environment import describe_environment, write_result
+from benchmarks.environment import write_card, write_result
 from benchmarks.gpu_plan import plan_step
 from benchmarks.gpu_samples import draw_samples
 from data_pipeline.encode.images import normalise
-from data_pipeline.files import to_json
 from data_pipeline.loader.packing import merge
 from data_pipeline.types import Example
 from megatron_omr import cpu, parallel
@@ -105,7 +104,6 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             ParallelConfig(), rank=0, world_size=1, init_method=f"file://{scratch}/rendezvous", seed=0
         )
         result: dict[str, object] = {
-            "command": " ".join(["python3", "-m", "benchmarks.gpu_train", *(argv or sys.argv[1:])]),
             "device": cpu.device_name(),
             "size": asdict(size) | {"folder": size.name},
         }
@@ -121,7 +119,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 def save(result: dict[str, object], out: Path | None) -> None:
     """Writes the result to `out`, or among the benchmarks' results."""
     if out:
-        out.write_text(to_json({"environment": describe_environment(), **result}, indent=2) + "\n")
+        write_card(out, result)
     else:
         write_result("gpu_train" if cpu.device() == "cuda" else "gpu_train_tiny", result)
 

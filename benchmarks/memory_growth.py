@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from benchmarks.chaos.parts import Driver, adopting_orphans, collect_ended, end_all, list_children
-from benchmarks.environment import write_result
+from benchmarks.environment import digest_shards, write_result
 from data_pipeline.scratch import scratch_folder
 from data_pipeline.tables import text_table
 from launch.ranks.launcher import sigterm_exits
@@ -152,7 +152,7 @@ def main(words: list[str]) -> None:
     print(text_table(["process", "MB at first", "MB at last", "KB a step"], table))
     result = {"steps": options.steps, "warm_up": options.warm_up, "options": options.rest}
     shown = {"seconds": round(time.monotonic() - started), "kb_per_step": slopes, "mb": rows}
-    print(write_result("memory_growth", {**result, **shown}))
+    print(write_result("memory_growth", {**result, **shown}, digest_shards(options.shards)))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.chaos.checks import compare_runs, find_new, list_entries
 from benchmarks.chaos.disturb import Disturber, Done, Report
 from benchmarks.chaos.parts import Driver, Judge, adopting_orphans
 from benchmarks.chaos.plan import KINDS, NEVER, plan_strikes
-from benchmarks.environment import write_result
+from benchmarks.environment import digest_shards, write_result
 from data_pipeline.scratch import scratch_folder
 from data_pipeline.tables import text_table
 from launch.ranks.launcher import sigterm_exits
@@ -91,6 +92,15 @@ def run_undisturbed(options: argparse.Namespace, judge: Judge) -> Path:
     return run
 
 
+def mean_recovery(done: Sequence[Done]) -> dict[str, float]:
+    """Returns by part and signal the mean seconds from a strike to the next step."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for one in done:
+        if one.recovered is not None:
+            seconds[f"{one.strike.kind} {one.strike.signal}"].append(one.recovered)
+    return {way: round(fmean(found), 1) for way, found in seconds.items()}
+
+
 def describe_done(done: Sequence[Done]) -> str:
     """Returns a table: each way with its number and how long it took until the next step."""
     by_way: dict[tuple[str, ...], list[Done]] = defaultdict(list)
@@ -136,7 +146,9 @@ def main(words: list[str]) -> int:
         "checkpoint_every": options.every,
         "idle": options.idle,
     }
-    print(write_result("chaos", {**shown, "options": options.rest, "new_files": new, **report.to_json()}))
+    result = {**shown, "options": options.rest, "new_files": new, **report.to_json()}
+    result["mean_recovery"] = mean_recovery(report.done)
+    print(write_result("chaos", result, digest_shards(options.shards)))
     return int(bool(problems))
 
 
