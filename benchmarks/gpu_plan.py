@@ -36,6 +36,7 @@ def plan_step(
         pack_tokens=sum(lengths),
         max_pixels=(side * model.vision.patch_size) ** 2,
         work=work,
+        steps=1,
         with_entropy=False,
     )
     image_tokens = work.patches / model.vision.spatial_merge_size**2
