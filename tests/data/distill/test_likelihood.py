@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 
 import pytest
 
 from data_pipeline.distill.likelihood import mean_answer_logprob, mean_logprob, rank_responses
 from data_pipeline.distill.responses import TeacherResponse
 from data_pipeline.served.client import read_reply
+from tests.helpers.model_server import ModelServer
 
 
 def tokens(*texts: str) -> list[tuple[bytes, float]]:
@@ -64,3 +66,26 @@ def test_the_likeliest_come_first_and_equals_in_their_order():
     assert len(list(rank_responses(found[3:], "likeliest"))) == 1, "one alone needs no likelihood"
     with pytest.raises(ValueError, match=r"keep=likeliest needs log-probabilities, .* 'q' lack"):
         rank_responses([found[3], found[3]], "likeliest")
+
+
+@pytest.mark.heavy
+def test_likelihood_is_what_the_server_says_when_it_reads_the_response(server: ModelServer):
+    """Before temperature, and over the tokens that were sampled, which need not be those of the text."""
+
+    def post(path: str, body: dict) -> bytes:
+        data, kind = json.dumps(body | {"model": "tiny"}).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{server.url}/v1/{path}", data, kind)
+        with urllib.request.urlopen(request, timeout=60) as found:
+            return found.read()
+
+    sampling = {"max_tokens": 24, "temperature": 0.5, "seed": 1, "logprobs": True, "return_token_ids": True}
+    asked = {"messages": [{"role": "user", "content": "What is 3 + 4?"}]} | sampling
+    content = post("chat/completions", asked)
+    said = json.loads(content)
+    prompt, response = said["prompt_token_ids"], said["choices"][0]["token_ids"]
+    reading = {"prompt": prompt + response, "max_tokens": 1, "prompt_logprobs": 0}
+    rows = json.loads(post("completions", reading))["choices"][0]["prompt_logprobs"][len(prompt) :]
+    read = [row[str(token)]["logprob"] for row, token in zip(rows, response, strict=True)]
+    found = read_reply(content).tokens
+    assert [logprob for _, logprob in found] == pytest.approx(read, abs=1e-3)
+    assert mean_logprob(found) == pytest.approx(sum(read) / len(read), abs=1e-3)
