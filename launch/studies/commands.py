@@ -42,6 +42,9 @@ def rl_words(training: Rl, run: str, *, model: str, shards: str, steps: int, see
 def eval_words(out: str, *, model: str, shards: str) -> Words:
     """Returns the command that scores greedy responses to held-out questions."""
     values = {"model": model, "out": out, "shards": shards, "baseline_samples": 0}
+    values["engine.num_engines"] = (
+        1  # in the command's own process: Ray and a second engine take longer to start
+    )
     return ["eval", "demo", *list_options(eval_recipes.demo(), values)]
 
 
