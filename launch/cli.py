@@ -18,12 +18,12 @@ from data_pipeline.verify.config import VerifyConfig
 from launch.arguments import FLAT, Command, CommandGroup, recipes, run
 from launch.config import DemoConfig
 from launch.data_commands import DATA
+from launch.evaluation.command import EVAL
 from launch.launch_command import build_launch
 from launch.parity.command import parity
 from launch.plan_command import PLAN
 from launch.ranks.identity import Step, find_step
 from launch.ranks.launcher import count_ranks, rank_environment, run_local, sigterm_exits
-from launch.recipes.eval import EVAL_RECIPES
 from launch.recipes.rl import RL_RECIPES
 from launch.recipes.sft import SFT_RECIPES
 from launch.studies.command import STUDY
@@ -35,7 +35,7 @@ from megatron_omr.convert_folders.config import ToHfConfig, ToMegatronConfig
 from megatron_omr.model_config import ModelConfig
 from megatron_omr.tiny import TinyRunConfig
 from megatron_omr.train.stop import RESUMABLE, STOP_SIGNAL, hold_stop, stop_exits
-from rl.config import EngineConfig, EvalConfig, RLConfig
+from rl.config import RLConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,7 +154,7 @@ def rl(config: Annotated[RLConfig, FLAT]) -> None:
     step = find_step("omr rl RECIPE")
     check_ranks_layout(config.model, config.parallel, config.compute)
     config.parallel.dp(config.trainers, name="trainers")
-    _check_engine(config.model, config.engine)
+    check_served(ModelConfig.from_hf(config.model), config.model, config.engine.tp)
     if step is None:
         with collection_paused():
             from rl.loop import run_rl
@@ -176,35 +176,6 @@ def _rl_on_nodes(config: RLConfig, step: Step) -> None:
         from rl.loop import run_rl
 
         run_rl(config, nodes=len(step.hosts))
-
-
-def evaluate(config: Annotated[EvalConfig, FLAT]) -> None:
-    """Score a Hugging Face folder on held-out questions through vLLM: omr eval RECIPE.
-
-    Examples:
-      omr eval demo
-      omr eval demo --model runs/demo/sft/hf --out runs/demo/eval/sft
-      omr eval qwen2_5_vl_7b_greedy --subset 500
-      omr eval demo --sampling.n 8 --sampling.temperature 1 --out runs/demo/eval/rl_n8
-    """
-    _check_engine(config.model, config.engine)  # finds a wrong folder before Ray and vLLM start
-    # read when torch is imported: OpenMP's threads would keep their cores busy while they wait for each other
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from rl.evaluation.baseline import describe_seen
-    from rl.evaluation.run import evaluate as evaluate_model
-
-    found = evaluate_model(config)
-    low, high = found.ci95
-    print(
-        f"{found.accuracy:.1%} of {found.count:,} questions are right, 95 % CI {100 * low:.1f} to {100 * high:.1f}"
-    )
-    if found.baseline is None:
-        print(
-            "no baseline: give the training shards as --train_shards to compare with their most frequent answers"
-        )
-        return
-    print(found.baseline.sentence)
-    print(describe_seen(found.baseline, found.count))
 
 
 def verify(config: Annotated[VerifyConfig, FLAT]) -> None:
@@ -272,7 +243,7 @@ SUBMITTED: dict[Stage, Command] = {
     "sft": recipes(sft, SFT_RECIPES),
     "rl": recipes(rl, RL_RECIPES),
     "data": DATA,
-    "eval": recipes(evaluate, EVAL_RECIPES),
+    "eval": EVAL,
     "convert": CONVERT,
 }
 OMR = CommandGroup(
@@ -305,11 +276,6 @@ OMR = CommandGroup(
 def _check_free(out: str) -> None:
     if os.path.lexists(out):  # a link to nothing, too
         raise ValueError(f"out={out} already exists; choose another folder, or delete it first")
-
-
-def _check_engine(model: str, engine: EngineConfig) -> None:
-    """Raises ValueError for a wrong folder, and for a model that vLLM cannot serve as wished."""
-    check_served(ModelConfig.from_hf(model), model, engine.tp)
 
 
 # ---- the functions that run in each rank ----

@@ -24,6 +24,7 @@ from launch.submit.lookup import find_cluster
 from launch.submit.records import JobRecord, find_folder, read_record
 from launch.submit.size import Stage
 from megatron_omr.config import SFTConfig
+from rl.evaluation.config import BenchmarksConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def build_launch(commands: Mapping[Stage, Command]) -> CommandGroup:
       omr launch sft qwen2_5_vl_7b_sft --on mine --nodes 4 --dry-run
       omr launch rl openmmreasoner_gspo --on mine
       omr launch data curate openmmreasoner_rl --on mine --detach
+      omr launch eval openmmreasoner --model runs/openmmreasoner_gspo/hf --on mine
       omr launch logs runs/qwen2_5_vl_7b_sft --follow
     """,
         commands={**submitting, "status": status, "logs": logs, "cancel": cancel},
@@ -181,6 +183,8 @@ def _replace_function(
 
 def _submit(stage: Stage, words: tuple[str, ...], given: dict[str, Any], options: LaunchOptions) -> None:
     config = given.get("config")
+    if isinstance(config, BenchmarksConfig):
+        _check_benchmarks(given["first"], *given["others"])
     folder = _find_output(config, given)
     if not folder:
         raise ValueError(f"`omr {stage} {words[0]}` writes no folder that a job could have; run it here")
@@ -208,6 +212,13 @@ def _submit(stage: Stage, words: tuple[str, ...], given: dict[str, Any], options
     print(f"job {record.job}: omr launch status|logs|cancel {job.run}", file=sys.stderr, flush=True)
     if not options.detach:
         _watch(job.records, record, job.run)
+
+
+def _check_benchmarks(*names: str) -> None:
+    """Raises ValueError for a name that is none; imports what help does not need."""
+    from data_pipeline.benchmarks.registry import list_benchmarks
+
+    list_benchmarks(names)
 
 
 def _find_output(config: object, given: Mapping[str, Any]) -> str:

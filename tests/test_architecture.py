@@ -136,6 +136,7 @@ ROOMS = {  # the modules and folders of a package; each imports only earlier one
             "data_commands",
             "plan_command",
             "submit",
+            "evaluation",
             "executors",
             "submission",
             "launch_command",

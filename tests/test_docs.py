@@ -36,6 +36,7 @@ FOLDERS = (
 VALUES = {
     "CORPUS": "messages",
     "RECIPE": "own",
+    "BENCHMARK": "aime24",
     "NAME": "rollouts",
     "N": "1",
     "$TEACHER": "http://teacher/v1",

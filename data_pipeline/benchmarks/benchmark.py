@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from data_pipeline.benchmarks.metrics import Metric
+from data_pipeline.benchmarks.metrics import Metric, mean_accuracy
 from data_pipeline.errors import BadSample, column_error
 from data_pipeline.sources.adapters import Adapter, Corpus
 from data_pipeline.sources.readers import Fields
@@ -35,7 +35,8 @@ class Benchmark:
     columns: tuple[str, ...]  # that every row has
     read: Adapter
     split_row: Callable[[Fields], Iterator[Fields]] | None = None  # the questions of a row that holds several
-    metric: Metric
+    metric: Metric = mean_accuracy
+    by: tuple[str, ...] = ()  # metadata whose values have scores of their own
     n: int = 1  # responses to each question
     temperature: float = 0.0
     max_tokens: int = 49_152

@@ -28,13 +28,9 @@ class QuestionResult:
 Metric = Callable[[Sequence[QuestionResult]], Numbers]
 
 
-def mean_accuracy(results: Sequence[QuestionResult], by: Sequence[str] = ()) -> Numbers:
-    """Returns the accuracy of all questions, and for each metadata of `by` that of each of its values."""
-    numbers = {"accuracy": _mean([result.accuracy for result in results])}
-    for name in by:
-        groups = _group(results, name)
-        numbers |= {f"{name}/{value}": _mean([r.accuracy for r in groups[value]]) for value in sorted(groups)}
-    return numbers
+def mean_accuracy(results: Sequence[QuestionResult]) -> Numbers:
+    """Returns the accuracy of all questions."""
+    return {"accuracy": _mean([result.accuracy for result in results])}
 
 
 def average_at_k(results: Sequence[QuestionResult]) -> Numbers:

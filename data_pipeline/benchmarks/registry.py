@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import partial
 
 from data_pipeline.benchmarks.benchmark import Benchmark
 from data_pipeline.benchmarks.charxiv import read_descriptive, read_reasoning, split_descriptive
+from data_pipeline.benchmarks.groups import GROUPS
 from data_pipeline.benchmarks.mars2 import read_vg_rs, score_box
 from data_pipeline.benchmarks.metrics import (
     average_at_k,
     grounding,
     knowledge_steps,
-    mean_accuracy,
     worst_of_variants,
 )
 from data_pipeline.benchmarks.mmmu import read_mmmu, read_mmmu_pro, read_mmmu_pro_vision
@@ -32,7 +34,7 @@ _MATHVISION = partial(
     licence="MIT",
     columns=("id", "question", "options", "decoded_image", "answer", "level", "subject"),
     read=read_mathvision,
-    metric=partial(mean_accuracy, by=("subject", "level")),
+    by=("subject", "level"),
 )
 _CHARXIV = partial(
     Benchmark,
@@ -48,7 +50,7 @@ _MMMU_PRO = partial(
     revision="cd9382dd4f8fa7704aa1007f004bfa63aabde6fc",
     licence="Apache-2.0",
     count=1_730,
-    metric=partial(mean_accuracy, by=("discipline", "subject")),
+    by=("discipline", "subject"),
 )
 _CONTEST = partial(Benchmark, files="", read=read_contest, metric=average_at_k, n=8, temperature=1.0)
 _AIME = partial(
@@ -68,7 +70,7 @@ _ALL = (
             *("answer", "question_type", "answer_type", "metadata"),
         ),
         read=read_mathvista,
-        metric=partial(mean_accuracy, by=("category", "source")),
+        by=("category", "source"),
     ),
     _MATHVISION(name="mathvision_testmini", split="testmini", count=304),
     _MATHVISION(name="mathvision_test", split="test", count=3_040),
@@ -85,7 +87,7 @@ _ALL = (
             *("query_wo", "image", "answer", "metadata"),
         ),
         read=read_mathverse,
-        metric=partial(mean_accuracy, by=("problem_version",)),
+        by=("problem_version",),
     ),
     Benchmark(
         name="dynamath",
@@ -97,6 +99,7 @@ _ALL = (
         columns=("id", "question", "decoded_image", "ground_truth"),
         read=read_dynamath,
         metric=worst_of_variants,
+        by=("subject", "knowledge_level"),
     ),
     Benchmark(
         name="wemath_testmini",
@@ -107,6 +110,7 @@ _ALL = (
         columns=("ID", "split", "key", "question", "option", "answer", "image_path", "knowledge concept"),
         read=read_wemath,
         metric=knowledge_steps,
+        by=("num_steps",),
     ),
     Benchmark(
         name="logicvista",
@@ -116,7 +120,7 @@ _ALL = (
         count=448,
         columns=("question", "answer", "image", "skill"),
         read=read_logicvista,
-        metric=partial(mean_accuracy, by=("skill",)),
+        by=("skill",),
     ),
     Benchmark(
         name="mmmu_val",
@@ -127,7 +131,7 @@ _ALL = (
         count=900,
         columns=("id", "question", "options", "image_1", "answer", "question_type"),
         read=read_mmmu,
-        metric=partial(mean_accuracy, by=("discipline", "subject")),
+        by=("discipline", "subject"),
     ),
     _MMMU_PRO(
         name="mmmu_pro_standard",
@@ -146,7 +150,7 @@ _ALL = (
         count=1_000,
         columns=("image", "reasoning_q", "reasoning_a", "reasoning_a_type"),
         read=read_reasoning,
-        metric=partial(mean_accuracy, by=("answer_type",)),
+        by=("answer_type",),
     ),
     _CHARXIV(
         name="charxiv_descriptive",
@@ -157,7 +161,7 @@ _ALL = (
         ),
         read=read_descriptive,
         split_row=split_descriptive,
-        metric=partial(mean_accuracy, by=("question",)),
+        by=("question",),
     ),
     _AIME(name="aime24", dataset="simplescaling/aime24_nofigures"),
     _AIME(name="aime25", dataset="simplescaling/aime25_nofigures"),
@@ -179,7 +183,7 @@ _ALL = (
         count=198,
         columns=("Question", "Correct Answer", *(f"Incorrect Answer {number}" for number in (1, 2, 3))),
         read=read_gpqa,
-        metric=partial(mean_accuracy, by=("domain",)),
+        by=("domain",),
     ),
     Benchmark(
         name="mucr_cue",
@@ -189,7 +193,7 @@ _ALL = (
         count=400,
         columns=("id", "image_0", "image_1", "cue", "false_cue"),
         read=read_mucr,
-        metric=partial(mean_accuracy, by=("category", "style")),
+        by=("category", "style"),
     ),
     Benchmark(
         name="mars2_vg_rs",
@@ -205,3 +209,20 @@ _ALL = (
     ),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+
+
+def list_benchmarks(names: Sequence[str]) -> list[Benchmark]:
+    """Returns the benchmarks of these names and groups, each once.
+
+    Raises:
+        ValueError: there is none of a name; says which are near.
+    """
+    found: dict[str, Benchmark] = {}
+    for name in names:
+        if name not in BENCHMARKS and name not in GROUPS:
+            known = (*GROUPS, *BENCHMARKS)
+            near = get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(f"no benchmark {name!r}; {hint}there are {', '.join(known)}")
+        found |= {each: BENCHMARKS[each] for each in GROUPS.get(name, (name,))}
+    return list(found.values())

@@ -24,6 +24,7 @@ from megatron_omr.plan.gpus import GPUS
 from megatron_omr.plan.search import count_replicas, plan_layout
 from megatron_omr.plan.task import Layout, Task
 from rl.config import EvalConfig, RLConfig
+from rl.evaluation.config import BenchmarksConfig
 from rl.rewards.config import is_own
 
 
@@ -164,6 +165,8 @@ def list_inputs(config: object) -> list[tuple[str, str]]:
             named += [("held_out.shards", config.held_out.shards)]
             named += [(f"held_out.benchmarks {name}", place) for name, place in config.held_out.benchmarks]
         return [(field, place) for field, place in named if place]
+    if isinstance(config, BenchmarksConfig):
+        return [("model", config.model), *([("path", config.path)] if config.path else [])]
     if isinstance(config, ToHfConfig | ToMegatronConfig):
         return [("source", config.source)]
     if isinstance(config, CurateConfig):
@@ -178,7 +181,7 @@ def list_inputs(config: object) -> list[tuple[str, str]]:
 
 def check_rewards(config: object, login: Login, base: str, code: Code) -> Iterator[Check]:
     """Checks that a user's own reward functions work, and that the job will find their files."""
-    own = config.reward.weights if isinstance(config, RLConfig | EvalConfig) else ()
+    own = config.reward.weights if isinstance(config, RLConfig | EvalConfig | BenchmarksConfig) else ()
     for name in (name for name, _ in own if is_own(name)):
         file = name.rpartition(":")[0]
         if not login.exists(file if file.startswith("/") else f"{base}/{file}") and not code.holds(file):
@@ -202,7 +205,10 @@ def check_code(config: object, code: Code, base: str) -> Check:
     """Says which code will run; Ray puts the current folder first for its workers."""
     if not code.revision:
         return Check(name="code", state="unknown", text=code.describe())
-    shadow = isinstance(config, RLConfig | EvalConfig) and Path(base, "launch", "cli.py").is_file()
+    shadow = (
+        isinstance(config, RLConfig | EvalConfig | BenchmarksConfig)
+        and Path(base, "launch", "cli.py").is_file()
+    )
     note = f"; Ray's workers take that of {base}, a checkout too: leave it as it is until the job runs"
     return Check(name="code", state="unknown" if shadow else "ok", text=code.describe() + note * shadow)
 

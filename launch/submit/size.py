@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from launch.submit.config import SlurmConfig
 from megatron_omr.config import SFTConfig
 from rl.config import EvalConfig, RLConfig
+from rl.evaluation.config import BenchmarksConfig
 
 Stage: TypeAlias = Literal["sft", "rl", "data", "eval", "convert"]
 
@@ -49,7 +50,7 @@ def find_size(stage: Stage, config: object, slurm: SlurmConfig, *, nodes: int = 
         gpus = min(places, slurm.gpus_per_node)
         if nodes > needed:
             needed, gpus = nodes, slurm.gpus_per_node
-    elif isinstance(config, EvalConfig):
+    elif isinstance(config, EvalConfig | BenchmarksConfig):
         tasks, needed, gpus = 1, 1, min(_count_engine_gpus(config), slurm.gpus_per_node)
         if slurm.gpus_per_node and gpus < _count_engine_gpus(config):
             raise ValueError(
@@ -104,7 +105,7 @@ def _place_ranks(ranks: int, places: int, slurm: SlurmConfig) -> tuple[int, int,
     return places, slurm.gpus_per_node, ranks // places
 
 
-def _count_engine_gpus(config: RLConfig | EvalConfig) -> int:
+def _count_engine_gpus(config: RLConfig | EvalConfig | BenchmarksConfig) -> int:
     if isinstance(config, RLConfig) and config.rollout.placement == "colocated":
         return 0  # they take the trainer's
     return config.engine.num_engines * config.engine.tp

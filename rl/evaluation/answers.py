@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 """Id of a question, and the number of a response to it."""
-RESPONSES, MANIFEST = "responses.jsonl", "asked.json"
+RESPONSES, MANIFEST, SUMMARY = "responses.jsonl", "asked.json", "summary.json"
 MAY_GROW = ("out", "model", "shards", "limit", "subset", "sampling.n", "train_shards", "baseline_samples")
 """Fields that may change with the responses kept: more questions, more responses to each, what is computed from them.
 Model and shards are compared by content."""
@@ -132,11 +132,23 @@ def _read(path: Path) -> dict[Key, AskedResponse]:
     return found
 
 
-def choose_questions(questions: Sequence[Question], subset: int, seed: int) -> list[Question]:
+def choose_questions(
+    questions: Sequence[Question], subset: int, seed: int, groups: Sequence[str] = ()
+) -> list[Question]:
     """Returns `subset` of the questions, drawn by the seed, in their order; all for 0.
 
     A larger subset holds the smaller one.
+
+    Args:
+        groups: that of each question: groups are drawn as a whole, until there are `subset` questions or more.
     """
-    order = list(range(len(questions)))
+    members: dict[object, list[int]] = {}
+    for number, group in enumerate(groups or range(len(questions))):
+        members.setdefault(group, []).append(number)
+    order, chosen = list(members.values()), list[int]()
     random.Random(seed).shuffle(order)
-    return [questions[number] for number in sorted(order[: subset or None])]
+    for numbers in order:
+        if subset and len(chosen) >= subset:
+            break
+        chosen += numbers
+    return [questions[number] for number in sorted(chosen)]

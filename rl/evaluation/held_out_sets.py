@@ -104,7 +104,7 @@ def measure(asked: QuestionSet, groups: Sequence[Group], *, seed: int) -> dict[s
     if benchmark:
         metadata = zip(asked.metadata, accuracies, strict=True)
         results = [QuestionResult(metadata=notes, accuracies=found) for notes, found in metadata]
-        numbers = {name: value for name, value in benchmark.metric(results).items() if "/" not in name}
+        numbers = benchmark.metric(results)
     score = score_accuracies([float(np.mean(each or (0.0,))) for each in accuracies], seed)
     numbers |= {"accuracy": score.accuracy, "low": score.ci95[0], "high": score.ci95[1]}
     rollouts = [rollout for group in groups for rollout in group.rollouts]

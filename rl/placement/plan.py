@@ -42,9 +42,12 @@ class Plan:
 
     def describe(self) -> str:
         """Returns the line that says how many trainers and engines each node has."""
-        trainers, engines = Counter(self.trainers), Counter(self.engines)
-        nodes = dict.fromkeys([*self.trainers, *self.engines])
-        return "; ".join(f"{node}: {trainers[node]} trainers, {engines[node]} engines" for node in nodes)
+        counts = {"trainers": Counter(self.trainers), "engines": Counter(self.engines)}
+        shown = {
+            node: ", ".join(f"{count[node]} {name}" for name, count in counts.items() if count[node])
+            for node in [*self.trainers, *self.engines]
+        }
+        return "; ".join(f"{node}: {text}" for node, text in shown.items())
 
 
 def build_plan(nodes: Sequence[Node], config: RLConfig | EvalConfig) -> Plan:

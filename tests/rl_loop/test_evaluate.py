@@ -249,7 +249,7 @@ def test_torn_evaluation_goes_on_and_several_engines_answer_as_one(
     assert (tmp_path / "torn/summary.json").exists()
 
     # a summary is gone while it would describe fewer responses than there are
-    monkeypatch.setattr("rl.evaluation.run.start_engines", None)
+    monkeypatch.setattr("rl.evaluation.collect.start_engines", None)
     with pytest.raises(TypeError):
         evaluate(replace(torn, sampling=replace(whole.sampling, n=4)))
     assert not (tmp_path / "torn/summary.json").exists() and responses.read_bytes() == wanted

@@ -85,6 +85,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
     commands["missing"] = ["sft", "qwen2_5_vl_7b_sft", "--model", "models/none", "--on", "site"]
     commands["nothing"] = ["data", "validate", "data/openmmreasoner_rl_74k", "--on", "site"]
     commands["eval"] = ["eval", "qwen2_5_vl_7b_greedy", "--on", "site", "--nodes", "2"]
+    model = SFT_RECIPES["qwen2_5_vl_7b_sft"]().model
+    asked = ["mathvista_testmini", "mathverse_testmini", "--engine.num_engines", "4"]
+    commands["benchmarks"] = ["eval", *asked, "--model", model, "--on", "site"]
+    commands["typo"] = ["eval", "aime24", "mathvist", "--model", model, "--on", "site"]
     env = {"PATH": path_with(folder / "bin", *TOOLS), "HOME": str(folder)}
     done = run_omr(
         *(["launch", *words, "--dry-run"] for words in commands.values()), cwd=folder, env=env, timeout=240
@@ -187,6 +191,16 @@ def test_commands_without_gpus_go_to_their_partition(shown: Mapping[str, Outcome
     assert flags(scripts(shown["convert"])[0])["output"].endswith("/out/hf.launch/logs/%j.log")
 
 
+def test_benchmarks_get_a_gpu_for_each_engine(shown: Mapping[str, Outcome]):
+    outcome = shown["benchmarks"]
+    assert outcome.code == 0, outcome.err
+    batch, task = scripts(outcome)
+    asked = flags(batch)
+    assert (asked["nodes"], asked["gpus-per-node"], asked["partition"]) == ("1", "4", "gpu")
+    assert "launch.cli eval mathvista_testmini mathverse_testmini --engine.num_engines 4 --model " in task
+    assert "ok  input     model=" in outcome.err
+
+
 def test_mistakes_end_with_a_line_that_says_so(shown: Mapping[str, Outcome]):
     assert shown["missing"].code == 2
     assert re.search(
@@ -199,3 +213,5 @@ def test_mistakes_end_with_a_line_that_says_so(shown: Mapping[str, Outcome]):
     assert re.search(r"it's\.launch\" has \"'\": NeMo-Run and Slurm take paths", shown["quote"].err)
     assert shown["eval"].code == 2
     assert "--nodes 2, but `omr eval` takes 1 with this recipe" in shown["eval"].err
+    assert shown["typo"].code == 2
+    assert "no benchmark 'mathvist'; did you mean" in shown["typo"].err

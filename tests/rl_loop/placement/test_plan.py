@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_omr.config import ParallelConfig
-from rl.config import EngineConfig, RLConfig, RolloutConfig
+from rl.config import EngineConfig, EvalConfig, RLConfig, RolloutConfig
 from rl.placement.plan import Node, Plan, build_plan, place_engine
 
 
@@ -113,9 +113,10 @@ def test_nodes_without_gpus_are_not_counted() -> None:
     assert hosts(alone.trainers) == [1, 1] and hosts(alone.engines) == [1, 1, 1]
     several = build_plan(make_nodes(0, 0, 0), config)
     assert hosts(several.trainers) == [1, 1] and hosts(several.engines) == [2, 3, 2]
-    assert several.describe() == (
-        "10.0.0.1: 2 trainers, 0 engines; 10.0.0.2: 0 trainers, 2 engines; 10.0.0.3: 0 trainers, 1 engines"
-    )
+    assert several.describe() == ("10.0.0.1: 2 trainers; 10.0.0.2: 2 engines; 10.0.0.3: 1 engines")
+    assert alone.describe() == "10.0.0.1: 2 trainers, 3 engines"
+    evaluation = EvalConfig(model="", shards="", out="", engine=EngineConfig(num_engines=2))
+    assert build_plan(make_nodes(0), evaluation).describe() == "10.0.0.1: 2 engines"
 
 
 def test_engine_of_a_lost_node_goes_where_there_is_room() -> None:

@@ -1,0 +1,114 @@
+"""Asks engines for the responses that are missing, of one evaluation or of several at once.
+
+Each response is asked for by itself, so that it is kept as soon as it is scored: the same command continues where it
+stopped. Engines read a question's prompt once and share its keys and values (prefix cache).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipeline.errors import BadSample
+from rl.config import EvalConfig
+from rl.evaluation.answers import SUMMARY, AnswerLog
+from rl.evaluation.ask import start_engines
+from rl.evaluation.summary import Records
+from rl.groups import build_records
+from rl.prompts.stream import Question
+from rl.rewards.scorer import Scorer
+from rl.rollout.calls import Request
+from rl.types import AskedResponse, Group, Prompt
+
+Score = Callable[[str, str], float]
+"""Of a response and a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The questions of an evaluation, and the log of their responses."""
+
+    config: EvalConfig
+    questions: Sequence[Question]
+    answers: AnswerLog
+    score: Score | None = None  # decides how right a response is, in the place of the answer checker
+
+    def list_missing(self) -> list[tuple[Prompt, int]]:
+        """Returns the responses that the log lacks, by question and number."""
+        return [
+            (prompt, number)
+            for prompt, _ in self.questions
+            for number in range(self.config.sampling.n)
+            if not self.answers.has(prompt, number)
+        ]
+
+    def sort(self) -> list[Records]:
+        """Returns the records of each question, and writes them in this order."""
+        return self.answers.sort([prompt for prompt, _ in self.questions])
+
+    def add(self, group: Group, number: int) -> None:
+        """Keeps the response of this number."""
+        self.answers.add(*(self._rescore(replace(each, rollout=number)) for each in build_records(group)))
+
+    def request(self, prompt: Prompt, number: int) -> Request:
+        own = replace(prompt, shards=self.config.shards)
+        return Request(prompt=own, sampling=replace(self.config.sampling, n=1), seed=number)
+
+    def _rescore(self, record: AskedResponse) -> AskedResponse:
+        if self.score is None or record.response is None:
+            return record
+        return replace(record, accuracy=self.score(record.response, record.answer))
+
+
+def collect_answers(engines: EvalConfig, evaluations: Sequence[Asked], scorer: Scorer) -> None:
+    """Asks for what the evaluations lack, in one queue; `engines` says which are started.
+
+    Raises:
+        ValueError: a log holds responses that are not asked for now.
+    """
+    for each in evaluations:
+        each.answers.check_asked({prompt.ref.id for prompt, _ in each.questions}, each.config.sampling.n)
+        for prompt, fault in each.questions:
+            if fault:
+                each.answers.refuse(prompt, fault)
+    missing = [(each, prompt, number) for each in evaluations for prompt, number in each.list_missing()]
+    num_found = sum(len(each.answers) for each in evaluations)
+    if num_found and missing:
+        print(f"{num_found:,} records are there already, {len(missing):,} are missing", flush=True)
+    if missing:
+        for each in evaluations:
+            if each.list_missing():  # a summary would describe fewer responses
+                (Path(each.config.out) / SUMMARY).unlink(missing_ok=True)
+        _ask(engines, missing, scorer)
+
+
+def _ask(engines: EvalConfig, missing: Sequence[tuple[Asked, Prompt, int]], scorer: Scorer) -> None:
+    """Asks for these responses; keeps them as they come, scored."""
+    requests = [asked.request(prompt, number) for asked, prompt, number in missing]
+    scored = deque[tuple[Asked, int, Future[Group]]]()
+
+    def keep_first() -> None:
+        asked, number, group = scored.popleft()
+        asked.add(group.result(), number)
+
+    with (
+        start_engines(engines) as answer,
+        tqdm(total=len(missing), desc="eval", unit="response", dynamic_ncols=True) as bar,
+    ):
+        for place, responses in answer(requests):
+            asked, prompt, number = missing[place]
+            if responses.fault:
+                asked.answers.refuse(prompt, BadSample(responses.fault, responses.detail))
+            else:
+                limit = asked.config.sampling.max_tokens
+                scored.append((asked, number, scorer.score(prompt, responses, max_tokens=limit)))
+            while scored and scored[0][2].done():
+                keep_first()
+            bar.update()
+        while scored:
+            keep_first()

@@ -1,0 +1,160 @@
+"""The numbers of benchmarks as published, with intervals and by category: scores.json of a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.benchmarks.benchmark import Benchmark
+from data_pipeline.benchmarks.import_benchmark import Questions
+from data_pipeline.benchmarks.metrics import Numbers, QuestionResult, list_units
+from data_pipeline.files import read_json, write_json
+from rl.config import EvalConfig
+from rl.evaluation.intervals import Interval, Score, bootstrap_ci95, score_accuracies
+from rl.evaluation.summary import EvalSummary, Records
+
+Metadata = Mapping[str, str | int | float]
+"""Of the sample that asks."""
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """A setting that is not as published."""
+
+    published: float
+    used: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkScores:
+    """How a model did on one benchmark. Scores are between 0 and 1."""
+
+    metric: str  # the first number, which papers print
+    value: float
+    ci95: Interval | None  # bootstrap over units; None without any
+    units: int  # questions, or groups of them of which the metric is the mean
+    questions: int  # that were asked for, bad ones too
+    published_questions: int
+    dropped: int  # rows of the dataset that the import refused
+    is_whole: bool  # all published questions
+    n: int  # responses to each question
+    numbers: Numbers  # of the metric, the first one too
+    by: dict[str, dict[str, Score]]  # the first number by a metadata and its values
+    tokens: float  # mean of the responses
+    truncated: float  # share of the responses
+    format: float  # mean of the responses
+    bad_questions: dict[str, int]  # that could not be asked and count as wrong, by reason
+    use_judge: bool
+    overrides: dict[str, Override]
+
+    @property
+    def is_published(self) -> bool:
+        """True where all questions were asked as published."""
+        return self.is_whole and not self.overrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScores:
+    """How a model did on several benchmarks."""
+
+    model: str
+    seed: int
+    benchmarks: dict[str, BenchmarkScores]
+
+
+def score_benchmark(
+    asked: Questions,
+    config: EvalConfig,
+    records: Sequence[Records],
+    metadata: Mapping[str, Metadata],
+    summary: EvalSummary,
+) -> BenchmarkScores:
+    """Returns the scores of a benchmark, from the records of each question and the metadata of all by id."""
+    benchmark = asked.benchmark
+    results = [_read_result(each, metadata.get(each[0].id, {})) for each in records]
+    numbers = benchmark.metric(results)
+    metric, value = next(iter(numbers.items()))
+    units = list_units(results)
+    values = [_first(benchmark, unit) for unit in units]
+    num_responses = sum(len(result.accuracies) for result in results)
+    return BenchmarkScores(
+        metric=metric,
+        value=value,
+        ci95=bootstrap_ci95(values, seed=config.seed) if values else None,
+        units=len(units),
+        questions=len(records),
+        published_questions=benchmark.count,
+        dropped=asked.dropped,
+        is_whole=asked.are_all and len(records) + asked.dropped == benchmark.count,
+        n=config.sampling.n,
+        numbers=numbers,
+        by={name: _score_by(name, benchmark, units, config.seed) for name in benchmark.by},
+        tokens=summary.length.mean,
+        truncated=summary.truncated / max(1, num_responses),
+        format=summary.format,
+        bad_questions=summary.bad_questions,
+        use_judge=config.reward.use_judge,
+        overrides=list_overrides(benchmark, config),
+    )
+
+
+def list_overrides(benchmark: Benchmark, config: EvalConfig) -> dict[str, Override]:
+    """Returns the settings of sampling that are not as published, by their names."""
+    published = {"n": benchmark.n, "temperature": benchmark.temperature, "top_p": 1.0}
+    published["max_tokens"] = benchmark.max_tokens
+    used = {name: getattr(config.sampling, name) for name in published}
+    return {
+        f"sampling.{name}": Override(published=value, used=used[name])
+        for name, value in published.items()
+        if used[name] != value
+    }
+
+
+def save_scores(scores: RunScores, out: Path) -> RunScores:
+    """Writes `out`/scores.json; benchmarks of earlier commands stay. Returns all."""
+    if (out / SCORES).exists():
+        scores = replace(scores, benchmarks=load_scores(out).benchmarks | scores.benchmarks)
+    write_json(out / SCORES, asdict(scores))
+    return scores
+
+
+def load_scores(out: Path) -> RunScores:
+    """Reads `out`/scores.json."""
+    saved: dict[str, Any] = read_json(out / SCORES)
+    benchmarks = {name: _load(one) for name, one in saved["benchmarks"].items()}
+    return RunScores(model=saved["model"], seed=saved["seed"], benchmarks=benchmarks)
+
+
+def _load(saved: dict[str, Any]) -> BenchmarkScores:
+    by = {
+        name: {value: Score(**score | {"ci95": tuple(score["ci95"])}) for value, score in scores.items()}
+        for name, scores in saved["by"].items()
+    }
+    overrides = {name: Override(**values) for name, values in saved["overrides"].items()}
+    ci95 = saved["ci95"] and tuple(saved["ci95"])
+    return BenchmarkScores(**saved | {"by": by, "overrides": overrides, "ci95": ci95})
+
+
+def _read_result(records: Records, metadata: Metadata) -> QuestionResult:
+    accuracies = tuple(record.accuracy for record in records if not record.fault)
+    return QuestionResult(metadata=metadata, accuracies=accuracies)
+
+
+def _first(benchmark: Benchmark, unit: Sequence[QuestionResult]) -> float:
+    return next(iter(benchmark.metric(unit).values()))
+
+
+def _score_by(
+    name: str, benchmark: Benchmark, units: Iterable[Sequence[QuestionResult]], seed: int
+) -> dict[str, Score]:
+    """Returns the first number by the values of a metadata; a group has those of its first question."""
+    values = defaultdict[str, list[float]](list)
+    for unit in units:
+        if name in unit[0].metadata:
+            values[str(unit[0].metadata[name])].append(_first(benchmark, unit))
+    return {value: score_accuracies(values[value], seed) for value in sorted(values)}
