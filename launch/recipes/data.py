@@ -60,6 +60,44 @@ def openmmreasoner_rl(root: str = "corpora") -> CurateConfig:
     )
 
 
+def openmmreasoner_sft_released(root: str = "corpora") -> CurateConfig:
+    """OpenMMReasoner's published 874k samples, responses as they are: each subset is a folder of the download.
+
+    That the download has a folder for each subset is assumed; otherwise give each --sources.N.rows.path.
+    """
+    subsets = ("llava_cot", "m1_sft", "mmr1", "OpenVLThinker-sft-iter3", "WeMath")
+    return CurateConfig(
+        out="data/openmmreasoner_sft_released",
+        sources=tuple(
+            corpus("openmmreasoner_sft", f"{root}/openmmreasoner_sft_874k", subset=name) for name in subsets
+        ),
+        deduplicate=False,
+    )
+
+
+def openmmreasoner_rl_released(root: str = "corpora") -> CurateConfig:
+    """OpenMMReasoner's published 74k questions, which have no duplicates: each subset is a folder of the download.
+
+    That the download has a folder for each subset is assumed; otherwise give each --sources.N.rows.path.
+    """
+    subsets = (
+        "algopuzzle",
+        "mmk12",
+        "thinklite_vl_hard",
+        "tqa_train",
+        "virl39k",
+        "wemath_pro",
+        "wemath_standard",
+    )
+    return CurateConfig(
+        out="data/openmmreasoner_rl_released",
+        sources=tuple(
+            corpus("openmmreasoner_rl", f"{root}/openmmreasoner_rl_74k", subset=name) for name in subsets
+        ),
+        deduplicate=False,
+    )
+
+
 def mmfinereason_sft(root: str = "corpora") -> CurateConfig:
     """MMFineReason's 586k: right and long responses of a thinking teacher, not too easy for a 4B model."""
     return CurateConfig(
@@ -148,16 +186,19 @@ def demo(root: str = DEMO_ROOT) -> CurateConfig:
     )
 
 
-def corpus(name: str, root: str, *, distill: bool = False) -> SourceConfig:
-    """Returns a corpus of the recipes in the folder of that name under `root`."""
-    path = f"./{root}/{name}"  # without ./ it would be OWNER/NAME
-    rows = RowsConfig(path=path, split=SPLITS.get(name, ""))
-    return SourceConfig(name=name, corpus=name, rows=rows, responses="distill" if distill else "keep")
+def corpus(name: str, root: str, *, distill: bool = False, subset: str = "") -> SourceConfig:
+    """Returns a corpus of the recipes, or one of its subsets, in the folder of that name under `root`."""
+    folder = subset or name
+    path = f"./{root}/{folder}"  # without ./ it would be OWNER/NAME
+    rows = RowsConfig(path=path, split="" if subset else SPLITS.get(name, ""))
+    return SourceConfig(name=folder, corpus=name, rows=rows, responses="distill" if distill else "keep")
 
 
 DATA_RECIPES: dict[str, Callable[..., CurateConfig]] = {
     "openmmreasoner_sft": openmmreasoner_sft,
     "openmmreasoner_rl": openmmreasoner_rl,
+    "openmmreasoner_sft_released": openmmreasoner_sft_released,
+    "openmmreasoner_rl_released": openmmreasoner_rl_released,
     "mmfinereason_sft": mmfinereason_sft,
     "mmfinereason_sft_hardest": mmfinereason_sft_hardest,
     "mmvistareason_sft": mmvistareason_sft,

@@ -40,7 +40,11 @@ def mmfinereason_sft() -> SFTConfig:
         precision="bf16",
         processes=8,
         loader=LoaderConfig(
-            shards="data/mmfinereason_sft", global_batch_size=320, pack_length=32_768, seed=42, num_workers=8
+            shards="data/mmfinereason_sft/mixed",
+            global_batch_size=320,
+            pack_length=32_768,
+            seed=42,
+            num_workers=8,
         ),
         image=_IMAGE,
         parallel=ParallelConfig(tp=2, cp=2, sp=True, overlap=True),
@@ -101,7 +105,7 @@ def mmvistareason_sft() -> SFTConfig:
         run="runs/mmvistareason_sft",
         steps=steps,
         loader=replace(
-            recipe.loader, shards="data/mmvistareason_sft", global_batch_size=160, pack_length=16_384
+            recipe.loader, shards="data/mmvistareason_sft/mixed", global_batch_size=160, pack_length=16_384
         ),
         optim=replace(recipe.optim, warmup_steps=steps // 10),
     )

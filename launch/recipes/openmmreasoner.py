@@ -36,7 +36,7 @@ def openmmreasoner_gspo() -> RLConfig:
     return RLConfig(
         run="runs/openmmreasoner_gspo",
         model="runs/qwen2_5_vl_7b_sft/hf",
-        shards="data/openmmreasoner_rl_74k",
+        shards="data/openmmreasoner_rl/mixed",
         steps=1_232,
         prompts_per_step=128,
         seed=42,

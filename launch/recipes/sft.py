@@ -54,7 +54,7 @@ def qwen2_5_vl_7b_sft() -> SFTConfig:
         precision="bf16",
         processes=32,
         loader=LoaderConfig(
-            shards="data/openmmreasoner_sft_874k",
+            shards="data/openmmreasoner_sft/mixed",
             global_batch_size=2_048,
             pack_length=61_440,
             seed=42,

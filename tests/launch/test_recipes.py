@@ -45,6 +45,14 @@ def test_published_rl_numbers():
     assert asked == [name for name in asked if name in BENCHMARKS] and config.held_out.every == 16
 
 
+def test_training_reads_what_a_data_recipe_writes_and_rl_starts_from_sft():
+    written = {f"{config().out}/mixed" for config in DATA_RECIPES.values()}
+    for name in ("qwen2_5_vl_7b_sft", "mmfinereason_sft", "mmvistareason_sft"):
+        assert SFT_RECIPES[name]().loader.shards in written
+    rl = RL_RECIPES["openmmreasoner_gspo"]()
+    assert rl.shards in written and rl.model == f"{SFT_RECIPES['qwen2_5_vl_7b_sft']().run}/hf"
+
+
 def test_published_data_numbers():
     cold_start, hard = DATA_RECIPES["openmmreasoner_sft"](), DATA_RECIPES["mmfinereason_sft_hardest"]()
     questions = DATA_RECIPES["openmmreasoner_rl"]()

@@ -79,11 +79,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
         "--log.wandb",
         "it's",
     ]
-    commands["quote"] = ["data", "mix", "data/openmmreasoner_rl_74k", "--out", "it's", "--on", "site"]
+    commands["quote"] = ["data", "mix", "data/openmmreasoner_rl/mixed", "--out", "it's", "--on", "site"]
     commands["convert"] = ["convert", "to-hf", "checkpoints/step-00000100", "out/hf", "--on", "site"]
-    commands["data"] = ["data", "mix", "data/openmmreasoner_rl_74k", "--out", "mix", "--on", "site"]
+    commands["data"] = ["data", "mix", "data/openmmreasoner_rl/mixed", "--out", "mix", "--on", "site"]
     commands["missing"] = ["sft", "qwen2_5_vl_7b_sft", "--model", "models/none", "--on", "site"]
-    commands["nothing"] = ["data", "validate", "data/openmmreasoner_rl_74k", "--on", "site"]
+    commands["nothing"] = ["data", "validate", "data/openmmreasoner_rl/mixed", "--on", "site"]
     commands["eval"] = ["eval", "qwen2_5_vl_7b_greedy", "--on", "site", "--nodes", "2"]
     model = SFT_RECIPES["qwen2_5_vl_7b_sft"]().model
     asked = ["mathvista_testmini", "mathverse_testmini", "--engine.num_engines", "4"]
