@@ -10,16 +10,20 @@ is cut off (an open thought, an open tag, an unfinished last line) has no answer
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from data_pipeline.verify.released import is_solution
 from data_pipeline.verify.rules.characters import remove_bold
 
 MAX_LINE_LEN = 1_000
 """Characters past which a last line is not read."""
+MAX_STATEMENTS = 32
+"""Answers of each form that are listed."""
 
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
 _THINK = re.compile(r"</?think>")
 _BRACE = re.compile(r"[{}]")
+_BOX = re.compile(r"\\boxed\{")
 _STATEMENT = re.compile(r"=|:|：| (?:is|are|equals) |答案[是为]")
 
 
@@ -41,6 +45,36 @@ def read(response: str) -> tuple[str, float]:
         return content.strip(), float(bool(content))
     stated = _read_last_line(outside, is_ended)
     return stated, 0.8 * bool(stated and is_solution(text))
+
+
+class Statements(NamedTuple):
+    """What a response states outside of its thoughts; read() takes one of these for its answer."""
+
+    answers: tuple[str, ...]  # of <answer>
+    boxes: tuple[str, ...]  # of \boxed{}
+    line: str  # what the last line states
+
+
+def list_statements(response: str) -> Statements:
+    r"""Returns all answers that a response states, in their order, the last MAX_STATEMENTS of each form.
+
+    A thought that is never closed counts as stated.
+
+    >>> list_statements(r"<think>\boxed{1}</think>\boxed{2} <answer>3</answer> It is 4.")
+    Statements(answers=('3',), boxes=('2',), line='4.')
+    """
+    text, _ = _strip_end_tokens(response)
+    outside, _ = _remove_thoughts(text)
+    tagged = [piece.rpartition("<answer>") for piece in outside.split("</answer>")[:-1]]
+    starts = [found.end() for found in _BOX.finditer(outside)]
+    boxes = [_read_braces(outside, start).strip() for start in starts[-MAX_STATEMENTS:]]
+    answers = [after.strip() for _, mark, after in tagged if mark]
+    last = outside.rpartition("</answer>")[2].strip() or outside
+    return Statements(
+        answers=tuple(filter(None, answers[-MAX_STATEMENTS:])),
+        boxes=tuple(filter(None, boxes)),
+        line=_read_last_line(last, True),
+    )
 
 
 def _strip_end_tokens(text: str) -> tuple[str, bool]:

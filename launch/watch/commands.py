@@ -12,17 +12,37 @@ from tyro.conf import Positional
 from data_pipeline.files import write_json
 
 
-def report(run: Positional[Path]) -> None:
-    """Write a run's report, one self-contained HTML page: omr report RUN.
+def report(
+    run: Positional[Path], *, budgets: tuple[int, ...] = (), model: Path | None = None, seed: int = 42
+) -> None:
+    """Write the report of a run, or of an evaluation, as one self-contained HTML page: omr report RUN
+
+    Of an evaluation, on one benchmark or several: accuracy, what went wrong in the responses that are not right, with
+    examples, accuracy against tokens, and with --budgets the accuracy at smaller token limits, also in budgets.json.
 
     Args:
-        run: Folder of a run.
+        run: Folder of a run or an evaluation.
+        budgets: Of an evaluation: token limits at which its responses are cut and their answers read again.
+        model: With --budgets: Hugging Face folder whose tokenizer cuts; by default the model that was evaluated.
+        seed: Of an evaluation: seed of the intervals and of the examples.
 
     Examples:
       omr report runs/demo
+      omr report runs/demo/eval/rl --budgets 16 24 32
     """
     if not run.is_dir():
         raise ValueError(f"{run} is not a folder; give the folder of a run, such as runs/demo")
+    from rl.results.stored import is_evaluation
+
+    if is_evaluation(run):
+        from launch.report.evaluations.report import report_evaluation
+
+        print(report_evaluation(run, budgets, model, seed))
+        return
+    if budgets:
+        raise ValueError(
+            f"--budgets {budgets[0]} is of evaluations, and {run} is a run; give the --out of `omr eval`"
+        )
     from launch.report.run_page import write_report
 
     print(write_report(run))

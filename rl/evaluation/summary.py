@@ -11,6 +11,7 @@ import numpy as np
 from rl.evaluation.attempts import find_majority, find_pass, list_attempts
 from rl.evaluation.baseline import Baseline
 from rl.evaluation.intervals import Score, score_accuracies
+from rl.rewards.failures import count_failures
 from rl.rewards.metrics import count_judged, mean_parts
 from rl.types import AskedResponse
 
@@ -40,6 +41,9 @@ class EvalSummary(Score):
     format: float  # mean of the responses
     parts: dict[str, float]  # of the reward, before weighting: means of the responses
     length: Lengths
+    failures: dict[
+        str, int
+    ]  # those that are not right by what went wrong, see failures.py; not_asked are questions
     truncated: int  # responses cut off at the token limit
     decided_by: dict[str, int]  # responses by the rule of the checker that decided
     judged: dict[str, float]  # what the judge did; empty where there is none
@@ -72,6 +76,7 @@ def summarize(questions: Sequence[Records], *, seed: int) -> EvalSummary:
             p95=float(np.quantile(lengths, 0.95)),
             max=float(lengths.max()),
         ),
+        failures=count_failures(record for records in questions for record in records),
         truncated=sum(record.finish_reason == "length" for record in responses),
         decided_by=dict(sorted(Counter(record.decided_by for record in responses).items())),
         judged=count_judged([r.judged for r in responses], [r.decided_by for r in responses]),

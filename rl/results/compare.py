@@ -8,17 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.benchmarks.metrics import (
-    GROUPED,
-    Metric,
-    Numbers,
-    QuestionResult,
-    list_units,
-    mean_accuracy,
-)
 from rl.evaluation.intervals import Difference, Score, score_accuracies
 from rl.results.paired import McNemar, average_differences, bootstrap_difference, run_mcnemar
-from rl.results.stored import Metadata, Records, StoredEvaluation, mean_tokens, read_metadata
+from rl.results.stored import StoredEvaluation, mean_tokens
+from rl.results.units import choose_metric
+from rl.rewards.failures import RIGHT
 
 SCORING = (
     "reward.correct_by",
@@ -28,8 +22,6 @@ SCORING = (
     "reward.judge.",
 )
 """Settings that decide the score of a response: names, and beginnings of names."""
-RIGHT = 0.5
-"""Accuracy from which on a question counts as right: the mean of its responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +101,21 @@ def _compare_one(
     _check_scoring(before, after)
     shared = [name for name in before.questions if name in after.questions]
     _check_references(before, after, shared)
-    metric, metadata = _choose_metric(before, after, notes)
-    old, new = (
-        [_read_result(each.questions[name], metadata.get(name, {})) for name in shared]
-        for each in (before, after)
-    )
-    values = [[_first(metric(unit))[1] for unit in list_units(results)] for results in (old, new)]
+    metric = choose_metric([before, after], notes)
+    old, new = ({name: each.questions[name] for name in shared} for each in (before, after))
+    values = [metric.value_units(questions) for questions in (old, new)]
     if not values[0]:
         raise ValueError(
             f"{after.name}: no group of questions was asked whole by both sides; compare larger subsets"
         )
     difference, means = bootstrap_difference([b - a for a, b in zip(*values, strict=True)], seed)
-    right = [[result.accuracy >= RIGHT for result in results] for results in (old, new)]
+    results = [[metric.read_result(*each) for each in questions.items()] for questions in (old, new)]
+    right = [[result.accuracy >= RIGHT for result in side] for side in results]
     gained = tuple(name for name, a, b in zip(shared, *right, strict=True) if b and not a)
     lost = tuple(name for name, a, b in zip(shared, *right, strict=True) if a and not b)
-    is_single = all(len(result.accuracies) <= 1 for result in (*old, *new))
+    is_single = all(len(result.accuracies) <= 1 for side in results for result in side)
     compared = BenchmarkComparison(
-        metric=_first(metric(new))[0],
+        metric=metric.name(new),
         questions=len(shared),
         only_before=len(before.questions) - len(shared),
         only_after=len(after.questions) - len(shared),
@@ -141,36 +131,6 @@ def _compare_one(
         other_settings=tuple(_list_other_settings(before, after)),
     )
     return compared, means
-
-
-def _choose_metric(
-    before: StoredEvaluation, after: StoredEvaluation, notes: list[str]
-) -> tuple[Metric, Mapping[str, Metadata]]:
-    """Returns the benchmark's metric, with the questions' metadata where it groups by them; else plain accuracy."""
-    if not after.benchmark:
-        return mean_accuracy, {}
-    metric = after.benchmark.metric
-    if metric not in GROUPED:
-        return metric, {}
-    for evaluation in (before, after):
-        try:
-            return metric, read_metadata(evaluation)
-        except ValueError as error:
-            problem = error
-    notes.append(
-        f"{after.name} is compared by plain accuracy, not by its metric, which groups questions: {problem}."
-    )
-    return mean_accuracy, {}
-
-
-def _read_result(records: Records, metadata: Metadata) -> QuestionResult:
-    accuracies = tuple(record.accuracy for record in records if not record.fault)
-    return QuestionResult(metadata=metadata, accuracies=accuracies)
-
-
-def _first(numbers: Numbers) -> tuple[str, float]:
-    """Returns the name and the value of the number that tables print first."""
-    return next(iter(numbers.items()))
 
 
 def _check_scoring(before: StoredEvaluation, after: StoredEvaluation) -> None:

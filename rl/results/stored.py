@@ -44,6 +44,13 @@ class StoredEvaluation:
         """The published benchmark whose questions these are, None where they are others."""
         return BENCHMARKS.get(self.name)
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that a response could have; where that is not known, the longest one's."""
+        limit = self.settings.get("sampling.max_tokens")
+        longest = max((record.response_len for record in self.list_responses()), default=1)
+        return limit if isinstance(limit, int) else longest
+
     def list_responses(self, ids: Iterable[str] | None = None) -> list[AskedResponse]:
         """Returns the responses to these questions, by default to all."""
         names = self.questions if ids is None else ids

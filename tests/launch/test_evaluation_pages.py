@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ import pytest
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from launch.cli import main
+from launch.report.charts import Interval
+from launch.report.evaluations.points import Series, draw_points
+from rl.types import AskedResponse
 from tests.helpers.browser import ParsedPage, open_page, texts_outside
 from tests.helpers.evaluations import make_records, write_evaluation
 from tests.helpers.report_run import HOSTILE
@@ -54,6 +59,60 @@ def test_one_evaluation_and_numbers_of_runs_are_refused(
     assert "is one evaluation; give the one to compare it with" in capsys.readouterr().err
     assert main(["compare", str(tmp_path), "--json", str(tmp_path / "x.json")]) == 2
     assert "holds the numbers of evaluations" in capsys.readouterr().err
+
+
+def test_report_sorts_failures_and_sweeps_budgets(
+    tiny_hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    samples = list(digit_samples("test", 6, 0))
+    write_shards(samples, tmp_path / "shards")
+    records = make_records(
+        {sample.id: [float(n % 2)] for n, sample in enumerate(samples)}, source="mathverse_testmini"
+    )
+    records[0] = replace(records[0], response=f"{HOSTILE} \\boxed{{7}} <answer>8</answer>")
+    records[2] = replace(records[2], finish_reason="length")
+    records[4] = AskedResponse(
+        id=records[4].id, source=records[4].source, answer="7", fault=f"image: {HOSTILE}"
+    )
+    folder = write_evaluation(tmp_path / "eval", records, shards=tmp_path / "shards")
+    words = ["report", str(folder), "--budgets", "3", "40", "--model", str(tiny_hf)]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "limit  accuracy" in out and str(folder / "report.html") in out
+    points = json.loads((folder / "budgets.json").read_text())["mathverse_testmini"]["points"]
+    assert [(p["budget"], p["score"]["accuracy"]) for p in points] == [(3, 0.0), (40, 0.5), (64, 0.5)]
+    page = ParsedPage(folder / "report.html")
+    assert {"misread", "truncated", "could-not-be-asked", "chart-budgets-mathverse_testmini"} <= page.ids
+    assert not {"wrong", "hedged", "not-checked", "no-answer"} & page.ids
+    assert page.tags.count("article") == 3 and page.tags.count("img") == 3 and page.tags.count("script") == 1
+    assert "OMR-7B, paper" in page.text and "another checkpoint" in page.text
+    first = (folder / "report.html").read_bytes()
+    assert main(words) == 0 and (folder / "report.html").read_bytes() == first
+    assert (
+        main(words[:-2]) == 2 and "has none; give the model's folder with --model" in capsys.readouterr().err
+    )
+
+
+def test_dots_with_intervals_are_where_the_axes_say():
+    def dot(value: float) -> Interval:
+        return Interval(value=value, low=value - 0.1, high=value + 0.1)
+
+    series = [
+        Series(name="a", points=((0.0, dot(0.2)),)),
+        Series(name="b", points=((100.0, dot(0.4)), (200.0, dot(0.8)))),
+    ]
+    chart = str(draw_points("label", series, "tokens"))
+    places = [tuple(map(float, each)) for each in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    (left, low), (middle, mid), (right, high) = places
+    assert middle - left == pytest.approx(right - middle, abs=0.2) and low - mid == pytest.approx(
+        (mid - high) / 2, abs=0.2
+    )
+    wide = str(
+        draw_points("label", [Series(name="c", points=tuple((2.0**n, dot(0.5)) for n in range(10)))], "limit")
+    )
+    xs = [float(each) for each in re.findall(r'cx="([\d.]+)"', wide)]
+    gaps = {round(b - a, 0) for a, b in pairwise(xs)}
+    assert len(gaps) == 1, "a logarithmic axis"
 
 
 @pytest.mark.heavy

@@ -9,8 +9,9 @@ from data_pipeline.tables import text_table
 from launch.report.charts import Interval, draw_intervals
 from launch.report.compare import name_runs
 from launch.report.evaluations.cards import Gallery, Shown, draw_ids, make_cards
+from launch.report.evaluations.tokens import Dot, draw_tokens, interval_of
 from launch.report.page import Figure, Section, Table, write_page
-from rl.evaluation.intervals import Difference, Score
+from rl.evaluation.intervals import Difference
 from rl.results.compare import BenchmarkComparison, Comparison, Evaluations, compare_evaluations
 from rl.results.stored import load_evaluations
 
@@ -67,7 +68,7 @@ def write_page_of(
     evaluations: Sequence[Evaluations], comparisons: Sequence[Comparison], out: Path, seed: int
 ) -> Path:
     """Writes the page and returns its path; equal evaluations and seeds give equal bytes."""
-    sections = [_accuracy(comparisons), *map(_differences, comparisons)]
+    sections = [_accuracy(comparisons), *map(_differences, comparisons), draw_tokens(_list_dots(comparisons))]
     galleries = [
         gallery
         for other, found in zip(evaluations[1:], comparisons, strict=True)
@@ -112,12 +113,22 @@ def _accuracy(comparisons: Sequence[Comparison]) -> Section:
         each = [found.benchmarks.get(name) for found in comparisons]
         first = next(one for one in each if one)
         rows.append(
-            (name, [_interval(first.before), *(_interval(one.after) if one else None for one in each)])
+            (name, [interval_of(first.before), *(interval_of(one.after) if one else None for one in each)])
         )
     keys = [comparisons[0].before, *(found.after for found in comparisons)]
     chart = draw_intervals("Accuracy by benchmark, with 95% intervals", rows)
     figure = Figure("accuracy", "Accuracy", "Bars are 95% intervals.", chart, keys=keys)
     return Section("Accuracy", "Of the questions that both sides asked.", [figure])
+
+
+def _list_dots(comparisons: Sequence[Comparison]) -> dict[str, list[Dot]]:
+    """Returns what is drawn by benchmark: the first evaluation once, as the first of the others sees it."""
+    dots = dict[str, list[Dot]]()
+    for found in comparisons:
+        for name, each in found.benchmarks.items():
+            drawn = dots.setdefault(name, [(found.before, each.tokens_before, each.before)])
+            drawn.append((found.after, each.tokens_after, each.after))
+    return dots
 
 
 def _differences(found: Comparison) -> Section:
@@ -170,10 +181,6 @@ def _list_galleries(before: Evaluations, after: Evaluations, found: Comparison, 
             intro = f"Up to {EXAMPLES} of each benchmark, drawn with seed {seed}; the first response of each side."
             galleries.append(Gallery(f"{found.after} {title}", intro, cards))
     return galleries
-
-
-def _interval(score: Score) -> Interval:
-    return Interval(value=score.accuracy, low=score.ci95[0], high=score.ci95[1])
 
 
 def _points(difference: Difference) -> str:

@@ -1,0 +1,70 @@
+"""Scores evaluations by the metrics of their benchmarks, as means over units: questions, or groups of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.benchmarks.metrics import (
+    GROUPED,
+    Metric,
+    Numbers,
+    QuestionResult,
+    list_units,
+    mean_accuracy,
+)
+from rl.evaluation.intervals import Score, score_accuracies
+from rl.results.stored import Metadata, Records, StoredEvaluation, read_metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitMetric:
+    """A metric whose first number is a mean over units, with the metadata of questions where it groups by them."""
+
+    metric: Metric = mean_accuracy
+    metadata: Mapping[str, Metadata]
+
+    def value_units(self, questions: Mapping[str, Records]) -> list[float]:
+        """Returns the value of each unit; the same questions give the same units."""
+        results = [self.read_result(name, records) for name, records in questions.items()]
+        return [_first(self.metric(unit))[1] for unit in list_units(results)]
+
+    def name(self, questions: Mapping[str, Records]) -> str:
+        """Returns what the first number is called."""
+        return _first(self.metric([self.read_result(name, records) for name, records in questions.items()]))[
+            0
+        ]
+
+    def score(self, questions: Mapping[str, Records], seed: int) -> Score:
+        """Returns the first number with its interval, a bootstrap over units."""
+        return score_accuracies(self.value_units(questions), seed)
+
+    def read_result(self, name: str, records: Records) -> QuestionResult:
+        """Returns the accuracies of the responses to a question."""
+        accuracies = tuple(record.accuracy for record in records if not record.fault)
+        return QuestionResult(metadata=self.metadata.get(name, {}), accuracies=accuracies)
+
+
+def choose_metric(evaluations: Sequence[StoredEvaluation], notes: list[str]) -> UnitMetric:
+    """Returns the metric of the benchmark that the evaluations are of; plain accuracy of other questions.
+
+    Plain accuracy also, with a note, where questions must be grouped and the shards of none can be read.
+    """
+    benchmark, problem = evaluations[0].benchmark, ""
+    if not benchmark:
+        return UnitMetric(metadata={})
+    if benchmark.metric not in GROUPED:
+        return UnitMetric(metric=benchmark.metric, metadata={})
+    for evaluation in evaluations:
+        try:
+            return UnitMetric(metric=benchmark.metric, metadata=read_metadata(evaluation))
+        except ValueError as error:
+            problem = str(error)
+    notes.append(
+        f"{benchmark.name} is scored by plain accuracy, not by its metric, which groups questions: {problem}."
+    )
+    return UnitMetric(metadata={})
+
+
+def _first(numbers: Numbers) -> tuple[str, float]:
+    return next(iter(numbers.items()))
