@@ -14,11 +14,13 @@ from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
 from data_pipeline.verify.check import Verdict, check_answer
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
-from rl.evaluation.run import evaluate
+from rl.evaluation.ask import Answer, start_engines
+from rl.prompts.stream import load_prompt_limits, read_prompts
 from rl.results.budgets import Sweep, check_budgets, cut_questions, sweep_budgets
 from rl.results.stored import StoredEvaluation, load_evaluations
 from rl.results.units import UnitMetric
-from rl.types import AskedResponse
+from rl.rollout.calls import Request
+from rl.types import AskedResponse, Prompt
 from tests.helpers.evaluations import make_records, write_evaluation
 
 TEXT = "<think>4 0 3. 4+0=4 4+3=7</think><answer>7</answer>"
@@ -97,38 +99,43 @@ def test_budgets_that_cannot_be_read_are_refused(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("n", "temperature"), [(1, 0.0), (3, 1.0)])
-def test_cut_responses_are_those_of_an_evaluation_with_that_limit(
-    n: int, temperature: float, tiny_hf: Path, tmp_path: Path
-):
-    """An untrained model also samples tokens that its own text does not encode to: those are counted as inexact."""
-    write_shards(digit_samples("test", 16, 0, cell=28), tmp_path / "shards")
-
-    def ask(limit: int) -> StoredEvaluation:
-        evaluate(
-            EvalConfig(
-                model=str(tiny_hf),
-                shards=str(tmp_path / "shards"),
-                out=str(tmp_path / f"out{limit}"),
-                engine=EngineConfig(
-                    precision="fp32", max_model_len=512, max_num_seqs=8, max_images=1, cpu_kv_cache_gib=0.1
-                ),
-                image=ImageConfig(min_pixels=784),
-                sampling=SamplingConfig(n=n, temperature=temperature, max_tokens=limit),
-            )
+def test_cut_responses_are_those_that_an_engine_gives_with_that_limit(tiny_hf: Path, tmp_path: Path):
+    """Greedy, cut at the tokens that were sampled: an untrained model's texts do not encode to them."""
+    write_shards(digit_samples("test", 12, 0, cell=28), tmp_path / "shards")
+    config = EvalConfig(
+        model=str(tiny_hf),
+        shards=str(tmp_path / "shards"),
+        out=str(tmp_path / "out"),
+        engine=EngineConfig(
+            precision="fp32", max_model_len=512, max_num_seqs=8, max_images=1, cpu_kv_cache_gib=0.1
+        ),
+        image=ImageConfig(min_pixels=784),
+    )
+    prompts = [prompt for prompt, _ in read_prompts(config.shards, load_prompt_limits(config), 0)]
+    with start_engines(config) as answer:
+        (long, ids), (short, _) = (
+            ask(answer, prompts, SamplingConfig(n=1, temperature=0.0, max_tokens=limit)) for limit in (12, 5)
         )
-        return load(tmp_path / f"out{limit}")
+    assert sum(record.response_len > 5 for (record,) in long.values()) >= 6
+    cut = cut_questions(long, 5, ids, ChatFormat.from_hf(tiny_hf), check)
+    assert cut == short and len(cut) == 12 and cut != long
 
-    long, short, chat = ask(12), ask(5), ChatFormat.from_hf(tiny_hf)
-    ids = {(r.id, r.rollout): chat.tokenize(r.response or "") for r in long.list_responses()}
-    cut = cut_questions(long.questions, 5, ids, chat, check)
-    exact = [
-        (mine, theirs)
-        for name in cut
-        for whole, mine, theirs in zip(long.questions[name], cut[name], short.questions[name], strict=True)
-        if len(ids[name, whole.rollout]) == whole.response_len - (whole.finish_reason == "stop")
-    ]
-    print(f"{len(exact)} of {16 * n} responses encode to as many tokens as were sampled")
-    assert len(exact) >= 4 * n
-    for mine, theirs in exact:
-        assert mine == replace(theirs, reward=mine.reward, parts=mine.parts)
+
+def ask(
+    answer: Answer, prompts: Sequence[Prompt], sampling: SamplingConfig
+) -> tuple[dict[str, list[AskedResponse]], dict[tuple[str, int], list[int]]]:
+    """Returns the records of an engine's responses, and their tokens."""
+    requests = [Request(prompt=prompt, sampling=sampling, seed=0) for prompt in prompts]
+    records, ids = {}, {}
+    for place, responses in answer(requests):
+        (rollout,), prompt = responses.rollouts, prompts[place]
+        record = AskedResponse(
+            id=prompt.ref.id,
+            answer=prompt.answer,
+            response=rollout.response,
+            response_len=len(rollout.token_ids),
+            finish_reason=rollout.finish_reason,
+        )
+        records[prompt.ref.id] = [record.with_verdict(check_answer(rollout.response, prompt.answer))]
+        ids[prompt.ref.id, 0] = rollout.token_ids.tolist()
+    return records, ids
