@@ -30,7 +30,7 @@ def demo(root: str = "runs/demo", *, seed: int = 42) -> SFTConfig:
         loader=LoaderConfig(shards=f"{root}/data/train", global_batch_size=32, pack_length=4096, seed=seed),
         image=ImageConfig(min_pixels=28 * 28, max_pixels=224 * 224),
         optim=OptimConfig(lr=2e-3, schedule="constant", warmup_steps=20, beta2=0.95),
-        validation=ValidationConfig(every=100, limit=128),
+        validation=ValidationConfig(every=100, limit=96),
         checkpoint=CheckpointConfig(every=100, keep=2),
     )
 

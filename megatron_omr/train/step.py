@@ -211,9 +211,17 @@ def run_schedule(
 
 
 def _fill_rounds(trainer: Trainer, packs: Sequence[PackedBatch]) -> Sequence[PackedBatch]:
-    """Returns `packs`, and blank ones where several chunks a stage make the schedule take them in rounds of pp."""
-    layout = trainer.parallel
-    num_blank = -len(packs) % layout.pp if layout.vp > 1 else 0
+    """Returns `packs`, and blank ones where others wait for them. Collective over replicas that may share experts.
+
+    Replicas that share experts send each other tokens in every layer, so all of them take as many packs; with several
+    chunks a stage, the schedule takes packs in rounds of pp.
+    """
+    layout, ranks, count = trainer.parallel, trainer.ranks, len(packs)
+    if ranks.ep_size * ranks.etp_size > ranks.tp_size:
+        count = int(max(number for (number,) in gather_over_replicas(ranks, [count])))
+    if layout.vp > 1:
+        count += -count % layout.pp
+    num_blank = count - len(packs)
     multiples = {"multiple": layout.sequence_multiple, "pack_multiple": layout.pack_multiple(_ALIGNMENT)}
     return [*packs, *[build_blank(**multiples, pad_token_id=0)] * num_blank]
 

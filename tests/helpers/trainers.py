@@ -26,15 +26,26 @@ def tiny_trainer(folder: str, parallel: ParallelConfig, *, precision: Precision 
 
 
 def random_micro_batches(
-    trainer: Trainer, parallel: ParallelConfig, *, seed: int, compute: ComputeConfig = ComputeConfig()
+    trainer: Trainer,
+    parallel: ParallelConfig,
+    *,
+    seed: int,
+    compute: ComputeConfig = ComputeConfig(),
+    evenly: bool = True,
 ) -> list[MicroBatch]:
-    """Returns this data-parallel rank's share of random samples that depend on `seed` only, padded for `compute`."""
+    """Returns this data-parallel rank's share of random samples that depend on `seed` only, padded for `compute`.
+
+    Args:
+        evenly: else all ranks but the last have one pack, and that one the rest.
+    """
     from data_pipeline.loader.packing import merge
     from megatron_omr.oracle import draw_packs
     from megatron_omr.train.losses import sft_loss
     from megatron_omr.train.step import MicroBatch
 
-    packs = draw_packs(trainer.model, seed)[trainer.ranks.dp_rank :: trainer.ranks.dp_size]
+    packs, rank, size = draw_packs(trainer.model, seed), trainer.ranks.dp_rank, trainer.ranks.dp_size
+    last = rank + 1 if rank < size - 1 else len(packs)
+    packs = packs[rank::size] if evenly else packs[rank:last]
     rows = compute.alignment(parallel)
     multiples = {"multiple": parallel.sequence_multiple, "pack_multiple": parallel.pack_multiple(rows)}
     batches = [merge(pack, **multiples, pad_token_id=0) for pack in packs]

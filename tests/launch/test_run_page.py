@@ -25,7 +25,7 @@ from tests.helpers.report_run import (
 
 CHARTS = {
     "accuracy": {"chart-accuracy"},
-    "data": {"chart-funnel", "chart-funnel-published-0", "chart-funnel-published-1"},
+    "data": {"chart-funnel", *(f"chart-funnel-published-{number}" for number in range(3))},
     "supervised-fine-tuning": {"chart-sft-loss", "chart-sft-grad-norm"},
     "reinforcement-learning": {
         *("chart-rl-reward", "chart-rl-held-out", "chart-rl-pass"),
