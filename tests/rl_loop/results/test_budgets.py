@@ -100,7 +100,7 @@ def test_budgets_that_cannot_be_read_are_refused(
 
 @pytest.mark.heavy
 def test_cut_responses_are_those_that_an_engine_gives_with_that_limit(tiny_hf: Path, tmp_path: Path):
-    """Greedy, cut at the tokens that were sampled: an untrained model's texts do not encode to them."""
+    """Greedy and sampled, cut at the tokens that were sampled: an untrained model's texts do not encode to them."""
     write_shards(digit_samples("test", 12, 0, cell=28), tmp_path / "shards")
     config = EvalConfig(
         model=str(tiny_hf),
@@ -110,15 +110,18 @@ def test_cut_responses_are_those_that_an_engine_gives_with_that_limit(tiny_hf: P
             precision="fp32", max_model_len=512, max_num_seqs=8, max_images=1, cpu_kv_cache_gib=0.1
         ),
         image=ImageConfig(min_pixels=784),
+        sampling=SamplingConfig(n=1, temperature=1.0, max_tokens=12),
     )
     prompts = [prompt for prompt, _ in read_prompts(config.shards, load_prompt_limits(config), 0)]
     with start_engines(config) as answer:
-        (long, ids), (short, _) = (
-            ask(answer, prompts, SamplingConfig(n=1, temperature=0.0, max_tokens=limit)) for limit in (12, 5)
-        )
-    assert sum(record.response_len > 5 for (record,) in long.values()) >= 6
-    cut = cut_questions(long, 5, ids, ChatFormat.from_hf(tiny_hf), check)
-    assert cut == short and len(cut) == 12 and cut != long
+        for temperature in (0.0, 1.0):
+            (long, ids), (short, _) = (
+                ask(answer, prompts, SamplingConfig(n=1, temperature=temperature, max_tokens=limit))
+                for limit in (12, 5)
+            )
+            assert sum(record.response_len > 5 for (record,) in long.values()) >= 6
+            cut = cut_questions(long, 5, ids, ChatFormat.from_hf(tiny_hf), check)
+            assert cut == short and len(cut) == 12 and cut != long
 
 
 def ask(
