@@ -34,13 +34,14 @@ from data_pipeline.verify.check import check_reference
 def teacher_request(sample: Sample, rollout: int, teacher: TeacherConfig) -> tuple[dict[str, object], str]:
     """Returns the request for response number `rollout` to a question, and a key that names it.
 
-    Its seed depends on the teacher's seed, the question's id and the number.
+    Its seed depends on the teacher's seed and name, the question's id and the number.
 
     Raises:
         BadSample: the question cannot be asked, or a response could not be checked.
     """
     check_reference(sample.answer)
-    key = f"{teacher.seed}/{sample.id}/{rollout}"
+    name = f"{teacher.name}/" if teacher.name else ""
+    key = f"{teacher.seed}/{name}{sample.id}/{rollout}"
     body: dict[str, object] = {
         "messages": teacher_messages(sample, teacher.system_prompt),
         "temperature": teacher.temperature,

@@ -126,9 +126,9 @@ def test_request_is_seeded_by_question_and_rollout(sample: Sample):
     seeds = {
         teacher_request(sample, n, t)[0]["seed"]
         for n in range(4)
-        for t in (teacher, replace(teacher, seed=7))
+        for t in (teacher, replace(teacher, seed=7), replace(teacher, name="other"))
     }
-    assert len(seeds) == 8 and "top_p" not in teacher_request(sample, 0, TeacherConfig())[0]
+    assert len(seeds) == 12 and "top_p" not in teacher_request(sample, 0, TeacherConfig())[0]
     with pytest.raises(BadSample, match="no_reference"):
         teacher_request(replace(sample, answer=""), 0, teacher)
 
