@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +27,17 @@ def test_cell_learns_from_the_right_responses_of_a_served_teacher(
     size = SizeConfig(
         train=512, test=16, base_steps=40, teacher_steps=1, questions=256, sft_steps=2, rl_steps=1
     )
-    config = StudyConfig(out=str(tmp_path), seeds=(3,), only=("base", "weak_teacher"), size=size)
+    config = StudyConfig(out=str(tmp_path), seeds=(3,), only=("base",), size=size)
+    run_study("teacher_choice", config)
+    for made, copied in (("base/3/untrained", "teachers/untrained"), ("base/3/base", "teachers/weak")):
+        shutil.copytree(tmp_path / made, tmp_path / copied)  # the teacher is such a model of another seed
+    config = replace(config, only=("weak_teacher",))
     run_study("teacher_choice", config)
     right = {id for id, rate in read_scores(tmp_path / "responses/weak_1/scores.jsonl").items() if rate == 1}
     learned = list(read_shards(tmp_path / "distilled/weak_teacher/responses"))
-    assert right and {sample.metadata["question"] for sample in learned} == right
-    assert len(learned) == len(right) < 256
+    assert learned and {sample.metadata["question"] for sample in learned} <= right
+    # a right response may be unfit to learn from: without thoughts, or cut off
+    assert len(learned) == read_json(tmp_path / "responses/weak_1/stats.json")["teacher"]["digits"]["kept"]
     run = tmp_path / "cells/weak_teacher/3/run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and read_json(run / "config.json")["model"] == str(tmp_path / "base/3/base/hf")
