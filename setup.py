@@ -59,7 +59,7 @@ EXTRAS = {
     # rl/algorithms and data_pipeline/benchmarks compute. verl allows older releases of transformers only, so they have
     # an environment of their own.
     "peers": [
-        "Levenshtein",  # lmms-eval imports it, and pytz, but does not name them
+        "levenshtein",  # lmms-eval imports it, and pytz, but does not name them
         "lmms-eval==0.7.3",
         "math-verify==0.9.0",
         "numpy",

@@ -78,6 +78,8 @@ def find_logged() -> re.Pattern[str]:
     for path in CODE:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
+                case ast.Constant(value=str(text)) if re.fullmatch(r"[a-z]\w{3,}_", text):
+                    patterns.add(rf"{text}\w+")  # a prefix of metrics that a measurement names
                 case ast.Constant(value=str(text)) if re.fullmatch(r"[a-z]\w*", text):
                     patterns.add(
                         rf"{text}(?:_(?:p\d\d|min|max))?"

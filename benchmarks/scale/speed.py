@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_omr.plan.config import AssumeConfig
+from megatron_omr.plan.engines import cache_bytes
 from megatron_omr.plan.gpus import GPUS
-from megatron_omr.plan.memory import cache_bytes
 from megatron_omr.plan.shapes import published_shape
 
 MODEL, GPU = "Qwen2.5-VL-7B-Instruct", "h100"
