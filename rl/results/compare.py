@@ -38,7 +38,7 @@ class BenchmarkComparison:
     tokens_before: float  # mean of the responses
     tokens_after: float
     difference: Difference  # after less before
-    mcnemar: McNemar | None  # None with several responses to a question
+    mcnemar: McNemar | None  # over units; None where one is neither right nor wrong as a whole
     gained: tuple[str, ...]  # ids of questions that turned right
     lost: tuple[str, ...]
     other_settings: tuple[str, ...]  # that differ, none of which decides a score
@@ -113,7 +113,6 @@ def _compare_one(
     right = [[result.accuracy >= RIGHT for result in side] for side in results]
     gained = tuple(name for name, a, b in zip(shared, *right, strict=True) if b and not a)
     lost = tuple(name for name, a, b in zip(shared, *right, strict=True) if a and not b)
-    is_single = all(len(result.accuracies) <= 1 for side in results for result in side)
     compared = BenchmarkComparison(
         metric=metric.name(new),
         questions=len(shared),
@@ -125,12 +124,20 @@ def _compare_one(
         tokens_before=mean_tokens(before.list_responses(shared)),
         tokens_after=mean_tokens(after.list_responses(shared)),
         difference=difference,
-        mcnemar=run_mcnemar(len(gained), len(lost)) if is_single else None,
+        mcnemar=_test_units(*values) if metric.is_whole else None,
         gained=gained,
         lost=lost,
         other_settings=tuple(_list_other_settings(before, after)),
     )
     return compared, means
+
+
+def _test_units(before: Sequence[float], after: Sequence[float]) -> McNemar | None:
+    """Tests the units that turned, as questions of one group do not turn independently of each other."""
+    if not {*before, *after} <= {0.0, 1.0}:
+        return None
+    pairs = list(zip(before, after, strict=True))
+    return run_mcnemar(pairs.count((0.0, 1.0)), pairs.count((1.0, 0.0)))
 
 
 def _check_scoring(before: StoredEvaluation, after: StoredEvaluation) -> None:

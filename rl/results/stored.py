@@ -17,7 +17,7 @@ from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.types import Sample
 from data_pipeline.verify.record import read_responses
-from rl.evaluation.answers import MANIFEST, RESPONSES
+from rl.evaluation.answers import MANIFEST, RESPONSES, SUMMARY
 from rl.types import AskedResponse
 
 Records = Sequence[AskedResponse]
@@ -79,7 +79,7 @@ def load_evaluations(folder: Path) -> dict[str, StoredEvaluation]:
     """Returns the evaluations of a folder by their names.
 
     Raises:
-        ValueError: there is none, one has no responses, or a file cannot be read.
+        ValueError: there is none, one is unfinished, or a file cannot be read.
     """
     folders = list_folders(folder)
     if not folders:
@@ -95,6 +95,10 @@ def load_evaluations(folder: Path) -> dict[str, StoredEvaluation]:
 
 
 def _load(folder: Path) -> StoredEvaluation:
+    if not (folder / SUMMARY).is_file():  # short responses come first: the numbers would lean to them
+        raise ValueError(
+            f"{folder} is unfinished, it has no {SUMMARY}: run its `omr eval` again, which goes on"
+        )
     questions = defaultdict[str, list[AskedResponse]](list)
     for record in read_responses(folder / RESPONSES, AskedResponse):
         questions[record.id].append(record)

@@ -23,6 +23,7 @@ class UnitMetric:
 
     metric: Metric = mean_accuracy
     metadata: Mapping[str, Metadata]
+    is_whole: bool = True  # False where questions that belong together count as if they did not
 
     def value_units(self, questions: Mapping[str, Records]) -> list[float]:
         """Returns the value of each unit; the same questions give the same units."""
@@ -61,9 +62,10 @@ def choose_metric(evaluations: Sequence[StoredEvaluation], notes: list[str]) -> 
         except ValueError as error:
             problem = str(error)
     notes.append(
-        f"{benchmark.name} is scored by plain accuracy, not by its metric, which groups questions: {problem}."
+        f"{benchmark.name} is scored by plain accuracy, not by its metric, which groups questions: {problem}. "
+        "Questions of a group count as independent, so that intervals are too narrow"
     )
-    return UnitMetric(metadata={})
+    return UnitMetric(metadata={}, is_whole=False)
 
 
 def _first(numbers: Numbers) -> tuple[str, float]:

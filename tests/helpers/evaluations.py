@@ -27,10 +27,11 @@ def write_evaluation(
     settings: Mapping[str, object] | None = None,
     shards: Path | str = "",
 ) -> Path:
-    """Writes asked.json, config.json and responses.jsonl; returns the folder."""
+    """Writes the files of an evaluation that is finished, its summary without numbers; returns the folder."""
     folder.mkdir(parents=True)
     (folder / "asked.json").write_text(json.dumps(SETTINGS | dict(settings or {})))
     (folder / "config.json").write_text(json.dumps({"shards": str(shards)}))
+    (folder / "summary.json").write_text("{}")
     (folder / "responses.jsonl").write_bytes(b"".join(record.to_json() for record in records))
     return folder
 

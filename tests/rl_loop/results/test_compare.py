@@ -82,10 +82,30 @@ def test_metric_of_groups_is_compared_and_resampled_by_group(tmp_path: Path):
     assert (found.metric, found.questions, found.units) == ("worst", 40, 20)
     assert (found.before.accuracy, found.after.accuracy, found.difference.value) == (0.0, 0.5, 0.5)
     assert len(found.gained) == 10 and found.difference.ci95 == pytest.approx((0.3, 0.7), abs=0.06)
+    assert found.mcnemar == run_mcnemar(10, 0)
 
     shards.rename(tmp_path / "gone")
     without = compare(*sides)
     assert without.benchmarks["dynamath"].metric == "accuracy" and "40 of 40 questions" in without.notes[0]
+    assert without.benchmarks["dynamath"].mcnemar is None
+
+
+def test_groups_that_turn_are_tested_and_not_their_questions(tmp_path: Path):
+    shards, ids = write_variants(tmp_path / "shards", 8)
+    old = {name: [0.0] for name in ids}
+    new = {name: [float(number < 6)] for number, name in enumerate(ids)}  # three groups
+    sides = [
+        write_evaluation(tmp_path / name, make_records(each, source="dynamath"), shards=shards)
+        for name, each in (("a", old), ("b", new))
+    ]
+    assert compare(*sides).benchmarks["dynamath"].mcnemar == run_mcnemar(3, 0)
+
+
+def test_unfinished_evaluations_are_refused(tmp_path: Path):
+    folder = write_evaluation(tmp_path / "a", make_records({"q": [1.0]}))
+    (folder / "summary.json").unlink()
+    with pytest.raises(ValueError, match="a is unfinished, it has no summary.json: run its `omr eval` again"):
+        load_evaluations(folder)
 
 
 def test_first_number_of_metrics_of_groups_is_the_mean_of_their_units():
