@@ -22,13 +22,18 @@ def import_questions(benchmark: Benchmark, config: ImportConfig, count: int | No
         ValueError: the rows are not those of the benchmark: columns, values or their number.
     """
     rows = fill_rows(benchmark, config.rows)
+    index = Path(config.out) / INDEX
+    was_complete = index.exists()
     report = import_corpus(benchmark.corpus, replace(config, rows=rows))
     wanted = benchmark.count if count is None else count
     if wanted and not config.limit and report.rows != wanted:
+        if not was_complete:
+            index.unlink()  # or the next command would take the shards for the benchmark
         where = " ".join(filter(None, (benchmark.dataset, benchmark.subset, f"split {benchmark.split}")))
         raise ValueError(
-            f"{benchmark.name} has {wanted:,} questions ({where}), and {rows.path} gave {report.rows:,}; give that "
-            f"split, as a file or with --rows.split, and delete {config.out}; or set --count to what is right"
+            f"{benchmark.name} has {wanted:,} questions ({where}), and {rows.path} gave {report.rows:,}; delete "
+            f"{config.out} and give that split, as a file or with --rows.split; or set --count to what is right (both "
+            f"of `omr data benchmark {benchmark.name} {config.out}`)"
         )
     return report
 

@@ -12,9 +12,11 @@ from rl.evaluation.intervals import Interval, Score
 from rl.evaluation.scores import BenchmarkScores, RunScores
 
 PAPER = (BASE, COLDSTART, RL)
-"""Rows of the paper: the model before the recipe, after its SFT, after its RL."""
+"""Rows of the printed table: the model before the recipe, after its SFT, after its RL. scores.md has all."""
 TABLES = (MAIN, TEXT)
 MARK, NONE = "*", "-"
+INCOMPLETE = "incomplete_groups"
+"""The one number of a metric that is a count, and no share."""
 HEAD = ("metric", "score", "95 % interval", "questions", "tokens", "truncated", "format", "bad")
 
 Row = Sequence[str]
@@ -65,9 +67,9 @@ def describe_notes(scores: RunScores) -> list[str]:
 
 
 def average_columns(scores: RunScores) -> float | None:
-    """Returns the mean of the paper's twelve columns, in per cent; None unless all were asked as published."""
+    """Returns the mean of the paper's twelve columns, in per cent; None unless all are published numbers."""
     found = [scores.benchmarks.get(name) for name in TWELVE_COLUMNS]
-    if not all(each and each.is_published for each in found):
+    if not all(each and not _reasons(each) for each in found):
         return None
     return 100 * fmean(each.value for each in found if each)
 
@@ -75,10 +77,10 @@ def average_columns(scores: RunScores) -> float | None:
 def _beside_paper(scores: RunScores) -> tuple[Row, list[Row]]:
     """Returns a table of a row a model and a column a benchmark."""
     names, paper = list(scores.benchmarks), _paper_rows()
-    means = [MAIN.mean(row) for row in PAPER]
+    means = {row: MAIN.mean(row) for row in MAIN.rows}
     rows: list[Row] = [
         [row, *(_percent_of(paper[row], name) for name in names), f"{mean:.1f}" if mean else NONE]
-        for row, mean in zip(PAPER, means, strict=True)
+        for row, mean in means.items()
     ]
     own, mean = [_marked(scores.benchmarks[name]) for name in names], average_columns(scores)
     rows.append([f"**{scores.model}**", *own, NONE if mean is None else f"{mean:.1f}"])
@@ -105,15 +107,18 @@ def _reasons(found: BenchmarkScores) -> list[str]:
     reasons = list[str]()
     if not found.is_whole:
         reasons.append(f"{found.questions:,} of {found.published_questions:,} questions")
+    if found.dropped:
+        reasons.append(f"{found.dropped} rows refused by the import")
     reasons += [f"{name} {each.used:g} for {each.published:g}" for name, each in found.overrides.items()]
-    if groups := found.numbers.get("incomplete_groups"):
+    if groups := found.numbers.get(INCOMPLETE):
         reasons.append(f"{groups:.0f} incomplete groups")
     return reasons
 
 
 def _detail(name: str, found: BenchmarkScores) -> list[str]:
     """Returns a benchmark's other numbers, and its first one by category."""
-    others = [(metric, f"{100 * value:.1f}") for metric, value in found.numbers.items()]
+    shares = {metric: value for metric, value in found.numbers.items() if metric != INCOMPLETE}
+    others = [(metric, f"{100 * value:.1f}") for metric, value in shares.items()]
     parts = [f"## {name}"]
     if len(others) > 1:
         parts.append(_markdown(("number", "per cent"), others))
@@ -136,7 +141,8 @@ def _score_row(item: tuple[str, Score]) -> Row:
 
 def _paper_rows() -> dict[str, Mapping[str, float]]:
     """Returns the paper's scores of each row, over its tables."""
-    return {row: {**MAIN.rows[row].scores, **TEXT.rows[row].scores} for row in PAPER}
+    text = {name: row.scores for name, row in TEXT.rows.items()}
+    return {name: {**row.scores, **text.get(name, {})} for name, row in MAIN.rows.items()}
 
 
 def _percent_of(scores: Mapping[str, float], name: str) -> str:

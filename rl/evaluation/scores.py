@@ -52,11 +52,6 @@ class BenchmarkScores:
     use_judge: bool
     overrides: dict[str, Override]
 
-    @property
-    def is_published(self) -> bool:
-        """True where all questions were asked as published."""
-        return self.is_whole and not self.overrides
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunScores:

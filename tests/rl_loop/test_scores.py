@@ -76,7 +76,7 @@ def test_scores_of_a_benchmark(tmp_path: Path):
         "b": (0, 2),
     }
     assert found.ci95 and found.ci95[0] < 1 / 3 < found.ci95[1]
-    assert not found.is_whole and not found.overrides and not found.is_published
+    assert not found.is_whole and not found.overrides
 
     sampled = replace(config, sampling=SamplingConfig(n=4, temperature=1.0, max_tokens=49_152))
     other = build_scores(sampled, rows=3)

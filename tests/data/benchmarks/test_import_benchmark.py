@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.benchmarks.import_benchmark import fill_rows, import_questions
+from data_pipeline.benchmarks.import_benchmark import fill_rows, find_questions, import_questions
 from data_pipeline.benchmarks.registry import BENCHMARKS
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.sources.config import ImportConfig, RowsConfig
@@ -29,6 +29,15 @@ def test_another_number_of_questions_is_an_error_each_time(tmp_path: Path):
             import_questions(MATHVISTA, given)
     assert import_questions(MATHVISTA, given, count=2).samples == 2
     assert import_questions(MATHVISTA, given, count=0).samples == 2
+
+
+def test_refused_questions_are_not_asked_by_the_next_command(tmp_path: Path):
+    path = write_benchmark("mathvista_testmini", tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="omr data benchmark mathvista_testmini"):
+            find_questions(MATHVISTA, tmp_path / "root", str(path), is_only=True)
+    import_questions(MATHVISTA, config(path, tmp_path / "root" / MATHVISTA.name), count=2)
+    assert find_questions(MATHVISTA, tmp_path / "root", str(path)).rows == 2
 
 
 def test_a_limit_takes_the_first_questions(tmp_path: Path):
