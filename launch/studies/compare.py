@@ -14,6 +14,7 @@ Verdict = Literal["shows", "is reversed", "is not decided"]
 Accuracies = Mapping[int, Mapping[str, float]]
 """By seed: the accuracy of each held-out question."""
 
+MIN_SEEDS = 3
 RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 500  # bounds the memory that many questions take
 
@@ -67,7 +68,12 @@ def _even(count: int) -> np.ndarray:
 
 
 def judge(gain: Gain) -> Verdict:
-    """Says whether the better cell is above the worse: only if the interval and every seed agree."""
+    """Says whether the better cell is above the worse: only if the interval and every one of three seeds agree.
+
+    Of fewer, what a seed does by chance cannot be told from what the cell does.
+    """
+    if len(gain.by_seed) < MIN_SEEDS:
+        return "is not decided"
     signs = {np.sign(value) for value in gain.by_seed.values()}
     if gain.ci95[0] > 0 and signs == {1}:
         return "shows"

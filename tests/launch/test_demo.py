@@ -21,7 +21,7 @@ from tests.helpers.page_watcher import watching
 
 @pytest.mark.heavy
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_tiny_demo_runs_from_data_to_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every stage with its real parts, RL by two algorithms; so few steps teach nothing, so no accuracy is expected.
 

@@ -35,7 +35,7 @@ def read_commands() -> str:
     return commands
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_page_leads_from_rows_to_a_report(tmp_path: Path):
     pytest.importorskip("easy_vqa")
     commands = read_commands()

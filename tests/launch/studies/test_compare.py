@@ -43,12 +43,13 @@ def test_gain_is_paired_by_seed_and_question() -> None:
 @pytest.mark.parametrize(
     ("ci95", "by_seed", "verdict"),
     [
-        ((0.01, 0.05), (0.02, 0.04), "shows"),
-        ((0.01, 0.05), (-0.01, 0.06), "is not decided"),  # a seed disagrees
-        ((-0.01, 0.05), (0.02, 0.04), "is not decided"),
-        ((-0.05, -0.01), (-0.02, -0.04), "is reversed"),
-        ((-0.05, -0.01), (-0.02, 0.0), "is not decided"),
-        ((0.0, 0.0), (0.0, 0.0), "is not decided"),
+        ((0.01, 0.05), (0.02, 0.04, 0.03), "shows"),
+        ((0.01, 0.05), (0.02, 0.04), "is not decided"),  # too few seeds
+        ((0.01, 0.05), (-0.01, 0.06, 0.06), "is not decided"),  # a seed disagrees
+        ((-0.01, 0.05), (0.02, 0.04, 0.01), "is not decided"),
+        ((-0.05, -0.01), (-0.02, -0.04, -0.03), "is reversed"),
+        ((-0.05, -0.01), (-0.02, 0.0, -0.03), "is not decided"),
+        ((0.0, 0.0), (0.0, 0.0, 0.0), "is not decided"),
     ],
 )
 def test_verdict_needs_interval_and_every_seed(
@@ -59,9 +60,9 @@ def test_verdict_needs_interval_and_every_seed(
 
 
 def test_sentence() -> None:
-    gain = Gain(value=0.031, ci95=(0.010, 0.052), by_seed={42: 0.04, 7: 0.022})
+    gain = Gain(value=0.031, ci95=(0.010, 0.052), by_seed={42: 0.04, 7: 0.022, 11: 0.031})
     study = STUDIES["answer_diversity"]
     assert describe(study, study.claims[0], gain) == (
         "The paper's direction, ×8 above ×1 (+4.7), shows at this size: "
-        "+3.1 [+1.0, +5.2] points, by seed +4.0, +2.2."
+        "+3.1 [+1.0, +5.2] points, by seed +4.0, +2.2, +3.1."
     )

@@ -40,20 +40,20 @@ def finish_stages(root: Path, seed: int, cell: str) -> None:
 def test_finished_cells_are_not_repeated_and_are_in_the_table(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = StudyConfig(out=str(tmp_path), seeds=(1, 2), only=("gspo", "gspo_n16"))
+    config = StudyConfig(out=str(tmp_path), seeds=(1, 2, 3), only=("gspo", "gspo_n16"))
     lab = Lab(config)
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         for name, right in (("gspo", [0.0, 1.0] * 40), ("gspo_n16", [1.0, 1.0, 0.0, 1.0] * 20)):
             finish_stages(tmp_path, seed, name)
             finish_cell(lab, name, seed, right)
     run_study("rollouts", config)
     printed = capfd.readouterr().out
-    assert "[study] omr" not in printed and printed.count("done before") == 4 * 6
+    assert "[study] omr" not in printed and printed.count("done before") == 6 * 6
     table = (tmp_path / "rollouts/table.md").read_text()
     assert table in printed
     assert "| base model | | | | | 49.4 |" in table
-    assert "| 8 rollouts | 50.0 % | 50.0, 50.0 |  | 21.5 | 51.6 |" in table
-    assert "| 16 rollouts | 75.0 % | 75.0, 75.0 | +25.0 [" in table
+    assert "| 8 rollouts | 50.0 % | 50.0, 50.0, 50.0 |  | 22.0 | 51.6 |" in table
+    assert "| 16 rollouts | 75.0 % | 75.0, 75.0, 75.0 | +25.0 [" in table
     assert "16 rollouts above 8 rollouts (+2.7), shows at this size: +25.0" in table
     found = read_json(tmp_path / "rollouts/results.json")
     assert found["claims"][0]["verdict"] == "shows" and found["size"]["rl_steps"] == SizeConfig().rl_steps

@@ -19,7 +19,7 @@ from launch.studies.run import run_study
 
 @pytest.mark.heavy
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_cell_learns_from_the_right_responses_of_a_served_teacher(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
