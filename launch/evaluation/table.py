@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from data_pipeline.benchmarks.groups import TWELVE_COLUMNS
 from data_pipeline.tables import text_table
 from launch.published.openmmreasoner import BASE, COLDSTART, MAIN, RL, TEXT
+from launch.published.table import REPRODUCED
 from rl.evaluation.intervals import Interval, Score
 from rl.evaluation.scores import BenchmarkScores, RunScores
 
@@ -39,9 +40,8 @@ def write_markdown(scores: RunScores) -> str:
 
 def print_table(scores: RunScores) -> str:
     """Returns a line for each benchmark, with the paper's rows to its right, and the notes."""
-    paper = _paper_rows()
     rows = [
-        (*_number_row(name, each), *(_percent_of(paper[row], name) for row in PAPER))
+        (*_number_row(name, each), *(_paper_cell(row, name) for row in PAPER))
         for name, each in scores.benchmarks.items()
     ]
     table = text_table(("benchmark", *HEAD, "base", "ColdStart", "RL"), rows, left=2)
@@ -54,10 +54,11 @@ def describe_notes(scores: RunScores) -> list[str]:
     marked = [f"{name}: {', '.join(reasons)}" for name, each in found.items() if (reasons := _reasons(each))]
     sources = "; ".join(table.source for table in TABLES)
     notes = [
-        f"base, ColdStart and RL are {', '.join(PAPER)} ({sources}). Numbers of papers have no interval."
+        f"base, ColdStart and RL are {', '.join(PAPER)} ({sources}), one run each, without intervals; {REPRODUCED}: "
+        "measured by the paper's authors, where the model's own give no number."
     ]
     if marked:
-        notes.append(f"{MARK} not a published number: {'; '.join(marked)}.")
+        notes.append(f"Marked {MARK}, as it is not a published number: {'; '.join(marked)}.")
     if any(not each.use_judge for each in found.values()):
         notes.append(
             "The answer checker alone decides. The paper also asks a judge about what its rules find wrong, so that "
@@ -76,10 +77,10 @@ def average_columns(scores: RunScores) -> float | None:
 
 def _beside_paper(scores: RunScores) -> tuple[Row, list[Row]]:
     """Returns a table of a row a model and a column a benchmark."""
-    names, paper = list(scores.benchmarks), _paper_rows()
+    names = list(scores.benchmarks)
     means = {row: MAIN.mean(row) for row in MAIN.rows}
     rows: list[Row] = [
-        [row, *(_percent_of(paper[row], name) for name in names), f"{mean:.1f}" if mean else NONE]
+        [row, *(_paper_cell(row, name) for name in names), f"{mean:.1f}" if mean else NONE]
         for row, mean in means.items()
     ]
     own, mean = [_marked(scores.benchmarks[name]) for name in names], average_columns(scores)
@@ -139,14 +140,13 @@ def _score_row(item: tuple[str, Score]) -> Row:
     return value, f"{100 * score.accuracy:.1f}", _interval(score.ci95), f"{score.count:,}"
 
 
-def _paper_rows() -> dict[str, Mapping[str, float]]:
-    """Returns the paper's scores of each row, over its tables."""
-    text = {name: row.scores for name, row in TEXT.rows.items()}
-    return {name: {**row.scores, **text.get(name, {})} for name, row in MAIN.rows.items()}
-
-
-def _percent_of(scores: Mapping[str, float], name: str) -> str:
-    return f"{scores[name]:.1f}" if name in scores else NONE
+def _paper_cell(row: str, name: str) -> str:
+    """Returns the paper's score of a model on a benchmark as it prints it; a dash where it has none."""
+    for table in TABLES:
+        found = table.rows.get(row)
+        if found and name in found.scores:
+            return f"{found.scores[name]:.1f}{REPRODUCED if name in found.reproduced else ''}"
+    return NONE
 
 
 def _marked(found: BenchmarkScores) -> str:

@@ -67,6 +67,7 @@ def test_benchmarks_are_asked_together_and_stand_beside_the_paper(
 
     text = (out / "scores.md").read_text()
     assert "| OMR-7B | 34.9 | 27.1 | 57.8 | 54.3 |" in text
+    assert "| Qwen2.5-VL-7B | 21.8 | 6.7 | 51.8† | 42.7 |" in text
     assert f"| **{tiny_hf}** | {100 * dynamath.value:.1f}* |" in text
     assert (
         "dynamath: 10 of 5,010 questions, sampling.max_tokens 6 for 49152" in text and "a judge about" in text
