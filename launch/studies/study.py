@@ -79,7 +79,7 @@ class Study:
     finding: str
     """What the paper found."""
     minutes: int
-    """On two idle cores, alone in its folder."""
+    """On two idle cores, alone in its folder: estimated from the times of the demo's stages."""
     table: PaperTable
     """The paper's, whose means of all columns are compared."""
     baseline: str
