@@ -158,7 +158,8 @@ def run_until_killed(config: SFTConfig, kill: Kill) -> Hit:
         if all_dead():
             return Hit("nothing", ended=True)
         victim = strike(kill.victim, ranks)
-        wait(0 if victim == "all" else 0.5, all_dead)  # the others go on until they notice
+        # the others go on until they notice, a writer's at their next step, which may take long beside other tests
+        wait({"all": 0, "writer": 10}.get(victim, 0.5), lambda: all_dead() or watch.is_far())
         return Hit(victim, ended=all_dead())  # leaving the block kills the rest
 
 
