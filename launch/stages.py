@@ -36,14 +36,12 @@ class Stages:
         if (self.root / result).exists():
             self.say(f"{name}: done before, {self.root / result}")
             return
-        started, before = time.perf_counter(), self._interrupted.get(name, 0.0)
+        started, is_done = time.perf_counter(), False
         try:
             run()
+            is_done = True
         finally:
-            self._interrupted[name] = round(before + time.perf_counter() - started, 1)
-            self._save()
-        self.seconds[name] = self._interrupted.pop(name)
-        self._save()
+            self._count(name, time.perf_counter() - started, is_done)
         self.say(f"{name}: {self.seconds[name]:.0f} s")
 
     def say(self, text: str) -> None:
@@ -56,8 +54,11 @@ class Stages:
         self.say(f"omr {shlex.join(words)}")
         subprocess.run([sys.executable, "-m", "launch.cli", *words], check=True)
 
-    def _save(self) -> None:
+    def _count(self, name: str, seconds: float, is_done: bool) -> None:
+        """Adds the seconds of an attempt to those before it, and saves all."""
         with self._lock:
+            total = round(self._interrupted.pop(name, 0.0) + seconds, 1)
+            (self.seconds if is_done else self._interrupted)[name] = total
             write_json(self.root / TIMES, {"seconds": self.seconds, "interrupted": self._interrupted})
 
 

@@ -48,9 +48,9 @@ def eval_words(out: str, *, model: str, shards: str) -> Words:
     return ["eval", "demo", *list_options(eval_recipes.demo(), values)]
 
 
-def distill_words(questions: str, out: str, *, asked: int, kept: int, url: str | None = None) -> Words:
-    """Returns the command that asks a teacher, and keeps right responses; nothing is asked twice."""
-    values = {"per_question": kept, **_teacher_values("teachers.0", asked, url)}
+def distill_words(questions: str, out: str, *, asked: int, url: str | None = None) -> Words:
+    """Returns the command that asks a teacher, and keeps all right responses; nothing is asked twice."""
+    values = {"per_question": asked, **_teacher_values("teachers.0", asked, url)}
     return ["data", "distill", questions, out, *list_options(DistillConfig(shards="", out=""), values)]
 
 
@@ -76,4 +76,5 @@ def _teacher_values(teacher: str, asked: int, url: str | None) -> Mapping[str, o
         f"{teacher}.max_tokens": eval_recipes.demo().sampling.max_tokens,
         f"{teacher}.system_prompt": SYSTEM_PROMPT,
         f"{teacher}.server.base_url": url,
+        f"{teacher}.server.unavailable_timeout": 60,  # of a server that was just started here, and is not restarted
     }

@@ -3,9 +3,8 @@
 data/             digits/ (the demo's corpus), questions/ for the teachers, worked images/ and text/, rl/
 teachers/         weak/ and strong/, SFT runs
 responses/        weak_1/, strong_8/, ...: what `omr data distill` wrote
-distilled/CELL/   the samples of a cell of SFT
 base/SEED/        the SFT run that every cell of the seed starts from, in base/, and the untrained model
-cells/CELL/SEED/  run/ and eval/ of a cell
+cells/CELL/       cell.json (its training), samples/ of a cell of SFT, SEED/run/ and SEED/eval/
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from launch.studies.config import StudyConfig
 from launch.studies.serve import serve
 from launch.studies.study import Cell, Rl, Sft, Teacher
 
-MANIFEST = "studies.json"
+MANIFEST, CELL = "studies.json", "cell.json"
 DATA_SEED, TEACHER_SEED = 42, 1
 QUESTION_SEEDS = {"digits": DATA_SEED, "questions": 43, "rl": 44, "images": 45, "text": 46}
 """Of the folders of questions: no two have one in common."""
@@ -46,7 +45,14 @@ class Lab(Stages):
         super().__init__(Path(config.out), "study")
 
     def share(self, cell: Cell, seed: int) -> None:
-        """Makes what the cell needs before it trains."""
+        """Makes what the cell needs before it trains.
+
+        Raises:
+            ValueError: the folder holds a cell of that name, but of another training.
+        """
+        if not self.config.dry_run:
+            training = asdict(cell.training) if cell.training else {}
+            claim_folder(self.root / "cells" / cell.name, CELL, training, adopt=True)
         self._make_base(seed)
         if isinstance(cell.training, Sft):
             self._make_samples(cell.name, cell.training)
@@ -72,6 +78,11 @@ class Lab(Stages):
         """Returns the folder of a cell's responses to the held-out questions, below the root."""
         return f"cells/{cell.name}/{seed}/eval"
 
+    def find_done(self, cell: Cell) -> list[int]:
+        """Returns the seeds at which the cell is scored, of this run and of those before."""
+        done = (self.root / "cells" / cell.name).glob("*/eval/summary.json")
+        return sorted(int(path.parent.parent.name) for path in done)
+
     # ---- what cells share ----
 
     def _make_base(self, seed: int) -> None:
@@ -91,14 +102,12 @@ class Lab(Stages):
 
     def _make_samples(self, name: str, training: Sft) -> None:
         """Writes the samples of a cell: right responses, filtered, mixed with worked questions."""
-        responses, kept = self._ask(training.teacher, training.asked), f"distilled/{name}/responses"
+        responses, kept = self._ask(training.teacher, training.asked), f"cells/{name}/samples/right"
         questions = self._at("data/questions/train")
 
         def keep() -> None:
             self.run_omr(
-                *commands.distill_words(
-                    questions, self._at(responses), asked=training.asked, kept=training.kept
-                )
+                *commands.distill_words(questions, self._at(responses), asked=training.asked)
             )
             self.run_omr(*commands.select_words(training, self._at(responses), self._at(kept)))
 
@@ -108,7 +117,7 @@ class Lab(Stages):
         if training.mixed_with:
             parts, mixed = (
                 [kept, *(f"data/{each}/train" for each in training.mixed_with)],
-                f"distilled/{name}/mixed",
+                f"cells/{name}/samples/mixed",
             )
             words = ("data", "mix", *map(self._at, parts), "--out", self._at(mixed))
             self._stage(f"mixture {name}", f"{mixed}/mixture.json", lambda: self.run_omr(*words))
@@ -183,7 +192,7 @@ class Lab(Stages):
         base, run = self._at(f"base/{seed}/base/hf"), self._at(f"cells/{cell.name}/{seed}/run")
         training = cell.training
         if isinstance(training, Sft):
-            samples = self._at(f"distilled/{cell.name}/{'mixed' if training.mixed_with else 'responses'}")
+            samples = self._at(f"cells/{cell.name}/samples/{'mixed' if training.mixed_with else 'right'}")
             return commands.sft_words(run, model=base, shards=samples, steps=self.size.sft_steps, seed=seed)
         assert isinstance(training, Rl)
         shards = self._at("data/rl_scored" if training.scored else "data/rl/train")

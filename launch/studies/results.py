@@ -78,9 +78,8 @@ def collect(study: Study, lab: Lab) -> Results:
 
 
 def _read_accuracies(lab: Lab, cell: Cell) -> Accuracies:
-    folders = {seed: lab.root / lab.evaluation(cell, seed) for seed in lab.config.seeds}
-    done = {seed: folder for seed, folder in folders.items() if (folder / "summary.json").exists()}
-    return {seed: accuracy_by_id(read_responses(folder / RESPONSES)) for seed, folder in done.items()}
+    folders = {seed: lab.root / lab.evaluation(cell, seed) for seed in lab.find_done(cell)}
+    return {seed: accuracy_by_id(read_responses(folder / RESPONSES)) for seed, folder in folders.items()}
 
 
 def _read_summary(lab: Lab, cell: Cell, seed: int) -> Mapping:
@@ -122,7 +121,7 @@ def format_text(study: Study, results: Results) -> str:
 def _row(cell: Cell, found: CellResult) -> str:
     if not found.accuracy:
         return f"| {cell.title} | | | | | {found.paper:.1f} |"
-    gain, seeds = found.against_baseline, ", ".join(f"{100 * each:.1f}" for each in found.accuracy.values())
+    gain, seeds = found.against_baseline, ", ".join(f"{s}: {100 * a:.1f}" for s, a in found.accuracy.items())
     against = f"{100 * gain.value:+.1f} {format_interval(gain.ci95)}" if gain else ""
     tokens = f"{fmean(found.tokens.values()):.1f}"
     return (

@@ -15,16 +15,18 @@ from pathlib import Path
 
 START_TIMEOUT = 300  # seconds
 STOP_TIMEOUT = 30
+LOG_SHOWN = 4_000  # characters
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with the executor uni: one process instead of three
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
 OPTIONS = (
     *("--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "128"),
-    *("--block-size", "32", "--enforce-eager", "--disable-uvicorn-access-log"),
+    *("--block-size", "32", "--enforce-eager", "--distributed-executor-backend", "uni"),
+    *("--kv-cache-memory-bytes", str(2**29), "--disable-uvicorn-access-log"),
 )
 
 
@@ -33,7 +35,8 @@ def serve(model: Path, log: Path) -> Iterator[str]:
     """Yields the base URL of a server of `model`, which ends with the block. Its output goes to `log`.
 
     Raises:
-        OSError: it ended, or is not ready after START_TIMEOUT seconds.
+        OSError: it ended, or is not ready after START_TIMEOUT seconds. The end of `log` is printed before this and
+            any error in the block.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -46,11 +49,14 @@ def serve(model: Path, log: Path) -> Iterator[str]:
             env=os.environ | ENVIRONMENT,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # its engine is a process, too, and ends with it
+            start_new_session=True,  # what it starts ends with it
         )
     try:
-        _wait(process, port, log)
+        _wait(process, port)
         yield f"http://127.0.0.1:{port}/v1"
+    except Exception:
+        print(f"the end of {log}:\n{log.read_text(errors='replace')[-LOG_SHOWN:]}", file=sys.stderr)
+        raise
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -62,15 +68,13 @@ def serve(model: Path, log: Path) -> Iterator[str]:
             process.wait()
 
 
-def _wait(process: subprocess.Popen, port: int, log: Path) -> None:
+def _wait(process: subprocess.Popen, port: int) -> None:
     until = time.monotonic() + START_TIMEOUT
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise OSError(
-                f"the teacher's server ended with {process.returncode}; its last lines are in {log}"
-            )
+            raise OSError(f"the teacher's server ended with {process.returncode}")
         with suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
             return
         time.sleep(0.3)
-    raise OSError(f"the teacher's server was not ready in {START_TIMEOUT} s; see {log}")
+    raise OSError(f"the teacher's server was not ready in {START_TIMEOUT} s")

@@ -18,9 +18,7 @@ class Sft:
 
     teacher: Teacher = "strong"
     asked: int = 8
-    """Responses that the teacher gives to each question."""
-    kept: int = 8
-    """Right ones that are kept of each question, the first."""
+    """Responses that the teacher gives to each question, of which the right ones are kept."""
     filters: Mapping[str, object] = field(default_factory=dict)
     """Fields of `filters` in `omr data select`."""
     mixed_with: tuple[Domain, ...] = ()

@@ -80,7 +80,7 @@ def test_a_teacher_is_scored_and_distilled_with_the_same_settings() -> None:
 
     url = "http://127.0.0.1:9/v1"
     asked = commands.score_words("questions", "out", asked=8, url=url)
-    kept = commands.distill_words("questions", "out", asked=8, kept=2, url=url)
+    kept = commands.distill_words("questions", "out", asked=8, url=url)
     for command, config, words in (
         (score, AskConfig(shards="", out="", teacher=commands.SCORING), asked),
         (distill, DistillConfig(shards="", out=""), kept),

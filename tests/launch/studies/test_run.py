@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from launch.studies.config import SizeConfig, StudyConfig
 from launch.studies.lab import Lab
 from launch.studies.recipes import STUDIES
 from launch.studies.run import run_study
+from launch.studies.study import Rl
 from rl.types import AskedResponse
 from tests.test_docs import without_effect
 
@@ -52,12 +54,37 @@ def test_finished_cells_are_not_repeated_and_are_in_the_table(
     table = (tmp_path / "rollouts/table.md").read_text()
     assert table in printed
     assert "| base model | | | | | 49.4 |" in table
-    assert "| 8 rollouts | 50.0 % | 50.0, 50.0, 50.0 |  | 22.0 | 51.6 |" in table
-    assert "| 16 rollouts | 75.0 % | 75.0, 75.0, 75.0 | +25.0 [" in table
+    assert "| 8 rollouts | 50.0 % | 1: 50.0, 2: 50.0, 3: 50.0 |  | 22.0 | 51.6 |" in table
+    assert "| 16 rollouts | 75.0 % | 1: 75.0, 2: 75.0, 3: 75.0 | +25.0 [" in table
     assert "16 rollouts above 8 rollouts (+2.7), shows at this size: +25.0" in table
     found = read_json(tmp_path / "rollouts/results.json")
     assert found["claims"][0]["verdict"] == "shows" and found["size"]["rl_steps"] == SizeConfig().rl_steps
     assert found["cells"]["base"]["accuracy"] == {}
+
+
+def test_the_table_has_the_seeds_of_earlier_runs(tmp_path: Path) -> None:
+    """Whatever seeds a run names: two cells are compared over those that both have."""
+    for name, seeds in (("gspo", (1, 2, 3)), ("gspo_n16", (2,))):
+        lab = Lab(StudyConfig(out=str(tmp_path), seeds=seeds))
+        for seed in seeds:
+            finish_stages(tmp_path, seed, name)
+            finish_cell(lab, name, seed, [float(i % seed == 0) for i in range(12)])
+    run_study("rollouts", StudyConfig(out=str(tmp_path), seeds=(2,), only=("gspo_n16",)))
+    table = (tmp_path / "rollouts/table.md").read_text()
+    assert "| 8 rollouts | 61.1 % | 1: 100.0, 2: 50.0, 3: 33.3 |" in table
+    assert "| 16 rollouts | 50.0 % | 2: 50.0 | +0.0 [" in table
+    assert "is not decided at this size: +0.0 [+0.0, +0.0] points, by seed +0.0." in table
+
+
+def test_a_cell_of_another_training_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    lab = Lab(StudyConfig(out=str(tmp_path)))
+    cell = STUDIES["rollouts"].cell("gspo")
+    finish_stages(tmp_path, 7, "gspo")
+    lab.share(cell, 7)
+    lab.share(cell, 7)
+    other = replace(cell, training=Rl(values={"sampling.n": 4}))
+    with pytest.raises(ValueError, match=r"cells/gspo was made with other settings: values was"):
+        lab.share(other, 7)
 
 
 def test_other_sizes_need_another_folder(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_cell_learns_from_the_right_responses_of_a_served_teacher(
     config = replace(config, only=("weak_teacher",))
     run_study("teacher_choice", config)
     right = {id for id, rate in read_scores(tmp_path / "responses/weak_1/scores.jsonl").items() if rate == 1}
-    learned = list(read_shards(tmp_path / "distilled/weak_teacher/responses"))
+    learned = list(read_shards(tmp_path / "cells/weak_teacher/samples/right"))
     assert learned and {sample.metadata["question"] for sample in learned} <= right
     # a right response may be unfit to learn from: without thoughts, or cut off
     assert len(learned) == read_json(tmp_path / "responses/weak_1/stats.json")["teacher"]["digits"]["kept"]
@@ -47,7 +47,7 @@ def test_cell_learns_from_the_right_responses_of_a_served_teacher(
         assert len({record.id for record in records}) == len(records) == 16
         accuracy = sum(record.accuracy for record in records) / 16
         assert found["cells"][name]["accuracy"] == {"3": pytest.approx(accuracy)}
-    assert not found["claims"] and found["cells"]["strong_teacher"]["accuracy"] == {}
+    assert not found["claims"] and found["cells"]["x1"]["accuracy"] == {}
 
     capfd.readouterr()
     run_study("teacher_choice", config)
