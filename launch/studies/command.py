@@ -17,8 +17,7 @@ def run_named(config: Annotated[StudyConfig, FLAT], *, name: Suppress[str]) -> N
 
     Every cell runs at each seed, and the table says how far it is from the first, with an interval over seeds
     and questions; a sentence says whether the paper's direction shows at this size. Studies of one folder share data,
-    teachers, base models and cells, and the same command continues. Results are in OUT/NAME/; see docs/studies.md,
-    which also says how many minutes each takes.
+    teachers, base models and cells, and the same command continues. Results are in OUT/NAME/; see docs/studies.md.
 
     Examples:
       omr study answer_diversity

@@ -106,9 +106,7 @@ class Lab(Stages):
         questions = self._at("data/questions/train")
 
         def keep() -> None:
-            self.run_omr(
-                *commands.distill_words(questions, self._at(responses), asked=training.asked)
-            )
+            self.run_omr(*commands.distill_words(questions, self._at(responses), asked=training.asked))
             self.run_omr(*commands.select_words(training, self._at(responses), self._at(kept)))
 
         self._stage(f"samples {name}", f"{kept}/index.json", keep)

@@ -41,7 +41,7 @@ COLD_START = _base(_rl_row("SFT"))
 def answer_diversity() -> Study:
     """Builds ×1 to ×8: more responses to the same questions."""
     return Study(
-        summary="Answer diversity: a teacher answers each question 1, 2, 4 or 8 times; the right responses are learned.",
+        summary="Answer diversity: a teacher gives 1, 2, 4 or 8 responses to each question.",
         finding="more responses to the same questions help.",
         minutes=36,
         table=ANSWER_SAMPLING,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch.studies.compare import Gain, crossed_interval, compare_cells, describe, judge
+from launch.studies.compare import Gain, compare_cells, crossed_interval, describe, judge
 from launch.studies.recipes import STUDIES
 
 
@@ -29,7 +29,9 @@ def test_interval_holds_the_truth_in_95_of_100(num_seeds: int, seeds_vary: float
     rng, held = np.random.default_rng(7), list[bool]()
     for _ in range(400):
         shift = 0.05 * rng.normal(size=(1, 200)) + seeds_vary * rng.normal(size=(num_seeds, 1))
-        gains = np.sign(rng.uniform(-1, 1, size=(num_seeds, 200)) + shift) * (rng.random((num_seeds, 200)) < 0.3)
+        gains = np.sign(rng.uniform(-1, 1, size=(num_seeds, 200)) + shift) * (
+            rng.random((num_seeds, 200)) < 0.3
+        )
         low, high = crossed_interval(gains)
         held.append(low <= 0 <= high)
     assert np.mean(held) > 0.93
