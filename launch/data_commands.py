@@ -230,9 +230,9 @@ def distill(config: Annotated[DistillConfig, FLAT]) -> None:
       omr data distill shards/mine runs/distilled --assign.way cascade --teachers.1.server.base_url http://HOST/v1
     """
     from data_pipeline.distill.distill import write_distilled
-    from data_pipeline.distill.teachers import ask_teachers, teachers_table
+    from data_pipeline.distill.teachers import ask_teachers, count_excluded, teachers_table
 
-    print(teachers_table(config, ask_teachers(config)))
+    print(teachers_table(config, ask_teachers(config), count_excluded(config)))
     index = write_distilled(config)
     print(f"{len(index)} samples in {index.folder}")
 

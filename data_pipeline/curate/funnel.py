@@ -13,12 +13,12 @@ from data_pipeline.files import write_json
 from data_pipeline.tables import text_table
 
 FUNNEL = "funnel.json"
-STAGES = ("raw", "filtered", "distilled", "verified", "selected", "mixed")
+STAGES = ("raw", "filtered", "scored", "distilled", "verified", "selected", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRow:
-    """What one teacher was asked, what came of it, and what it cost."""
+    """What one teacher, or the student, was asked, what came of it, and what it cost."""
 
     teacher: str
     questions: int  # that it was asked
@@ -27,7 +27,9 @@ class TeacherRow:
     right: int  # of them
     prompt_len: int  # tokens of all prompts
     response_len: int  # tokens of all responses
-    cost: float  # 0 where no price is set
+    cost: float  # without the judge's; 0 where no price is set
+    judge_prompt_len: int = 0  # tokens of all requests to its judge
+    judge_response_len: int = 0  # tokens of all the judge's replies
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -44,7 +46,9 @@ class FunnelRow:
     stage: str  # of STAGES
     source: str
     count: int  # samples that the stage kept
-    dropped: Mapping[str, int] = field(default_factory=dict)  # by the stage, by reason
+    dropped: Mapping[str, int] = field(
+        default_factory=dict
+    )  # by reason; requests that failed in scored and distilled
     digest: str = ""  # of these samples
     teachers: tuple[TeacherRow, ...] = ()  # in the order of their settings
 
@@ -129,13 +133,30 @@ class Funnel:
         return "\n".join(tables)
 
 
-TEACHER_HEADS = ["teacher", "questions", "solved", "responses", "right", "tokens in", "tokens out", "cost"]
+TEACHER_HEADS = [
+    "teacher",
+    "questions",
+    "solved",
+    "responses",
+    "right",
+    "tokens in",
+    "tokens out",
+    "cost",
+    "judge in",
+    "judge out",
+]
 
 
 def teacher_cells(row: TeacherRow) -> list[str]:
     """Returns a teacher's row of a table with these heads."""
     counts = (row.questions, row.solved, row.responses, row.right, row.prompt_len, row.response_len)
-    return [row.teacher, *(f"{count:,}" for count in counts), f"{row.cost:,.2f}" if row.cost else "–"]
+    judged = (f"{count:,}" if count else "–" for count in (row.judge_prompt_len, row.judge_response_len))
+    return [
+        row.teacher,
+        *(f"{count:,}" for count in counts),
+        f"{row.cost:,.2f}" if row.cost else "–",
+        *judged,
+    ]
 
 
 def _read_row(row: dict[str, Any]) -> FunnelRow:

@@ -13,11 +13,17 @@ from data_pipeline.config import WorkConfig
 from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.funnel import FunnelRow, TeacherRow
 from data_pipeline.distill.asking import ask_questions
-from data_pipeline.distill.config import AskConfig, DistillConfig
+from data_pipeline.distill.config import AskConfig, DistillConfig, TeacherConfig
 from data_pipeline.distill.distill import build_kept
-from data_pipeline.distill.responses import add_stats, read_shard_responses, responses_digest
+from data_pipeline.distill.responses import (
+    ResponseStats,
+    add_stats,
+    read_shard_responses,
+    responses_digest,
+)
 from data_pipeline.distill.scoring import add_pass_rates, compute_pass_rates
 from data_pipeline.distill.teachers import ask_teachers as ask_all
+from data_pipeline.distill.teachers import count_excluded
 from data_pipeline.loader.config import MixConfig
 from data_pipeline.loader.mixture import mix
 from data_pipeline.select.config import DedupRunConfig, SelectConfig
@@ -103,27 +109,29 @@ def measure_difficulty(config: CurateConfig, source: SourceConfig) -> list[Funne
         teacher=config.student,
         work=_asking(config),
     )
-    ask_questions(asked)
-    return []
+    found, student = add_stats(ask_questions(asked).values()), config.student
+    name = f"student {student.name or student.server.model}".strip()
+    index = ShardIndex.load(asked.shards)
+    return [
+        FunnelRow(
+            stage="scored",
+            source=source.name,
+            count=sum(len(_pass_rates(config, source, index, number)) for number in range(len(index.shards))),
+            dropped=found.failed,
+            teachers=(_teacher_row(name, student, found),),
+        )
+    ]
 
 
 def ask_teachers(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
     """Asks the teachers the questions that are theirs, and checks their responses."""
     wanted = _distill(config, source)
-    stats = ask_all(wanted, partial(_pass_rates, config, source) if config.difficulty else None)
+    rates = partial(_pass_rates, config, source) if config.difficulty else None
+    stats = ask_all(wanted, rates)
     by_teacher = {name: add_stats(found.values()) for name, found in stats.items()}
     total, digest = add_stats(by_teacher.values()), _responses_digest(config, source)
     asked = tuple(
-        TeacherRow(
-            teacher=name,
-            questions=found.questions,
-            solved=found.solved,
-            responses=found.received,
-            right=found.right,
-            prompt_len=found.prompt_len,
-            response_len=found.response_len,
-            cost=teacher.cost(found.prompt_len, found.response_len),
-        )
+        _teacher_row(name, teacher, found)
         for teacher, (name, found) in zip(config.teachers, by_teacher.items(), strict=True)
     )
     return [
@@ -131,13 +139,28 @@ def ask_teachers(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:
             stage="distilled",
             source=source.name,
             count=total.received,
-            dropped=total.failed,
+            dropped=total.failed | count_excluded(wanted, rates),
             teachers=asked,
         ),
         FunnelRow(
             stage="verified", source=source.name, count=total.kept, dropped=total.rejected, digest=digest
         ),
     ]
+
+
+def _teacher_row(name: str, teacher: TeacherConfig, found: ResponseStats) -> TeacherRow:
+    return TeacherRow(
+        teacher=name,
+        questions=found.questions,
+        solved=found.solved,
+        responses=found.received,
+        right=found.right,
+        prompt_len=found.prompt_len,
+        response_len=found.response_len,
+        cost=teacher.cost(found.prompt_len, found.response_len),
+        judge_prompt_len=found.judge_prompt_len,
+        judge_response_len=found.judge_response_len,
+    )
 
 
 def select_responses(config: CurateConfig, source: SourceConfig) -> list[FunnelRow]:

@@ -1,4 +1,4 @@
-"""Decides which teachers are asked a question: a pure function."""
+"""Decides which teachers are asked a question: pure functions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def is_asked(
         rate: the student's pass rate; a question without one is not asked where pass rates decide.
         solved: an earlier teacher's response to it was kept.
     """
-    if assign.needs_pass_rates and rate is None:
-        return False
-    if assign.max_pass_rate is not None and rate is not None and rate > assign.max_pass_rate:
+    if exclude(assign, rate):
         return False
     if assign.way == "cascade":
         return not solved
@@ -33,6 +31,15 @@ def is_asked(
     if assign.way == "by_pass_rate" and rate is not None:
         return teacher == sum(rate < threshold for threshold in assign.thresholds)
     return True
+
+
+def exclude(assign: AssignConfig, rate: float | None) -> str:
+    """Returns why a question of this pass rate is left to no teacher, unscored or too_easy; "" where it is not."""
+    if assign.needs_pass_rates and rate is None:
+        return "unscored"
+    if assign.max_pass_rate is not None and rate is not None and rate > assign.max_pass_rate:
+        return "too_easy"
+    return ""
 
 
 def draw_teacher(id: str, shares: tuple[float, ...]) -> int:

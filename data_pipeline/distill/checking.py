@@ -35,7 +35,8 @@ def check_responses(
             verdict = replace(verdict, accuracy=0.0, extracted="")
         unfit = "" if cut or lacks else _find_unfit(build_target(thought, final))
         reason = cut or lacks or (unfit and "text") or ("" if verdict.accuracy else wrong)
-        checked.append(replace(response.with_verdict(verdict), checker=checker, reason=reason, detail=unfit))
+        found = replace(response.with_verdict(verdict), checker=checker, reason=reason, detail=unfit)
+        checked.append(replace(found, judge_prompt_len=0, judge_response_len=0))
     return checked
 
 
@@ -55,6 +56,7 @@ async def judge_response(judge: Judge, sample: Sample, response: TeacherResponse
     """
     question = "\n".join(clean_question(turn.content) for turn in question_turns(sample))
     said = await judge.ask(question, response.answer, response.extracted)
+    response = replace(response, judge_prompt_len=said.prompt_len, judge_response_len=said.response_len)
     was_wrong = response.reason == "wrong"
     if said.is_equal is None:
         reason = "not_judged" if was_wrong else response.reason

@@ -44,17 +44,25 @@ def mean_answer_logprob(tokens: Tokens) -> float | None:
 def rank_responses(responses: Iterable[TeacherResponse], keep: Keep) -> Iterable[TeacherResponse]:
     """Returns the responses to one question, those to keep first; equals stay in their order.
 
+    An answer that is not found among a response's tokens is the least likely.
+
     Raises:
-        ValueError: there are several, and none has the likelihood.
+        ValueError: there are several, and the tokens of one or more have no log-probabilities.
     """
     if keep == "first":
         return responses
     responses = list(responses)
-    found = [r.answer_logprob if keep == "likeliest_answer" else r.mean_logprob for r in responses]
-    if len(found) > 1 and all(logprob is None for logprob in found):
+    lacking = [
+        f"{r.rollout} of {r.teacher}" if r.teacher else f"{r.rollout}"
+        for r in responses
+        if r.mean_logprob is None
+    ]
+    if len(responses) > 1 and lacking:
         raise ValueError(
-            f"keep={keep} needs log-probabilities, which the responses to {responses[0].id!r} lack: not asked for, "
-            "or the server sends none; ask again in another folder, with --teachers.0.logprobs"
+            f"keep={keep} needs the log-probabilities of all {len(responses)} right responses to {responses[0].id!r}, "
+            f"but {len(lacking)} came without: {', '.join(lacking)}. They were not asked for, or the server sends "
+            "none; ask again in another folder, where this keep asks for them, or take keep=first"
         )
+    found = [r.answer_logprob if keep == "likeliest_answer" else r.mean_logprob for r in responses]
     ranks = [-inf if logprob is None else logprob for logprob in found]
     return [responses[place] for place in sorted(range(len(ranks)), key=lambda place: -ranks[place])]

@@ -35,6 +35,8 @@ class TeacherResponse(ScoredResponse):
     checker: str = ""  # whose verdict it is; "" before the check
     reason: str = ""  # why it is not kept: truncated, no_think, no_answer, wrong, ..., or why none came
     detail: str = ""  # a failure in words, or what the judge said
+    judge_prompt_len: int = 0  # tokens that the judge read for its verdict; 0 where it was not asked
+    judge_response_len: int = 0  # tokens that it wrote
 
     @property
     def key(self) -> tuple[str, int]:
@@ -64,6 +66,8 @@ class ResponseStats:
     kept: int = 0  # right, complete and in form
     prompt_len: int = 0  # tokens of all prompts
     response_len: int = 0  # tokens of all responses
+    judge_prompt_len: int = 0  # tokens of all requests to the judge
+    judge_response_len: int = 0  # tokens of all its replies
     seconds: float = 0.0  # of requests, many of which ran at once
     failed: dict[str, int] = field(default_factory=dict)  # reasons why no response came
     rejected: dict[str, int] = field(default_factory=dict)  # reasons why a response was not kept
@@ -80,6 +84,8 @@ class ResponseStats:
             self.kept += not response.reason
             self.prompt_len += response.prompt_len
             self.response_len += response.response_len
+            self.judge_prompt_len += response.judge_prompt_len
+            self.judge_response_len += response.judge_response_len
             self.seconds += response.seconds
             if response.reason:
                 counts = self.failed if response.is_failed else self.rejected
@@ -199,6 +205,7 @@ def stats_table(
     """
     total, costs = add_stats(stats.values()), costs or {}
     columns = ["questions", "solved", "asked", "received", "right", "kept", "prompt_len", "response_len"]
+    columns += ["judge_prompt_len", "judge_response_len"] if total.judge_prompt_len else []
     priced = ["cost"] if any(costs.values()) else []
     spent = {**costs, "all": sum(costs.values())}
     rows = [

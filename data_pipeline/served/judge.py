@@ -46,6 +46,8 @@ class Judgement:
     is_equal: bool | None  # None: no clear verdict
     detail: str = ""  # its reply, or why there is none
     is_cached: bool = False  # it was not asked again
+    prompt_len: int = 0  # tokens; 0 where it was not asked
+    response_len: int = 0  # tokens
 
     @property
     def is_failed(self) -> bool:
@@ -94,7 +96,8 @@ class Judge:
         if (known := self._cache.get(key)) is not None:
             return Judgement(is_equal=known, detail="judged before", is_cached=True)
         if key in self._asked:
-            return replace(await asyncio.shield(self._asked[key]), is_cached=True)
+            judged = await asyncio.shield(self._asked[key])
+            return replace(judged, is_cached=True, prompt_len=0, response_len=0)
         self._asked[key] = asyncio.ensure_future(self._request(question, answer, candidate))
         try:
             judgement = await self._asked[key]
@@ -123,7 +126,12 @@ class Judge:
             return Judgement(is_equal=None, detail=f"not judged: {error}"[:1_000])
         verdict = parse_judgment(reply.text) if reply.finish_reason == "stop" else None
         unclear = "" if verdict is not None else "not judged: "
-        return Judgement(is_equal=verdict, detail=f"{unclear}{reply.text[-1_000:]}")
+        return Judgement(
+            is_equal=verdict,
+            detail=f"{unclear}{reply.text[-1_000:]}",
+            prompt_len=reply.prompt_len,
+            response_len=reply.response_len,
+        )
 
 
 def parse_judgment(reply: str) -> bool | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipeline.distill.assignment import draw_teacher, is_asked
+from data_pipeline.distill.assignment import draw_teacher, exclude, is_asked
 from data_pipeline.distill.config import AssignConfig, DistillConfig, TeacherConfig
 
 IDS = [f"q{number}" for number in range(4_000)]
@@ -42,6 +42,7 @@ def test_easy_and_unscored_questions_are_not_asked(way: str):
     assign = AssignConfig(way=way, max_pass_rate=0.25)  # pyright: ignore
     assert asked(assign, rate=0.25) == [0, 1, 2]
     assert asked(assign, rate=0.5) == asked(assign, rate=None) == []
+    assert [exclude(assign, rate) for rate in (0.25, 0.5, None)] == ["", "too_easy", "unscored"]
 
 
 def teachers(*names: str) -> tuple[TeacherConfig, ...]:

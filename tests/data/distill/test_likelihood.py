@@ -59,13 +59,23 @@ def respond(rollout: int, answer: float | None, mean: float | None) -> TeacherRe
 
 
 def test_the_likeliest_come_first_and_equals_in_their_order():
-    found = [respond(0, -3.0, -1.0), respond(1, -1.0, -2.0), respond(2, -1.0, -0.5), respond(3, None, None)]
-    orders = {"first": [0, 1, 2, 3], "likeliest_answer": [1, 2, 0, 3], "likeliest": [2, 0, 1, 3]}
+    """Last is an answer that was not found among the tokens."""
+    found = [respond(0, -3.0, -1.0), respond(1, -1.0, -2.0), respond(2, -1.0, -0.5), respond(3, None, -1.5)]
+    orders = {"first": [0, 1, 2, 3], "likeliest_answer": [1, 2, 0, 3], "likeliest": [2, 0, 3, 1]}
     for keep, order in orders.items():
         assert [each.rollout for each in rank_responses(found, keep)] == order  # pyright: ignore
-    assert len(list(rank_responses(found[3:], "likeliest"))) == 1, "one alone needs no likelihood"
-    with pytest.raises(ValueError, match=r"keep=likeliest needs log-probabilities, .* 'q' lack"):
-        rank_responses([found[3], found[3]], "likeliest")
+
+
+def test_likelihoods_are_compared_only_where_all_are_known():
+    """Responses asked for without log-probabilities would lose to every later one."""
+    found = [respond(0, None, None), respond(1, -1.0, -2.0), respond(2, None, None)]
+    assert len(list(rank_responses(found[:1], "likeliest"))) == 1, "one alone needs no likelihood"
+    assert len(list(rank_responses(found, "first"))) == 3
+    for keep in ("likeliest_answer", "likeliest"):
+        with pytest.raises(
+            ValueError, match=rf"keep={keep} needs .* all 3 right .* 'q', but 2 came without: 0, 2\."
+        ):
+            rank_responses(found, keep)  # pyright: ignore
 
 
 @pytest.mark.heavy

@@ -14,9 +14,15 @@ from data_pipeline.curate.config import SHARDS, CurateConfig, SourceConfig
 from data_pipeline.curate.curate import curate
 from data_pipeline.distill.config import AssignConfig, DistillConfig, TeacherConfig
 from data_pipeline.distill.distill import write_distilled
-from data_pipeline.distill.teachers import ask_teachers, read_teacher_stats, teachers_table
+from data_pipeline.distill.responses import stats_table
+from data_pipeline.distill.teachers import (
+    ask_teachers,
+    count_excluded,
+    read_teacher_stats,
+    teachers_table,
+)
 from data_pipeline.select.config import FilterConfig
-from data_pipeline.served.config import ServerConfig
+from data_pipeline.served.config import JudgeConfig, ServerConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.sources.config import RowsConfig
 from data_pipeline.verify.config import CheckerConfig
@@ -163,12 +169,23 @@ def test_shares_and_pass_rates_choose_one_teacher_a_question(
     for server, count in zip(servers, before, strict=True):
         del server.questions[:count]
     assert totals(servers) == [[11], [12], [13]], "q3 has no pass rate"
+    assert count_excluded(by_rate) == {"unscored": 1} and count_excluded(wanted) == {}
+    hard = replace(by_rate, assign=AssignConfig(max_pass_rate=0.0))
+    assert count_excluded(hard) == {"too_easy": 2, "unscored": 1}
+    assert teachers_table(hard, {name: {} for name in NAMES}, count_excluded(hard)).endswith(
+        "\nnot asked: too_easy 2, unscored 1"
+    )
+    scores.write_text('{"id": "other", "pass_rate": 0.5}\n')
+    with pytest.raises(
+        ValueError, match=r"no question in .*, such as 'q0', has a pass rate: .*scores\.jsonl holds"
+    ):
+        ask_teachers(by_rate)
     with pytest.raises(ValueError, match="way=by_pass_rate .* needs pass rates: give the scores.jsonl"):
         ask_teachers(replace(by_rate, scores=()))
 
 
 def test_likeliest_answer_is_kept(wanted: DistillConfig, servers: list[AddingTeacher]):
-    servers[2].logprob = lambda number: [-2.0, -0.25, -1.0][number]
+    servers[2].logprob = lambda number: [-2.0, -0.25, -1.0][number % 3]
     best = replace(
         wanted,
         teachers=(replace(wanted.teachers[2], k=3),),
@@ -181,9 +198,17 @@ def test_likeliest_answer_is_kept(wanted: DistillConfig, servers: list[AddingTea
     sample = next(read_shards(Path(best.out) / "shards"))
     assert (sample.metadata["answer_logprob"], sample.metadata["mean_logprob"]) == (-0.25, -0.25)
     without = replace(best, out=f"{best.out}-2", keep="first")
+    ask_teachers(replace(without, teachers=(replace(best.teachers[0], k=1),)))
+    mixed = replace(without, keep="likeliest_answer")
+    ask_teachers(mixed)
+    with pytest.raises(ValueError, match=r"all 3 right responses to 'q0', but 1 came without: 0 of large\."):
+        write_distilled(mixed)
+    without = replace(best, out=f"{best.out}-3", keep="first")
     ask_teachers(without)
     assert learned(without)[0] == "q0#large-0" and learned(best)[0] == "q0#large-1"
-    with pytest.raises(ValueError, match=r"needs log-probabilities, .* --teachers\.0\.logprobs"):
+    with pytest.raises(
+        ValueError, match=r"keep=likeliest needs the log-probabilities of all 3 .* in another folder"
+    ):
         write_distilled(replace(without, keep="likeliest"))
 
 
@@ -223,7 +248,10 @@ def test_curation_counts_by_teacher_what_a_student_left(
         sources=(source,),
         difficulty=True,
         student=replace(
-            wanted.teachers[0], name="", server=replace(wanted.teachers[0].server, base_url=teacher.url)
+            wanted.teachers[0],
+            name="",
+            server=replace(wanted.teachers[0].server, base_url=teacher.url),
+            price_in=1.0,
         ),
         teachers=(*wanted.teachers[:2], replace(wanted.teachers[2], price_out=1_000_000.0)),
         assign=AssignConfig(way="cascade", max_pass_rate=0.0),
@@ -235,14 +263,18 @@ def test_curation_counts_by_teacher_what_a_student_left(
     assert totals(servers) == [[12, 13, 14], [12, 13, 14], [14]]
     found = {row.teacher: row for row in funnel.teachers()}
     assert {name: (row.questions, row.solved, row.right) for name, row in found.items()} == {
+        "student": (4, 1, 2),
         "small": (3, 0, 0),
         "middle": (3, 2, 2),
         "large": (1, 1, 2),
     }
     assert found["large"].cost == found["large"].response_len == 2 * len(right(14))
+    assert found["student"].cost == 4 * 2 * len("What is 10 + 1?") / 1e6
+    assert funnel.dropped()["distilled"] == {"too_easy": 1}
     assert funnel.totals == {
         "raw": 4,
         "filtered": 4,
+        "scored": 4,
         "distilled": 14,
         "verified": 4,
         "selected": 3,
@@ -260,3 +292,21 @@ def test_command_takes_as_many_teachers_as_its_words_number(
     assert totals(servers) == [[11, 12, 13, 14], [], [12, 13, 14]]
     assert "4 samples in" in capsys.readouterr().out
     assert sorted(path.name for path in (Path(wanted.out) / "teachers").iterdir()) == ["0", "large"]
+
+
+def test_tokens_of_a_judge_are_counted_beside_those_of_its_teacher(
+    wanted: DistillConfig, servers: list[AddingTeacher], teacher: AddingTeacher
+):
+    """The small teacher is wrong about three of four, twice each: the second time as judged before."""
+    teacher.respond = lambda number, total: "Analysis: no.\nJudgment: Different"
+    judged = replace(wanted.teachers[0], judge=JudgeConfig(base_url=teacher.url))
+    config = replace(wanted, teachers=(judged,), assign=AssignConfig())
+    found = ask_teachers(config)["small"]["sums"]
+    assert (found.kept, len(teacher.questions)) == (2, 3)
+    assert found.judge_prompt_len == sum(map(len, teacher.questions))
+    assert found.judge_response_len == 3 * len("Analysis: no.\nJudgment: Different")
+    assert stats_table({"sums": found}).split()[9:11] == ["judge_prompt_len", "judge_response_len"]
+    unjudged = replace(config, teachers=(wanted.teachers[0],))
+    assert ask_teachers(unjudged)["small"]["sums"].judge_prompt_len == 0, (
+        "none for the verdicts that now count"
+    )
