@@ -78,6 +78,11 @@ class Lab(Stages):
         """Returns the folder of a cell's responses to the held-out questions, below the root."""
         return f"cells/{cell.name}/{seed}/eval"
 
+    def samples(self, cell: Cell) -> str:
+        """Returns the folder of what a cell of SFT learns from, below the root."""
+        is_mixed = isinstance(cell.training, Sft) and cell.training.mixed_with
+        return f"cells/{cell.name}/samples/{'mixed' if is_mixed else 'right'}"
+
     def find_done(self, cell: Cell) -> list[int]:
         """Returns the seeds at which the cell is scored, of this run and of those before."""
         done = (self.root / "cells" / cell.name).glob("*/eval/summary.json")
@@ -190,7 +195,7 @@ class Lab(Stages):
         base, run = self._at(f"base/{seed}/base/hf"), self._at(f"cells/{cell.name}/{seed}/run")
         training = cell.training
         if isinstance(training, Sft):
-            samples = self._at(f"cells/{cell.name}/samples/{'mixed' if training.mixed_with else 'right'}")
+            samples = self._at(self.samples(cell))
             return commands.sft_words(run, model=base, shards=samples, steps=self.size.sft_steps, seed=seed)
         assert isinstance(training, Rl)
         shards = self._at("data/rl_scored" if training.scored else "data/rl/train")

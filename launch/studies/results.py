@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 
 from data_pipeline.files import read_json, write_json
+from data_pipeline.shards.index import ShardIndex
 from data_pipeline.verify.record import read_responses
 from launch.report.load import accuracy_by_id
 from launch.studies.compare import Accuracies, Gain, compare_cells, describe, format_interval, judge
 from launch.studies.lab import Lab
-from launch.studies.study import Cell, Study
+from launch.studies.study import Cell, Sft, Study
 from launch.summary import find_versions
 from rl.evaluation.answers import RESPONSES
 
@@ -23,6 +24,8 @@ class CellResult:
     paper: float
     accuracy: dict[int, float]
     tokens: dict[int, float]
+    samples: int | None
+    """What a cell of SFT learns from; None of others."""
     against_baseline: Gain | None
 
 
@@ -57,6 +60,7 @@ def collect(study: Study, lab: Lab) -> Results:
             paper=cell.paper_mean,
             accuracy={seed: fmean(by_id.values()) for seed, by_id in found.items()},
             tokens={seed: _read_summary(lab, cell, seed)["length"]["mean"] for seed in found},
+            samples=_count_samples(lab, cell) if found else None,
             against_baseline=against,
         )
     gains = [
@@ -80,6 +84,15 @@ def collect(study: Study, lab: Lab) -> Results:
 def _read_accuracies(lab: Lab, cell: Cell) -> Accuracies:
     folders = {seed: lab.root / lab.evaluation(cell, seed) for seed in lab.find_done(cell)}
     return {seed: accuracy_by_id(read_responses(folder / RESPONSES)) for seed, folder in folders.items()}
+
+
+def _count_samples(lab: Lab, cell: Cell) -> int | None:
+    is_taught = isinstance(cell.training, Sft)
+    return (
+        sum(source.count for source in ShardIndex.load(lab.root / lab.samples(cell)).sources)
+        if is_taught
+        else None
+    )
 
 
 def _read_summary(lab: Lab, cell: Cell, seed: int) -> Mapping:
@@ -109,8 +122,8 @@ def format_text(study: Study, results: Results) -> str:
     lines = [
         f"The paper ({study.table.source}, means of {len(study.table.columns)} columns): {study.finding}",
         "",
-        f"| cell | held-out accuracy | seeds | against {baseline} | tokens | paper |",
-        "|---|---|---|---|---|---|",
+        f"| cell | samples | held-out accuracy | seeds | against {baseline} | tokens | paper |",
+        "|---|---|---|---|---|---|---|",
         *(_row(cell, results.cells[cell.name]) for cell in study.cells),
         "",
         *(claim.sentence for claim in results.claims),
@@ -120,11 +133,11 @@ def format_text(study: Study, results: Results) -> str:
 
 def _row(cell: Cell, found: CellResult) -> str:
     if not found.accuracy:
-        return f"| {cell.title} | | | | | {found.paper:.1f} |"
+        return f"| {cell.title} | | | | | | {found.paper:.1f} |"
     gain, seeds = found.against_baseline, ", ".join(f"{s}: {100 * a:.1f}" for s, a in found.accuracy.items())
     against = f"{100 * gain.value:+.1f} {format_interval(gain.ci95)}" if gain else ""
-    tokens = f"{fmean(found.tokens.values()):.1f}"
+    tokens, samples = f"{fmean(found.tokens.values()):.1f}", f"{found.samples:,}" if found.samples else ""
     return (
-        f"| {cell.title} | {100 * fmean(found.accuracy.values()):.1f} % | {seeds} | {against} | {tokens} "
+        f"| {cell.title} | {samples} | {100 * fmean(found.accuracy.values()):.1f} % | {seeds} | {against} | {tokens} "
         f"| {found.paper:.1f} |"
     )

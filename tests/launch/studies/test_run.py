@@ -53,9 +53,9 @@ def test_finished_cells_are_not_repeated_and_are_in_the_table(
     assert "[study] omr" not in printed and printed.count("done before") == 6 * 6
     table = (tmp_path / "rollouts/table.md").read_text()
     assert table in printed
-    assert "| base model | | | | | 49.4 |" in table
-    assert "| 8 rollouts | 50.0 % | 1: 50.0, 2: 50.0, 3: 50.0 |  | 22.0 | 51.6 |" in table
-    assert "| 16 rollouts | 75.0 % | 1: 75.0, 2: 75.0, 3: 75.0 | +25.0 [" in table
+    assert "| base model | | | | | | 49.4 |" in table
+    assert "| 8 rollouts |  | 50.0 % | 1: 50.0, 2: 50.0, 3: 50.0 |  | 22.0 | 51.6 |" in table
+    assert "| 16 rollouts |  | 75.0 % | 1: 75.0, 2: 75.0, 3: 75.0 | +25.0 [" in table
     assert "16 rollouts above 8 rollouts (+2.7), shows at this size: +25.0" in table
     found = read_json(tmp_path / "rollouts/results.json")
     assert found["claims"][0]["verdict"] == "shows" and found["size"]["rl_steps"] == SizeConfig().rl_steps
@@ -71,8 +71,8 @@ def test_the_table_has_the_seeds_of_earlier_runs(tmp_path: Path) -> None:
             finish_cell(lab, name, seed, [float(i % seed == 0) for i in range(12)])
     run_study("rollouts", StudyConfig(out=str(tmp_path), seeds=(2,), only=("gspo_n16",)))
     table = (tmp_path / "rollouts/table.md").read_text()
-    assert "| 8 rollouts | 61.1 % | 1: 100.0, 2: 50.0, 3: 33.3 |" in table
-    assert "| 16 rollouts | 50.0 % | 2: 50.0 | +0.0 [" in table
+    assert "| 8 rollouts |  | 61.1 % | 1: 100.0, 2: 50.0, 3: 33.3 |" in table
+    assert "| 16 rollouts |  | 50.0 % | 2: 50.0 | +0.0 [" in table
     assert "is not decided at this size: +0.0 [+0.0, +0.0] points, by seed +0.0." in table
 
 

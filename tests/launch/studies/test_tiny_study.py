@@ -47,6 +47,7 @@ def test_cell_learns_from_the_right_responses_of_a_served_teacher(
         assert len({record.id for record in records}) == len(records) == 16
         accuracy = sum(record.accuracy for record in records) / 16
         assert found["cells"][name]["accuracy"] == {"3": pytest.approx(accuracy)}
+    assert found["cells"]["weak_teacher"]["samples"] == len(learned)
     assert not found["claims"] and found["cells"]["x1"]["accuracy"] == {}
 
     capfd.readouterr()

@@ -1,0 +1,29 @@
+"""Writes the cards of studies: python -m benchmarks.study_cards RUNS/studies NAME...
+
+RUNS/studies is the folder of `omr study`. NAME/results.json becomes results/study_NAME.json, below a card's head; the
+seconds of each stage are in results/study_times.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.environment import digest_shards, write_result
+from data_pipeline.files import read_json
+
+
+def main() -> None:
+    """Writes a card for each study, and one of the times."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study_cards")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="+")
+    options = parser.parse_args()
+    data = digest_shards(options.folder / "data", *options.folder.glob("cells/*/samples"))
+    for name in options.names:
+        print(write_result(f"study_{name}", read_json(options.folder / name / "results.json"), data))
+    print(write_result("study_times", {"seconds": read_json(options.folder / "times.json")["seconds"]}, data))
+
+
+if __name__ == "__main__":
+    main()
