@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from benchmarks.environment import UNVERIFIED, describe_run, digest_shards, write_card
-from tests.helpers.figures import RESULTS, ROOT, Block, Figure, find_part, is_found, read_blocks, read_card
+from tests.helpers.figures import (
+    RESULTS,
+    ROOT,
+    Block,
+    Figure,
+    find_part,
+    is_found,
+    list_links,
+    read_blocks,
+    read_card,
+)
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CARDS = sorted(path.name for path in RESULTS.glob("*.json"))
@@ -34,6 +45,21 @@ def test_linked_cards_have_the_figures_beside_the_link(page):
                 f"{block.page}: {name(figure)} is not in {block.cards}, beside: {block.text[:120]!r}; "
                 "correct it, link the right card, or write (unverified) behind it"
             )
+
+
+@each_page
+def test_links_to_cards_lead_to_a_part_of_them(page):
+    """Also where no figure that is compared stands beside the link."""
+    links = list_links(page)
+    assert len(links) == len(re.findall(r"\]\([^)]*benchmarks/results/", page.read_text(encoding="utf-8"))), (
+        f"{page.name} has a link to benchmarks/results/ that is not [text](.../benchmarks/results/NAME.json#/PART)"
+    )
+    for card, pointer in links:
+        assert card in CARDS, f"{page.name} links {card}, which is not in benchmarks/results"
+        try:
+            find_part(read_card(card), pointer)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            pytest.fail(f"{page.name} links {card}#{pointer}, which {card} does not have: {error!r}")
 
 
 @each_page
@@ -64,13 +90,27 @@ def test_cards_have_a_head(card):
         assert isinstance(value, str) and value, (
             f"{card}: {part} is {value!r}; write it down, or {UNVERIFIED!r}"
         )
+    assert is_commit(head["commit"]), f"{card}: commit {head['commit']!r} is neither one nor {UNVERIFIED!r}"
     assert head["environment"]["cores"] > 0 and head["environment"]["versions"]
     assert {"gpu", "load_average"} <= head["environment"].keys()
+
+
+def is_commit(text: str) -> bool:
+    """Returns whether it has the form of a commit, with + where files were changed since, or is unverified."""
+    return text == UNVERIFIED or re.fullmatch(r"[0-9a-f]{7,40}\+?", text) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "main", "8a94a5", "8A94A5F", "8a94a5f++", "the commit 8a94a5f", "Unverified"]
+)
+def test_other_words_are_no_commit(text):
+    assert not is_commit(text)
 
 
 def test_write_card_puts_the_head_before_the_result(tmp_path):
     path = write_card(tmp_path / "card.json", {"seconds": 1.5}, data="sha256 0 of 1 shards")
     assert '"command": "python -m pytest' in path.read_text() or '"command": "python' in path.read_text()
+    assert is_commit(describe_run("x")["commit"])  # pyright: ignore
     assert list(describe_run("x")) == ["command", "commit", "date", "data", "environment"]
     assert path.read_text().rstrip().endswith('"seconds": 1.5\n}')
 
@@ -91,6 +131,10 @@ def test_digest_is_of_names_and_bytes(tmp_path):
         ("92%", 0.9236, True),
         ("93 %", 0.9236, False),
         ("+10.7", 0.10745, True),
+        ("+10.7", -0.10745, False),
+        ("-10.7", -0.10745, True),
+        ("-10.7", 0.10745, False),
+        ("10.7 points", -0.10745, True),
         ("1.8 kB", 1802.0, True),
         ("1.8e-4", 0.000184943, True),
         ("1.9e-4", 0.000184943, False),

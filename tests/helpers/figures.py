@@ -65,12 +65,16 @@ class Figure:
         return self.is_measured or "." in self.text
 
     def equals(self, number: float) -> bool:
-        """Returns True if the number, in the figure's unit, rounds to it; the sign is not compared."""
-        plain = self.text.replace(",", "").lstrip("+-")
+        """Returns True if the number, in the figure's unit, rounds to it.
+
+        The sign is compared where the text has one: without one, words such as "lower by" may say it.
+        """
+        plain = self.text.replace(",", "")
         mantissa, _, exponent = plain.partition("e")
         half = 0.5 * 10 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+        number = number if plain[0] in "+-" else abs(number)
         factors = FACTORS.get(self.unit, NO_UNIT)
-        return any(abs(abs(number) * factor - float(plain)) <= half * (1 + 1e-9) for factor in factors)
+        return any(abs(number * factor - float(plain)) <= half * (1 + 1e-9) for factor in factors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,11 @@ def read_blocks(path: Path) -> Iterator[Block]:
 
 def _is_table(part: str) -> bool:
     return part.lstrip().startswith("|")
+
+
+def list_links(path: Path) -> list[tuple[str, str]]:
+    """Returns the cards that a page links anywhere, each with the part that its fragment names."""
+    return [(card, pointer) for _, card, pointer in _LINK.findall(path.read_text(encoding="utf-8"))]
 
 
 @cache

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.benchmarks.registry import BENCHMARKS
 from tests.helpers.eval_cases import (
     GOLDEN,
     OUR_NAMES,
@@ -27,6 +28,12 @@ THEIRS = json.loads(GOLDEN.read_text())["benchmarks"]
 DIFFERENT_PROMPT = ("charxiv_reasoning",)
 DIFFERENT_WORDS = ("charxiv_reasoning",)
 each = pytest.mark.parametrize("name", SOURCES)
+
+
+def test_each_benchmark_is_compared_or_listed_as_not_compared():
+    listed = DOCS.read_text(encoding="utf-8").split("Not compared:")[1].split("\n## ")[0]
+    for name in BENCHMARKS.keys() - THEIRS.keys():
+        assert f"`{name}`" in listed, f"{DOCS.name} does not say that {name} was not compared"
 
 
 def read_accuracies(name: str) -> list[list[float]]:
