@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 Numbers = dict[str, float]
 
+Metadata = Mapping[str, str | int | float]
+"""Of the sample that asks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionResult:
     """How the responses to one question were scored."""
 
-    metadata: Mapping[str, str | int | float]  # of its sample
+    metadata: Metadata
     accuracies: tuple[float, ...]  # of each response; () where it could not be asked, which counts as wrong
 
     @property
@@ -26,6 +29,11 @@ class QuestionResult:
 
 
 Metric = Callable[[Sequence[QuestionResult]], Numbers]
+
+
+def first_number(numbers: Numbers) -> tuple[str, float]:
+    """Returns the name and value of the number that tables print."""
+    return next(iter(numbers.items()))
 
 
 def mean_accuracy(results: Sequence[QuestionResult]) -> Numbers:

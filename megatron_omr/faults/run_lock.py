@@ -1,4 +1,4 @@
-"""A run belongs to one process at a time: two drivers of one folder would write over each other's steps."""
+"""A folder of results belongs to one process at a time: two would write over each other's steps, or responses."""
 
 from __future__ import annotations
 
@@ -7,34 +7,44 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.files import parse_json, to_json
 
+LOCK = "lock"
 WAIT_SECONDS = 5.0
 """In which a process that was killed lets go of its files."""
 
 
 @contextmanager
-def hold_run(run: Path) -> Iterator[None]:
-    """Holds a run for this process, until the block ends or the process does.
+def hold_folder(folder: Path, *, held: str, option: str) -> Iterator[None]:
+    """Holds a folder for this process, until the block ends or the process does.
 
-    The kernel's lock on RUN/lock counts, not the file, which says who holds it. Where a file system has no locks,
+    The kernel's lock on FOLDER/lock counts, not the file, which says who holds it. Where a file system has no locks,
     nothing is held.
+
+    Args:
+        held: what another process does that holds it, such as "run=x is being trained by".
+        option: that names another folder.
 
     Raises:
         ValueError: another process holds it; says which, and how to go on.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("a+b") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+b") as file:
         if not _lock(file):
-            raise ValueError(f"run={run} is being trained by {_describe_holder(file)}")
+            raise ValueError(f"{held} {_describe_holder(file, option)}")
         file.truncate(0)
         file.write(to_json({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         file.flush()
         yield
+
+
+def hold_run(run: Path) -> AbstractContextManager[None]:
+    """Holds a run, as hold_folder()."""
+    return hold_folder(run, held=f"run={run} is being trained by", option="--run")
 
 
 def _lock(file: BinaryIO) -> bool:
@@ -53,17 +63,17 @@ def _lock(file: BinaryIO) -> bool:
             return True
 
 
-def _describe_holder(file: BinaryIO) -> str:
+def _describe_holder(file: BinaryIO, option: str) -> str:
     file.seek(0)
     try:
         holder = parse_json(file.read())
         host, pid = str(holder["host"]), int(holder["pid"])
     except (ValueError, KeyError, TypeError):  # it is being written
-        return "another process; end it first, or choose another folder with --run"
+        return f"another process; end it first, or choose another folder with {option}"
     who = f"process {pid} on host {host}"
     if host == socket.gethostname() and _is_stopped(pid):
         return f"{who}, which is stopped; kill -CONT {pid} continues it, kill -KILL {pid} ends it: then start again"
-    return f"{who}; end it first, or choose another folder with --run"
+    return f"{who}; end it first, or choose another folder with {option}"
 
 
 def _is_stopped(pid: int) -> bool:

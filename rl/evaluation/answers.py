@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import BadSample
@@ -20,13 +20,15 @@ from rl.types import AskedResponse, Group, Prompt
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, int]
-"""Id of a question, and the number of a response to it."""
+Found = dict[str, dict[int, AskedResponse]]
+"""Records by the id of their question, and by the number of the response."""
 RESPONSES, MANIFEST, SUMMARY = "responses.jsonl", "asked.json", "summary.json"
 MAY_GROW = ("out", "model", "shards", "limit", "subset", "sampling.n", "train_shards", "baseline_samples")
 """Fields that may change with the responses kept: more questions, more responses to each, what is computed from them.
 Model and shards are compared by content."""
 HASHED_BYTES = 2**20
+OF_READING = ("unreadable", "checksum")
+"""Faults that may pass: a shard that is being copied, a disk that is away."""
 
 
 def claim_answers(config: EvalConfig) -> None:
@@ -59,13 +61,14 @@ def digest_model(folder: Path) -> str:
 class AnswerLog:
     """The records of an evaluation, on disk as soon as they are added. A context manager.
 
-    A question that cannot be asked has one record, of number 0, whatever the number of responses.
+    A question that cannot be asked has one record, of number 0, whatever the number of responses: it takes the place of
+    those that are there, and of those that still come.
     """
 
     def __init__(self, path: Path) -> None:
         """Reads what is there; lines that a kill has torn are named, counted, and dropped."""
         self._path, self._found = path, _read(path)
-        self._write(self._found.values())
+        self._write(self._list_records())
         self._lines = path.open("ab")
 
     def __enter__(self) -> AnswerLog:
@@ -75,61 +78,92 @@ class AnswerLog:
         self._lines.close()
 
     def __len__(self) -> int:
-        return len(self._found)
+        return sum(map(len, self._found.values()))
 
     def has(self, prompt: Prompt, number: int) -> bool:
         """Returns True if nothing is to be asked: the response is there, or the question was refused."""
-        first = self._found.get((prompt.ref.id, 0))
-        return (prompt.ref.id, number) in self._found or first is not None and bool(first.fault)
+        return bool(self._find_fault(prompt)) or number in self._found.get(prompt.ref.id, {})
 
     def add(self, *records: AskedResponse) -> None:
         for record in records:
-            self._found[record.id, record.rollout] = record
-            self._lines.write(record.to_json())
+            if _keep(self._found, record):
+                self._lines.write(record.to_json())
         self._lines.flush()
 
     def refuse(self, prompt: Prompt, fault: BadSample) -> None:
         """Adds, and logs, why a question cannot be asked, once."""
-        if not self.has(prompt, 0):
+        if not self._find_fault(prompt):
             log.warning(f"question {prompt.ref.id} cannot be asked and counts as wrong: {fault}")
             self.add(*build_records(Group(prompt=prompt, rollouts=(), rewards=(), fault=fault)))
 
+    def forget_passed(self, prompts: Iterable[Prompt]) -> None:
+        """Drops faults of reading, where a question can be read now: it is asked."""
+        ids = [p.ref.id for p in prompts if self._find_fault(p).partition(": ")[0] in OF_READING]
+        if not ids:
+            return
+        log.warning(f"{len(ids):,} questions that could not be read before are asked now, such as {ids[0]}")
+        for name in ids:
+            del self._found[name]
+        self._lines.close()
+        self._write(self._list_records())
+        self._lines = self._path.open("ab")
+
     def check_asked(self, ids: Collection[str], n: int) -> None:
         """Raises ValueError if there are responses to other questions than these, or more than n to one."""
-        others = [key for key in self._found if key[0] not in ids or key[1] >= n]
+        others = [each for each in self._list_records() if each.id not in ids or each.rollout >= n]
         if others:
             raise ValueError(
-                f"{self._path} has {len(others):,} responses that are not asked for now, as number {others[0][1]} to "
-                f"{others[0][0]}: limit, subset and sampling.n may grow, not shrink; choose another folder with --out"
+                f"{self._path} has {len(others):,} responses that are not asked for now, as number {others[0].rollout} "
+                f"to {others[0].id}: limit, subset and sampling.n may grow, not shrink; choose another folder with "
+                "--out"
             )
 
     def sort(self, prompts: Sequence[Prompt]) -> list[Records]:
         """Writes the records in the order of these questions, and returns those of each."""
-        by_id: dict[str, list[AskedResponse]] = {prompt.ref.id: [] for prompt in prompts}
-        for _, record in sorted(self._found.items(), key=lambda item: item[0][1]):
-            by_id[record.id].append(record)
-        self._write(record for records in by_id.values() for record in records)
-        return list(by_id.values())
+        self._found = {prompt.ref.id: self._found[prompt.ref.id] for prompt in prompts}
+        self._write(self._list_records())
+        return [_in_order(records) for records in self._found.values()]
+
+    def _find_fault(self, prompt: Prompt) -> str:
+        first = self._found.get(prompt.ref.id, {}).get(0)
+        return first.fault if first else ""
+
+    def _list_records(self) -> list[AskedResponse]:
+        return [record for records in self._found.values() for record in _in_order(records)]
 
     def _write(self, records: Iterable[AskedResponse]) -> None:
         with atomic_writer(self._path) as file:
             file.writelines(record.to_json() for record in records)
 
 
-def _read(path: Path) -> dict[Key, AskedResponse]:
+def _in_order(records: Mapping[int, AskedResponse]) -> list[AskedResponse]:
+    return [records[number] for number in sorted(records)]
+
+
+def _read(path: Path) -> Found:
     if not path.exists():
         return {}
-    found, num_bad = dict[Key, AskedResponse](), 0
+    found, num_bad = Found(), 0
     with path.open("rb") as lines:
         for line in lines:
             try:
-                record = AskedResponse.from_json(line)
-                found[record.id, record.rollout] = record
+                _keep(found, AskedResponse.from_json(line))
             except ValueError:
                 num_bad += 1
     if num_bad:
         log.warning(f"{path}: {num_bad} lines cannot be read; what they held is asked again")
     return found
+
+
+def _keep(found: Found, record: AskedResponse) -> bool:
+    """Adds a record; a fault replaces the responses to its question. Returns False for what comes after a fault."""
+    records = found.setdefault(record.id, {})
+    if 0 in records and records[0].fault:
+        return False
+    if record.fault:
+        records.clear()
+    records[record.rollout] = record
+    return True
 
 
 def choose_questions(

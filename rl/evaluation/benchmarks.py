@@ -5,6 +5,7 @@ Engines are started once, and none waits for the longest response of one benchma
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,21 +13,22 @@ from pathlib import Path
 
 from data_pipeline.benchmarks.benchmark import Benchmark
 from data_pipeline.benchmarks.import_benchmark import Questions, find_questions
-from data_pipeline.errors import BadSample
+from data_pipeline.benchmarks.metrics import Metadata
 from data_pipeline.files import claim_folder
-from data_pipeline.shards.format import read_sample
-from data_pipeline.shards.index import ShardIndex
 from megatron_omr.model_config import ModelConfig
-from megatron_omr.train.run_folder import list_decisive, save_config
+from megatron_omr.train.run_folder import list_decisive
 from rl.config import EvalConfig, SamplingConfig
 from rl.evaluation.answers import RESPONSES, AnswerLog, choose_questions, claim_answers, digest_model
-from rl.evaluation.collect import Asked, collect_answers
+from rl.evaluation.collect import Asked, collect_answers, hold_out
 from rl.evaluation.config import BenchmarksConfig
 from rl.evaluation.run import check_any, write_summary
-from rl.evaluation.scores import Metadata, RunScores, save_scores, score_benchmark
+from rl.evaluation.scores import BenchmarkScores, RunScores, read_metadata, save_scores, score_benchmark
+from rl.evaluation.summary import Records
 from rl.prompts.stream import Question, load_prompt_limits, read_prompts
 from rl.rewards.registry import load_functions
 from rl.rewards.scorer import Scorer
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "benchmarks.json"
 """In the folder of a run: what all its benchmarks have in common."""
@@ -44,6 +46,7 @@ class Planned:
     config: EvalConfig
     questions: Sequence[Question]
     metadata: dict[str, Metadata]  # of all questions by id
+    room: int  # tokens that every response can have
 
 
 def evaluate_benchmarks(benchmarks: Sequence[Benchmark], config: BenchmarksConfig) -> RunScores:
@@ -54,28 +57,28 @@ def evaluate_benchmarks(benchmarks: Sequence[Benchmark], config: BenchmarksConfi
 
     Raises:
         ValueError: a benchmark is not found as published, cannot be asked with these settings, or `out` has results of
-            another model or other settings.
+            another model or other settings, or another process writes there.
     """
     load_functions(config.reward)  # a mistake in a user's own is found at once
     configs = [build_eval_config(each, config) for each in benchmarks]
-    claim_run(config)
     is_only, root = len(benchmarks) == 1, Path(config.root)
     sources = [find_questions(each, root, config.path, is_only=is_only) for each in benchmarks]
     planned = [plan_benchmark(*each) for each in zip(sources, configs, strict=True)]
-    for each in planned:
-        claim_answers(each.config)
-        save_config(each.config, Path(each.config.out), resumes=False)
-    with Scorer(config.reward, Path(config.out)) as scorer, ExitStack() as logs:
-        asked = [_open(each, logs) for each in planned]
-        collect_answers(build_engines_config([each.config for each in planned]), asked, scorer)
-        records = [each.sort() for each in asked]
-    scores = {
-        each.source.benchmark.name: score_benchmark(
-            each.source, each.config, found, each.metadata, write_summary(each.config, found, None)
+    claim_run(config)
+    with hold_out(config.out):
+        for each in planned:
+            claim_answers(each.config)
+        with Scorer(config.reward, Path(config.out)) as scorer, ExitStack() as logs:
+            asked = [_open(each, logs) for each in planned]
+            collect_answers(build_engines_config([each.config for each in planned]), asked, scorer)
+            records = [each.sort() for each in asked]
+        scores = {
+            each.source.benchmark.name: _score(each, found)
+            for each, found in zip(planned, records, strict=True)
+        }
+        return save_scores(
+            RunScores(model=config.model, seed=config.seed, benchmarks=scores), Path(config.out)
         )
-        for each, found in zip(planned, records, strict=True)
-    }
-    return save_scores(RunScores(model=config.model, seed=config.seed, benchmarks=scores), Path(config.out))
 
 
 def build_eval_config(benchmark: Benchmark, config: BenchmarksConfig) -> EvalConfig:
@@ -112,29 +115,33 @@ def claim_run(config: BenchmarksConfig) -> None:
 
 
 def plan_benchmark(source: Questions, config: EvalConfig) -> Planned:
-    """Reads the questions; an engine gets room for the longest of them and a response, as far as the model goes."""
+    """Reads the questions; an engine gets room for the longest of them and a response, as far as the model goes.
+
+    Raises:
+        ValueError: none of them can be asked; or some have no group, see read_metadata.
+    """
     context = ModelConfig.from_hf(config.model).max_position_embeddings
     bound = min(config.engine.max_model_len, context)
     limits = load_prompt_limits(replace(config, engine=replace(config.engine, max_model_len=bound)))
-    questions, metadata = read_prompts(config.shards, limits), read_metadata(config.shards)
-    needed = max(prompt.num_tokens for prompt, _ in questions) + config.sampling.max_tokens
-    length = min(bound, -(-needed // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    groups = [str(metadata.get(prompt.ref.id, {}).get("group", prompt.ref.id)) for prompt, _ in questions]
+    questions = read_prompts(config.shards, limits)
+    check_any(config.shards, questions)
+    refs = [prompt.ref for prompt, _ in questions]
+    metadata = read_metadata(source.benchmark, config.shards, refs)
+    longest, wanted = max(prompt.num_tokens for prompt, _ in questions), config.sampling.max_tokens
+    room = min(wanted, bound - longest)
+    if room < wanted:
+        log.warning(
+            f"{source.benchmark.name}: of sampling.max_tokens={wanted:,} only {room:,} are left beside the longest "
+            f"question, as the model's context has {context:,} tokens and engine.max_model_len is "
+            f"{config.engine.max_model_len:,}; its score is marked"
+        )
+    length = min(bound, -(-(longest + wanted) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    groups = [str(notes.get("group", ref.id)) for ref, notes in zip(refs, metadata, strict=True)]
     chosen = choose_questions(questions, config.subset, config.seed, groups)
     check_any(config.shards, chosen)
     config = replace(config, engine=replace(config.engine, max_model_len=length))
-    return Planned(source=source, config=config, questions=chosen, metadata=metadata)
-
-
-def read_metadata(shards: str) -> dict[str, Metadata]:
-    """Returns the metadata of all samples that can be read, by id."""
-    found: dict[str, Metadata] = {}
-    for ref in ShardIndex.load(shards):
-        try:
-            found[ref.id] = read_sample(shards, ref).metadata
-        except BadSample:  # which read_prompts has found, too
-            continue
-    return found
+    by_id = {ref.id: notes for ref, notes in zip(refs, metadata, strict=True)}
+    return Planned(source=source, config=config, questions=chosen, metadata=by_id, room=room)
 
 
 def build_engines_config(configs: Sequence[EvalConfig]) -> EvalConfig:
@@ -148,3 +155,15 @@ def _open(planned: Planned, logs: ExitStack) -> Asked:
     answers = logs.enter_context(AnswerLog(Path(planned.config.out) / RESPONSES))
     score = planned.source.benchmark.score
     return Asked(config=planned.config, questions=planned.questions, answers=answers, score=score)
+
+
+def _score(planned: Planned, records: Sequence[Records]) -> BenchmarkScores:
+    """Returns the scores of a benchmark; writes its summary.json."""
+    return score_benchmark(
+        planned.source,
+        planned.config,
+        records,
+        planned.metadata,
+        write_summary(planned.config, records, None),
+        room=planned.room,
+    )

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_pipeline.errors import BadSample
+from megatron_omr.faults.run_lock import hold_folder
+from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
 from rl.evaluation.answers import SUMMARY, AnswerLog
 from rl.evaluation.ask import start_engines
@@ -65,14 +68,22 @@ class Asked:
         return replace(record, accuracy=self.score(record.response, record.answer))
 
 
+def hold_out(out: str) -> AbstractContextManager[None]:
+    """Holds the folder, as hold_folder(): another evaluation would replace the files that this one writes."""
+    return hold_folder(Path(out), held=f"another omr eval is writing {out}:", option="--out")
+
+
 def collect_answers(engines: EvalConfig, evaluations: Sequence[Asked], scorer: Scorer) -> None:
-    """Asks for what the evaluations lack, in one queue; `engines` says which are started.
+    """Asks for what the evaluations lack, in one queue; `engines` says which are started. Writes their config.json.
 
     Raises:
-        ValueError: a log holds responses that are not asked for now.
+        ValueError: a log holds responses that are not asked for now; then nothing was written.
     """
     for each in evaluations:
         each.answers.check_asked({prompt.ref.id for prompt, _ in each.questions}, each.config.sampling.n)
+    for each in evaluations:
+        save_config(each.config, Path(each.config.out), resumes=False)
+        each.answers.forget_passed(prompt for prompt, fault in each.questions if not fault)
         for prompt, fault in each.questions:
             if fault:
                 each.answers.refuse(prompt, fault)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_pipeline.benchmarks.benchmark import Benchmark
-from data_pipeline.benchmarks.metrics import QuestionResult
+from data_pipeline.benchmarks.metrics import Metadata, QuestionResult
 from data_pipeline.benchmarks.registry import BENCHMARKS
-from data_pipeline.shards.format import read_sample
 from data_pipeline.shards.index import holds_shards
 from rl.config import RLConfig, SamplingConfig
 from rl.evaluation.intervals import score_accuracies
 from rl.evaluation.run import check_any
+from rl.evaluation.scores import read_metadata
 from rl.prompts.stream import Question, load_prompt_limits, read_prompts
 from rl.types import Group
 
 log = logging.getLogger(__name__)
-
-Metadata = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +37,8 @@ def load_sets(config: RLConfig) -> list[QuestionSet]:
     """Reads the questions of `held_out.shards`, then those of the benchmarks; questions with a fault are named.
 
     Raises:
-        ValueError: there is no such benchmark, or a set has no question that can be asked.
+        ValueError: there is no such benchmark, or a set has no question that can be asked; or some have no group, see
+            read_metadata.
     """
     own = config.held_out
     sampling = replace(config.sampling, n=own.n, temperature=own.temperature, top_p=own.top_p, stages=())
@@ -72,7 +71,7 @@ def _load_benchmark(config: RLConfig, name: str, shards: str) -> QuestionSet:
         questions=questions,
         sampling=sampling,
         benchmark=benchmark,
-        metadata=[_read_metadata(question) for question in questions],
+        metadata=read_metadata(benchmark, shards, [prompt.ref for prompt, _ in questions]),
     )
 
 
@@ -85,12 +84,6 @@ def _read(config: RLConfig, shards: str) -> list[Question]:
         if fault:
             log.warning(f"held-out question {prompt.ref.id} cannot be asked and counts as wrong: {fault}")
     return [(replace(prompt, shards=shards), fault) for prompt, fault in questions]
-
-
-def _read_metadata(question: Question) -> Metadata:
-    """Returns the metadata of a question's sample; nothing where it cannot be asked, maybe for want of one."""
-    prompt, fault = question
-    return {} if fault else read_sample(prompt.shards, prompt.ref).metadata
 
 
 def measure(asked: QuestionSet, groups: Sequence[Group], *, seed: int) -> dict[str, float]:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from data_pipeline.files import write_json
 from data_pipeline.shards.index import load_samples
-from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
 from rl.evaluation.answers import RESPONSES, SUMMARY, AnswerLog, choose_questions, claim_answers
 from rl.evaluation.baseline import Baseline, score_baseline
-from rl.evaluation.collect import Asked, collect_answers
+from rl.evaluation.collect import Asked, collect_answers, hold_out
 from rl.evaluation.summary import EvalSummary, Records, mean_accuracy, summarize
 from rl.prompts.stream import Question, load_prompt_limits, read_prompts
 from rl.rewards.registry import load_functions
@@ -29,7 +28,8 @@ def evaluate(config: EvalConfig) -> EvalSummary:
 
     Raises:
         ValueError: `shards` holds no questions, or none that can be asked; a folder of `train_shards` has no shards;
-            `out` has responses of another model, to other questions, or with other settings.
+            `out` has responses of another model, to other questions, or with other settings, or another process writes
+            there.
     """
     load_functions(config.reward)  # a mistake in a user's own is found at once
     questions = read_prompts(config.shards, load_prompt_limits(config), config.limit)
@@ -39,15 +39,18 @@ def evaluate(config: EvalConfig) -> EvalSummary:
         load_samples(train_shards)  # names a wrong folder before any question is asked
     out = Path(config.out)
     claim_answers(config)
-    save_config(config, out, resumes=False)
-    with Scorer(config.reward, out) as scorer, AnswerLog(out / RESPONSES) as answers:
+    with (
+        hold_out(config.out),
+        Scorer(config.reward, out) as scorer,
+        AnswerLog(out / RESPONSES) as answers,
+    ):
         asked = Asked(config=config, questions=questions, answers=answers)
         collect_answers(config, [asked], scorer)
         records = asked.sort()
         accuracies = [mean_accuracy(each) for each in records]
         prompts = [prompt for prompt, _ in questions]
         baseline = score_baseline(config, scorer.pool, prompts, accuracies)
-    return write_summary(config, records, baseline)
+        return write_summary(config, records, baseline)
 
 
 def write_summary(config: EvalConfig, records: Sequence[Records], baseline: Baseline | None) -> EvalSummary:

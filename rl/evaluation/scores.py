@@ -10,14 +10,21 @@ from typing import Any
 
 from data_pipeline.benchmarks.benchmark import Benchmark
 from data_pipeline.benchmarks.import_benchmark import Questions
-from data_pipeline.benchmarks.metrics import Numbers, QuestionResult, list_units
+from data_pipeline.benchmarks.metrics import (
+    GROUPED,
+    Metadata,
+    Numbers,
+    QuestionResult,
+    first_number,
+    list_units,
+)
+from data_pipeline.errors import BadSample
 from data_pipeline.files import read_json, write_json
+from data_pipeline.shards.format import read_sample
+from data_pipeline.types import SampleRef
 from rl.config import EvalConfig
 from rl.evaluation.intervals import Interval, Score, bootstrap_ci95, score_accuracies
 from rl.evaluation.summary import EvalSummary, Records
-
-Metadata = Mapping[str, str | int | float]
-"""Of the sample that asks."""
 
 SCORES = "scores.json"
 
@@ -68,12 +75,18 @@ def score_benchmark(
     records: Sequence[Records],
     metadata: Mapping[str, Metadata],
     summary: EvalSummary,
+    *,
+    room: int,
 ) -> BenchmarkScores:
-    """Returns the scores of a benchmark, from the records of each question and the metadata of all by id."""
+    """Returns the scores of a benchmark, from the records of each question and the metadata of all by id.
+
+    Args:
+        room: tokens that every response could have.
+    """
     benchmark = asked.benchmark
-    results = [_read_result(each, metadata.get(each[0].id, {})) for each in records]
+    results = [read_result(metadata.get(each[0].id, {}), each) for each in records]
     numbers = benchmark.metric(results)
-    metric, value = next(iter(numbers.items()))
+    metric, value = first_number(numbers)
     units = list_units(results)
     values = [_first(benchmark, unit) for unit in units]
     num_responses = sum(len(result.accuracies) for result in results)
@@ -94,15 +107,18 @@ def score_benchmark(
         format=summary.format,
         bad_questions=summary.bad_questions,
         use_judge=config.reward.use_judge,
-        overrides=list_overrides(benchmark, config),
+        overrides=list_overrides(benchmark, config, room),
     )
 
 
-def list_overrides(benchmark: Benchmark, config: EvalConfig) -> dict[str, Override]:
-    """Returns the settings of sampling that are not as published, by their names."""
+def list_overrides(benchmark: Benchmark, config: EvalConfig, room: int) -> dict[str, Override]:
+    """Returns the settings of sampling that are not as published, by their names.
+
+    sampling.max_tokens is what every response could have, where the context leaves less than was set.
+    """
     published = {"n": benchmark.n, "temperature": benchmark.temperature, "top_p": 1.0}
     published["max_tokens"] = benchmark.max_tokens
-    used = {name: getattr(config.sampling, name) for name in published}
+    used = {name: getattr(config.sampling, name) for name in published} | {"max_tokens": room}
     return {
         f"sampling.{name}": Override(published=value, used=used[name])
         for name, value in published.items()
@@ -135,13 +151,38 @@ def _load(saved: dict[str, Any]) -> BenchmarkScores:
     return BenchmarkScores(**saved | {"by": by, "overrides": overrides, "ci95": ci95})
 
 
-def _read_result(records: Records, metadata: Metadata) -> QuestionResult:
+def read_metadata(benchmark: Benchmark, shards: str, refs: Sequence[SampleRef]) -> list[Metadata]:
+    """Returns the metadata of each sample; nothing of one that cannot be read.
+
+    Raises:
+        ValueError: one has no group, and the benchmark scores groups of questions: the number would be another one.
+    """
+    found = [_read_metadata(shards, ref) for ref in refs]
+    alone = [ref for ref, notes in zip(refs, found, strict=True) if "group" not in notes]
+    if benchmark.metric in GROUPED and alone:
+        raise ValueError(
+            f"{benchmark.name} scores groups of questions, and {len(alone):,} of {len(refs):,} samples of {shards} "
+            f"cannot be read or have no group, such as {alone[0].id}; copy the shards again, or delete them and import "
+            f"them with `omr data benchmark {benchmark.name} {shards}`"
+        )
+    return found
+
+
+def _read_metadata(shards: str, ref: SampleRef) -> Metadata:
+    try:
+        return read_sample(shards, ref).metadata
+    except BadSample:  # which read_prompts finds, too
+        return {}
+
+
+def read_result(metadata: Metadata, records: Records) -> QuestionResult:
+    """Returns how the responses to a question were scored."""
     accuracies = tuple(record.accuracy for record in records if not record.fault)
     return QuestionResult(metadata=metadata, accuracies=accuracies)
 
 
 def _first(benchmark: Benchmark, unit: Sequence[QuestionResult]) -> float:
-    return next(iter(benchmark.metric(unit).values()))
+    return first_number(benchmark.metric(unit))[1]
 
 
 def _score_by(

@@ -255,5 +255,13 @@ def strip_marks(sample: Sample, text: str) -> str:
 
 
 def read_prompts(shards: str | Path, limits: ModelLimits, limit: int = 0) -> list[Question]:
-    """Returns what read_prompt does of all of `shards` in their order, or of the first `limit` when it is not 0."""
-    return [read_prompt(shards, ref, limits) for ref in islice(ShardIndex.load(shards), limit or None)]
+    """Returns what read_prompt does of all of `shards` in their order, or of the first `limit` when it is not 0.
+
+    Of samples with the same id the first: responses are kept by id.
+    """
+    found, refs = list(islice(ShardIndex.load(shards), limit or None)), dict[str, SampleRef]()
+    for ref in found:
+        refs.setdefault(ref.id, ref)
+    if again := len(found) - len(refs):
+        log.warning(f"{shards}: {again:,} samples have the id of another one, and are not asked again")
+    return [read_prompt(shards, ref, limits) for ref in refs.values()]

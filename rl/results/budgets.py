@@ -14,7 +14,8 @@ import numpy as np
 
 from data_pipeline.verify.check import Verdict
 from rl.evaluation.intervals import Score
-from rl.results.stored import Records, StoredEvaluation, mean_tokens
+from rl.evaluation.summary import Records
+from rl.results.stored import StoredEvaluation, mean_tokens
 from rl.results.units import UnitMetric
 from rl.types import AskedResponse
 
@@ -60,8 +61,8 @@ def check_budgets(evaluation: StoredEvaluation, budgets: Sequence[int]) -> list[
     for budget in budgets:
         if not 1 <= budget <= evaluation.max_tokens:
             raise ValueError(
-                f"--budgets {budget} must be from 1 to {evaluation.max_tokens}, the sampling.max_tokens of "
-                f"{evaluation.folder}; for more evaluate with a larger limit"
+                f"--budgets {budget} must be from 1 to {evaluation.max_tokens}, by the sampling.max_tokens and "
+                f"engine.max_model_len of {evaluation.folder}; for more evaluate with larger ones"
             )
     correct_by = evaluation.settings.get("reward.correct_by", "accuracy")
     has_own = evaluation.benchmark is not None and evaluation.benchmark.score is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.benchmarks.benchmark import Benchmark
+from data_pipeline.benchmarks.metrics import Metadata
 from data_pipeline.benchmarks.registry import BENCHMARKS
 from data_pipeline.errors import BadSample
 from data_pipeline.files import read_json
@@ -18,13 +19,8 @@ from data_pipeline.shards.index import ShardIndex
 from data_pipeline.types import Sample
 from data_pipeline.verify.record import read_responses
 from rl.evaluation.answers import MANIFEST, RESPONSES, SUMMARY
+from rl.evaluation.summary import Records
 from rl.types import AskedResponse
-
-Records = Sequence[AskedResponse]
-"""Of one question: its responses in their order, or the one record that says why it could not be asked."""
-
-Metadata = Mapping[str, str | int | float]
-"""Of the sample that asks."""
 
 CONFIG = "config.json"
 
@@ -47,9 +43,10 @@ class StoredEvaluation:
     @property
     def max_tokens(self) -> int:
         """The most tokens that a response could have; where that is not known, the longest one's."""
-        limit = self.settings.get("sampling.max_tokens")
-        longest = max((record.response_len for record in self.list_responses()), default=1)
-        return limit if isinstance(limit, int) else longest
+        limit, length = (self.settings.get(name) for name in ("sampling.max_tokens", "engine.max_model_len"))
+        if not isinstance(limit, int):
+            return max((record.response_len for record in self.list_responses()), default=1)
+        return min(limit, length - 1) if isinstance(length, int) else limit
 
     def list_responses(self, ids: Iterable[str] | None = None) -> list[AskedResponse]:
         """Returns the responses to these questions, by default to all."""

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from data_pipeline.benchmarks.metrics import (
     GROUPED,
+    Metadata,
     Metric,
-    Numbers,
     QuestionResult,
+    first_number,
     list_units,
     mean_accuracy,
 )
 from rl.evaluation.intervals import Score, score_accuracies
-from rl.results.stored import Metadata, Records, StoredEvaluation, read_metadata
+from rl.evaluation.scores import read_result
+from rl.evaluation.summary import Records
+from rl.results.stored import StoredEvaluation, read_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +31,12 @@ class UnitMetric:
     def value_units(self, questions: Mapping[str, Records]) -> list[float]:
         """Returns the value of each unit; the same questions give the same units."""
         results = [self.read_result(name, records) for name, records in questions.items()]
-        return [_first(self.metric(unit))[1] for unit in list_units(results)]
+        return [first_number(self.metric(unit))[1] for unit in list_units(results)]
 
     def name(self, questions: Mapping[str, Records]) -> str:
         """Returns what the first number is called."""
-        return _first(self.metric([self.read_result(name, records) for name, records in questions.items()]))[
-            0
-        ]
+        results = [self.read_result(name, records) for name, records in questions.items()]
+        return first_number(self.metric(results))[0]
 
     def score(self, questions: Mapping[str, Records], seed: int) -> Score:
         """Returns the first number with its interval, a bootstrap over units."""
@@ -42,8 +44,7 @@ class UnitMetric:
 
     def read_result(self, name: str, records: Records) -> QuestionResult:
         """Returns the accuracies of the responses to a question."""
-        accuracies = tuple(record.accuracy for record in records if not record.fault)
-        return QuestionResult(metadata=self.metadata.get(name, {}), accuracies=accuracies)
+        return read_result(self.metadata.get(name, {}), records)
 
 
 def choose_metric(evaluations: Sequence[StoredEvaluation], notes: list[str]) -> UnitMetric:
@@ -66,7 +67,3 @@ def choose_metric(evaluations: Sequence[StoredEvaluation], notes: list[str]) -> 
         "Questions of a group count as independent, so that intervals are too narrow"
     )
     return UnitMetric(metadata={}, is_whole=False)
-
-
-def _first(numbers: Numbers) -> tuple[str, float]:
-    return next(iter(numbers.items()))

@@ -129,15 +129,15 @@ class Knows(Scores):
 
 
 def test_benchmarks_are_asked_and_measured_in_their_own_way(config: RLConfig, tmp_path: Path) -> None:
-    """Two seed questions with two variants each, of which one is wrong; problems that are half right, and a bad one."""
+    """Three seed questions with two variants each, of which one is wrong and one bad; problems that are half right."""
     samples = list(digit_samples("test", 6, seed=5, cell=28))
     bad, _ = next(iter(bad_questions(samples[0]).values()))
     variants = [
         replace(sample, id=f"{'known' if i else 'new'}/{i}", metadata={"group": str(i // 2)})
-        for i, sample in enumerate(samples[:4])
+        for i, sample in enumerate([*samples[:4], samples[3], bad])
     ]
     for name, questions in {"dynamath": variants, "amc23": [*samples[4:], bad]}.items():
-        write_shards(questions, tmp_path / name)
+        write_shards([replace(sample, source=name) for sample in questions], tmp_path / name)
     benchmarks = tuple((name, str(tmp_path / name)) for name in ("dynamath", "amc23"))
     asks = replace(config, held_out=replace(config.held_out, benchmarks=benchmarks))
     manager = RolloutManager(EchoEngines(kind=Recorder).calls(), ENGINE)
@@ -151,7 +151,8 @@ def test_benchmarks_are_asked_and_measured_in_their_own_way(config: RLConfig, tm
         ("amc23", 8, 1.0, 1.0, 8),
     }
     numbers = {name: value for name, value in found.items() if name.startswith("held_out/")}
-    assert numbers["held_out/dynamath/worst"] == 0.5 and numbers["held_out/dynamath/average"] == 0.75
+    assert numbers["held_out/dynamath/worst"] == pytest.approx(1 / 3)
+    assert numbers["held_out/dynamath/average"] == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert numbers["held_out/amc23/avg@8"] == pytest.approx(0.5 * 2 / 3)
     assert numbers["held_out/amc23/pass@8"] == pytest.approx(2 / 3)
     assert numbers["held_out/amc23/low"] < numbers["held_out/amc23/accuracy"] < numbers["held_out/amc23/high"]

@@ -63,7 +63,7 @@ def build_scores(config: EvalConfig, rows: int) -> BenchmarkScores:
     ]
     metadata = {"1": {"category": "a"}, "2": {"category": "b"}, "3": {"category": "b"}}
     source = Questions(benchmark=BENCHMARKS["mathvista_testmini"], shards="", rows=rows, dropped=0)
-    return score_benchmark(source, config, records, metadata, summarize(records, seed=1))
+    return score_benchmark(source, config, records, metadata, summarize(records, seed=1), room=49_152)
 
 
 def test_scores_of_a_benchmark(tmp_path: Path):

@@ -11,9 +11,10 @@ from launch.report.evaluations.points import Series, draw_points
 from launch.report.evaluations.tokens import draw_tokens, interval_of
 from launch.report.page import Figure, Section, write_page
 from rl.evaluation.intervals import Score
+from rl.evaluation.summary import Records
 from rl.results.budgets import Sweep
 from rl.results.compare import Evaluations
-from rl.results.stored import Records, StoredEvaluation, mean_tokens
+from rl.results.stored import StoredEvaluation, mean_tokens
 from rl.results.units import choose_metric
 from rl.rewards.failures import count_failures, sort_failure
 from rl.types import AskedResponse

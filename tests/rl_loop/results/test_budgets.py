@@ -84,7 +84,8 @@ def test_text_that_encodes_to_another_number_of_tokens_is_counted(tiny_hf: Path,
 @pytest.mark.parametrize(
     ("budget", "settings", "source", "words"),
     [
-        (65, {}, "digits", "--budgets 65 must be from 1 to 64, the sampling.max_tokens"),
+        (65, {}, "digits", "--budgets 65 must be from 1 to 64, by the sampling.max_tokens"),
+        (65, {"sampling.max_tokens": 99, "engine.max_model_len": 65}, "digits", "65 must be from 1 to 64"),
         (0, {}, "digits", "--budgets 0 must be from 1"),
         (8, {"reward.correct_by": "box_iou"}, "digits", "was scored by box_iou"),
         (8, {}, "mars2_vg_rs", "was scored by mars2_vg_rs"),
