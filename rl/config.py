@@ -192,7 +192,7 @@ class HeldOutConfig:
     """Published benchmarks that are asked, too, each by its name and the shards that `omr data benchmark` wrote of it:
     amc23 data/amc23 dynamath data/dynamath. Responses have sampling.max_tokens at most."""
     every: int = 16
-    """Steps from one measurement to the next: after 16 steps, 32 and so on."""
+    """Steps from one measurement to the next: after 16 steps, 32 and so on, and after the last."""
     at_start: bool = False
     """Also before the first step."""
     limit: int = 0
@@ -214,9 +214,14 @@ class HeldOutConfig:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"held_out.benchmarks names {', '.join(sorted(twice))} twice; name each once")
 
-    def is_due(self, step: int) -> bool:
-        """Returns True if the weights after `step` steps are to be measured."""
-        return bool(self.shards or self.benchmarks) and (step % self.every == 0 if step else self.at_start)
+    def is_due(self, step: int, steps: int) -> bool:
+        """Returns True if the weights after `step` of a run's `steps` are to be measured.
+
+        Those after the last step are, and stand in its line of metrics; so those before it are not.
+        """
+        if not (self.shards or self.benchmarks) or step == steps - 1:
+            return False
+        return step == steps or (step % self.every == 0 if step else self.at_start)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class HeldOut:
             ValueError: as load_sets.
         """
         self._config, self._scorer, self._seed = config.held_out, scorer, config.seed
-        self._sets = load_sets(config)
+        self._sets, self._steps = load_sets(config), config.steps
         self._is_missed = False
         self._shares_devices = config.rollout.placement == "colocated"
         self._running: Future[dict[str, float]] | None = None
@@ -48,15 +48,22 @@ class HeldOut:
         busy, to get the weights.
         Where engines share the trainer's devices, it waits until they have answered.
         """
-        if self._config.is_due(step) or self._is_missed:
+        if self._config.is_due(step, self._steps) or self._is_missed:
             self._running = self._thread.submit(self._measure, engines)
             if self._shares_devices:
                 wait([self._running])
 
+    def measure_last(self, step: int, engines: RolloutManager) -> dict[str, float]:
+        """Returns the metrics of the engines' weights if these are after the last step; nothing after others."""
+        if step < self._steps:
+            return {}
+        self.start(step, engines)
+        return self.finish()
+
     def finish(self) -> dict[str, float]:
         """Returns the metrics, if it was started; waits for them.
 
-        Where all engines have died, it is measured after the next step.
+        Where all engines have died, it is measured after the next step, if there is one.
         """
         if self._running is None:
             return {}
@@ -65,7 +72,9 @@ class HeldOut:
             metrics = self._running.result()
             self._is_missed = False
         except EngineDied as error:
-            log.warning(f"held-out accuracy is measured a step later, as no engine is left: {error}")
+            log.warning(
+                f"held-out accuracy is missing, or measured a step later, as no engine is left: {error}"
+            )
             metrics, self._is_missed = {}, True
         self._running = None
         return metrics | {"seconds_held_out": time.perf_counter() - started}
@@ -86,16 +95,17 @@ class HeldOut:
 
         All sets are asked at once, so that engines have work while the last responses of one of them end.
         """
-        questions = [(asked.sampling, *question) for asked in self._sets for question in asked.questions]
+        questions = [(asked, *question) for asked in self._sets for question in asked.questions]
         groups = [Group(prompt=prompt, rollouts=(), rewards=()) for _, prompt, _ in questions]
-        places = [place for place, (_, _, fault) in enumerate(questions) if not fault]
-        requests = [Request(prompt=groups[i].prompt, sampling=questions[i][0], seed=SEED) for i in places]
+        good = [(place, asked, prompt) for place, (asked, prompt, fault) in enumerate(questions) if not fault]
+        requests = [Request(prompt=prompt, sampling=asked.sampling, seed=SEED) for _, asked, prompt in good]
         scored: dict[int, Future[Group]] = {}
         with closing(engines.answer(requests, replaces_dead=False)) as replies:
             for number, responses in replies:
-                asked = requests[number]
+                place, asked, prompt = good[number]
                 most = asked.sampling.max_tokens
-                scored[places[number]] = self._scorer.score(asked.prompt, responses, max_tokens=most)
+                group = self._scorer.score(prompt, responses, max_tokens=most, asks_judge=asked.asks_judge)
+                scored[place] = group
         for place, group in scored.items():
             groups[place] = group.result()
         return groups

@@ -58,14 +58,15 @@ def read_descriptive(row: Row) -> Sample:
     asked = _read_number(row, f"descriptive_q{number}")
     check_value(f"descriptive_q{number}", asked, range(1, 20))
     place = "" if asked in _ABOUT_LAYOUT else f"For {_place(row)}, "
+    chart = label(row, "original_id")
     return build_question(
         row,
         _prompt("descriptive", asked).format(place),
         read_text(row, f"descriptive_a{number}"),
         images=[row.fields["image"]],
-        row_id=f"{label(row, 'original_id')}/{number}",
+        row_id=f"{chart}/{number}",
         kind=f"question {asked}",
-        notes={"question": asked, "category": row.fields.get("category")},
+        notes={"question": asked, "chart": chart, "category": row.fields.get("category")},
     )
 
 

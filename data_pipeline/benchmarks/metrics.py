@@ -102,6 +102,16 @@ def list_units(results: Sequence[QuestionResult]) -> list[list[QuestionResult]]:
     return [*alone, *(group for group in groups if "step" not in group[0].metadata or _read_problem(group))]
 
 
+def list_clusters(units: Sequence[Sequence[QuestionResult]], name: str) -> list[int]:
+    """Returns for each unit the number of its cluster: those with the same metadata `name` are in one.
+
+    The bootstrap resamples clusters. A unit without the metadata is one of its own.
+    """
+    numbers: dict[object, int] = {}
+    keys = [unit[0].metadata.get(name, (place,)) for place, unit in enumerate(units)]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
 GROUPED: frozenset[Metric] = frozenset({worst_of_variants, knowledge_steps})
 """Metrics that need the metadata `group` of questions."""
 

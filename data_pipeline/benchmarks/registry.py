@@ -87,6 +87,7 @@ _ALL = (
             *("query_wo", "image", "answer", "metadata"),
         ),
         read=read_mathverse,
+        cluster="problem_index",
         by=("problem_version",),
     ),
     Benchmark(
@@ -161,6 +162,7 @@ _ALL = (
         ),
         read=read_descriptive,
         split_row=split_descriptive,
+        cluster="chart",
         by=("question",),
     ),
     _AIME(name="aime24", dataset="simplescaling/aime24_nofigures"),

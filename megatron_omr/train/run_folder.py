@@ -47,6 +47,7 @@ MAY_CHANGE = (
     "validation",
     "held_out",
     "reward.max_errors",
+    "reward.checker.workers",
     "reward.judge.base_url",
     "reward.judge.api_key_env",
     "reward.judge.concurrency",

@@ -48,8 +48,7 @@ class Validation:
         Raises:
             ValueError: no sample could be used.
         """
-        is_due = step % self._config.every == 0 or step == self._last
-        if not (self._config.shards and is_due):
+        if not self._config.is_due(step, self._last):
             return {}
         started, self._num_samples = time.perf_counter(), 0
         loss = forward_loss(self._trainer, self._read_steps(step))

@@ -39,7 +39,7 @@ class Asked:
     config: EvalConfig
     questions: Sequence[Question]
     answers: AnswerLog
-    score: Score | None = None  # decides how right a response is, in the place of the answer checker
+    score: Score | None = None  # decides how right a response is, in the place of checker and judge
 
     def list_missing(self) -> list[tuple[Prompt, int]]:
         """Returns the responses that the log lacks, by question and number."""
@@ -116,8 +116,9 @@ def _ask(engines: EvalConfig, missing: Sequence[tuple[Asked, Prompt, int]], scor
             if responses.fault:
                 asked.answers.refuse(prompt, BadSample(responses.fault, responses.detail))
             else:
-                limit = asked.config.sampling.max_tokens
-                scored.append((asked, number, scorer.score(prompt, responses, max_tokens=limit)))
+                limit, is_judged = asked.config.sampling.max_tokens, asked.score is None
+                group = scorer.score(prompt, responses, max_tokens=limit, asks_judge=is_judged)
+                scored.append((asked, number, group))
             while scored and scored[0][2].done():
                 keep_first()
             bar.update()

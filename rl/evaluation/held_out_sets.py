@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipeline.benchmarks.benchmark import Benchmark
-from data_pipeline.benchmarks.metrics import Metadata, QuestionResult
+from data_pipeline.benchmarks.metrics import Metadata, QuestionResult, list_units, mean_accuracy
 from data_pipeline.benchmarks.registry import BENCHMARKS
 from data_pipeline.shards.index import holds_shards
 from rl.config import RLConfig, SamplingConfig
-from rl.evaluation.intervals import score_accuracies
 from rl.evaluation.run import check_any
-from rl.evaluation.scores import read_metadata
+from rl.evaluation.scores import read_metadata, score_units
 from rl.prompts.stream import Question, load_prompt_limits, read_prompts
 from rl.types import Group
 
@@ -32,13 +31,18 @@ class QuestionSet:
     benchmark: Benchmark | None = None  # None: questions of one's own
     metadata: Sequence[Metadata] = ()  # of each question of a benchmark
 
+    @property
+    def asks_judge(self) -> bool:
+        """False for a benchmark that scores responses by itself."""
+        return self.benchmark is None or self.benchmark.score is None
+
 
 def load_sets(config: RLConfig) -> list[QuestionSet]:
     """Reads the questions of `held_out.shards`, then those of the benchmarks; questions with a fault are named.
 
     Raises:
-        ValueError: there is no such benchmark, or a set has no question that can be asked; or some have no group, see
-            read_metadata.
+        ValueError: there is no such benchmark, a set has no question that can be asked, or questions of another corpus;
+            or some have no group, see read_metadata.
     """
     own = config.held_out
     sampling = replace(config.sampling, n=own.n, temperature=own.temperature, top_p=own.top_p, stages=())
@@ -66,6 +70,7 @@ def _load_benchmark(config: RLConfig, name: str, shards: str) -> QuestionSet:
         max_tokens=min(benchmark.max_tokens, run.max_tokens),
     )
     questions = _read(config, shards)
+    _check_source(benchmark, shards, questions)
     return QuestionSet(
         prefix=f"held_out/{name}/",
         questions=questions,
@@ -73,6 +78,21 @@ def _load_benchmark(config: RLConfig, name: str, shards: str) -> QuestionSet:
         benchmark=benchmark,
         metadata=read_metadata(benchmark, shards, [prompt.ref for prompt, _ in questions]),
     )
+
+
+def _check_source(benchmark: Benchmark, shards: str, questions: Sequence[Question]) -> None:
+    """Raises ValueError where the questions are of something else; says where they are a part of the benchmark."""
+    sources = {prompt.source for prompt, _ in questions if prompt.source}
+    if others := sorted(sources - {benchmark.name}):
+        raise ValueError(
+            f"held_out.benchmarks: {shards} holds questions of {', '.join(others)}, not of {benchmark.name}; write "
+            f"these with `omr data benchmark {benchmark.name}` to another folder, and name that"
+        )
+    if len(questions) != benchmark.count:
+        log.warning(
+            f"held-out {benchmark.name} asks {len(questions):,} of {benchmark.count:,} published questions, so that "
+            "its numbers are not the published ones"
+        )
 
 
 def _read(config: RLConfig, shards: str) -> list[Question]:
@@ -89,17 +109,16 @@ def _read(config: RLConfig, shards: str) -> list[Question]:
 def measure(asked: QuestionSet, groups: Sequence[Group], *, seed: int) -> dict[str, float]:
     """Returns the metrics of a set, given the scored responses to each question; without any it counts as wrong.
 
-    The first is what tables print of a benchmark. The interval is that of the accuracy, over questions.
+    The first is what tables print of a benchmark, or the accuracy of other questions. The interval is its own.
     """
     benchmark = asked.benchmark
+    notes = asked.metadata or [{}] * len(groups)
     accuracies = [_find_accuracies(group, benchmark) for group in groups]
-    numbers: dict[str, float] = {}
-    if benchmark:
-        metadata = zip(asked.metadata, accuracies, strict=True)
-        results = [QuestionResult(metadata=notes, accuracies=found) for notes, found in metadata]
-        numbers = benchmark.metric(results)
-    score = score_accuracies([float(np.mean(each or (0.0,))) for each in accuracies], seed)
-    numbers |= {"accuracy": score.accuracy, "low": score.ci95[0], "high": score.ci95[1]}
+    results = [QuestionResult(metadata=n, accuracies=a) for n, a in zip(notes, accuracies, strict=True)]
+    metric, cluster = (benchmark.metric, benchmark.cluster) if benchmark else (mean_accuracy, "")
+    numbers = metric(results)
+    if units := list_units(results):  # none where no group is whole
+        numbers["low"], numbers["high"] = score_units(metric, units, seed, cluster).ci95
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     numbers |= {
         "len": float(np.mean([len(rollout.token_ids) for rollout in rollouts] or [0.0])),

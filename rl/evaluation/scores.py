@@ -13,9 +13,11 @@ from data_pipeline.benchmarks.import_benchmark import Questions
 from data_pipeline.benchmarks.metrics import (
     GROUPED,
     Metadata,
+    Metric,
     Numbers,
     QuestionResult,
     first_number,
+    list_clusters,
     list_units,
 )
 from data_pipeline.errors import BadSample
@@ -23,7 +25,7 @@ from data_pipeline.files import read_json, write_json
 from data_pipeline.shards.format import read_sample
 from data_pipeline.types import SampleRef
 from rl.config import EvalConfig
-from rl.evaluation.intervals import Interval, Score, bootstrap_ci95, score_accuracies
+from rl.evaluation.intervals import Interval, Score, score_accuracies
 from rl.evaluation.summary import EvalSummary, Records
 
 SCORES = "scores.json"
@@ -44,7 +46,7 @@ class BenchmarkScores:
     metric: str  # the first number, which papers print
     value: float
     ci95: Interval | None  # bootstrap over units; None without any
-    units: int  # questions, or groups of them of which the metric is the mean
+    units: int  # that are resampled: questions, groups of them of which the metric is the mean, or clusters
     questions: int  # that were asked for, bad ones too
     published_questions: int
     dropped: int  # rows of the dataset that the import refused
@@ -88,13 +90,12 @@ def score_benchmark(
     numbers = benchmark.metric(results)
     metric, value = first_number(numbers)
     units = list_units(results)
-    values = [_first(benchmark, unit) for unit in units]
     num_responses = sum(len(result.accuracies) for result in results)
     return BenchmarkScores(
         metric=metric,
         value=value,
-        ci95=bootstrap_ci95(values, seed=config.seed) if values else None,
-        units=len(units),
+        ci95=score_units(benchmark.metric, units, config.seed, benchmark.cluster).ci95 if units else None,
+        units=len({*list_clusters(units, benchmark.cluster)}),
         questions=len(records),
         published_questions=benchmark.count,
         dropped=asked.dropped,
@@ -181,16 +182,25 @@ def read_result(metadata: Metadata, records: Records) -> QuestionResult:
     return QuestionResult(metadata=metadata, accuracies=accuracies)
 
 
-def _first(benchmark: Benchmark, unit: Sequence[QuestionResult]) -> float:
-    return first_number(benchmark.metric(unit))[1]
+def score_units(metric: Metric, units: Sequence[Sequence[QuestionResult]], seed: int, cluster: str) -> Score:
+    """Returns the first number of a metric as the mean of its units, with the interval of resampled clusters.
+
+    Args:
+        cluster: metadata, see Benchmark.
+    """
+    values = [first_number(metric(unit))[1] for unit in units]
+    return score_accuracies(values, seed, list_clusters(units, cluster))
 
 
 def _score_by(
     name: str, benchmark: Benchmark, units: Iterable[Sequence[QuestionResult]], seed: int
 ) -> dict[str, Score]:
     """Returns the first number by the values of a metadata; a group has those of its first question."""
-    values = defaultdict[str, list[float]](list)
+    values = defaultdict[str, list[Sequence[QuestionResult]]](list)
     for unit in units:
         if name in unit[0].metadata:
-            values[str(unit[0].metadata[name])].append(_first(benchmark, unit))
-    return {value: score_accuracies(values[value], seed) for value in sorted(values)}
+            values[str(unit[0].metadata[name])].append(unit)
+    return {
+        value: score_units(benchmark.metric, values[value], seed, benchmark.cluster)
+        for value in sorted(values)
+    }

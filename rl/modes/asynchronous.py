@@ -35,5 +35,6 @@ def run_async(run: RunParts) -> None:
             measured = run.held_out.finish()
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
+            measured |= run.held_out.measure_last(step + 1, engines)
             feeder.begin(step + 1)
             learner.end(step, collected, trained | measured | run.measure_engines(), timer, feeder.save)

@@ -46,6 +46,7 @@ def run_one_step_off(run: RunParts) -> None:
                 wait_ahead(engines, ahead, step)
             with timer.phase("sync"):
                 engines.update_weights(step + 1)
+            measured |= run.held_out.measure_last(step + 1, engines)
             learner.end(step, collected, trained | measured | run.measure_engines(), timer, collector.save)
     finally:
         thread.shutdown(wait=False)  # engines that are closed end what it waits for

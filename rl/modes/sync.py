@@ -26,4 +26,5 @@ def run_sync(run: RunParts) -> None:
         measured = run.held_out.finish()
         with timer.phase("sync"):
             engines.update_weights(step + 1)
+        measured |= run.held_out.measure_last(step + 1, engines)
         learner.end(step, collected, trained | measured | run.measure_engines(), timer, collector.save)

@@ -74,6 +74,27 @@ def check_budgets(evaluation: StoredEvaluation, budgets: Sequence[int]) -> list[
     return sorted({budget for budget in budgets if budget < evaluation.max_tokens})
 
 
+def choose_evaluations(
+    evaluations: Mapping[str, StoredEvaluation], budgets: Sequence[int], notes: list[str]
+) -> dict[str, StoredEvaluation]:
+    """Returns those that can be cut at these budgets; notes say why others cannot.
+
+    Raises:
+        ValueError: none can.
+    """
+    chosen, problems = dict[str, StoredEvaluation](), list[str]()
+    for name, each in evaluations.items():
+        try:
+            check_budgets(each, budgets)
+            chosen[name] = each
+        except ValueError as error:
+            problems.append(str(error))
+    if not chosen:
+        raise ValueError("; ".join(problems))
+    notes += [f"Without budgets: {problem}" for problem in problems]
+    return chosen
+
+
 def sweep_budgets(
     evaluation: StoredEvaluation,
     budgets: Sequence[int],

@@ -32,13 +32,15 @@ class BenchmarkComparison:
     questions: int
     only_before: int  # questions that are left out, as one side alone asked them
     only_after: int
-    units: int  # that the bootstrap resamples: questions, or groups of them
+    units: int  # that the bootstrap resamples: questions, or groups or clusters of them
     before: Score
     after: Score
     tokens_before: float  # mean of the responses
     tokens_after: float
     difference: Difference  # after less before
-    mcnemar: McNemar | None  # over units; None where one is neither right nor wrong as a whole
+    mcnemar: (
+        McNemar | None
+    )  # over units; None where one is neither right nor wrong as a whole, or they have clusters
     gained: tuple[str, ...]  # ids of questions that turned right
     lost: tuple[str, ...]
     other_settings: tuple[str, ...]  # that differ, none of which decides a score
@@ -108,7 +110,10 @@ def _compare_one(
         raise ValueError(
             f"{after.name}: no group of questions was asked whole by both sides; compare larger subsets"
         )
-    difference, means = bootstrap_difference([b - a for a, b in zip(*values, strict=True)], seed)
+    clusters = metric.list_clusters(new)
+    gains = [b - a for a, b in zip(*values, strict=True)]
+    difference, means = bootstrap_difference(gains, seed, clusters)
+    is_independent = metric.is_whole and len({*clusters}) == len(clusters)
     results = [[metric.read_result(*each) for each in questions.items()] for questions in (old, new)]
     right = [[result.accuracy >= RIGHT for result in side] for side in results]
     gained = tuple(name for name, a, b in zip(shared, *right, strict=True) if b and not a)
@@ -118,13 +123,13 @@ def _compare_one(
         questions=len(shared),
         only_before=len(before.questions) - len(shared),
         only_after=len(after.questions) - len(shared),
-        units=len(values[0]),
-        before=score_accuracies(values[0], seed[0]),
-        after=score_accuracies(values[1], seed[0]),
+        units=len({*clusters}),
+        before=score_accuracies(values[0], seed[0], clusters),
+        after=score_accuracies(values[1], seed[0], clusters),
         tokens_before=mean_tokens(before.list_responses(shared)),
         tokens_after=mean_tokens(after.list_responses(shared)),
         difference=difference,
-        mcnemar=_test_units(*values) if metric.is_whole else None,
+        mcnemar=_test_units(*values) if is_independent else None,
         gained=gained,
         lost=lost,
         other_settings=tuple(_list_other_settings(before, after)),
@@ -167,8 +172,10 @@ def _check_references(before: StoredEvaluation, after: StoredEvaluation, shared:
 
 def _list_other_settings(before: StoredEvaluation, after: StoredEvaluation) -> list[str]:
     """Returns the settings that differ, but for the model's, each with both values."""
+    counts = [each.num_responses for each in (before, after)]
+    numbers = [f"sampling.n {counts[0]} and {counts[1]}"] if counts[0] != counts[1] else []
     names = [name for name in _list_differing(before, after) if name != "model"]
-    return [_say(before, after, [name]) for name in names]
+    return numbers + [_say(before, after, [name]) for name in names]
 
 
 def _list_differing(before: StoredEvaluation, after: StoredEvaluation) -> list[str]:

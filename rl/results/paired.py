@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -36,15 +36,31 @@ def run_mcnemar(gained: int, lost: int) -> McNemar:
 
 
 def bootstrap_difference(
-    gains: Sequence[float], seed: Sequence[int]
+    gains: Sequence[float], seed: int | Sequence[int], clusters: Sequence[int] = ()
 ) -> tuple[Difference, NDArray[np.float64]]:
     """Returns the mean gain with its interval, and the means of the resamples that the interval is of.
 
     Args:
-        gains: of each unit that is resampled: a question, or a group of questions that count as one.
+        gains: of each unit: a question, or a group of questions that count as one.
+        clusters: of the units, see bootstrap_means.
     """
-    means = bootstrap_means(gains, np.random.default_rng(seed))
+    means = bootstrap_means(gains, np.random.default_rng(seed), clusters)
     return Difference(value=float(np.mean(gains)), ci95=interval95(means)), means
+
+
+def pair_accuracies(before: Mapping[str, float], after: Mapping[str, float], *, seed: int = 0) -> Difference:
+    """Returns the mean gain in accuracy from `before` to `after`, by the ids of the questions.
+
+    Raises:
+        ValueError: the two are not of the same questions.
+    """
+    if before.keys() != after.keys() or not before:
+        odd = sorted(before.keys() ^ after.keys())[:3]
+        raise ValueError(
+            f"before has {len(before)} and after {len(after)} questions; they must be the same, and at least one; "
+            f"only on one side: {odd}. Evaluate both on the same shards with the same limit"
+        )
+    return bootstrap_difference([after[question] - before[question] for question in sorted(before)], seed)[0]
 
 
 def average_differences(parts: Sequence[tuple[Difference, NDArray[np.float64]]]) -> Difference:

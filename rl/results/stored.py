@@ -41,6 +41,11 @@ class StoredEvaluation:
         return BENCHMARKS.get(self.name)
 
     @property
+    def num_responses(self) -> int:
+        """Responses to each question that could be asked; asked.json does not say it, as it may grow."""
+        return max(len(records) for records in self.questions.values())
+
+    @property
     def max_tokens(self) -> int:
         """The most tokens that a response could have; where that is not known, the longest one's."""
         limit, length = (self.settings.get(name) for name in ("sampling.max_tokens", "engine.max_model_len"))

@@ -11,11 +11,12 @@ from data_pipeline.benchmarks.metrics import (
     Metric,
     QuestionResult,
     first_number,
+    list_clusters,
     list_units,
     mean_accuracy,
 )
-from rl.evaluation.intervals import Score, score_accuracies
-from rl.evaluation.scores import read_result
+from rl.evaluation.intervals import Score
+from rl.evaluation.scores import read_result, score_units
 from rl.evaluation.summary import Records
 from rl.results.stored import StoredEvaluation, read_metadata
 
@@ -26,12 +27,16 @@ class UnitMetric:
 
     metric: Metric = mean_accuracy
     metadata: Mapping[str, Metadata]
+    cluster: str = ""  # metadata of units that are resampled together
     is_whole: bool = True  # False where questions that belong together count as if they did not
 
     def value_units(self, questions: Mapping[str, Records]) -> list[float]:
         """Returns the value of each unit; the same questions give the same units."""
-        results = [self.read_result(name, records) for name, records in questions.items()]
-        return [first_number(self.metric(unit))[1] for unit in list_units(results)]
+        return [first_number(self.metric(unit))[1] for unit in self._list_units(questions)]
+
+    def list_clusters(self, questions: Mapping[str, Records]) -> list[int]:
+        """Returns the number of the cluster of each unit."""
+        return list_clusters(self._list_units(questions), self.cluster)
 
     def name(self, questions: Mapping[str, Records]) -> str:
         """Returns what the first number is called."""
@@ -40,30 +45,37 @@ class UnitMetric:
 
     def score(self, questions: Mapping[str, Records], seed: int) -> Score:
         """Returns the first number with its interval, a bootstrap over units."""
-        return score_accuracies(self.value_units(questions), seed)
+        return score_units(self.metric, self._list_units(questions), seed, self.cluster)
 
     def read_result(self, name: str, records: Records) -> QuestionResult:
         """Returns the accuracies of the responses to a question."""
         return read_result(self.metadata.get(name, {}), records)
 
+    def _list_units(self, questions: Mapping[str, Records]) -> list[list[QuestionResult]]:
+        return list_units([self.read_result(name, records) for name, records in questions.items()])
+
 
 def choose_metric(evaluations: Sequence[StoredEvaluation], notes: list[str]) -> UnitMetric:
     """Returns the metric of the benchmark that the evaluations are of; plain accuracy of other questions.
 
-    Plain accuracy also, with a note, where questions must be grouped and the shards of none can be read.
+    Plain accuracy by question also, with a note, where questions must be grouped and the shards of none can be read.
     """
     benchmark, problem = evaluations[0].benchmark, ""
     if not benchmark:
         return UnitMetric(metadata={})
-    if benchmark.metric not in GROUPED:
+    if benchmark.metric not in GROUPED and not benchmark.cluster:
         return UnitMetric(metric=benchmark.metric, metadata={})
     for evaluation in evaluations:
         try:
-            return UnitMetric(metric=benchmark.metric, metadata=read_metadata(evaluation))
+            metadata = read_metadata(evaluation)
+            return UnitMetric(metric=benchmark.metric, metadata=metadata, cluster=benchmark.cluster)
         except ValueError as error:
             problem = str(error)
+    lost = "scored by plain accuracy, not by its metric, which groups questions"
+    if benchmark.cluster:
+        lost = f"resampled by question, not by {benchmark.cluster}"
     notes.append(
-        f"{benchmark.name} is scored by plain accuracy, not by its metric, which groups questions: {problem}. "
-        "Questions of a group count as independent, so that intervals are too narrow"
+        f"{benchmark.name} is {lost}: {problem}. Questions of a group count as independent, so that intervals are too "
+        "narrow"
     )
     return UnitMetric(metadata={}, is_whole=False)

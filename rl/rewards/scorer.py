@@ -57,6 +57,7 @@ class _Job:
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     max_tokens: int
+    asks_judge: bool
     verdicts: list[Verdict] = field(default_factory=list)
     group: Future[Group] = field(default_factory=Future)
 
@@ -104,18 +105,21 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+    def add(
+        self, prompt: Prompt, responses: Responses, *, max_tokens: int, asks_judge: bool = True
+    ) -> Future[Group]:
         """Begins to score the responses to a prompt; returns the group to come at once. A fault has no responses.
 
         Args:
             max_tokens: most tokens that a response could have.
+            asks_judge: False where the rules alone decide, also with a judge.
 
         Raises:
             CancelledError: the scorer was closed, and would never score them.
         """
         if self._failure:
             raise self._failure
-        job = _Job(prompt, responses.rollouts, max_tokens)
+        job = _Job(prompt, responses.rollouts, max_tokens, asks_judge)
         if responses.rollouts:
             self._jobs[id(responses.rollouts)] = job
             self._waiting.append(job)
@@ -127,9 +131,11 @@ class Scorer:
             job.group.set_result(Group(prompt=prompt, rollouts=(), rewards=()))
         return job.group
 
-    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+    def score(
+        self, prompt: Prompt, responses: Responses, *, max_tokens: int, asks_judge: bool = True
+    ) -> Future[Group]:
         """Does what add() does, for a caller who takes the group from the future alone and does not collect() it."""
-        scored = self.add(prompt, responses, max_tokens=max_tokens)
+        scored = self.add(prompt, responses, max_tokens=max_tokens, asks_judge=asks_judge)
         scored.add_done_callback(lambda _: self._jobs.pop(id(responses.rollouts), None))
         return scored
 
@@ -206,8 +212,8 @@ class Scorer:
         return [check_text(*pair, self._config.checker.mode) for pair in pairs]  # reads the answer, no more
 
     def _judge_or_finish(self, job: _Job) -> None:
-        prompt = job.prompt
-        asked = [i for i, verdict in enumerate(job.verdicts) if self._judge and needs_judge(verdict)]
+        prompt, is_judged = job.prompt, bool(self._judge) and job.asks_judge
+        asked = [i for i, verdict in enumerate(job.verdicts) if is_judged and needs_judge(verdict)]
         if not self._judge or not asked:
             self._finish(job, {})
             return

@@ -85,6 +85,8 @@ def test_report_sorts_failures_and_sweeps_budgets(
     assert {"misread", "truncated", "could-not-be-asked", "chart-budgets-mathverse_testmini"} <= page.ids
     assert not {"wrong", "hedged", "not-checked", "no-answer"} & page.ids
     assert page.tags.count("article") == 3 and page.tags.count("img") == 3 and page.tags.count("script") == 1
+    assert "Of 5 responses, those that are not right. 1 of 6 questions could not be asked" in page.text
+    assert "1 (20.0%)" in page.text and "1 (16.7%)" in page.text
     assert "OMR-7B, paper" in page.text and "another checkpoint" in page.text
     first = (folder / "report.html").read_bytes()
     assert main(words) == 0 and (folder / "report.html").read_bytes() == first

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.loader.config import LoaderConfig
-from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig, SFTConfig
+from megatron_omr.config import ComputeConfig, OptimConfig, ParallelConfig, SFTConfig, ValidationConfig
 from megatron_omr.families.shapes import MoeConfig
 from megatron_omr.model_config import ModelConfig
 
@@ -320,3 +320,11 @@ def test_useless_freezing_and_rates_are_errors(fields: dict[str, Any], message: 
 
 def test_only_rates_that_differ_are_a_part_s_own() -> None:
     assert OptimConfig(lr=1e-5, vision_lr=1e-5, projector_lr=1e-4).own_lrs == {"projector": 1e-4}
+
+
+def test_validation_of_the_last_line_is_of_the_finished_weights() -> None:
+    """Weights before the last step would be measured for the same line of metrics."""
+    often, seldom = ValidationConfig(shards="v", every=1), ValidationConfig(shards="v", every=3)
+    assert [step for step in range(6) if often.is_due(step, 5)] == [0, 1, 2, 3, 5]
+    assert [step for step in range(9) if seldom.is_due(step, 8)] == [0, 3, 6, 8]
+    assert not ValidationConfig(every=1).is_due(5, 5)

@@ -22,7 +22,7 @@ from data_pipeline.verify.config import CheckerConfig
 from megatron_omr.faults import run_lock
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.evaluation import collect
-from rl.evaluation.answers import AnswerLog
+from rl.evaluation.answers import AnswerLog, claim_answers
 from rl.evaluation.ask import Answer
 from rl.evaluation.benchmarks import evaluate_benchmarks, plan_benchmark
 from rl.evaluation.collect import hold_out
@@ -131,6 +131,15 @@ def test_folder_that_another_evaluation_writes_is_refused(
     evaluate(config)
 
 
+def test_number_of_checkers_may_change(config: EvalConfig):
+    """They decide nothing, and another machine has another number of cores."""
+    write(config, list(digit_samples("test", 2, seed=5, cell=28)))
+    claim_answers(config)
+    claim_answers(replace(config, reward=RewardConfig(checker=CheckerConfig(workers=3))))
+    with pytest.raises(ValueError, match=r"reward.checker.mode was 'strict', is 'released'"):
+        claim_answers(replace(config, reward=RewardConfig(checker=CheckerConfig(mode="released"))))
+
+
 def test_folder_is_not_claimed_by_a_command_that_finds_no_questions(tiny_hf: Path, tmp_path: Path):
     out = tmp_path / "out"
     config = BenchmarksConfig(
@@ -170,4 +179,11 @@ def test_question_of_a_group_that_cannot_be_read_is_refused(config: EvalConfig, 
     shard.write_bytes(shard.read_bytes()[:-12_000])
     source = Questions(benchmark=BENCHMARKS[name], shards=config.shards, rows=4, dropped=0)
     with pytest.raises(ValueError, match=r"[12] of 4 samples of .* cannot be read or have no group, such as"):
+        plan_benchmark(source, config)
+
+
+def test_benchmark_without_questions_is_refused(config: EvalConfig):
+    write(config, [])
+    source = Questions(benchmark=BENCHMARKS["aime24"], shards=config.shards, rows=0, dropped=0)
+    with pytest.raises(ValueError, match="holds no questions; write shards there"):
         plan_benchmark(source, config)

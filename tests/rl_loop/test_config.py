@@ -145,5 +145,5 @@ def test_the_same_values_are_taken_where_they_have_an_effect() -> None:
 
 def test_held_out_questions_are_asked_every_so_many_steps() -> None:
     config = HeldOutConfig(shards="h", every=3)
-    assert [step for step in range(10) if config.is_due(step)] == [3, 6, 9]
-    assert replace(config, at_start=True).is_due(0) and not HeldOutConfig(at_start=True).is_due(0)
+    assert [step for step in range(11) if config.is_due(step, 10)] == [3, 6, 10]
+    assert replace(config, at_start=True).is_due(0, 10) and not HeldOutConfig(at_start=True).is_due(0, 10)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from data_pipeline.encode.config import ImageConfig
@@ -22,7 +20,7 @@ from data_pipeline.verify.pool import VerifyPool
 from data_pipeline.verify.record import read_responses
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.evaluation.baseline import describe_seen, score_baseline
-from rl.evaluation.intervals import bootstrap_ci95, paired_difference
+from rl.evaluation.intervals import bootstrap_ci95
 from rl.evaluation.run import evaluate
 from rl.evaluation.summary import summarize
 from rl.groups import build_records
@@ -98,35 +96,24 @@ def test_interval_equals_that_of_scipy() -> None:
     assert ours == bootstrap_ci95(values.tolist(), seed=3)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
-def test_paired_difference_lies_in_its_interval_and_is_antisymmetric(
-    pairs: list[tuple[bool, bool]],
-) -> None:
-    before = {str(i): float(a) for i, (a, _) in enumerate(pairs)}
-    after = {str(i): float(b) for i, (_, b) in reversed(list(enumerate(pairs)))}  # the order does not matter
-    gain, (low, high) = paired_difference(before, after)
-    loss, (other_low, other_high) = paired_difference(after, before)
-    assert gain == pytest.approx(np.mean([b - a for a, b in pairs])) == pytest.approx(-loss)
-    assert low - 1e-9 <= gain <= high + 1e-9
-    assert (low, high) == pytest.approx((-other_high, -other_low))
-
-
-def test_pairing_narrows_the_interval() -> None:
-    before = {str(i): float(i % 2) for i in range(200)}
-    after = before | {str(i): 1.0 for i in range(0, 60, 2)}
-    _, (low, high) = paired_difference(before, after)
-    intervals = [bootstrap_ci95(list(x.values())) for x in (before, after)]
-    assert 0 < low < 0.15 < high and high - low < 0.75 * np.hypot(
-        *(top - bottom for bottom, top in intervals)
+def test_interval_of_clusters_equals_that_of_scipy() -> None:
+    """Of clusters of different sizes the mean is over all values that are drawn."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1, 6, size=80)
+    clusters = np.repeat(np.arange(80), sizes)
+    values = (rng.random(80) < 0.4)[clusters].astype(float)
+    ours = bootstrap_ci95(values.tolist(), seed=3, clusters=clusters.tolist())
+    theirs = stats.bootstrap(
+        (np.bincount(clusters, weights=values), sizes),
+        lambda sums, counts, axis=-1: sums.sum(axis=axis) / counts.sum(axis=axis),
+        paired=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(5),
     )
-
-
-def test_runs_of_other_questions_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"only on one side: \['c'\]"):
-        paired_difference({"a": 1.0, "c": 0.0}, {"a": 1.0})
-    with pytest.raises(ValueError, match="at least one"):
-        paired_difference({}, {})
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+    alone = bootstrap_ci95(values.tolist(), seed=3)
+    assert ours[1] - ours[0] > 1.3 * (alone[1] - alone[0])
 
 
 def test_shards_without_questions_are_refused(tiny_hf: Path, tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ class Scores:
     def drop(self) -> None:
         pass
 
-    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+    def score(
+        self, prompt: Prompt, responses: Responses, *, max_tokens: int, asks_judge: bool = True
+    ) -> Future[Group]:
         scored = Future[Group]()
         rewards = tuple(make_reward(number % 2) for number in range(len(responses.rollouts)))
         self.groups.append(Group(prompt=prompt, rollouts=responses.rollouts, rewards=rewards))
@@ -119,7 +121,9 @@ class Recorder(EchoEngine):
 class Knows(Scores):
     """Finds all responses to some questions right."""
 
-    def score(self, prompt: Prompt, responses: Responses, *, max_tokens: int) -> Future[Group]:
+    def score(
+        self, prompt: Prompt, responses: Responses, *, max_tokens: int, asks_judge: bool = True
+    ) -> Future[Group]:
         if prompt.ref.id.startswith("known"):
             rewards = tuple(make_reward(1.0) for _ in responses.rollouts)
             scored = Future[Group]()
@@ -128,7 +132,9 @@ class Knows(Scores):
         return super().score(prompt, responses, max_tokens=max_tokens)
 
 
-def test_benchmarks_are_asked_and_measured_in_their_own_way(config: RLConfig, tmp_path: Path) -> None:
+def test_benchmarks_are_asked_and_measured_in_their_own_way(
+    config: RLConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Three seed questions with two variants each, of which one is wrong and one bad; problems that are half right."""
     samples = list(digit_samples("test", 6, seed=5, cell=28))
     bad, _ = next(iter(bad_questions(samples[0]).values()))
@@ -155,7 +161,11 @@ def test_benchmarks_are_asked_and_measured_in_their_own_way(config: RLConfig, tm
     assert numbers["held_out/dynamath/average"] == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert numbers["held_out/amc23/avg@8"] == pytest.approx(0.5 * 2 / 3)
     assert numbers["held_out/amc23/pass@8"] == pytest.approx(2 / 3)
-    assert numbers["held_out/amc23/low"] < numbers["held_out/amc23/accuracy"] < numbers["held_out/amc23/high"]
+    for name, number in (("amc23", "avg@8"), ("dynamath", "worst")):
+        assert numbers[f"held_out/{name}/low"] < numbers[f"held_out/{name}/{number}"]
+        assert numbers[f"held_out/{name}/{number}"] < numbers[f"held_out/{name}/high"]
+    assert "held_out/dynamath/accuracy" not in numbers
+    assert "dynamath asks 6 of 5,010 published questions" in caplog.text
     assert {numbers[f"held_out/{name}/version"] for name, _ in benchmarks} == {2}
     assert next(iter(numbers)) == "held_out/dynamath/worst", "the number that tables print is the first"
     assert found["held_out_accuracy"] == pytest.approx(0.45)
@@ -167,9 +177,26 @@ def test_benchmarks_that_are_not_there_are_refused_with_the_command_that_writes_
     for pair, message in (
         (("amc32", "x"), "held_out.benchmarks has 'amc32', and there are .*amc23"),
         (("amc23", str(tmp_path)), f"holds no shards of amc23; .*omr data benchmark amc23 {tmp_path}"),
+        (("amc23", config.held_out.shards), "holds questions of digits, not of amc23"),
     ):
         with pytest.raises(ValueError, match=message):
             HeldOut(replace(config, held_out=HeldOutConfig(benchmarks=(pair,))), cast(Scorer, scores))
+
+
+def test_weights_after_the_last_step_are_measured_and_those_before_it_are_not(
+    config: RLConfig, scores: Scores
+) -> None:
+    """Of a run whose last steps are due by themselves, too."""
+    asks = replace(config, steps=3, held_out=replace(config.held_out, every=1))
+    manager, versions = RolloutManager(EchoEngines().calls(), ENGINE), []
+    with closing(HeldOut(asks, cast(Scorer, scores))) as held_out:
+        for step in range(3):
+            manager.update_weights(step)
+            held_out.start(step, manager)
+            versions.append(held_out.finish().get("held_out_version"))
+            manager.update_weights(step + 1)
+            versions.append(held_out.measure_last(step + 1, manager).get("held_out_version"))
+    assert versions == [0, None, 1, None, None, 3]
 
 
 def test_training_waits_only_for_what_takes_longer(held_out: HeldOut) -> None:

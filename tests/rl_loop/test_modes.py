@@ -29,6 +29,8 @@ def config(tiny_hf: Path, tmp_path: Path) -> RLConfig:
     """All that changes which prompts, responses and groups are trained on, at once."""
     for split, count in (("train", 60), ("test", 9)):
         write_shards(digit_samples(split, count, seed=5, cell=28), tmp_path / split)
+    asked = [replace(sample, source="amc23") for sample in digit_samples("test", 9, seed=5, cell=28)]
+    write_shards(asked, tmp_path / "amc23")
     return RLConfig(
         run=str(tmp_path / "whole"),
         model=str(tiny_hf),
@@ -41,7 +43,7 @@ def config(tiny_hf: Path, tmp_path: Path) -> RLConfig:
         prompts=PromptConfig(weighted_share=0.5, refresh=2),
         held_out=HeldOutConfig(
             shards=str(tmp_path / "test"),
-            benchmarks=(("amc23", str(tmp_path / "test")),),
+            benchmarks=(("amc23", str(tmp_path / "amc23")),),
             every=2,
             at_start=True,
         ),
@@ -74,7 +76,7 @@ def test_run_in_parts_equals_a_whole_one_with_held_out_questions(
     seen = rows(config.run)
     assert [row["max_tokens"] for row in seen] == [20] * 3 + [40] * 5
     for metric in ("held_out_version", "held_out/amc23/version"):
-        assert [row.get(metric) for row in seen] == [0, None, 2, None, 4, None, 6, None]
+        assert [row.get(metric) for row in seen] == [0, None, 2, None, 4, None, 6, 8]
     assert all(0 < row["held_out/amc23/avg@8"] < 1 for row in seen[::2])
     for row, step in zip(seen, ages, strict=True):
         assert row["staleness_max"] == max(step) and (row["stale_tokens"] > 0) == (max(step) > 0)
@@ -114,7 +116,7 @@ def test_async_trains_on_the_prompts_of_sync_in_the_same_steps(config: RLConfig,
     )
     metrics = rows(config.run)
     for metric in ("held_out_version", "held_out/amc23/version"):
-        assert [row.get(metric) for row in metrics] == [0, None, None, 3, None, None, 6, None]
+        assert [row.get(metric) for row in metrics] == [0, None, None, 3, None, None, 6, 8]
     assert any(row["staleness_mean"] > 0 for row in metrics) and all("seconds_wait" in row for row in metrics)
 
 

@@ -17,7 +17,6 @@ from rl.results.compare import Evaluations
 from rl.results.stored import StoredEvaluation, mean_tokens
 from rl.results.units import choose_metric
 from rl.rewards.failures import count_failures, sort_failure
-from rl.types import AskedResponse
 
 EXAMPLES = 4
 """Responses of each category that are shown of each benchmark."""
@@ -85,13 +84,16 @@ def _accuracy(scores: Mapping[str, Score]) -> Section:
 def _failures(evaluations: Evaluations) -> Section:
     figures = []
     for name, evaluation in evaluations.items():
-        records = _list_records(evaluation)
-        counts = count_failures(records)
+        counts = count_failures(record for records in evaluation.questions.values() for record in records)
+        responses, questions = len(evaluation.list_responses()), len(evaluation.questions)
+        wholes = dict.fromkeys(counts, responses) | {"not_asked": questions}
         bars = [
-            (WORDS[key][0], count, f"{count:,} ({count / len(records):.1%})") for key, count in counts.items()
+            (WORDS[key][0], count, f"{count:,} ({count / wholes[key]:.1%})") for key, count in counts.items()
         ]
         if bars:
-            caption = f"Of {len(records):,} responses, those that are not right."
+            caption = f"Of {responses:,} responses, those that are not right."
+            if bad := counts.get("not_asked"):
+                caption += f" {bad:,} of {questions:,} questions could not be asked, and have no response."
             figures.append(Figure(f"failures-{name}", name, caption, draw_bars(f"Failures, {name}", bars)))
     intro = "Each response that is not right is in the first category that holds, in this order."
     return Section("Failures", intro if figures else "None.", figures)
@@ -137,7 +139,3 @@ def _failed_by_id(evaluation: StoredEvaluation, category: str) -> dict[str, Reco
         for name, records in evaluation.questions.items()
     }
     return {name: records for name, records in found.items() if records}
-
-
-def _list_records(evaluation: StoredEvaluation) -> list[AskedResponse]:
-    return [record for records in evaluation.questions.values() for record in records]

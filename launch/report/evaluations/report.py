@@ -12,7 +12,7 @@ from data_pipeline.tables import text_table
 from data_pipeline.verify.config import CheckerConfig
 from data_pipeline.verify.pool import VerifyPool
 from launch.report.evaluations.page import write_evaluation_page
-from rl.results.budgets import Sweep, check_budgets, sweep_budgets
+from rl.results.budgets import Sweep, choose_evaluations, sweep_budgets
 from rl.results.stored import StoredEvaluation, load_evaluations
 from rl.results.units import choose_metric
 
@@ -23,16 +23,15 @@ def report_evaluation(folder: Path, budgets: Sequence[int], model: Path | None, 
     """Writes folder/report.html, with budgets also folder/budgets.json; prints the sweep and returns the page's path.
 
     Raises:
-        ValueError: as load_evaluations() and check_budgets(), or there is no tokenizer to cut with.
+        ValueError: as load_evaluations() and choose_evaluations(), or there is no tokenizer to cut with.
     """
     evaluations, notes = load_evaluations(folder), list[str]()
     sweeps: dict[str, Sweep] = {}
     if budgets:
-        for each in evaluations.values():
-            check_budgets(each, budgets)
-        sweeps = {name: _sweep(each, budgets, model, notes, seed) for name, each in evaluations.items()}
+        chosen = choose_evaluations(evaluations, budgets, notes)
+        sweeps = {name: _sweep(each, budgets, model, notes, seed) for name, each in chosen.items()}
         write_json(folder / BUDGETS, {name: asdict(sweep) for name, sweep in sweeps.items()})
-        print(_describe(sweeps))
+        print("\n".join([_describe(sweeps), *notes]))
     return write_evaluation_page(folder, evaluations, sweeps, notes, seed)
 
 

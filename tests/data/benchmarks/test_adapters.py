@@ -158,6 +158,8 @@ def test_charxiv_asks_about_the_right_subplot(tmp_path: Path):
         "[image]For the subplot at row 1 and column 2, what is the spatially highest labeled tick"
     )
     assert layout.startswith("[image]What is the layout of the subplots?")
+    charts = {sample.metadata["chart"] for sample in imported("charxiv_descriptive", tmp_path / "again")}
+    assert len(charts) == 1, "its four questions are resampled together"
     named = read("charxiv_descriptive", descriptive_number=1, subplot_loc="the bottom subplot")
     alone = read("charxiv_descriptive", descriptive_number=1, subplot_row=0, subplot_col=0)
     assert question(named).startswith("[image]For the bottom subplot, what")

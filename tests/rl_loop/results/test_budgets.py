@@ -16,7 +16,7 @@ from data_pipeline.verify.check import Verdict, check_answer
 from rl.config import EngineConfig, EvalConfig, SamplingConfig
 from rl.evaluation.ask import Answer, start_engines
 from rl.prompts.stream import load_prompt_limits, read_prompts
-from rl.results.budgets import Sweep, check_budgets, cut_questions, sweep_budgets
+from rl.results.budgets import Sweep, check_budgets, choose_evaluations, cut_questions, sweep_budgets
 from rl.results.stored import StoredEvaluation, load_evaluations
 from rl.results.units import UnitMetric
 from rl.rollout.calls import Request
@@ -97,6 +97,16 @@ def test_budgets_that_cannot_be_read_are_refused(
     records = make_records({"q": [1.0]}, source=source)
     with pytest.raises(ValueError, match=words):
         check_budgets(load(write_evaluation(tmp_path / "a", records, settings=settings)), [budget])
+
+
+def test_evaluations_that_cannot_be_cut_are_left_out_with_a_note(tmp_path: Path):
+    write_evaluation(tmp_path / "all/a", make_records({"q": [1.0]}))
+    write_evaluation(tmp_path / "all/b", make_records({"q": [1.0]}, source="mars2_vg_rs"))
+    evaluations, notes = load_evaluations(tmp_path / "all"), list[str]()
+    assert list(choose_evaluations(evaluations, [8], notes)) == ["digits"]
+    assert "Without budgets" in notes[0] and "was scored by mars2_vg_rs" in notes[0]
+    with pytest.raises(ValueError, match=r"65 must be from 1 to 64.*; --budgets 65"):
+        choose_evaluations(evaluations, [65], [])
 
 
 @pytest.mark.heavy

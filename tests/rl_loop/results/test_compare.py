@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from data_pipeline.benchmarks.metrics import QuestionResult, knowledge_steps, list_units, worst_of_variants
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.sources.digits import digit_samples
+from rl.evaluation.intervals import bootstrap_ci95
 from rl.results.compare import Comparison, compare_evaluations
-from rl.results.paired import run_mcnemar
+from rl.results.paired import pair_accuracies, run_mcnemar
 from rl.results.stored import is_evaluation, load_evaluations
 from tests.helpers.evaluations import make_records, write_evaluation
 
@@ -29,6 +32,37 @@ def compare(before: Path, after: Path) -> Comparison:
 def test_mcnemar_is_the_binomial_test_of_scipy(gained: int, lost: int):
     wanted = stats.binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
     assert run_mcnemar(gained, lost).p == pytest.approx(wanted, rel=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_paired_difference_lies_in_its_interval_and_is_antisymmetric(
+    pairs: list[tuple[bool, bool]],
+) -> None:
+    before = {str(i): float(a) for i, (a, _) in enumerate(pairs)}
+    after = {str(i): float(b) for i, (_, b) in reversed(list(enumerate(pairs)))}  # the order does not matter
+    found, back = pair_accuracies(before, after), pair_accuracies(after, before)
+    gain, (low, high), loss, (other_low, other_high) = found.value, found.ci95, back.value, back.ci95
+    assert gain == pytest.approx(np.mean([b - a for a, b in pairs])) == pytest.approx(-loss)
+    assert low - 1e-9 <= gain <= high + 1e-9
+    assert (low, high) == pytest.approx((-other_high, -other_low))
+
+
+def test_pairing_narrows_the_interval() -> None:
+    before = {str(i): float(i % 2) for i in range(200)}
+    after = before | {str(i): 1.0 for i in range(0, 60, 2)}
+    low, high = pair_accuracies(before, after).ci95
+    intervals = [bootstrap_ci95(list(x.values())) for x in (before, after)]
+    assert 0 < low < 0.15 < high and high - low < 0.75 * np.hypot(
+        *(top - bottom for bottom, top in intervals)
+    )
+
+
+def test_runs_of_other_questions_are_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"only on one side: \['c'\]"):
+        pair_accuracies({"a": 1.0, "c": 0.0}, {"a": 1.0})
+    with pytest.raises(ValueError, match="at least one"):
+        pair_accuracies({}, {})
 
 
 def test_difference_is_paired_over_the_questions_that_both_asked(tmp_path: Path):
@@ -88,6 +122,36 @@ def test_metric_of_groups_is_compared_and_resampled_by_group(tmp_path: Path):
     without = compare(*sides)
     assert without.benchmarks["dynamath"].metric == "accuracy" and "40 of 40 questions" in without.notes[0]
     assert without.benchmarks["dynamath"].mcnemar is None
+
+
+def test_versions_of_a_problem_are_resampled_together(tmp_path: Path):
+    """Five versions that turn together say no more than one: the interval is that of the problems."""
+    samples = [
+        replace(sample, id=f"{n}", source="mathverse_testmini", metadata={"problem_index": str(n // 5)})
+        for n, sample in enumerate(digit_samples("test", 100, 0, cell=28))
+    ]
+    write_shards(samples, tmp_path / "shards")
+    sides = []
+    for name, share in (("a", 0), ("b", 8)):
+        records = make_records(
+            {f"{n}": [float(n // 5 < share)] for n in range(100)}, source="mathverse_testmini"
+        )
+        sides.append(write_evaluation(tmp_path / name, records, shards=tmp_path / "shards"))
+    found = compare(*sides).benchmarks["mathverse_testmini"]
+    assert (found.questions, found.units, found.difference.value) == (100, 20, 0.4)
+    wanted = bootstrap_ci95([float(n < 8) for n in range(20)], seed=3)
+    assert found.difference.ci95 == pytest.approx(wanted, abs=0.02) and found.mcnemar is None
+    assert found.after.ci95 == pytest.approx(wanted, abs=0.02)
+
+    (tmp_path / "shards").rename(tmp_path / "gone")
+    (note,) = compare(*sides).notes
+    assert "mathverse_testmini is resampled by question, not by problem_index" in note
+
+
+def test_numbers_of_responses_are_named(tmp_path: Path):
+    few = write_evaluation(tmp_path / "a", make_records({"q": [1.0] * 4}))
+    more = write_evaluation(tmp_path / "b", make_records({"q": [1.0] * 8}))
+    assert compare(few, more).benchmarks["digits"].other_settings == ("sampling.n 4 and 8",)
 
 
 def test_groups_that_turn_are_tested_and_not_their_questions(tmp_path: Path):

@@ -225,6 +225,15 @@ def test_failures_are_no_silent_zeros(said: str | int, tmp_path: Path) -> None:
             assert rules(score(scorer, asked)) == [["judge", "exact"]], "a failure is asked for again"
 
 
+def test_judge_is_not_asked_where_the_rules_alone_decide(tmp_path: Path) -> None:
+    ((prompt, rollouts),) = ask([TAGGED.format("days in a week")])
+    with AddingTeacher() as server, judged(server, tmp_path) as scorer:
+        server.respond = lambda number, total: EQUIVALENT
+        found = scorer.score(prompt, Responses(rollouts=rollouts), max_tokens=100, asks_judge=False)
+        assert rules([found.result(60)]) == [["none"]]
+        assert rules(score(scorer, [(prompt, rollouts)])) == [["judge"]]
+
+
 @pytest.mark.parametrize("when_down", ["stop", "count"])
 def test_judge_that_goes_away_stops_the_run_or_is_counted(when_down: str, tmp_path: Path) -> None:
     asked = ask([TAGGED.format("days in a week")])
