@@ -36,9 +36,8 @@ class Benchmark:
     read: Adapter
     split_row: Callable[[Fields], Iterator[Fields]] | None = None  # the questions of a row that holds several
     metric: Metric = mean_accuracy
-    cluster: str = (
-        ""  # metadata of questions that are not independent, such as one picture's: resampled together
-    )
+    # metadata of questions that are not independent, such as one picture's: resampled together
+    cluster: str = ""
     by: tuple[str, ...] = ()  # metadata whose values have scores of their own
     n: int = 1  # responses to each question
     temperature: float = 0.0

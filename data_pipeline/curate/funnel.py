@@ -46,9 +46,8 @@ class FunnelRow:
     stage: str  # of STAGES
     source: str
     count: int  # samples that the stage kept
-    dropped: Mapping[str, int] = field(
-        default_factory=dict
-    )  # by reason; requests that failed in scored and distilled
+    # by reason; requests that failed in scored and distilled
+    dropped: Mapping[str, int] = field(default_factory=dict)
     digest: str = ""  # of these samples
     teachers: tuple[TeacherRow, ...] = ()  # in the order of their settings
 
@@ -105,14 +104,14 @@ class Funnel:
         return {stage: dict(reasons.most_common()) for stage, reasons in counts.items() if reasons}
 
     def teachers(self) -> list[TeacherRow]:
-        """Returns the sums over all sources, by teacher."""
-        found: dict[str, TeacherRow] = {}
-        for row in (each for stage in self.rows for each in stage.teachers):
-            known = asdict(found[row.teacher]) if row.teacher in found else {}
+        """Returns the sums over all sources, by teacher; a student may have the name of one."""
+        found: dict[tuple[str, str], TeacherRow] = {}
+        for stage, row in ((each.stage, row) for each in self.rows for row in each.teachers):
+            known = asdict(found[stage, row.teacher]) if (stage, row.teacher) in found else {}
             sums = {
                 name: value + known.get(name, 0) for name, value in asdict(row).items() if name != "teacher"
             }
-            found[row.teacher] = replace(row, **sums)
+            found[stage, row.teacher] = replace(row, **sums)
         return list(found.values())
 
     def table(self) -> str:

@@ -162,6 +162,11 @@ def _claim(config: AskConfig, index: ShardIndex, model: str) -> None:
     """Makes `config.out` the folder of this model's responses to these questions, or finds that it is."""
     folder, teacher = Path(config.out), config.teacher
     wanted = {"shards": index.digest, "model": model, **{f: getattr(teacher, f) for f in DECISIVE}}
+    manifest = folder / MANIFEST
+    had_logprobs = manifest.exists() and read_json(manifest).get("logprobs")
+    wanted["logprobs"] = (
+        teacher.logprobs or had_logprobs
+    ) or None  # responses without them cannot be ranked later
     numbers = range(len(index.shards))
     is_idle = {path.name for path in folder.glob("*")} == {"responses"} and not any(
         _is_begun(config, number) for number in numbers

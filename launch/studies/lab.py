@@ -44,15 +44,15 @@ class Lab(Stages):
             claim_folder(Path(config.out), MANIFEST, asdict(config.size))
         super().__init__(Path(config.out), "study")
 
-    def share(self, cell: Cell, seed: int) -> None:
-        """Makes what the cell needs before it trains.
+    def claim(self, cell: Cell) -> None:
+        """Makes cells/NAME the folder of the cell's training; raises ValueError if it holds another."""
+        training = asdict(cell.training) if cell.training else {}
+        claim_folder(self.root / "cells" / cell.name, CELL, training)
 
-        Raises:
-            ValueError: the folder holds a cell of that name, but of another training.
-        """
+    def share(self, cell: Cell, seed: int) -> None:
+        """Makes what the cell needs before it trains; raises as claim()."""
         if not self.config.dry_run:
-            training = asdict(cell.training) if cell.training else {}
-            claim_folder(self.root / "cells" / cell.name, CELL, training, adopt=True)
+            self.claim(cell)
         self._make_base(seed)
         if isinstance(cell.training, Sft):
             self._make_samples(cell.name, cell.training)
@@ -84,9 +84,12 @@ class Lab(Stages):
         return f"cells/{cell.name}/samples/{'mixed' if is_mixed else 'right'}"
 
     def find_done(self, cell: Cell) -> list[int]:
-        """Returns the seeds at which the cell is scored, of this run and of those before."""
+        """Returns the seeds at which the cell is scored, of this run and of those before; raises as claim()."""
         done = (self.root / "cells" / cell.name).glob("*/eval/summary.json")
-        return sorted(int(path.parent.parent.name) for path in done)
+        seeds = sorted(int(name) for path in done if (name := path.parent.parent.name).isdecimal())
+        if seeds:
+            self.claim(cell)
+        return seeds
 
     # ---- what cells share ----
 

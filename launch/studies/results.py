@@ -25,7 +25,7 @@ class CellResult:
     accuracy: dict[int, float]
     tokens: dict[int, float]
     samples: int | None
-    """What a cell of SFT learns from; None of others."""
+    """What a cell of SFT learns from; None of others, and where they were deleted."""
     against_baseline: Gain | None
 
 
@@ -87,12 +87,9 @@ def _read_accuracies(lab: Lab, cell: Cell) -> Accuracies:
 
 
 def _count_samples(lab: Lab, cell: Cell) -> int | None:
-    is_taught = isinstance(cell.training, Sft)
-    return (
-        sum(source.count for source in ShardIndex.load(lab.root / lab.samples(cell)).sources)
-        if is_taught
-        else None
-    )
+    if not isinstance(cell.training, Sft) or not (folder := lab.root / lab.samples(cell)).exists():
+        return None
+    return sum(source.count for source in ShardIndex.load(folder).sources)
 
 
 def _read_summary(lab: Lab, cell: Cell, seed: int) -> Mapping:

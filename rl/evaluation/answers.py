@@ -90,6 +90,10 @@ class AnswerLog:
                 self._lines.write(record.to_json())
         self._lines.flush()
 
+    def count(self, prompt: Prompt) -> int:
+        """Returns how many responses to a question are there."""
+        return 0 if self._find_fault(prompt) else len(self._found.get(prompt.ref.id, {}))
+
     def refuse(self, prompt: Prompt, fault: BadSample) -> None:
         """Adds, and logs, why a question cannot be asked, once."""
         if not self._find_fault(prompt):

@@ -118,7 +118,7 @@ def plan_benchmark(source: Questions, config: EvalConfig) -> Planned:
     """Reads the questions; an engine gets room for the longest of them and a response, as far as the model goes.
 
     Raises:
-        ValueError: none of them can be asked; or some have no group, see read_metadata.
+        ValueError: none of them can be asked; or some cannot be read, see read_metadata.
     """
     context = ModelConfig.from_hf(config.model).max_position_embeddings
     bound = min(config.engine.max_model_len, context)

@@ -19,7 +19,7 @@ from data_pipeline.errors import BadSample
 from megatron_omr.faults.run_lock import hold_folder
 from megatron_omr.train.run_folder import save_config
 from rl.config import EvalConfig
-from rl.evaluation.answers import SUMMARY, AnswerLog
+from rl.evaluation.answers import OF_READING, SUMMARY, AnswerLog
 from rl.evaluation.ask import start_engines
 from rl.evaluation.summary import Records
 from rl.groups import build_records
@@ -50,6 +50,22 @@ class Asked:
             if not self.answers.has(prompt, number)
         ]
 
+    def list_bad(self) -> list[tuple[Prompt, BadSample]]:
+        """Returns the questions that cannot be asked; not those with all their responses that cannot be read now.
+
+        Raises:
+            ValueError: of a question that cannot be read some responses are there, and some are missing.
+        """
+        bad = [(prompt, fault) for prompt, fault in self.questions if fault]
+        away = {p.ref.id: self.answers.count(p) for p, fault in bad if fault.reason in OF_READING}
+        kept = {name: count for name, count in away.items() if count}
+        if begun := [name for name, count in kept.items() if count < self.config.sampling.n]:
+            raise ValueError(
+                f"{self.config.shards}: {len(begun):,} questions cannot be read now of which some responses are there "
+                f"and some are missing, such as {begun[0]}; nothing was lost: run it again when the shards can be read"
+            )
+        return [(prompt, fault) for prompt, fault in bad if prompt.ref.id not in kept]
+
     def sort(self) -> list[Records]:
         """Returns the records of each question, and writes them in this order."""
         return self.answers.sort([prompt for prompt, _ in self.questions])
@@ -77,16 +93,17 @@ def collect_answers(engines: EvalConfig, evaluations: Sequence[Asked], scorer: S
     """Asks for what the evaluations lack, in one queue; `engines` says which are started. Writes their config.json.
 
     Raises:
-        ValueError: a log holds responses that are not asked for now; then nothing was written.
+        ValueError: a log holds responses that are not asked for now, or cannot be completed, as in Asked.list_bad;
+            then nothing was written.
     """
     for each in evaluations:
         each.answers.check_asked({prompt.ref.id for prompt, _ in each.questions}, each.config.sampling.n)
-    for each in evaluations:
+    all_bad = [each.list_bad() for each in evaluations]
+    for each, bad in zip(evaluations, all_bad, strict=True):
         save_config(each.config, Path(each.config.out), resumes=False)
         each.answers.forget_passed(prompt for prompt, fault in each.questions if not fault)
-        for prompt, fault in each.questions:
-            if fault:
-                each.answers.refuse(prompt, fault)
+        for prompt, fault in bad:
+            each.answers.refuse(prompt, fault)
     missing = [(each, prompt, number) for each in evaluations for prompt, number in each.list_missing()]
     num_found = sum(len(each.answers) for each in evaluations)
     if num_found and missing:

@@ -153,27 +153,37 @@ def _load(saved: dict[str, Any]) -> BenchmarkScores:
 
 
 def read_metadata(benchmark: Benchmark, shards: str, refs: Sequence[SampleRef]) -> list[Metadata]:
-    """Returns the metadata of each sample; nothing of one that cannot be read.
+    """Returns the metadata of each sample.
 
     Raises:
-        ValueError: one has no group, and the benchmark scores groups of questions: the number would be another one.
+        ValueError: one cannot be read, or lacks what the benchmark groups questions by: the number, its interval or
+            the engines' longest prompt would be others.
     """
     found = [_read_metadata(shards, ref) for ref in refs]
-    alone = [ref for ref, notes in zip(refs, found, strict=True) if "group" not in notes]
-    if benchmark.metric in GROUPED and alone:
+    wanted = [
+        *(["group"] if benchmark.metric in GROUPED else []),
+        *([benchmark.cluster] if benchmark.cluster else []),
+    ]
+    torn = [
+        ref.id
+        for ref, notes in zip(refs, found, strict=True)
+        if notes is None or any(name not in notes for name in wanted)
+    ]
+    if torn:
+        lacks = f"or have no {' and no '.join(wanted)}, " if wanted else ""
         raise ValueError(
-            f"{benchmark.name} scores groups of questions, and {len(alone):,} of {len(refs):,} samples of {shards} "
-            f"cannot be read or have no group, such as {alone[0].id}; copy the shards again, or delete them and import "
-            f"them with `omr data benchmark {benchmark.name} {shards}`"
+            f"{benchmark.name}: {len(torn):,} of {len(refs):,} samples of {shards} cannot be read {lacks}such as "
+            f"{torn[0]}; copy the shards again, or delete them and import them with "
+            f"`omr data benchmark {benchmark.name} {shards}`"
         )
-    return found
+    return [notes or {} for notes in found]
 
 
-def _read_metadata(shards: str, ref: SampleRef) -> Metadata:
+def _read_metadata(shards: str, ref: SampleRef) -> Metadata | None:
     try:
         return read_sample(shards, ref).metadata
-    except BadSample:  # which read_prompts finds, too
-        return {}
+    except BadSample:
+        return None
 
 
 def read_result(metadata: Metadata, records: Records) -> QuestionResult:

@@ -38,9 +38,8 @@ class BenchmarkComparison:
     tokens_before: float  # mean of the responses
     tokens_after: float
     difference: Difference  # after less before
-    mcnemar: (
-        McNemar | None
-    )  # over units; None where one is neither right nor wrong as a whole, or they have clusters
+    # over units; None where one is neither right nor wrong as a whole, or they have clusters
+    mcnemar: McNemar | None
     gained: tuple[str, ...]  # ids of questions that turned right
     lost: tuple[str, ...]
     other_settings: tuple[str, ...]  # that differ, none of which decides a score

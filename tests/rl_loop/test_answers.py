@@ -83,6 +83,21 @@ def test_question_that_could_not_be_read_is_asked_once_it_can(
     assert len((Path(config.out) / "responses.jsonl").read_bytes().splitlines()) == 8
 
 
+def test_responses_outlive_shards_that_cannot_be_read_for_a_while(config: EvalConfig):
+    """All there: they count. Some missing: nothing is asked, and nothing is lost."""
+    write(config, list(digit_samples("test", 4, seed=5, cell=28)))
+    found = evaluate(config)
+    (shard,), path = Path(config.shards).glob("*.tar"), Path(config.out) / "responses.jsonl"
+    whole, before = shard.read_bytes(), path.read_bytes()
+    shard.write_bytes(whole[: ShardIndex.load(config.shards)[2].offset])
+    assert evaluate(config) == found and path.read_bytes() == before
+    with pytest.raises(ValueError, match="2 questions cannot be read now of which some responses are there"):
+        evaluate(replace(config, sampling=replace(config.sampling, n=3)))
+    assert path.read_bytes() == before
+    shard.write_bytes(whole)
+    assert evaluate(replace(config, sampling=replace(config.sampling, n=3))).count == 4
+
+
 def test_samples_of_one_id_are_one_question(config: EvalConfig, caplog: pytest.LogCaptureFixture):
     """With a baseline, which has a guess for each question."""
     samples = list(digit_samples("test", 3, seed=5, cell=28))
@@ -168,17 +183,25 @@ def test_limit_that_the_context_cuts_is_not_the_published_one(
     assert f"of sampling.max_tokens=49,152 only {1_500 - longest:,} are left" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["dynamath", "wemath_testmini"])
-def test_question_of_a_group_that_cannot_be_read_is_refused(config: EvalConfig, name: str):
-    """Its group would be another one, and with it the number."""
-    samples = [
-        replace(sample, metadata={"group": "1"}) for sample in digit_samples("test", 4, seed=5, cell=28)
-    ]
-    write(config, samples)
+@pytest.mark.parametrize("name", ["dynamath", "wemath_testmini", "mathverse_testmini", "mathvista_testmini"])
+def test_question_of_a_benchmark_that_cannot_be_read_is_refused(config: EvalConfig, name: str):
+    """Its group would be another one, and with it the number; or the longest prompt, and with it the limit."""
+    notes = {"group": "1", "problem_index": "1"}
+    write(config, [replace(each, metadata=notes) for each in digit_samples("test", 4, seed=5, cell=28)])
     (shard,) = Path(config.shards).glob("*.tar")
     shard.write_bytes(shard.read_bytes()[:-12_000])
     source = Questions(benchmark=BENCHMARKS[name], shards=config.shards, rows=4, dropped=0)
-    with pytest.raises(ValueError, match=r"[12] of 4 samples of .* cannot be read or have no group, such as"):
+    with pytest.raises(
+        ValueError, match=r"[12] of 4 samples of .* cannot be read (or have no \w+, )?such as"
+    ):
+        plan_benchmark(source, config)
+
+
+def test_benchmark_whose_questions_lack_their_cluster_is_refused(config: EvalConfig):
+    """As CharXiv in shards of before charts were resampled: the interval would be one of single questions."""
+    write(config, list(digit_samples("test", 3, seed=5, cell=28)))
+    source = Questions(benchmark=BENCHMARKS["charxiv_descriptive"], shards=config.shards, rows=3, dropped=0)
+    with pytest.raises(ValueError, match=r"3 of 3 samples of .* cannot be read or have no chart, such as"):
         plan_benchmark(source, config)
 
 

@@ -67,6 +67,7 @@ def test_folder_refuses_other_settings_even_when_complete(teacher: AddingTeacher
         "model": asking(wanted, server=model("another", wanted)),
         "seed": asking(wanted, seed=7),
         "extra_body": asking(wanted, extra_body='{"top_k": 1}'),
+        "logprobs": replace(wanted, keep="likeliest_answer"),
     }
     for name, different in changed.items():
         with pytest.raises(ValueError, match=f"made with other settings: {name} was"):

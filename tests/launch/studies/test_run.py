@@ -23,6 +23,7 @@ from tests.test_docs import without_effect
 def finish_cell(lab: Lab, name: str, seed: int, accuracies: list[float]) -> None:
     """Writes what a cell's evaluation leaves."""
     cell = next(cell for study in STUDIES.values() for cell in study.cells if cell.name == name)
+    lab.claim(cell)
     folder = lab.root / lab.evaluation(cell, seed)
     folder.mkdir(parents=True)
     records = [AskedResponse(id=str(i), accuracy=value) for i, value in enumerate(accuracies)]
@@ -46,8 +47,8 @@ def test_finished_cells_are_not_repeated_and_are_in_the_table(
     lab = Lab(config)
     for seed in (1, 2, 3):
         for name, right in (("gspo", [0.0, 1.0] * 40), ("gspo_n16", [1.0, 1.0, 0.0, 1.0] * 20)):
-            finish_stages(tmp_path, seed, name)
             finish_cell(lab, name, seed, right)
+            finish_stages(tmp_path, seed, name)
     run_study("rollouts", config)
     printed = capfd.readouterr().out
     assert "[study] omr" not in printed and printed.count("done before") == 6 * 6
@@ -67,11 +68,12 @@ def test_the_table_has_the_seeds_of_earlier_runs(tmp_path: Path) -> None:
     for name, seeds in (("gspo", (1, 2, 3)), ("gspo_n16", (2,))):
         lab = Lab(StudyConfig(out=str(tmp_path), seeds=seeds))
         for seed in seeds:
-            finish_stages(tmp_path, seed, name)
             finish_cell(lab, name, seed, [float(i % seed == 0) for i in range(12)])
+            finish_stages(tmp_path, seed, name)
+    (tmp_path / "cells/gspo/1").rename(tmp_path / "cells/gspo/1.old")
     run_study("rollouts", StudyConfig(out=str(tmp_path), seeds=(2,), only=("gspo_n16",)))
     table = (tmp_path / "rollouts/table.md").read_text()
-    assert "| 8 rollouts |  | 61.1 % | 1: 100.0, 2: 50.0, 3: 33.3 |" in table
+    assert "| 8 rollouts |  | 41.7 % | 2: 50.0, 3: 33.3 |" in table
     assert "| 16 rollouts |  | 50.0 % | 2: 50.0 | +0.0 [" in table
     assert "is not decided at this size: +0.0 [+0.0, +0.0] points, by seed +0.0." in table
 
@@ -79,12 +81,17 @@ def test_the_table_has_the_seeds_of_earlier_runs(tmp_path: Path) -> None:
 def test_a_cell_of_another_training_is_not_taken_for_this_one(tmp_path: Path) -> None:
     lab = Lab(StudyConfig(out=str(tmp_path)))
     cell = STUDIES["rollouts"].cell("gspo")
+    finish_cell(lab, "gspo", 7, [1.0, 0.0])
     finish_stages(tmp_path, 7, "gspo")
-    lab.share(cell, 7)
     lab.share(cell, 7)
     other = replace(cell, training=Rl(values={"sampling.n": 4}))
     with pytest.raises(ValueError, match=r"cells/gspo was made with other settings: values was"):
         lab.share(other, 7)
+    with pytest.raises(ValueError, match=r"cells/gspo was made with other settings: values was"):
+        lab.find_done(other)
+    (tmp_path / "cells/gspo/cell.json").unlink()
+    with pytest.raises(ValueError, match=r"cells/gspo is not empty and has no cell.json"):
+        lab.find_done(cell)
 
 
 def test_other_sizes_need_another_folder(tmp_path: Path) -> None:
