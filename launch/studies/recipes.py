@@ -43,7 +43,7 @@ def answer_diversity() -> Study:
     return Study(
         summary="Answer diversity: a teacher gives 1, 2, 4 or 8 responses to each question.",
         finding="more responses to the same questions help.",
-        minutes=36,
+        minutes=48,
         table=ANSWER_SAMPLING,
         baseline="x1",
         cells=(
@@ -62,7 +62,7 @@ def teacher_choice() -> Study:
     return Study(
         summary="Teacher choice: a model trained for 400 steps, or for 1,000, answers each question once.",
         finding="a stronger teacher teaches more.",
-        minutes=26,
+        minutes=34,
         table=TEACHERS,
         baseline="weak_teacher",
         cells=(
@@ -84,7 +84,7 @@ def domain_mixing() -> Study:
     return Study(
         summary="Domain mixing: ×8 with worked questions about other images, about digits in the text, or both.",
         finding="mathematics of images and of texts help, added to ×8.",
-        minutes=35,
+        minutes=45,
         table=DOMAINS,
         baseline="x8",
         cells=(
@@ -117,7 +117,7 @@ def length_filter() -> Study:
     return Study(
         summary="Length filter: ×8 without its shortest responses.",
         finding="dropping extremely short responses harms ×8.",
-        minutes=26,
+        minutes=34,
         table=FILTERS,
         baseline="x8",
         cells=(
@@ -138,7 +138,7 @@ def difficulty_filter() -> Study:
     return Study(
         summary="Difficulty filter: ×8 without the questions that the teacher always answers right.",
         finding="filtering questions by the accuracy of sampled responses harms ×8.",
-        minutes=26,
+        minutes=34,
         table=FILTERS,
         baseline="x8",
         cells=(
@@ -159,7 +159,7 @@ def algorithms() -> Study:
     return Study(
         summary="Algorithms: GSPO, GRPO and DAPO.",
         finding="GSPO is best, GRPO second, and DAPO falls below its start, with 16 rollouts.",
-        minutes=41,
+        minutes=68,
         table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(
@@ -181,7 +181,7 @@ def rollouts() -> Study:
     return Study(
         summary="Rollouts: GSPO with 8 or 16 responses to a question.",
         finding="16 rollouts are better than 8.",
-        minutes=29,
+        minutes=52,
         table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(
@@ -203,7 +203,7 @@ def temperature() -> Study:
     return Study(
         summary="Temperature: GSPO with responses sampled at 1.0 or at 1.4.",
         finding="at a temperature of 1.4 GSPO collapses.",
-        minutes=26,
+        minutes=44,
         table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(
@@ -225,7 +225,7 @@ def curriculum() -> Study:
     return Study(
         summary="Curriculum: GSPO with questions in random order, or easy ones first.",
         finding="easy questions first are worse than a random order.",
-        minutes=30,
+        minutes=52,
         table=RL_ALGORITHMS,
         baseline="gspo",
         cells=(

@@ -22,8 +22,10 @@ class CellResult:
     """A cell's evaluations that are done, and the paper's mean."""
 
     paper: float
-    accuracy: dict[int, float]
-    tokens: dict[int, float]
+    accuracy: dict[int, float]  # by seed
+    tokens: dict[int, float]  # of a response, by seed
+    mean_accuracy: float | None  # over the seeds; None without any
+    mean_tokens: float | None
     samples: int | None
     """What a cell of SFT learns from; None of others, and where they were deleted."""
     against_baseline: Gain | None
@@ -56,10 +58,14 @@ def collect(study: Study, lab: Lab) -> Results:
     for cell in study.cells:
         found = accuracies[cell.name]
         against = None if cell.name == study.baseline else compare_cells(found, accuracies[study.baseline])
+        accuracy = {seed: fmean(by_id.values()) for seed, by_id in found.items()}
+        tokens = {seed: _read_summary(lab, cell, seed)["length"]["mean"] for seed in found}
         cells[cell.name] = CellResult(
             paper=cell.paper_mean,
-            accuracy={seed: fmean(by_id.values()) for seed, by_id in found.items()},
-            tokens={seed: _read_summary(lab, cell, seed)["length"]["mean"] for seed in found},
+            accuracy=accuracy,
+            tokens=tokens,
+            mean_accuracy=fmean(accuracy.values()) if found else None,
+            mean_tokens=fmean(tokens.values()) if found else None,
             samples=_count_samples(lab, cell) if found else None,
             against_baseline=against,
         )
@@ -129,12 +135,12 @@ def format_text(study: Study, results: Results) -> str:
 
 
 def _row(cell: Cell, found: CellResult) -> str:
-    if not found.accuracy:
+    if found.mean_accuracy is None or found.mean_tokens is None:
         return f"| {cell.title} | | | | | | {found.paper:.1f} |"
-    gain, seeds = found.against_baseline, ", ".join(f"{s}: {100 * a:.1f}" for s, a in found.accuracy.items())
+    samples, gain = f"{found.samples:,}" if found.samples else "", found.against_baseline
+    seeds = ", ".join(f"{seed}: {100 * accuracy:.1f}" for seed, accuracy in found.accuracy.items())
     against = f"{100 * gain.value:+.1f} {format_interval(gain.ci95)}" if gain else ""
-    tokens, samples = f"{fmean(found.tokens.values()):.1f}", f"{found.samples:,}" if found.samples else ""
     return (
-        f"| {cell.title} | {samples} | {100 * fmean(found.accuracy.values()):.1f} % | {seeds} | {against} | {tokens} "
-        f"| {found.paper:.1f} |"
+        f"| {cell.title} | {samples} | {100 * found.mean_accuracy:.1f} % | {seeds} | {against} "
+        f"| {found.mean_tokens:.1f} | {found.paper:.1f} |"
     )
