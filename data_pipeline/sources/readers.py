@@ -1,4 +1,4 @@
-"""Reads rows from JSON lines, JSON arrays, Parquet, WebDataset tars, folders that `datasets` saved, and the hub.
+"""Reads rows from JSON lines, JSON arrays, Parquet, CSV, WebDataset tars, folders that `datasets` saved, and the hub.
 
 Everything is streamed: memory does not grow with the source. Images stay the bytes they are. A reader yields for each
 row a function that parses it, so that a bad row raises BadSample where it is counted, and reading continues behind it.
@@ -7,6 +7,7 @@ A file that cannot be read is a ValueError.
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ Fields = Mapping[str, object]
 """The columns of a row."""
 LoadRow = Callable[[], Fields]
 """Parses one row; raises BadSample."""
-SUFFIXES = (".parquet", ".jsonl", ".tar", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".tar", ".json", ".csv")
 _GZIPPED_TARS = (".tar.gz", ".tgz")
 """Of a folder's files those of one kind are read: the first of these that it holds."""
 _SAVED = ("dataset_dict.json", "state.json")  # written by Dataset.save_to_disk
@@ -68,6 +69,8 @@ def read_file(path: Path) -> Iterator[LoadRow]:
         return _read_tar(path)
     if suffix in (".jsonl", ".json", ".ndjson"):  # the content says whether it is lines or an array
         return _read_array(path) if _is_array(path) else _read_lines(path)
+    if suffix == ".csv":
+        return _read_csv(path)
     raise ValueError(f"{path} is not a {', '.join(SUFFIXES)} file; convert it to one")
 
 
@@ -143,7 +146,7 @@ def _errors_naming(source: str | Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ValueError(f"{source} cannot be read: {error}; install that package with pip") from error
-    except (OSError, EOFError, ValueError) as error:  # also Arrow's and the hub's
+    except (OSError, EOFError, ValueError, csv.Error) as error:  # also Arrow's and the hub's
         raise ValueError(f"{source} cannot be read: {error}") from error
 
 
@@ -233,6 +236,19 @@ def _read_parquet(path: Path) -> Iterator[LoadRow]:
         with ParquetFile(path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
                 yield from (partial(_as_fields, row) for row in batch.to_pylist())
+
+
+def _read_csv(path: Path) -> Iterator[LoadRow]:
+    """Reads rows below a line of names; every value is a text."""
+    with _errors_naming(path), path.open(newline="", encoding="utf-8-sig") as lines:
+        for row in csv.DictReader(lines, strict=True):
+            yield partial(_as_csv_fields, row)
+
+
+def _as_csv_fields(row: dict[str | None, str | list[str] | None]) -> Fields:
+    if None in row or None in row.values():
+        raise column_error("row", "as many values as the first line has names", row, "write the missing commas")
+    return {str(name): value for name, value in row.items()}
 
 
 def _read_tar(path: Path) -> Iterator[LoadRow]:

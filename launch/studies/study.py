@@ -77,7 +77,7 @@ class Study:
     finding: str
     """What the paper found."""
     minutes: int
-    """On two cores, alone in its folder: the sum of its stages' times, or estimated from those of others."""
+    """On two cores, alone in its folder: estimated from measured times of stages."""
     table: PaperTable
     """The paper's, whose means of all columns are compared."""
     baseline: str

@@ -39,6 +39,22 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+# ---- CSV
+
+
+def test_csv_has_names_in_its_first_line(tmp_path: Path):
+    path = tmp_path / "gpqa.csv"
+    path.write_bytes('\ufeffQuestion,Answer\r\n"What is ""x"", if\nx=1,5?","1,5"\r\nshort\r\nb,2\r\n'.encode())
+    first, bad, last = read_file(path)
+    assert first() == {"Question": 'What is "x", if\nx=1,5?', "Answer": "1,5"}
+    with pytest.raises(BadSample, match="schema: row: wanted as many values as the first line has names"):
+        bad()
+    assert last() == {"Question": "b", "Answer": "2"}
+    path.write_text('a,b\n"1"2,3\n')
+    with pytest.raises(ValueError, match=r"gpqa\.csv cannot be read: .* expected after"):
+        loaded(read_file(path))
+
+
 # ---- JSON
 
 
@@ -265,13 +281,13 @@ def test_truncated_file_is_named(tmp_path: Path, name: str):
     [
         ("missing", "neither a file nor a folder"),
         ("a/b/c", "neither a file nor a folder"),
-        ("a.csv", "convert it"),
+        ("a.tsv", "convert it"),
         ("empty", "holds no"),
     ],
 )
 def test_unknown_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str):
     monkeypatch.chdir(tmp_path)
-    Path("a.csv").write_text("a,b")
+    Path("a.tsv").write_text("a\tb")
     Path("empty").mkdir()
     with pytest.raises(ValueError, match=message):
         [loaded(read_file(file)) for file in source_files(path)]
