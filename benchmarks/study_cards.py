@@ -28,7 +28,9 @@ def main() -> None:
         found = read_json(options.folder / name / "results.json")
         print(write_result(f"study_{name}", command | head | found, data))
     seconds = {"seconds": read_json(options.folder / "times.json")["seconds"]}
-    print(write_result("study_times", {"command": f"omr study --out {options.folder}"} | head | seconds, data))
+    print(
+        write_result("study_times", {"command": f"omr study --out {options.folder}"} | head | seconds, data)
+    )
 
 
 if __name__ == "__main__":

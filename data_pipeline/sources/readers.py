@@ -247,7 +247,9 @@ def _read_csv(path: Path) -> Iterator[LoadRow]:
 
 def _as_csv_fields(row: dict[str | None, str | list[str] | None]) -> Fields:
     if None in row or None in row.values():
-        raise column_error("row", "as many values as the first line has names", row, "write the missing commas")
+        raise column_error(
+            "row", "as many values as the first line has names", row, "write the missing commas"
+        )
     return {str(name): value for name, value in row.items()}
 
 

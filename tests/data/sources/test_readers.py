@@ -44,7 +44,9 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 def test_csv_has_names_in_its_first_line(tmp_path: Path):
     path = tmp_path / "gpqa.csv"
-    path.write_bytes('\ufeffQuestion,Answer\r\n"What is ""x"", if\nx=1,5?","1,5"\r\nshort\r\nb,2\r\n'.encode())
+    path.write_bytes(
+        '\ufeffQuestion,Answer\r\n"What is ""x"", if\nx=1,5?","1,5"\r\nshort\r\nb,2\r\n'.encode()
+    )
     first, bad, last = read_file(path)
     assert first() == {"Question": 'What is "x", if\nx=1,5?', "Answer": "1,5"}
     with pytest.raises(BadSample, match="schema: row: wanted as many values as the first line has names"):
