@@ -38,7 +38,7 @@ def serve(model: Path, log: Path) -> Iterator[str]:
 
     Raises:
         OSError: it ended, or is not ready after START_TIMEOUT seconds. The end of `log` is printed before this and
-            any error in the block.
+            a command that failed in the block.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def serve(model: Path, log: Path) -> Iterator[str]:
     try:
         _wait(process, port)
         yield f"http://127.0.0.1:{port}/v1"
-    except Exception:
+    except (OSError, subprocess.CalledProcessError):
         print(f"the end of {log}:\n{log.read_text(errors='replace')[-LOG_SHOWN:]}", file=sys.stderr)
         raise
     finally:
